@@ -1,0 +1,29 @@
+"""BA-LoRA: low-rank fine-tuning from a PiSSA start, with three regularizers on the model's outputs.
+
+Public names (loaded on first use, so that `import ba_lora` stays light):
+    attach, export, load            adapters: make, save, open
+    Objective, ObjectiveModel       task loss plus regularizers, for any trainer
+    BALoRATrainer, ObjectiveCallback
+    (ba_lora.teacher.teacher        the pre-trained model, seen through the adapted one)
+"""
+
+import importlib
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "attach": "adapters",
+    "export": "adapters",
+    "load": "adapters",
+    "Objective": "objective",
+    "ObjectiveModel": "objective",
+    "BALoRATrainer": "trainer",
+    "ObjectiveCallback": "trainer",
+}
+__all__ = ["__version__", *_HOMES]
+
+
+def __getattr__(name: str):
+    if name not in _HOMES:
+        raise AttributeError(f"module 'ba_lora' has no attribute '{name}'")
+    return getattr(importlib.import_module(f".{_HOMES[name]}", __name__), name)

@@ -1,0 +1,279 @@
+"""Every option of a training run: its default, its unit, its source, and the checks across options.
+
+A config file is flat YAML with these names; an option on the command line overrides it.
+"""
+
+import argparse
+import sys
+from dataclasses import MISSING, asdict, dataclass, field, fields
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import get_args
+
+import yaml
+
+from .adapters import check_method, start_of
+from .data.instruction import check_template
+from .errors import UserError, nearest
+from .models import DTYPES
+from .objective import Objective
+
+
+def option(default, help, **more):
+    """A dataclass field with a help text; `choices` and `group` as in argparse."""
+    return field(default=default, metadata={"help": help, **more})
+
+
+@dataclass
+class TrainArguments:
+    """Options of one run. Defaults without a source in the help are ours."""
+
+    output_dir: str | None = option(None, "run folder to write (required)", group="run")
+    model: str = option("tiny", "embedded model 'tiny', a folder, or a hub id", group="model")
+    dtype: str = option("float32", "precision of the weights", choices=tuple(DTYPES), group="model")
+    method: str = option("ba-lora", "full, lora, pissa, pissa_niter_N, ba-lora", group="method")
+    rank: int = option(128, "rank of the factors (paper: 128)", group="method")
+    alpha: float | None = option(None, "numerator of the scaling alpha/rank; none = rank (paper)", group="method")
+    dropout: float = option(0.0, "dropout on the adapter's input; not with a PiSSA start", group="method")
+    target_modules: list[str] | None = option(
+        None, "names of the layers to adapt; none = all linear but the head", group="method"
+    )
+    init: str | None = option(None, "start of ba-lora: pissa (default), pissa_niter_N or lora", group="method")
+
+    data: str = option(
+        "tinymath:train", "training data: .jsonl, .json, .parquet, or tinymath:SPLIT[:SEED]", group="data"
+    )
+    fields: list[str] | None = option(
+        None, "names of the prompt and the response field; none = the usual pairs", group="data"
+    )
+    limit: int | None = option(None, "use the first N rows", group="data")
+    max_length: int = option(512, "tokens a sample may have; longer ones lose their end (paper: 512)", group="data")
+    template: str | None = option(
+        None, "prompt: alpaca (paper) or plain; none = plain for 'tiny', else alpaca", group="data"
+    )
+
+    preset: str = option("iclr", "weights and forms of the regularizers: iclr or paper-v5", group="objective")
+    regularizers: str = option(
+        "auto", "auto = on for ba-lora, off for others", choices=("auto", "on", "off"), group="objective"
+    )
+    lambda1: float | None = option(None, "weight of consistency; none = the preset's", group="objective")
+    lambda2: float | None = option(None, "weight of diversity; none = the preset's", group="objective")
+    lambda3: float | None = option(None, "weight of the spectrum; none = the preset's", group="objective")
+    temperature: float | None = option(None, "of consistency; none = the preset's", group="objective")
+    top_k: int | None = option(None, "classes that diversity looks at; 0 = all; none = the preset's", group="objective")
+    svd_k: int | None = option(None, "leading singular values; none = the preset's", group="objective")
+    svd_norm: str | None = option(None, "nuclear or frobenius; none = the preset's", group="objective")
+    lambda1_schedule: str | None = option(
+        None,
+        "constant, cosine, linear_warmup, quadratic_warmup, two_phase, adaptive; none = the preset's",
+        group="objective",
+    )
+    lambda2_schedule: str | None = option(None, "as lambda1_schedule, without adaptive", group="objective")
+    lambda3_schedule: str | None = option(None, "as lambda1_schedule, without adaptive", group="objective")
+    warmup: float | None = option(
+        None, "warm-up of a lambda schedule, fraction of the steps (published code: 0.2)", group="objective"
+    )
+    ramp: float | None = option(
+        None, "ramp of two_phase, fraction of the steps (published code: 0.05)", group="objective"
+    )
+    lambda1_min: float | None = option(None, "lowest lambda1 of adaptive; none = lambda1 / 10", group="objective")
+    log_all_terms: bool = option(False, "compute and log the terms whose weight is 0 too", group="objective")
+    log_gradient_norms: bool = option(False, "log each term's gradient norm relative to the task's", group="objective")
+
+    learning_rate: float = option(2e-5, "peak (paper: 2e-5)", group="training")
+    epochs: float = option(1.0, "passes over the data (paper: 1)", group="training")
+    max_steps: int = option(-1, "optimiser steps; overrides epochs when positive", group="training")
+    effective_batch_size: int = option(
+        32, "samples per optimiser step over all processes (ICLR: 32, v5: 128)", group="training"
+    )
+    micro_batch_size: int = option(4, "samples per forward on one process (published code: 4)", group="training")
+    lr_scheduler: str = option("cosine", "any of transformers' (paper: cosine)", group="training")
+    warmup_ratio: float = option(
+        0.03, "warm-up of the learning rate, fraction of the steps (paper: 0.03)", group="training"
+    )
+    weight_decay: float = option(0.0, "of AdamW (paper: 0)", group="training")
+    max_grad_norm: float = option(1.0, "gradient clipping; 0 = none (published runs: 1.0)", group="training")
+    gradient_checkpointing: bool = option(False, "recompute activations in the backward pass", group="training")
+    seed: int = option(42, "of the start and the sample order (ICLR: 42, 1024, 2024)", group="training")
+
+    logging_steps: int = option(10, "optimiser steps between lines of metrics.jsonl", group="run")
+    save_steps: int = option(0, "optimiser steps between checkpoints; 0 = none", group="run")
+    merge: bool = option(False, "also write merged/, the adapter folded into its base", group="run")
+    resume: bool = option(False, "continue the run in output_dir from its last checkpoint", group="run")
+    overwrite: bool = option(False, "replace the run in output_dir", group="run")
+    progress: bool = option(True, "show the progress bar", group="run")
+    use_cpu: bool = option(False, "train on the processor even where there is a GPU", group="run")
+
+    benchmarks: list[str] | None = option(
+        None, "evaluations that scripts/ba-lora.sh CONFIG ends with", group="evaluation"
+    )
+    eval_data: str | None = option(
+        None, "test file of the benchmark; none = the benchmark's default", group="evaluation"
+    )
+    eval_limit: int | None = option(None, "test problems to use", group="evaluation")
+
+    def __post_init__(self):
+        check_method(self.method)
+        start = start_of(self.method, self.init) if self.method != "full" else "full"
+        if start not in ("full", "lora") and self.dropout:
+            raise UserError(f"--dropout {self.dropout} does not go with a PiSSA start ({self.method}); set it to 0")
+        for name in ("rank", "max_length", "effective_batch_size", "micro_batch_size", "logging_steps"):
+            if getattr(self, name) < 1:
+                raise UserError(f"--{name} must be at least 1, got {getattr(self, name)}")
+        if self.limit is not None and self.limit < 1:
+            raise UserError(f"--limit must be at least 1, got {self.limit}; leave it out to use all rows")
+        if not self.learning_rate > 0:
+            raise UserError(f"--learning_rate must be positive, got {self.learning_rate}")
+        if self.fields is not None and len(self.fields) != 2:
+            raise UserError(f"--fields takes two names, the prompt's and the response's, got {len(self.fields)}")
+        if self.resume and self.overwrite:
+            raise UserError("--resume continues a run and --overwrite replaces it; give one of them")
+        if self.merge and self.method == "full":
+            raise UserError(
+                "--merge folds an adapter into its base; full fine-tuning saves the whole model already, leave it out"
+            )
+        self.alpha = float(self.rank) if self.alpha is None else self.alpha
+        self.template = self.template or ("plain" if self.model == "tiny" else "alpaca")
+        check_template(self.template)
+        self.objective()
+
+    def objective(self) -> Objective:
+        """The preset with this run's changes; all weights 0 where the regularizers are off."""
+        names = {f.name for f in fields(Objective)} & {f.name for f in fields(self)}
+        changes = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+        if changes.get("top_k") == 0:
+            changes["top_k"] = None
+        made = Objective.preset(self.preset, "nlg", **changes)
+        if self.regularizers == "off" or (self.regularizers == "auto" and self.method != "ba-lora"):
+            weights = [name for name in ("lambda1", "lambda2", "lambda3") if changes.get(name)]
+            if weights:
+                raise UserError(
+                    f"--{weights[0]} is set but method '{self.method}' runs without the regularizers; add --regularizers on"
+                )
+            made = Objective.preset(self.preset, "nlg", **changes | {"lambda1": 0.0, "lambda2": 0.0, "lambda3": 0.0})
+        return made
+
+    def accumulation(self, ranks: int) -> int:
+        """Micro-batches per optimiser step and process. Raises UserError when the batch cannot be cut evenly."""
+        together = self.micro_batch_size * ranks
+        if self.effective_batch_size % together:
+            raise UserError(
+                f"--effective_batch_size {self.effective_batch_size} is not a multiple of --micro_batch_size "
+                f"{self.micro_batch_size} × {ranks} processes; change one of them"
+            )
+        return self.effective_batch_size // together
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str):
+        unknown = message.removeprefix("unrecognized arguments: ") if message.startswith("unrecognized") else None
+        if unknown:
+            word = next((w for w in unknown.split() if w.startswith("--")), unknown.split()[0])
+            names = [f"--{f.name}" for f in fields(TrainArguments)] + ["--config", "--debug"]
+            raise UserError(f"unknown option {word}{nearest(word.partition('=')[0], names)}; see --help")
+        raise UserError(message)
+
+
+def _inner(kind) -> type:
+    """int from `int | None`, str from `list[str] | None`."""
+    if isinstance(kind, UnionType):
+        kind = next(part for part in get_args(kind) if part is not NoneType)
+    return get_args(kind)[0] if get_args(kind) else kind
+
+
+def _boolean(text: str) -> bool:
+    if text.lower() not in ("true", "false"):
+        raise argparse.ArgumentTypeError(f"'{text}' is neither true nor false")
+    return text.lower() == "true"
+
+
+def _converter(kind):
+    inner = _inner(kind)
+    convert = _boolean if inner is bool else inner
+
+    def or_none(text: str):
+        return None if text.lower() == "none" and inner is not bool else convert(text)
+
+    or_none.__name__ = inner.__name__
+    return or_none
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The parser of train.py; its --help lists every option by group with its default."""
+    parser = _Parser(
+        prog="train.py",
+        allow_abbrev=False,
+        description="Fine-tune a language model with BA-LoRA or one of its baselines.",
+        epilog="Example: python train.py --config configs/nlg/tiny.yaml --output_dir runs/first --seed 1024",
+    )
+    parser.add_argument("--config", metavar="FILE", help="flat YAML file of the options below")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    groups = {
+        name: parser.add_argument_group(name)
+        for name in ("run", "model", "method", "data", "objective", "training", "evaluation")
+    }
+    for item in fields(TrainArguments):
+        more = {"nargs": "+"} if "list" in str(item.type) else {}
+        if item.type is bool:
+            more |= {"nargs": "?", "const": True}
+        if "choices" in item.metadata:
+            more["choices"] = item.metadata["choices"]
+        default = None if item.default is MISSING else item.default
+        groups[item.metadata["group"]].add_argument(
+            f"--{item.name}",
+            type=_converter(item.type),
+            default=default,
+            metavar=None if "choices" in more else _inner(item.type).__name__.upper(),
+            help=f"{item.metadata['help']} [{'none' if default is None else default}]",
+            **more,
+        )
+    return parser
+
+
+def config_words(file: str | Path) -> list[str]:
+    """The options of a config file as command-line words. Raises UserError naming the file and the key."""
+    path = Path(file)
+    if not path.is_file():
+        raise UserError(f"config file {file} does not exist")
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except yaml.YAMLError as error:
+        raise UserError(f"{file} is not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        raise UserError(f"{file} must hold 'option: value' lines")
+    known = [f.name for f in fields(TrainArguments)]
+    words = []
+    for key, value in values.items():
+        if key not in known:
+            raise UserError(f"{file}: unknown option '{key}'{nearest(key, known)}")
+        values_of_key = value if isinstance(value, list) else [value]
+        words += [f"--{key}", *("none" if item is None else str(item) for item in values_of_key)]
+    return words
+
+
+def parse(words: list[str] | None = None) -> TrainArguments:
+    """Command-line words → checked options; those of --config first, then the others."""
+    words = sys.argv[1:] if words is None else words
+    parser = make_parser()
+    config = _config_of(words)
+    given = vars(parser.parse_args((config_words(config) if config else []) + words))
+    given.pop("config"), given.pop("debug")
+    for name, value in given.items():
+        if value == [None]:
+            given[name] = None
+    arguments = TrainArguments(**given)
+    if not arguments.output_dir:
+        raise UserError("--output_dir is missing: name the folder that the run is written to")
+    return arguments
+
+
+def _config_of(words: list[str]) -> str | None:
+    finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    finder.add_argument("--config")
+    return finder.parse_known_args(words)[0].config
+
+
+def as_config(arguments: TrainArguments) -> dict:
+    """The options that shape the result, for run.json: without where it is written and how it is shown."""
+    aside = {"output_dir", "resume", "overwrite", "progress"}
+    return {name: value for name, value in asdict(arguments).items() if name not in aside}

@@ -1,0 +1,1 @@
+"""Training data: reading files, writing prompts, generated problems, batches."""

@@ -1,0 +1,29 @@
+"""Samples → a padded batch."""
+
+import torch
+
+from .instruction import IGNORED
+
+
+class PadRight:
+    """Pad on the right to the longest sample of the batch.
+
+    Returns input_ids, attention_mask and labels, each (B, T). The mask comes from the lengths, so a real end-of-sequence
+    token is seen even when it is also the padding token. labels[:, 0] is -100: nothing predicts the first token.
+    """
+
+    def __init__(self, tokenizer):
+        self.pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+
+    def __call__(self, samples: list[dict]) -> dict[str, torch.Tensor]:
+        width = max(len(sample["input_ids"]) for sample in samples)
+        ids = torch.full((len(samples), width), self.pad, dtype=torch.long)
+        labels = torch.full_like(ids, IGNORED)
+        mask = torch.zeros_like(ids)
+        for row, sample in enumerate(samples):
+            length = len(sample["input_ids"])
+            ids[row, :length] = torch.tensor(sample["input_ids"])
+            labels[row, :length] = torch.tensor(sample["labels"])
+            mask[row, :length] = 1
+        labels[:, 0] = IGNORED
+        return {"input_ids": ids, "attention_mask": mask, "labels": labels}

@@ -1,0 +1,189 @@
+"""One training run, from checked options to the run folder: run.json, metrics.jsonl, adapter/ or model/, merged/.
+
+Nothing is written before the data, the model and the options have been found good. run.json is rewritten at the end with
+status "finished"; until then it says "running".
+"""
+
+import logging
+import os
+import shutil
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from transformers import TrainingArguments
+from transformers.trainer_utils import get_last_checkpoint
+
+from . import provenance
+from .adapters import attach, export, export_merged, trained_parameters
+from .arguments import TrainArguments, as_config
+from .data.collator import PadRight
+from .data.instruction import check_template, encode_pairs, read_pairs
+from .errors import UserError
+from .files import digest, read_json, write_json
+from .models import load_model, load_tokenizer
+from .trainer import BALoRATrainer, FixedOrder
+
+logger = logging.getLogger(__name__)
+
+PARTS = ("run.json", "metrics.jsonl", "adapter", "model", "merged", "checkpoints", "eval")  # what a run folder may hold
+
+
+def train(arguments: TrainArguments, callbacks: Sequence = ()) -> Path:
+    """Run it; returns the run folder. `callbacks`: more TrainerCallbacks. Raises UserError for what the user can mend."""
+    folder = Path(arguments.output_dir)
+    if _is_finished(arguments, folder):
+        logger.warning("%s holds this run, finished: nothing to do", folder)
+        return folder
+    ranks = int(os.environ.get("WORLD_SIZE", 1))
+    accumulation = arguments.accumulation(ranks)
+    template = check_template(arguments.template)
+    objective = arguments.objective()
+    fields = tuple(arguments.fields) if arguments.fields else None
+    pairs = read_pairs(arguments.data, fields, arguments.limit)
+    tokenizer = load_tokenizer(arguments.model)
+    samples, data = encode_pairs(tokenizer, template, pairs, arguments.max_length)
+    model = load_model(arguments.model, arguments.dtype)
+    student = attach(
+        model,
+        arguments.method,
+        rank=arguments.rank,
+        alpha=arguments.alpha,
+        target_modules=arguments.target_modules,
+        init=arguments.init,
+        seed=arguments.seed,
+        keep_initial=objective.lambda1 > 0,
+        dropout=arguments.dropout,
+    )
+    if arguments.method == "full" and objective.lambda1 > 0:
+        logger.warning(
+            "full fine-tuning with lambda1 > 0 keeps a second, frozen copy of the whole model as its teacher"
+        )
+    trainer = BALoRATrainer(
+        student,
+        objective,
+        training_arguments(arguments, accumulation),
+        metrics=folder / "metrics.jsonl",
+        all_terms=arguments.log_all_terms,
+        gradient_norms=arguments.log_gradient_norms,
+        train_dataset=samples,
+        data_collator=PadRight(tokenizer),
+        callbacks=list(callbacks),
+    )
+    main = trainer.is_world_process_zero()
+    record = {
+        "status": "running",
+        "model": arguments.model,
+        "template": {"name": template.name, "prompt": template.prompt, "separator": template.separator},
+        "config": as_config(arguments),
+        "objective": vars(objective),
+        "data": data,
+        "order_hash": digest([FixedOrder(len(samples), arguments.seed).order(epoch) for epoch in range(2)]),
+        "trained_parameters": trained_parameters(student),
+        "processes": ranks,
+        "accumulation": accumulation,
+        **provenance.record(),
+    }
+    if main:
+        _prepare(arguments, folder)
+        write_json(folder / "run.json", record)
+    trainer.accelerator.wait_for_everyone()
+    started = time.perf_counter()
+    with provenance.PeakMemory() as memory:
+        trainer.train(resume_from_checkpoint=_checkpoint(arguments, folder))
+    if main:
+        seconds = time.perf_counter() - started
+        kind = "model" if arguments.method == "full" else "adapter"
+        export(student, folder / kind)
+        if kind == "model":
+            tokenizer.save_pretrained(folder / kind)
+        if arguments.merge:
+            export_merged(folder / "adapter", arguments.model, folder / "merged", arguments.dtype)
+        steps = trainer.state.global_step
+        ended = {"status": "finished", "steps": steps, "train_seconds": seconds, "peak_memory": memory.peak}
+        write_json(folder / "run.json", record | ended)
+    trainer.accelerator.wait_for_everyone()
+    return folder
+
+
+def training_arguments(arguments: TrainArguments, accumulation: int) -> TrainingArguments:
+    """Our options in transformers' words."""
+    return TrainingArguments(
+        output_dir=str(Path(arguments.output_dir) / "checkpoints"),
+        per_device_train_batch_size=arguments.micro_batch_size,
+        gradient_accumulation_steps=accumulation,
+        num_train_epochs=arguments.epochs,
+        max_steps=arguments.max_steps,
+        learning_rate=arguments.learning_rate,
+        lr_scheduler_type=arguments.lr_scheduler,
+        warmup_steps=arguments.warmup_ratio,
+        weight_decay=arguments.weight_decay,
+        max_grad_norm=arguments.max_grad_norm,
+        optim="adamw_torch",
+        bf16=arguments.dtype == "bfloat16" and torch.cuda.is_available() and not arguments.use_cpu,
+        gradient_checkpointing=arguments.gradient_checkpointing,
+        gradient_checkpointing_kwargs={"use_reentrant": False} if arguments.gradient_checkpointing else None,
+        logging_steps=arguments.logging_steps,
+        logging_first_step=True,
+        save_strategy="steps" if arguments.save_steps else "no",
+        save_steps=arguments.save_steps or 500,
+        save_total_limit=2,
+        seed=arguments.seed,
+        data_seed=arguments.seed,
+        use_cpu=arguments.use_cpu or not torch.cuda.is_available(),
+        disable_tqdm=not arguments.progress,
+        report_to="none",
+        remove_unused_columns=False,
+        dataloader_pin_memory=torch.cuda.is_available(),
+        ddp_find_unused_parameters=False,
+    )
+
+
+def _is_finished(arguments: TrainArguments, folder: Path) -> bool:
+    """Whether `folder` holds this very run, finished; UserError when it holds a run that may not be touched."""
+    if not folder.exists():
+        return False
+    if not folder.is_dir():
+        raise UserError(f"--output_dir {folder} is a file; name a folder")
+    if not (folder / "run.json").is_file():
+        if arguments.resume or not any(folder.iterdir()):
+            return False
+        foreign = [entry.name for entry in folder.iterdir() if entry.name not in PARTS]
+        if foreign:
+            raise UserError(
+                f"--output_dir {folder} is not empty and holds no run ({foreign[0]}, ...); name another folder"
+            )
+        return False
+    if arguments.overwrite:
+        return False
+    if not arguments.resume:
+        raise UserError(
+            f"--output_dir {folder} holds a run already; add --resume to continue it or --overwrite to replace it"
+        )
+    before = read_json(folder / "run.json")
+    now = as_config(arguments)
+    changed = [name for name, value in now.items() if before["config"].get(name) != value]
+    if changed:
+        name = changed[0]
+        raise UserError(
+            f"--resume: {name} is {now[name]} and was {before['config'].get(name)} in {folder}; "
+            "give the first run's options, or --overwrite"
+        )
+    return before["status"] == "finished"
+
+
+def _prepare(arguments: TrainArguments, folder: Path) -> None:
+    """Make the folder; with --overwrite take the old run's parts (and nothing else) out of it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if arguments.overwrite:
+        for name in PARTS:
+            path = folder / name
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+
+
+def _checkpoint(arguments: TrainArguments, folder: Path) -> str | None:
+    """The last checkpoint to continue from, or None to start at step 0."""
+    if not arguments.resume or not (folder / "checkpoints").is_dir():
+        return None
+    return get_last_checkpoint(folder / "checkpoints")

@@ -1,0 +1,56 @@
+"""How a regularizer's weight moves over the training: a factor in [0, 1] for the optimiser step `step` of `total`.
+
+Source: the published code; the paper, as far as it is known, gives no equations for them.
+"""
+
+import math
+
+from torch import Tensor
+from torch.nn.functional import log_softmax
+
+from .errors import choose
+
+
+def constant(step: int, total: int, warmup: float, ramp: float) -> float:
+    """1 throughout."""
+    return 1.0
+
+
+def cosine(step: int, total: int, warmup: float, ramp: float) -> float:
+    """From 1 down to 0.1 along half a cosine: 0.1 + 0.9 · ½(1 + cos(π·step/total))."""
+    return 0.1 + 0.45 * (1 + math.cos(math.pi * min(step / total, 1.0)))
+
+
+def linear_warmup(step: int, total: int, warmup: float, ramp: float) -> float:
+    """step / (warmup·total), at most 1."""
+    return min(step / (warmup * total), 1.0) if warmup > 0 else 1.0
+
+
+def quadratic_warmup(step: int, total: int, warmup: float, ramp: float) -> float:
+    """(step / (warmup·total))², at most 1."""
+    return linear_warmup(step, total, warmup, ramp) ** 2
+
+
+def two_phase(step: int, total: int, warmup: float, ramp: float) -> float:
+    """0 for the first ⌊warmup·total⌋ steps, a linear ramp over the next max(⌊ramp·total⌋, 1), then 1."""
+    start, length = math.floor(warmup * total), max(math.floor(ramp * total), 1)
+    return min(max((step - start) / length, 0.0), 1.0)
+
+
+SCHEDULES = {f.__name__: f for f in (constant, cosine, linear_warmup, quadratic_warmup, two_phase)}
+
+
+def factor(schedule: str, step: int, total: int, warmup: float = 0.2, ramp: float = 0.05) -> float:
+    """The factor of `schedule` at `step` (0 is the first) of `total`. Raises UserError for an unknown name."""
+    return SCHEDULES[choose("schedule", schedule, SCHEDULES)](step, max(total, 1), warmup, ramp)
+
+
+def confidence(teacher_logits: Tensor, temperature: float) -> Tensor:
+    """1 − H/ln V of the teacher at the temperature T, H averaged over the rows: 1 is certain, 0 is uniform. Scalar.
+
+    teacher_logits: (N, V). The adaptive lambda1 is min + (max − min) · confidence. It belongs to a micro-batch.
+    """
+    values = teacher_logits.double() if teacher_logits.dtype.itemsize == 8 else teacher_logits.float()
+    log_p = log_softmax(values / temperature, dim=-1)
+    entropy = -(log_p.exp() * log_p).sum(-1).mean()
+    return 1 - (entropy / math.log(max(values.shape[-1], 2))).clamp(0, 1)

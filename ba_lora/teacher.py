@@ -1,0 +1,98 @@
+"""The pre-trained model seen through the adapted one, without a second copy of it.
+
+A low-rank method writes W = W_res + s·B0·A0 and trains the factors. The pre-trained model is therefore the adapted model
+with its trained tensors at their initial values. Those values are kept as frozen parameters of the model (so they follow
+its device, dtype and partitioning) and are put in the trained tensors' place for the teacher's forward.
+
+PEFT's `disable_adapter()` would give the residual W_res: for a PiSSA start that is a damaged model, not the teacher.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import nn
+
+COPY = "initial_copy"  # the name under which the model holds its InitialCopy
+
+
+class InitialCopy(nn.Module):
+    """Frozen copies of every trained tensor of `model`, as it is now; `places` names where each one belongs.
+
+    A tensor that is tied has several places. Memory: that of the trained tensors; small for an adapter, a whole second
+    model for full fine-tuning.
+    """
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        places: dict[int, list[str]] = {}
+        tensors = {}
+        for name, parameter in model.named_parameters(remove_duplicate=False):
+            if parameter.requires_grad:
+                places.setdefault(id(parameter), []).append(name)
+                tensors[id(parameter)] = parameter
+        self.places = list(places.values())
+        self.copies = nn.ParameterList(
+            nn.Parameter(tensor.detach().clone(), requires_grad=False) for tensor in tensors.values()
+        )
+
+
+def keep_initial_copy(model: nn.Module) -> None:
+    """Give `model` the frozen copy of its trained tensors that `teacher` needs. To be called before the first step."""
+    model.add_module(COPY, InitialCopy(model))
+
+
+def initial_copy(model: nn.Module) -> InitialCopy | None:
+    """The copy that `keep_initial_copy` made, or None."""
+    return model._modules.get(COPY)
+
+
+def initial_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
+    """{parameter name: initial value} of every trained tensor. Raises ValueError when no copy was kept."""
+    copy = _require_copy(model)
+    return {name: tensor for names, tensor in zip(copy.places, copy.copies, strict=True) for name in names}
+
+
+def _require_copy(model: nn.Module) -> InitialCopy:
+    copy = initial_copy(model)
+    if copy is None:
+        raise ValueError("the model keeps no initial copy, so it has no teacher; attach it with keep_initial=True")
+    return copy
+
+
+@contextmanager
+def teacher(model: nn.Module) -> Iterator[nn.Module]:
+    """Inside the block `model` is the pre-trained model: evaluation mode, no gradient, adapters on, initial values.
+
+    Afterwards, and after an exception, it is the student again with every mode and flag as before. Raises ValueError when
+    no initial copy was kept or when adapters are merged into the base weights (the student cannot be taken out of them).
+    """
+    copy = _require_copy(model)
+    modules = dict(model.named_modules())
+    tuner_layers = [module for module in modules.values() if isinstance(module, BaseTunerLayer)]
+    if any(getattr(layer, "merged", False) for layer in tuner_layers):
+        raise ValueError("the adapter is merged into the base weights; unmerge it before the teacher is used")
+    modes = [(module, module.training) for module in modules.values()]
+    flags = [(layer, layer._disable_adapters) for layer in tuner_layers]
+    swapped = []
+    try:
+        for module, _ in modes:
+            module.training = False
+        for layer, _ in flags:
+            layer._disable_adapters = False
+        for names, tensor in zip(copy.places, copy.copies, strict=True):
+            for name in names:
+                owner, _, key = name.rpartition(".")
+                parameters = modules[owner]._parameters
+                swapped.append((parameters, key, parameters[key]))
+                parameters[key] = tensor
+        with torch.no_grad():
+            yield model
+    finally:
+        for parameters, key, trained in swapped:
+            parameters[key] = trained
+        for layer, disabled in flags:
+            layer._disable_adapters = disabled
+        for module, training in modes:
+            module.training = training

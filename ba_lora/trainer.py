@@ -1,0 +1,236 @@
+"""transformers.Trainer with the objective: a fixed sample order, every term logged, small checkpoints, loud failures.
+
+The objective itself lives in the model (objective.ObjectiveModel), so a stock Trainer can drive it too: wrap the model and
+add ObjectiveCallback.
+"""
+
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, distributed, nn
+from torch.utils.data import Sampler
+from transformers import Trainer, TrainerCallback
+
+from .errors import UserError
+from .objective import TERMS, Objective, ObjectiveModel, counted
+from .teacher import initial_copy
+
+
+class NonFiniteLoss(UserError):
+    """A term of the loss became infinite or not a number; raised before the optimiser uses it."""
+
+
+class FixedOrder(Sampler):
+    """A permutation of range(count) for each epoch that depends on the seed and the epoch only, not on the method."""
+
+    def __init__(self, count: int, seed: int):
+        self.count, self.seed, self.epoch = count, seed, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.order(self.epoch))
+
+    def order(self, epoch: int) -> list[int]:
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
+        return torch.randperm(self.count, generator=generator).tolist()
+
+
+class ObjectiveCallback(TrainerCallback):
+    """Moves the weights from step to step, stops on a non-finite term, and writes metrics.jsonl.
+
+    model: the ObjectiveModel being trained. metrics: the file for a line a logged step, or None.
+    """
+
+    def __init__(self, model: ObjectiveModel, metrics: str | Path | None = None):
+        self.model, self.metrics = model, Path(metrics) if metrics else None
+        self.row: dict | None = None  # the last logged step
+
+    def on_train_begin(self, args, state, control, **objects):
+        if args.world_size > 1 and not args.average_tokens_across_devices:
+            raise UserError(
+                "average_tokens_across_devices must stay True: the objective counts the rows of all processes"
+            )
+        self.started, self.tokens = time.perf_counter(), 0
+        if self.metrics and args.process_index == 0:
+            self._forget_from(state.global_step)
+
+    def _forget_from(self, step: int) -> None:
+        """Keep the lines up to `step` (a resumed run writes the later ones again)."""
+        lines = self.metrics.read_text().splitlines() if step and self.metrics.exists() else []
+        kept = [line for line in lines if json.loads(line)["step"] <= step]
+        self.metrics.parent.mkdir(parents=True, exist_ok=True)
+        self.metrics.write_text("".join(line + "\n" for line in kept))
+        if kept:
+            last = json.loads(kept[-1])
+            self.tokens, self.started = last["tokens"], self.started - last["seconds"]
+
+    def on_step_begin(self, args, state, control, train_dataloader=None, **objects):
+        step = state.global_step
+        self.model.begin_step(
+            step,
+            state.max_steps,
+            micro_batches_of(step, train_dataloader, args.gradient_accumulation_steps),
+            args.world_size,
+            keep_gradients=is_logged(step + 1, args, state),
+        )
+
+    def on_pre_optimizer_step(self, args, state, control, optimizer=None, **objects):
+        sums = self.model.sums
+        if not sums:
+            return
+        values = torch.stack([value.double() for value in sums.values()])
+        if not torch.isfinite(values).all():
+            bad = [name for name, value in zip(sums, values.tolist(), strict=True) if not abs(value) < float("inf")]
+            raise NonFiniteLoss(
+                f"the {bad[0]} term is {sums[bad[0]].item()} at step {state.global_step + 1}; "
+                "lower --learning_rate or that term's weight, or use float32"
+            )
+        self.learning_rate = optimizer.param_groups[0]["lr"]
+
+    def on_step_end(self, args, state, control, **objects):
+        if not self.model.sums:
+            return
+        rows = getattr(self.model, "step_rows", None)
+        self.tokens += int(rows) if rows is not None else 0
+        if not is_logged(state.global_step, args, state):
+            return
+        self.row = {"step": state.global_step, **self._reduced()}
+        self.row |= {"lr": self.learning_rate, "seconds": time.perf_counter() - self.started, "tokens": self.tokens}
+        if self.model.gradients:
+            self.row |= self._gradient_ratios()
+        if self.metrics and args.process_index == 0:
+            with open(self.metrics, "a", encoding="utf-8") as file:
+                file.write(json.dumps(self.row) + "\n")
+
+    def _reduced(self) -> dict:
+        """The step's loss, terms and weights, over all processes."""
+        names = ("loss", *TERMS, "lambda1")
+        present = [name for name in names if name in self.model.sums]
+        values = torch.stack([self.model.sums[name].float() for name in present])
+        if distributed.is_available() and distributed.is_initialized():
+            distributed.all_reduce(values)
+        row = dict.fromkeys(names) | dict(zip(present, values.tolist(), strict=True))
+        if self.model.objective.lambda1_schedule != "adaptive":
+            row["lambda1"] = self.model.lambdas[0]
+        return row | {"lambda2": self.model.lambdas[1], "lambda3": self.model.lambdas[2]}
+
+    def _gradient_ratios(self) -> dict:
+        """Norm of the gradient of the task, and of each unweighted term divided by it."""
+        norms = {}
+        for name, pieces in self.model.gradients.items():
+            flat = torch.cat([piece.float().flatten() for piece in pieces])
+            if distributed.is_available() and distributed.is_initialized():
+                distributed.all_reduce(flat)
+            norms[name] = torch.linalg.vector_norm(flat).item()
+        task = norms.pop("task")
+        return {"gradient_norm_task": task} | {
+            f"gradient_ratio_{name}": norms[name] / task if task and name in norms else None for name in TERMS[1:]
+        }
+
+
+def is_logged(step: int, args, state) -> bool:
+    """Whether the step that ends as number `step` is logged: the first, every logging_steps-th, the last."""
+    every = max(int(state.logging_steps or args.logging_steps), 1)
+    return step == 1 or step % every == 0 or step == state.max_steps
+
+
+def micro_batches_of(step: int, dataloader, accumulation: int) -> int:
+    """How many micro-batches the optimiser step `step` (from 0) has on this process: fewer at the end of an epoch."""
+    try:
+        batches = len(dataloader)
+    except TypeError:  # a stream has no length, and no last step that is known beforehand
+        return accumulation
+    steps = -(-batches // accumulation)
+    return batches - accumulation * (steps - 1) if step % steps == steps - 1 else accumulation
+
+
+class BALoRATrainer(Trainer):
+    """Trainer for a model from `attach`. Everything else is transformers.Trainer's.
+
+    objective: an Objective. metrics: path of metrics.jsonl or None. all_terms, gradient_norms: see ObjectiveModel.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        objective: Objective,
+        args,
+        *,
+        metrics: str | Path | None = None,
+        all_terms: bool = False,
+        gradient_norms: bool = False,
+        **options,
+    ):
+        args.logging_nan_inf_filter = False  # a non-finite loss is never replaced by an average
+        wrapped = ObjectiveModel(model, objective, all_terms=all_terms, gradient_norms=gradient_norms)
+        super().__init__(model=wrapped, args=args, **options)
+        self.objective_callback = ObjectiveCallback(wrapped, metrics)
+        self.add_callback(self.objective_callback)
+
+    def _get_train_sampler(self, train_dataset=None) -> Sampler:
+        dataset = train_dataset if train_dataset is not None else self.train_dataset
+        return FixedOrder(len(dataset), self.args.data_seed if self.args.data_seed is not None else self.args.seed)
+
+    def _get_num_items_in_batch(self, batch_samples: list, device) -> Tensor | None:
+        """Rows of the whole optimiser step, over the micro-batches of all processes."""
+        if not batch_samples:
+            return None
+        rows = sum(counted(batch["labels"]).sum() for batch in batch_samples).to(device)
+        rows = self.accelerator.gather(rows).sum() if self.args.world_size > 1 else rows
+        self.objective_callback.model.step_rows = rows
+        return rows
+
+    def log(self, logs: dict, *more, **options) -> None:
+        """Add the objective's terms to what transformers logs of a step."""
+        row = self.objective_callback.row
+        if "loss" in logs and row and row["step"] == self.state.global_step:
+            logs = {**logs, **{key: value for key, value in row.items() if value is not None}}
+        super().log(logs, *more, **options)
+
+    def _save(self, output_dir: str | None = None, state_dict=None) -> None:
+        """A checkpoint holds the trained tensors and their initial values, never the base model."""
+        folder = Path(output_dir or self.args.output_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file(resumable_tensors(self.objective_callback.model.student), folder / "trained.safetensors")
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None) -> None:
+        restore_tensors(self.objective_callback.model.student, Path(resume_from_checkpoint) / "trained.safetensors")
+
+
+def resumable_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """What a checkpoint keeps of `model`: "trained.NAME" and, where there is a teacher, "initial.NAME"."""
+    tensors = {f"trained.{n}": p.detach().cpu().contiguous() for n, p in model.named_parameters() if p.requires_grad}
+    copy = initial_copy(model)
+    if copy is not None:
+        pairs = zip(copy.places, copy.copies, strict=True)
+        tensors |= {f"initial.{names[0]}": kept.detach().cpu().contiguous() for names, kept in pairs}
+    return tensors
+
+
+def restore_tensors(model: nn.Module, file: Path) -> None:
+    """Put a checkpoint's tensors back. Raises UserError when they are of another model or another start.
+
+    The residual is not saved: it comes from the same decomposition, so the initial values must agree with today's.
+    """
+    saved, present = load_file(file), resumable_tensors(model)
+    if saved.keys() != present.keys():
+        raise UserError(f"{file} belongs to another model or method; resume with the options of the first run")
+    for name, value in saved.items():
+        if name.startswith("initial.") and not torch.allclose(value, present[name], rtol=1e-4, atol=1e-6):
+            raise UserError(
+                f"{file}: the initial value of {name} differs from today's; the run cannot be continued, start again"
+            )
+    parameters = dict(model.named_parameters())
+    with torch.no_grad():
+        for name, value in saved.items():
+            if name.startswith("trained."):
+                parameters[name.removeprefix("trained.")].copy_(value)

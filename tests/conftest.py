@@ -1,0 +1,20 @@
+"""No test reaches a hub or a GPU. Fixtures of the embedded model, for what a random model cannot show."""
+
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+import pytest
+
+from ba_lora.models import load_model, load_tokenizer
+
+
+@pytest.fixture(scope="session")
+def tiny_tokenizer():
+    return load_tokenizer("tiny")
+
+
+@pytest.fixture
+def tiny_model():
+    return load_model("tiny")

@@ -1,0 +1,264 @@
+"""The trainer: the steps it takes, what it logs, how it stops, how it resumes; and a stock Trainer with our objective."""
+
+import json
+
+import pytest
+import torch
+from transformers import Trainer, TrainingArguments
+
+from ba_lora.adapters import attach
+from ba_lora.objective import Objective, ObjectiveModel
+from ba_lora.trainer import (
+    BALoRATrainer,
+    FixedOrder,
+    NonFiniteLoss,
+    ObjectiveCallback,
+    micro_batches_of,
+)
+from tests.common import collate, ragged_samples, small_llama
+
+ALL_ON = Objective(0.3, 0.2, 0.1, temperature=2.0, top_k=5, svd_k=3)
+
+
+def arguments(folder, **changes):
+    options = {
+        "output_dir": str(folder),
+        "per_device_train_batch_size": 2,
+        "gradient_accumulation_steps": 2,
+        "max_steps": 6,
+        "learning_rate": 1e-3,
+        "logging_steps": 2,
+        "report_to": "none",
+        "save_strategy": "no",
+        "use_cpu": True,
+        "disable_tqdm": True,
+        "remove_unused_columns": False,
+        "seed": 1,
+        "dataloader_pin_memory": False,
+    }
+    return TrainingArguments(**options | changes)
+
+
+def student(method="ba-lora"):
+    return attach(small_llama(), method, rank=4, alpha=4, keep_initial=True)
+
+
+def trained(model):
+    return torch.cat([p.detach().flatten() for p in model.parameters() if p.requires_grad])
+
+
+def run(folder, objective=ALL_ON, samples=24, model=None, resume=None, callbacks=(), metrics=True, **changes):
+    model = model or student()
+    trainer = BALoRATrainer(
+        model,
+        objective,
+        arguments(folder, **changes),
+        metrics=folder / "metrics.jsonl" if metrics else None,
+        train_dataset=ragged_samples(samples),
+        data_collator=collate,
+        callbacks=list(callbacks),
+    )
+    trainer.train(resume_from_checkpoint=resume)
+    return trained(model)
+
+
+def lines(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def by_hand(objective, samples, steps, accumulation, learning_rate):
+    """The same training without Trainer: Adam on the objective, the batch of a step in one piece."""
+    model = student()
+    wrapped = ObjectiveModel(model, objective).train()
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=0.0)
+    order = FixedOrder(len(samples), 1).order(0)
+    for step in range(steps):
+        wrapped.begin_step(step, steps)
+        size = 2 * accumulation
+        wrapped(**collate([samples[i] for i in order[step * size : (step + 1) * size]])).loss.backward()
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate
+        optimizer.step()
+        optimizer.zero_grad()
+    return trained(model)
+
+
+def test_trainer_takes_the_steps_that_a_plain_loop_takes(tmp_path):
+    """Accumulation included: token means are over the step, and nothing is divided or multiplied twice."""
+    objective = Objective(0.3, 0.2, 0.0, temperature=2.0, top_k=5, lambda1_schedule="cosine")
+    ours = run(tmp_path, objective, lr_scheduler_type="constant")
+    loop = by_hand(objective, ragged_samples(24), 6, 2, 1e-3)
+    start = trained(student())
+    assert ((ours - loop).norm() / (loop - start).norm()).item() < 1e-3
+
+
+def test_logged_loss_is_the_weighted_sum_of_the_logged_terms(tmp_path):
+    run(tmp_path)
+    rows = lines(tmp_path)
+    assert [row["step"] for row in rows] == [1, 2, 4, 6]
+    for row in rows:
+        parts = [row[f"lambda{i}"] * row[name] for i, name in enumerate(("consistency", "diversity", "spectrum"), 1)]
+        assert row["loss"] == pytest.approx(row["task"] + sum(parts), rel=1e-5)
+    assert set(rows[0]) == {
+        *("step", "loss", "task", "consistency", "diversity", "spectrum", "lambda1", "lambda2", "lambda3"),
+        *("lr", "seconds", "tokens"),
+    }
+
+
+def test_a_term_of_weight_zero_is_logged_as_null(tmp_path):
+    run(tmp_path, Objective(0.0, 0.2, 0.0))
+    assert lines(tmp_path)[-1]["consistency"] is None and lines(tmp_path)[-1]["spectrum"] is None
+    assert lines(tmp_path)[-1]["diversity"] < 0
+
+
+def test_tokens_count_the_trained_rows(tmp_path):
+    samples = ragged_samples(24)
+    run(tmp_path)
+    assert lines(tmp_path)[-1]["tokens"] == sum(label != -100 for s in samples for label in s["labels"])
+
+
+def test_gradient_ratios_are_those_of_separate_backward_passes(tmp_path):
+    model, samples = student(), ragged_samples(4)
+    with torch.no_grad():
+        for parameter in (p for p in model.parameters() if p.requires_grad):
+            parameter.mul_(1.1)
+
+    def norm(objective):
+        wrapped = ObjectiveModel(model, objective, all_terms=True).train()
+        wrapped.zero_grad()
+        wrapped(**collate(samples)).loss.backward()
+        return torch.cat([p.grad.flatten() for p in model.parameters() if p.requires_grad])
+
+    plain = norm(Objective(svd_k=3, top_k=5))
+    expected = (norm(Objective(0.0, 1.0, 0.0, svd_k=3, top_k=5)) - plain).norm() / plain.norm()
+    trainer = BALoRATrainer(
+        model,
+        ALL_ON,
+        arguments(tmp_path, per_device_train_batch_size=4, gradient_accumulation_steps=1, max_steps=1, logging_steps=1),
+        metrics=tmp_path / "metrics.jsonl",
+        gradient_norms=True,
+        train_dataset=samples,
+        data_collator=collate,
+    )
+    trainer.train()
+    row = lines(tmp_path)[0]
+    assert row["gradient_ratio_diversity"] == pytest.approx(expected.item(), rel=1e-3)
+    assert row["gradient_norm_task"] == pytest.approx(plain.norm().item(), rel=1e-4)
+
+
+def test_a_non_finite_loss_stops_the_run_with_term_and_step(tmp_path):
+    model = student()
+
+    class Poison(ObjectiveCallback):
+        def __init__(self):
+            pass
+
+        def on_train_begin(self, *arguments, **objects):
+            pass
+
+        def on_pre_optimizer_step(self, *arguments, **objects):
+            pass
+
+        def on_step_end(self, *arguments, **objects):
+            pass
+
+        def on_step_begin(self, args, state, control, **objects):
+            if state.global_step == 2:
+                with torch.no_grad():
+                    next(p for n, p in model.named_parameters() if "lora_A" in n and p.requires_grad).fill_(
+                        float("nan")
+                    )
+
+    with pytest.raises(NonFiniteLoss, match="the task term is nan at step 3"):
+        run(tmp_path, model=model, callbacks=[Poison()])
+
+
+def test_the_last_step_of_an_epoch_may_have_fewer_micro_batches():
+    assert [micro_batches_of(step, range(7), 3) for step in range(6)] == [3, 3, 1, 3, 3, 1]
+    assert [micro_batches_of(step, range(6), 3) for step in range(4)] == [3, 3, 3, 3]
+    assert micro_batches_of(0, iter(()), 5) == 5
+
+
+def test_the_order_of_the_samples_depends_on_seed_and_epoch_only():
+    assert FixedOrder(50, 3).order(0) == FixedOrder(50, 3).order(0) != FixedOrder(50, 3).order(1)
+    assert FixedOrder(50, 3).order(0) != FixedOrder(50, 4).order(0)
+    assert sorted(FixedOrder(50, 3).order(7)) == list(range(50))
+
+
+def test_every_method_sees_the_samples_in_the_same_order(tmp_path):
+    seen = {}
+    for method in ("lora", "pissa", "ba-lora", "full"):
+        log = seen.setdefault(method, [])
+
+        def spy(samples, log=log):
+            log.append([sample["input_ids"] for sample in samples])
+            return collate(samples)
+
+        trainer = BALoRATrainer(
+            student(method),
+            ALL_ON if method == "ba-lora" else Objective(),
+            arguments(tmp_path),
+            train_dataset=ragged_samples(24),
+            data_collator=spy,
+        )
+        trainer.train()
+    assert seen["lora"] == seen["pissa"] == seen["ba-lora"] == seen["full"]
+    assert [ids for batch in seen["lora"] for ids in batch][:4] == [
+        ragged_samples(24)[i]["input_ids"] for i in FixedOrder(24, 1).order(0)[:4]
+    ]
+
+
+@pytest.mark.parametrize("method", ["ba-lora", "lora", "full"])
+def test_a_resumed_run_ends_as_the_uninterrupted_one(tmp_path, method):
+    whole = run(tmp_path / "whole", model=student(method))
+    options = {"save_strategy": "steps", "save_steps": 4}
+    run(tmp_path / "cut", model=student(method), **options)
+    saved = tmp_path / "cut" / "checkpoint-4"
+    assert (saved / "trained.safetensors").exists() and not (saved / "model.safetensors").exists()
+    resumed = run(tmp_path / "cut", model=student(method), resume=str(saved), **options)
+    assert torch.equal(resumed, whole)
+    assert [row["step"] for row in lines(tmp_path / "cut")] == [1, 2, 4, 6]
+    keep = ("step", "loss", "task", "consistency", "diversity", "spectrum", "lr", "tokens")
+    assert [[row[k] for k in keep] for row in lines(tmp_path / "cut")] == [
+        [row[k] for k in keep] for row in lines(tmp_path / "whole")
+    ]
+
+
+def test_a_stock_trainer_with_our_objective_ends_where_ours_does(tmp_path):
+    """Same order and same accumulation: one epoch of 11 samples, so the last step is short."""
+
+    class Ordered(Trainer):
+        def _get_train_sampler(self, *arguments):
+            return FixedOrder(len(self.train_dataset), 1)
+
+    options = {"max_steps": -1, "num_train_epochs": 2}
+    ours = run(tmp_path, samples=11, **options)
+    model = student()
+    wrapped = ObjectiveModel(model, ALL_ON)
+    stock = Ordered(
+        wrapped,
+        arguments(tmp_path, **options),
+        train_dataset=ragged_samples(11),
+        data_collator=collate,
+        callbacks=[ObjectiveCallback(wrapped)],
+    )
+    stock.train()
+    assert torch.equal(trained(model), ours)
+
+
+def test_the_spectrum_of_a_short_last_step_is_averaged_over_its_own_micro_batches(tmp_path):
+    scales = []
+
+    class Watch(ObjectiveCallback):
+        def __init__(self):
+            pass
+
+        on_train_begin = on_step_begin = on_pre_optimizer_step = lambda self, *a, **o: None
+
+        def on_step_end(self, args, state, control, model=None, **objects):
+            scales.append(model.spectrum_scale)
+
+    run(tmp_path, samples=10, callbacks=[Watch()], max_steps=-1, num_train_epochs=1)
+    assert scales == [1 / 2, 1 / 2, 1.0]
