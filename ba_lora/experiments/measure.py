@@ -1,0 +1,97 @@
+"""What is measured of a run, beside its training: answers, forgetting, distance from the base."""
+
+from pathlib import Path
+
+import torch
+from torch.nn.functional import cross_entropy, log_softmax
+
+from ..adapters import load
+from ..data.collator import PadRight
+from ..data.instruction import IGNORED, TEMPLATES, encode_sample, template_of
+from ..data.tinymath import generate, plain_text
+from ..files import write_json
+from ..models import load_model, load_tokenizer
+from ..objective import counted
+from .matrix import Evaluation, Run
+
+TEXTS = 200  # held-out pre-training texts, for the loss
+KL_PROBLEMS = 200  # test problems with their worked responses, for the KL to the base
+MAX_NEW_TOKENS = 96  # twice the longest worked response
+
+
+def measure(run: Run, evaluations: list[Evaluation], extra: dict, report=lambda fraction: None) -> dict:
+    """Measure a finished run (or the base model) and write its measures.json and eval/NAME/; returns the measures.
+
+    extra: figures of the training (seconds, peak memory, trained parameters). report: called with the fraction done.
+    """
+    from eval import common, gsm8k
+
+    tokenizer = load_tokenizer(run.model)
+    base = load_model(run.model)
+    model = load(run.folder, load_model(run.model)) if run.arguments else base
+    template = template_of(run.folder) or TEMPLATES["plain" if run.model == "tiny" else "alpaca"]
+    scores = {}
+    for number, evaluation in enumerate(evaluations):
+        folder = run.folder / "eval" / evaluation.name
+        problems = gsm8k.load_problems(evaluation.data, evaluation.limit)
+        records = gsm8k.generate_answers(
+            model, tokenizer, template, problems, max_new_tokens=MAX_NEW_TOKENS, batch_size=128, progress=False
+        )
+        statistics, correct = gsm8k.score_records(records)
+        folder.mkdir(parents=True, exist_ok=True)
+        common.write_lines(folder / common.GENERATIONS, records)
+        scored = [{"id": r["id"], "correct": right} for r, right in zip(records, correct, strict=True)]
+        facts = {"model": str(run.folder), "base": run.model, "template": template.name, "data": evaluation.data}
+        common.write_score(folder, {"benchmark": evaluation.name, "metric": "accuracy", **statistics}, facts, scored)
+        scores[evaluation.name] = statistics["score"]
+        report((number + 1) / (len(evaluations) + 1))
+    pairs = [(item["question"], item["answer"]) for item in generate("test", KL_PROBLEMS)]
+    samples = [encode_sample(tokenizer, template, *pair, max_length=512) for pair in pairs]
+    measures = {
+        "method": run.method,
+        "seed": run.seed,
+        "evaluations": [vars(evaluation) for evaluation in evaluations],
+        "scores": scores,
+        "text_loss": text_loss(model, tokenizer, plain_text("pretrain-test", TEXTS)),
+        "kl_to_base": kl_to_base(base, model, PadRight(tokenizer), samples),
+        **extra,
+    }
+    write_json(run.folder / "measures.json", measures)
+    report(1.0)
+    return measures
+
+
+@torch.inference_mode()
+def text_loss(model, tokenizer, texts: list[str], batch_size: int = 50) -> float:
+    """Mean negative log-likelihood of the texts and their end, nats per token."""
+    samples = []
+    for text in texts:
+        ids = [*tokenizer(text, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
+        samples.append({"input_ids": ids, "labels": ids})
+    total, count = 0.0, 0
+    for start in range(0, len(samples), batch_size):
+        batch = PadRight(tokenizer)(samples[start : start + batch_size])
+        logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits[:, :-1]
+        targets = batch["labels"][:, 1:]
+        total += cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction="sum").item()
+        count += int(counted(batch["labels"]).sum())
+    return total / count
+
+
+@torch.inference_mode()
+def kl_to_base(base, model, collator, samples: list[dict], batch_size: int = 50) -> float:
+    """Mean KL(base ‖ model) over the response tokens of `samples`, nats per token."""
+    total, count = 0.0, 0
+    for start in range(0, len(samples), batch_size):
+        batch = collator(samples[start : start + batch_size])
+        mask, inputs = counted(batch["labels"]), {key: batch[key] for key in ("input_ids", "attention_mask")}
+        before = log_softmax(base(**inputs).logits[:, :-1][mask].float(), -1)  # (N, V)
+        after = log_softmax(model(**inputs).logits[:, :-1][mask].float(), -1)
+        total += (before.exp() * (before - after)).sum().item()
+        count += int(mask.sum())
+    return total / count
+
+
+def remove_stale(folder: Path) -> None:
+    """Take away measurements that belong to an earlier training in the same folder."""
+    (folder / "measures.json").unlink(missing_ok=True)

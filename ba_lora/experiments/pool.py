@@ -1,0 +1,136 @@
+"""Runs of an experiment on local worker processes: each carries many runs, because loading the libraries takes seconds.
+
+A worker calls the same functions as `python train.py` and `python -m eval.gsm8k`. Its output goes to RUN/log.txt.
+"""
+
+import contextlib
+import io
+import multiprocessing
+import os
+import queue
+import sys
+import time
+import traceback
+from dataclasses import replace
+from pathlib import Path
+
+from tqdm import tqdm
+
+from .matrix import Evaluation, Experiment, Run
+
+TRAIN_SHARE = 0.75  # of a run's time, for the progress bar
+
+
+def run_all(experiment: Experiment, jobs: int, overwrite: bool = False) -> list[Run]:
+    """Do every run that is not done; returns the runs that failed. Finished runs are kept unless `overwrite`."""
+    todo = [run for run in experiment.runs if overwrite or run.state(experiment.evaluations) != "measured"]
+    kept = len(experiment.runs) - len(todo)
+    if kept:
+        print(f"{kept} finished runs are kept (--overwrite repeats them)", flush=True)
+    if not todo:
+        return []
+    jobs = max(1, min(jobs, len(todo)))
+    os.environ["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // jobs))  # read by the workers' torch
+    context = multiprocessing.get_context("spawn")
+    tasks, events = context.Queue(), context.Queue()
+    for index, run in enumerate(todo):
+        tasks.put((index, run, overwrite or run.state(experiment.evaluations) == "missing"))
+    workers = [
+        context.Process(target=_work, args=(tasks, events, experiment.evaluations), daemon=True) for _ in range(jobs)
+    ]
+    for worker in workers:
+        tasks.put(None)
+        worker.start()
+    try:
+        return [todo[index] for index in _watch(todo, workers, events)]
+    finally:
+        for worker in workers:
+            worker.terminate()
+
+
+def _watch(todo: list[Run], workers: list, events) -> list[int]:
+    """Show the workers' progress until every run is done; returns the indices of those that failed."""
+    fractions, failed, ended = [0.0] * len(todo), [], set()
+    shown = sys.stderr.isatty()
+    with tqdm(
+        total=len(todo),
+        desc=f"{len(todo)} runs",
+        bar_format="{desc}: {percentage:3.0f}%|{bar}| {elapsed}<{remaining} {postfix}",
+        mininterval=0.5 if shown else 20,
+    ) as bar:
+        while len(ended) < len(todo):
+            try:
+                index, kind, value = events.get(timeout=1)
+            except queue.Empty:
+                if not any(worker.is_alive() for worker in workers):
+                    lost = [index for index in range(len(todo)) if index not in ended]
+                    tqdm.write(f"the workers ended early; not done: {', '.join(todo[index].name for index in lost)}")
+                    return failed + lost
+                bar.refresh() if shown else None
+                continue
+            if kind == "progress":
+                fractions[index] = value
+                bar.set_postfix_str(todo[index].name, refresh=False)
+            else:
+                fractions[index] = 1.0
+                ended.add(index)
+                failed += [index] if kind == "failed" else []
+                tqdm.write(f"{todo[index].name:24} {value}", file=sys.stdout)
+                sys.stdout.flush()
+            bar.n = sum(fractions)
+            bar.update(0)
+    return failed
+
+
+def _work(tasks, events, evaluations: list[Evaluation]) -> None:
+    """A worker's life: take a run, do it, report, until there are none."""
+    from ..errors import UserError
+
+    while (task := tasks.get()) is not None:
+        index, run, retrain = task
+        try:
+            events.put(
+                (index, "done", do_run(run, evaluations, retrain, lambda f, i=index: events.put((i, "progress", f))))
+            )
+        except Exception as error:
+            run.folder.mkdir(parents=True, exist_ok=True)
+            with open(run.folder / "log.txt", "a", encoding="utf-8") as log:
+                traceback.print_exc(file=log)
+            line = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+            events.put((index, "failed", f"failed: {line} (see {run.folder / 'log.txt'})"))
+
+
+def do_run(run: Run, evaluations: list[Evaluation], retrain: bool, report=lambda fraction: None) -> str:
+    """Train (unless it stands) and measure one run; returns a line that says what came out."""
+    from ..files import read_json
+    from ..run import train
+    from .measure import measure, remove_stale
+
+    share = TRAIN_SHARE if run.arguments else 0.0
+    report(0.0)
+    log = io.StringIO()
+    with contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
+        extra = {}
+        if run.arguments and retrain:
+            remove_stale(run.folder)
+            arguments = replace(run.arguments, overwrite=True, progress=False)
+            train(arguments, callbacks=[_progress_callback(lambda f: report(share * f))])
+        if run.arguments:
+            record = read_json(run.folder / "run.json")
+            extra = {key: record[key] for key in ("train_seconds", "trained_parameters", "peak_memory")}
+        started = time.perf_counter()
+        measures = measure(run, evaluations, extra, lambda f: report(share + (1 - share) * f))
+    Path(run.folder / "log.txt").write_text(log.getvalue(), encoding="utf-8")
+    scores = ", ".join(f"{name} {100 * score:.1f}%" for name, score in measures["scores"].items())
+    trained = f"trained {extra['train_seconds']:.0f} s, " if "train_seconds" in extra else ""
+    return f"{scores} ({trained}measured {time.perf_counter() - started:.0f} s)"
+
+
+def _progress_callback(report):
+    from transformers import TrainerCallback
+
+    class Progress(TrainerCallback):
+        def on_step_end(self, args, state, control, **objects):
+            report(state.global_step / max(state.max_steps, 1))
+
+    return Progress()
