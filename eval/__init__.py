@@ -1,0 +1,5 @@
+"""Evaluation: one file a benchmark, each a command that generates completions and then scores them from the file.
+
+Every benchmark shares the option names, the two parts and the output files of `eval.common`, takes its completions from
+`eval.backends`, and states its protocol (prompt, stop, extraction, metric, version) in score.json.
+"""
