@@ -1,6 +1,7 @@
 """Every option of a training run: its default, its unit, its source, and the checks across options.
 
-A config file is flat YAML with these names; an option on the command line overrides it.
+A config file is flat YAML with these names; `extends: FILE` (beside it) takes another config's values first. An option on
+the command line overrides both.
 """
 
 import argparse
@@ -242,7 +243,10 @@ def config_words(file: str | Path) -> list[str]:
     if not isinstance(values, dict):
         raise UserError(f"{file} must hold 'option: value' lines")
     known = [f.name for f in fields(TrainArguments)]
-    words = []
+    parent = values.pop("extends", None)
+    if parent is not None and str(parent) == path.name:
+        raise UserError(f"{file} extends itself; name another config")
+    words = config_words(path.parent / str(parent)) if parent is not None else []
     for key, value in values.items():
         if key not in known:
             raise UserError(f"{file}: unknown option '{key}'{nearest(key, known)}")

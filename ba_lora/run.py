@@ -4,6 +4,7 @@ Nothing is written before the data, the model and the options have been found go
 status "finished"; until then it says "running".
 """
 
+import contextlib
 import logging
 import os
 import shutil
@@ -94,6 +95,8 @@ def train(arguments: TrainArguments, callbacks: Sequence = ()) -> Path:
         trainer.train(resume_from_checkpoint=_checkpoint(arguments, folder))
     if main:
         seconds = time.perf_counter() - started
+        with contextlib.suppress(OSError):  # not there, or not empty
+            (folder / "checkpoints").rmdir()
         kind = "model" if arguments.method == "full" else "adapter"
         export(student, folder / kind)
         if kind == "model":
@@ -103,6 +106,7 @@ def train(arguments: TrainArguments, callbacks: Sequence = ()) -> Path:
         steps = trainer.state.global_step
         ended = {"status": "finished", "steps": steps, "train_seconds": seconds, "peak_memory": memory.peak}
         write_json(folder / "run.json", record | ended)
+        print(f"{folder}: {steps} steps in {seconds:.0f} s, saved as {folder / kind}")
     trainer.accelerator.wait_for_everyone()
     return folder
 

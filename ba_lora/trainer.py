@@ -13,7 +13,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, distributed, nn
 from torch.utils.data import Sampler
-from transformers import Trainer, TrainerCallback
+from tqdm import tqdm
+from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback
 
 from .errors import UserError
 from .objective import TERMS, Objective, ObjectiveModel, counted
@@ -137,6 +138,33 @@ class ObjectiveCallback(TrainerCallback):
         }
 
 
+class StepBar(TrainerCallback):
+    """A progress bar over the optimiser steps that shows the terms of the last logged one."""
+
+    def __init__(self, source: ObjectiveCallback):
+        self.source, self.bar = source, None
+
+    def on_train_begin(self, args, state, control, **objects):
+        if state.is_world_process_zero and not args.disable_tqdm:
+            self.bar = tqdm(
+                total=state.max_steps, initial=state.global_step, desc="train", unit="step", mininterval=0.5
+            )
+
+    def on_step_end(self, args, state, control, **objects):
+        if self.bar is None:
+            return
+        row = self.source.row
+        if row and row["step"] == state.global_step:
+            shown = {name: f"{row[name]:.3g}" for name in ("loss", *TERMS) if row[name] is not None}
+            self.bar.set_postfix(shown, refresh=False)
+        self.bar.update(state.global_step - self.bar.n)
+
+    def on_train_end(self, args, state, control, **objects):
+        if self.bar is not None:
+            self.bar.close()
+            self.bar = None
+
+
 def is_logged(step: int, args, state) -> bool:
     """Whether the step that ends as number `step` is logged: the first, every logging_steps-th, the last."""
     every = max(int(state.logging_steps or args.logging_steps), 1)
@@ -175,6 +203,9 @@ class BALoRATrainer(Trainer):
         super().__init__(model=wrapped, args=args, **options)
         self.objective_callback = ObjectiveCallback(wrapped, metrics)
         self.add_callback(self.objective_callback)
+        for printing in (PrinterCallback, ProgressCallback):
+            self.remove_callback(printing)
+        self.add_callback(StepBar(self.objective_callback))
 
     def _get_train_sampler(self, train_dataset=None) -> Sampler:
         dataset = train_dataset if train_dataset is not None else self.train_dataset

@@ -4,7 +4,6 @@ import json
 
 import pytest
 import torch
-from tests.common import collate, ragged_samples, small_llama
 from peft import PeftModel
 from safetensors import safe_open
 
@@ -12,6 +11,7 @@ from ba_lora.adapters import attach, export, export_merged, load, start_of
 from ba_lora.errors import UserError
 from ba_lora.objective import Objective, ObjectiveModel
 from ba_lora.tiny import MODEL_DIR
+from tests.common import collate, ragged_samples, small_llama
 
 LOW_RANK = ["lora", "pissa", "pissa_niter_4", "ba-lora"]
 

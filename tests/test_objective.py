@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 import torch
-from tests.common import VOCABULARY, collate, ragged_samples, small_llama
 
 from ba_lora.adapters import attach
 from ba_lora.errors import UserError
 from ba_lora.objective import Objective, ObjectiveModel, counted, dense_objective
 from ba_lora.teacher import teacher
+from tests.common import VOCABULARY, collate, ragged_samples, small_llama
 
 ALL_ON = Objective(0.3, 0.2, 0.1, temperature=2.0, top_k=5, svd_k=3, svd_norm="frobenius")
 TOKEN_TERMS = Objective(0.3, 0.2, 0.0, temperature=2.0, top_k=5)

@@ -1,4 +1,4 @@
-"""python -m ba_lora.experiments run|table|tune FILE, or one CONFIG: experiments from their files."""
+"""python -m ba_lora.experiments run|table|tune FILE, figure RUN, or one CONFIG."""
 
 import argparse
 import os
@@ -17,6 +17,8 @@ examples:
     python -m ba_lora.experiments table
   choose each method's learning rate on validation problems
     python -m ba_lora.experiments tune
+  the weights and terms of one run over its steps, as a figure
+    python -m ba_lora.experiments figure runs/embedded/ba-lora-s42
   one run, trained and evaluated, with options of train.py
     python -m ba_lora.experiments one configs/nlg/tiny.yaml --output_dir runs/mine --method pissa
 """
@@ -45,6 +47,12 @@ def make_parser() -> argparse.ArgumentParser:
         if name != "table":
             command.add_argument("--jobs", type=int, default=os.cpu_count(), help="workers at once [one per core]")
             command.add_argument("--overwrite", action="store_true", help="repeat finished runs")
+    figure = commands.add_parser(
+        "figure", help="draw a run's terms and weights", description="draw a run's terms and weights"
+    )
+    figure.add_argument("run", help="run folder, or a metrics.jsonl")
+    figure.add_argument("--output", help="file to write, .png or .pdf [RUN/terms.png]")
+    figure.add_argument("--debug", action="store_true", help="show the traceback of an error")
     one = commands.add_parser(
         "one", help="train one config and evaluate it", description="train one config and evaluate it"
     )
@@ -61,6 +69,11 @@ def main() -> int:
         return train_and_evaluate(arguments.config, rest)
     if rest:
         raise UserError(f"unknown option {rest[0]}; see --help")
+    if arguments.command == "figure":
+        from .figure import draw_terms
+
+        print(f"Saved as {draw_terms(arguments.run, arguments.output)}")
+        return 0
     for name in ("seeds", "jobs"):
         if (getattr(arguments, name, None) or 1) < 1:
             raise UserError(f"--{name} must be at least 1, got {getattr(arguments, name)}")
