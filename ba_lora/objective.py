@@ -127,24 +127,27 @@ def dense_objective(
     loss = task + λ1·consistency + λ2·diversity + λ3·spectrum_scale·spectrum.
     """
     rows = len(targets)
-    num_items = rows if num_items is None else num_items
-    share = rows / (torch.clamp(num_items, min=1) if isinstance(num_items, Tensor) else max(num_items, 1))
+    items = rows if num_items is None else num_items
+    items = items.clamp(min=1) if isinstance(items, Tensor) else max(items, 1)
     lambda1, lambda2, lambda3 = lambdas
     working = regularizers.working(logits)
-    if rows:
-        terms = dict.fromkeys(TERMS, None) | {"task": cross_entropy(working, targets, reduction="mean") * share}
-    else:
-        terms = dict.fromkeys(TERMS, None) | {"task": working.sum() * 0.0}
+
+    def per_item(mean: Tensor) -> Tensor:
+        """From the mean over these rows to their sum over the rows of the step."""
+        return mean * rows / items
+
+    terms: dict[str, Tensor | None] = dict.fromkeys(TERMS)
+    terms["task"] = cross_entropy(working, targets, reduction="sum") / items if rows else working.sum() * 0.0
     if lambda1 > 0 or (all_terms and teacher_logits is not None):
         if objective.consistency == "kl":
-            terms["consistency"] = regularizers.consistency_kl(logits, teacher_logits, objective.temperature) * share
+            terms["consistency"] = per_item(regularizers.consistency_kl(logits, teacher_logits, objective.temperature))
         else:
-            terms["consistency"] = regularizers.consistency_mse(logits, teacher_logits) * share
+            terms["consistency"] = per_item(regularizers.consistency_mse(logits, teacher_logits))
     if lambda2 > 0 or all_terms:
         if objective.diversity == "entropy":
-            terms["diversity"] = regularizers.diversity_entropy(logits, objective.top_k) * share
+            terms["diversity"] = per_item(regularizers.diversity_entropy(logits, objective.top_k))
         else:
-            terms["diversity"] = regularizers.diversity_covariance(logits) * share
+            terms["diversity"] = per_item(regularizers.diversity_covariance(logits))
     if lambda3 > 0 or all_terms:
         terms["spectrum"] = regularizers.svd_ratio(logits, objective.svd_k, objective.svd_norm)
     scales = {"task": 1.0, "consistency": lambda1, "diversity": lambda2, "spectrum": lambda3 * spectrum_scale}

@@ -19,8 +19,9 @@ from transformers.trainer_utils import get_last_checkpoint
 from . import provenance
 from .adapters import attach, export, export_merged, trained_parameters
 from .arguments import TrainArguments, as_config
+from .data.cache import load_samples
 from .data.collator import PadRight
-from .data.instruction import check_template, encode_pairs, read_pairs
+from .data.instruction import check_template, read_pairs
 from .errors import UserError
 from .files import digest, read_json, write_json
 from .models import load_model, load_tokenizer
@@ -44,7 +45,7 @@ def train(arguments: TrainArguments, callbacks: Sequence = ()) -> Path:
     fields = tuple(arguments.fields) if arguments.fields else None
     pairs = read_pairs(arguments.data, fields, arguments.limit)
     tokenizer = load_tokenizer(arguments.model)
-    samples, data = encode_pairs(tokenizer, template, pairs, arguments.max_length)
+    samples, data = load_samples(tokenizer, template, pairs, arguments.max_length)
     model = load_model(arguments.model, arguments.dtype)
     student = attach(
         model,

@@ -10,6 +10,12 @@ import pytest
 from ba_lora.models import load_model, load_tokenizer
 
 
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory):
+    """Nothing is left in the user's cache, and nothing is taken from it."""
+    os.environ["BA_LORA_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
 @pytest.fixture(scope="session")
 def tiny_tokenizer():
     return load_tokenizer("tiny")

@@ -7,6 +7,7 @@ import pyarrow.parquet
 import pytest
 from transformers import AutoTokenizer
 
+from ba_lora.data.cache import load_samples
 from ba_lora.data.collator import PadRight
 from ba_lora.data.instruction import (
     TEMPLATES,
@@ -97,6 +98,25 @@ def test_the_data_hash_follows_content_and_order(tokenizer):
 
     assert hashed([("a", "1"), ("b", "2")]) == hashed([("a", "1"), ("b", "2")])
     assert hashed([("a", "1"), ("b", "2")]) != hashed([("b", "2"), ("a", "1")])
+
+
+def test_samples_are_encoded_once_for_the_same_content(tokenizer, tmp_path, monkeypatch):
+    monkeypatch.setenv("BA_LORA_CACHE", str(tmp_path))
+    calls = []
+
+    def spy(*arguments):
+        calls.append(arguments)
+        return encode_pairs(*arguments)
+
+    monkeypatch.setattr("ba_lora.data.cache.encode_pairs", spy)
+    pairs = [("a", "1"), ("b", "")]
+    first, report = load_samples(tokenizer, PLAIN, pairs, 200)
+    again, report_again = load_samples(tokenizer, PLAIN, list(pairs), 200)
+    assert len(calls) == 1 and list(first) == list(again) and report == report_again
+    assert list(first) == [encode_sample(tokenizer, PLAIN, "a", "1", 200)] and report["no_response"] == 1
+    for changed in [(TEMPLATES["alpaca"], pairs, 200), (PLAIN, [("a", "2")], 200), (PLAIN, pairs, 63)]:
+        load_samples(tokenizer, *changed)
+    assert len(calls) == 4
 
 
 ROWS = [{"question": f"q{i}", "answer": f"a{i} #### {i}", "extra": i} for i in range(5)]

@@ -1,0 +1,77 @@
+"""The README's code and commands work as they stand; commands that take minutes run with less data."""
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import transformers
+
+import ba_lora
+from tests.common import collate, ragged_samples, small_llama
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+SNIPPETS = re.findall(r"```python\n(.*?)```", README, flags=re.S)
+COMMANDS = [line for block in re.findall(r"```sh\n(.*?)```", README, flags=re.S) for line in block.splitlines()]
+
+# What makes a command short, by its beginning. A command that is not listed here runs as it is.
+SHORT = {
+    "sh scripts/ba-lora.sh --seeds": ["--help"],
+    "sh scripts/ba-lora.sh configs": ["--limit", "64", "--eval_limit", "8"],
+    "python train.py": ["--limit", "64"],
+    "python -m eval.gsm8k --model": ["--limit", "8", "--max_new_tokens", "96"],
+    "python -m ba_lora.experiments table": ["--help"],
+    "python -m ba_lora.experiments tune": ["--help"],
+    "python -m ba_lora.tiny.pretrain": ["--steps", "2", "--batch_size", "16"],
+}
+
+
+def test_there_are_snippets_and_commands_to_check():
+    assert len(SNIPPETS) == 2 and len(COMMANDS) >= 9
+    assert all(len(snippet.strip().splitlines()) <= 10 for snippet in SNIPPETS)
+
+
+@pytest.mark.parametrize("snippet", SNIPPETS, ids=["our trainer", "stock trainer"])
+def test_library_snippets_train_and_export(snippet, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = {
+        "ba_lora": ba_lora,
+        "transformers": transformers,
+        "model": small_llama(),
+        "dataset": ragged_samples(8),
+        "collator": collate,
+        "args": transformers.TrainingArguments(
+            output_dir="out",
+            max_steps=2,
+            report_to="none",
+            use_cpu=True,
+            save_strategy="no",
+            remove_unused_columns=False,
+        ),
+    }
+    exec(snippet, names)
+    assert (tmp_path / "adapter" / "adapter_model.safetensors").exists()
+
+
+def test_every_command_runs_in_the_order_of_the_readme(tmp_path):
+    """One after another, because later ones read what earlier ones wrote; runs/ is put aside into a temporary folder."""
+    for command in COMMANDS:
+        words = shlex.split(command)
+        words += next((extra for start, extra in SHORT.items() if command.startswith(start)), [])
+        words = [word.replace("runs/", f"{tmp_path}/", 1) if word.startswith("runs/") else word for word in words]
+        if words[0] == "python":
+            words[0] = sys.executable
+        else:  # scripts/ba-lora.sh only adds the set-up, which has a test of its own
+            assert words[:2] == ["sh", "scripts/ba-lora.sh"]
+            words = [
+                sys.executable,
+                "-m",
+                "ba_lora.experiments",
+                "run" if words[2].startswith("-") else "one",
+                *words[2:],
+            ]
+        done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=200)
+        assert done.returncode == 0, f"{command}\n{done.stderr[-1500:]}"

@@ -1,0 +1,74 @@
+"""The set-up that the shell commands share, with a fake interpreter: what it makes, and that it installs once."""
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+FAKE = """#!/bin/sh
+echo "$@" >> "$CALLS"
+case "$*" in
+*"-m venv"*) for last; do :; done; mkdir -p "$last/bin"; cp "$0" "$last/bin/python"; touch "$last/pyvenv.cfg" ;;
+esac
+"""
+
+pytestmark = pytest.mark.skipif(shutil.which("sh") is None, reason="no POSIX shell on this machine")
+
+
+@pytest.fixture
+def checkout(tmp_path):
+    """scripts/ and requirements.txt beside a python3 that writes down how it is called."""
+    shutil.copytree(ROOT / "scripts", tmp_path / "scripts")
+    shutil.copy(ROOT / "requirements.txt", tmp_path)
+    (tmp_path / "bin").mkdir()
+    fake = tmp_path / "bin" / "python3"
+    fake.write_text(FAKE)
+    fake.chmod(0o755)
+    return tmp_path
+
+
+def call(checkout, *words, **variables):
+    kept = {k: v for k, v in os.environ.items() if k not in ("VIRTUAL_ENV", "CONDA_PREFIX", "CONDA_DEFAULT_ENV")}
+    environment = kept | {"PATH": f"{checkout}/bin:/usr/bin:/bin", "CALLS": f"{checkout}/calls"} | variables
+    (checkout / "calls").write_text("")
+    done = subprocess.run(["sh", *words], cwd=checkout, env=environment, capture_output=True, text=True, timeout=60)
+    return done, (checkout / "calls").read_text()
+
+
+def test_a_fresh_checkout_gets_an_environment_and_the_pinned_requirements_once(checkout):
+    done, calls = call(checkout, "scripts/ba-lora.sh", "--seeds", "1")
+    assert done.returncode == 0, done.stderr
+    assert "-m venv" in calls and "pip install" in calls and "-r requirements.txt" in calls
+    assert calls.splitlines()[-1] == "-m ba_lora.experiments run --seeds 1"
+    _, again = call(checkout, "scripts/ba-lora.sh", "configs/nlg/tiny.yaml", "--rank", "4")
+    assert again.splitlines() == ["-m ba_lora.experiments one configs/nlg/tiny.yaml --rank 4"]
+    (checkout / "requirements.txt").write_text("changed")
+    assert "pip install" in call(checkout, "scripts/test.sh")[1]
+
+
+def test_an_active_environment_is_used(checkout):
+    (checkout / "mine" / "bin").mkdir(parents=True)
+    shutil.copy(checkout / "bin" / "python3", checkout / "mine" / "bin" / "python")
+    done, calls = call(checkout, "scripts/test.sh", VIRTUAL_ENV=f"{checkout}/mine")
+    assert done.returncode == 0 and "-m venv" not in calls and not (checkout / ".venv").exists()
+    assert calls.splitlines()[-1] == "-m pytest -m not slow"
+    assert call(checkout, "scripts/test.sh", "slow", "-x", VIRTUAL_ENV=f"{checkout}/mine")[1].endswith(
+        "-m pytest -m slow -x\n"
+    )
+
+
+def test_a_missing_python_and_a_missing_venv_module_are_said_in_one_line(checkout):
+    tools = checkout / "tools"
+    tools.mkdir()
+    for name in ("sh", "dirname", "cmp", "cp", "mkdir", "touch"):
+        (tools / name).symlink_to(shutil.which(name))
+    done, _ = call(checkout, "scripts/ba-lora.sh", PATH=str(tools))
+    assert done.returncode == 2 and done.stderr.startswith("error: no Python 3.10 or newer was found")
+    assert len(done.stderr.splitlines()) == 1
+    (tools / "python3").write_text('#!/bin/sh\ncase "$*" in *venv*) exit 1 ;; esac\n')
+    (tools / "python3").chmod(0o755)
+    done, _ = call(checkout, "scripts/ba-lora.sh", PATH=str(tools))
+    assert done.returncode == 2 and "has no venv module; install it" in done.stderr
