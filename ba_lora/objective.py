@@ -198,6 +198,7 @@ class ObjectiveModel(nn.Module):
         self.spectrum_scale = 1.0 / (micro_batches * ranks)
         self.keep_gradients = keep_gradients and self.gradient_norms
         self.sums: dict[str, Tensor] = {}  # over this process's micro-batches; spectrum and lambda1 already averaged
+        self.rows: Tensor | int = 0  # counted tokens, likewise
         self.gradients: dict[str, list[Tensor]] = {}
 
     def forward(self, input_ids=None, attention_mask=None, labels=None, num_items_in_batch=None, **inputs):
@@ -225,6 +226,7 @@ class ObjectiveModel(nn.Module):
             all_terms=self.all_terms,
         )
         if self.training:
+            self.rows = self.rows + mask.sum()
             self._record(terms, lambdas[0], output.loss)
         return output
 

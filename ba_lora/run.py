@@ -38,6 +38,8 @@ def train(arguments: TrainArguments, callbacks: Sequence = ()) -> Path:
     if _is_finished(arguments, folder):
         logger.warning("%s holds this run, finished: nothing to do", folder)
         return folder
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else DeepSpeed, once imported, prints that it found no other
     ranks = int(os.environ.get("WORLD_SIZE", 1))
     accumulation = arguments.accumulation(ranks)
     template = check_template(arguments.template)

@@ -17,6 +17,7 @@ from tqdm import tqdm
 from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback
 
 from .errors import UserError
+from .files import atomic_write
 from .objective import TERMS, Objective, ObjectiveModel, counted
 from .teacher import initial_copy
 
@@ -60,7 +61,7 @@ class ObjectiveCallback(TrainerCallback):
             raise UserError(
                 "average_tokens_across_devices must stay True: the objective counts the rows of all processes"
             )
-        self.started, self.tokens = time.perf_counter(), 0
+        self.started, self.tokens, self.rows = time.perf_counter(), 0, 0
         if self.metrics and args.process_index == 0:
             self._forget_from(state.global_step)
 
@@ -68,8 +69,8 @@ class ObjectiveCallback(TrainerCallback):
         """Keep the lines up to `step` (a resumed run writes the later ones again)."""
         lines = self.metrics.read_text().splitlines() if step and self.metrics.exists() else []
         kept = [line for line in lines if json.loads(line)["step"] <= step]
-        self.metrics.parent.mkdir(parents=True, exist_ok=True)
-        self.metrics.write_text("".join(line + "\n" for line in kept))
+        with atomic_write(self.metrics) as file:
+            file.writelines(line + "\n" for line in kept)
         if kept:
             last = json.loads(kept[-1])
             self.tokens, self.started = last["tokens"], self.started - last["seconds"]
@@ -100,8 +101,7 @@ class ObjectiveCallback(TrainerCallback):
     def on_step_end(self, args, state, control, **objects):
         if not self.model.sums:
             return
-        rows = getattr(self.model, "step_rows", None)
-        self.tokens += int(rows) if rows is not None else 0
+        self.rows = self.rows + self.model.rows  # a tensor: no wait for the device before a step is logged
         if not is_logged(state.global_step, args, state):
             return
         self.row = {"step": state.global_step, **self._reduced()}
@@ -116,10 +116,12 @@ class ObjectiveCallback(TrainerCallback):
         """The step's loss, terms and weights, over all processes."""
         names = ("loss", *TERMS, "lambda1")
         present = [name for name in names if name in self.model.sums]
-        values = torch.stack([self.model.sums[name].float() for name in present])
+        values = torch.stack([*(self.model.sums[name].double() for name in present), self.rows.double()])
         if distributed.is_available() and distributed.is_initialized():
             distributed.all_reduce(values)
-        row = dict.fromkeys(names) | dict(zip(present, values.tolist(), strict=True))
+        *values, rows = values.tolist()
+        self.tokens, self.rows = self.tokens + int(rows), 0
+        row = dict.fromkeys(names) | dict(zip(present, values, strict=True))
         if self.model.objective.lambda1_schedule != "adaptive":
             row["lambda1"] = self.model.lambdas[0]
         return row | {"lambda2": self.model.lambdas[1], "lambda3": self.model.lambdas[2]}
@@ -216,9 +218,7 @@ class BALoRATrainer(Trainer):
         if not batch_samples:
             return None
         rows = sum(counted(batch["labels"]).sum() for batch in batch_samples).to(device)
-        rows = self.accelerator.gather(rows).sum() if self.args.world_size > 1 else rows
-        self.objective_callback.model.step_rows = rows
-        return rows
+        return self.accelerator.gather(rows).sum() if self.args.world_size > 1 else rows
 
     def log(self, logs: dict, *more, **options) -> None:
         """Add the objective's terms to what transformers logs of a step."""

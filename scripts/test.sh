@@ -2,7 +2,7 @@
 # The tests.
 #   sh scripts/test.sh [PYTEST OPTION ...]     the fast tier: processor only, no downloads, a few minutes
 #   sh scripts/test.sh slow                    the slow tier: the main job and its like
-# Without a POSIX shell: pip install -r requirements.txt, then python -m pytest -m "not slow".
+# Without a POSIX shell: pip install -r requirements.txt, then python -m pytest -n 2 -m "not slow".
 set -eu
 cd "$(dirname "$0")/.."
 . scripts/environment.sh
@@ -11,4 +11,6 @@ if [ "${1:-}" = slow ]; then
     tier=slow
     shift
 fi
-exec "$PYTHON" -m pytest -m "$tier" "$@"
+OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} # two workers of one thread each; small models run best so
+export OMP_NUM_THREADS
+exec "$PYTHON" -m pytest -n 2 --dist loadfile -m "$tier" "$@"
