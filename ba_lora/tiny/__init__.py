@@ -1,0 +1,10 @@
+"""The embedded model: a Llama-architecture model of about 2M parameters that `pretrain.py` trained from nothing.
+
+`MODEL_DIR` opens with AutoModelForCausalLM and AutoTokenizer like any other folder. The tokenizer is a byte-level BPE:
+it encodes any text, and a digit is always one token. It adds no beginning-of-sequence token; `<s>` is only
+reserved. Training adds `</s>` after a response, and generation stops there.
+"""
+
+from pathlib import Path
+
+MODEL_DIR = Path(__file__).parent / "model"
