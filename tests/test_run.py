@@ -99,12 +99,12 @@ def test_a_folder_that_holds_a_run_is_kept_unless_told_otherwise(tmp_path):
         UserError, match="holds a run already; add --resume to continue it or --overwrite to replace it"
     ):
         run(folder)
-    with pytest.raises(UserError, match="learning_rate is 0.5 and was 0.002"):
+    with pytest.raises(UserError, match="learning_rate is 0.5 and was 0.004"):
         run(folder, "--resume", "--learning_rate", "0.5")
     assert run(folder, "--resume") == folder  # finished: nothing to do
     assert (folder / "adapter" / "adapter_model.safetensors").read_bytes() == before
     (folder / "notes.txt").write_text("mine")
-    run(folder, "--overwrite", "--learning_rate", "0.004")
+    run(folder, "--overwrite", "--learning_rate", "0.002")
     assert (folder / "notes.txt").read_text() == "mine"
     assert (folder / "adapter" / "adapter_model.safetensors").read_bytes() != before
 
