@@ -45,7 +45,10 @@ def test_every_shipped_experiment_parses(file, monkeypatch):
     monkeypatch.chdir(ROOT)
     experiment = read_experiment(file)
     assert len({run.folder for run in experiment.runs}) == len(experiment.runs) > 1
-    assert experiment.evaluations and tuning_runs(file).runs
+    assert experiment.evaluations and {experiment.compare["method"], *experiment.compare["against"]} <= {
+        run.method for run in experiment.runs
+    }
+    assert not experiment.tuning or tuning_runs(file).runs
 
 
 def test_runs_have_stable_names_and_the_base_is_measured_once(small):

@@ -26,7 +26,7 @@ def test_the_main_job_fills_its_table_and_ba_lora_learns(tmp_path):
     assert table in done.stdout
     for method in ("full", "lora", "pissa", "ba-lora"):
         cells = re.search(rf"^\| {method} \|(.*)\|$", table, flags=re.M)[1].split("|")
-        assert len(cells) == 8 and all(re.match(r" [\d.,]+", cell) for cell in cells), cells
+        assert len(cells) == 9 and all(re.match(r" [\d.,e-]+", cell) for cell in cells), cells
     assert table.count("(right)") + table.count("(wrong)") == 15
     for other in ("pissa", "lora"):
         assert re.search(rf"ba-lora − {other}: [+-]\d+\.\d \[[+-]\d+\.\d, [+-]\d+\.\d\]", table)

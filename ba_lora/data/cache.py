@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-from datasets import Dataset, load_from_disk
+from datasets import Dataset, disable_progress_bars, load_from_disk
 
 from ..files import atomic_folder, digest, read_json, write_json
 from .instruction import Template, encode_pairs
@@ -32,6 +32,7 @@ def load_samples(tokenizer, template: Template, pairs, max_length: int) -> tuple
     folder = cache_home() / "samples" / digest(key)
     if not (folder / "report.json").is_file():
         samples, report = encode_pairs(tokenizer, template, pairs, max_length)
+        disable_progress_bars()  # the encoding has its own
         with atomic_folder(folder) as place:
             Dataset.from_list(samples).save_to_disk(place)
             write_json(place / "report.json", report)

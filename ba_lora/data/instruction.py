@@ -10,6 +10,8 @@ import logging
 from dataclasses import dataclass
 from pathlib import Path
 
+from tqdm import tqdm
+
 from ..errors import UserError, choose
 from ..files import digest, read_json
 
@@ -174,7 +176,7 @@ def encode_pairs(tokenizer, template: Template, pairs, max_length: int) -> tuple
     `hash` is that of the token ids kept, in their order: the identity of the training data.
     """
     samples, empty, truncated = [], 0, 0
-    for instruction, response in pairs:
+    for instruction, response in tqdm(pairs, desc="encode", unit="sample", disable=len(pairs) < 5000):
         sample = encode_sample(tokenizer, template, instruction, response, max_length)
         if sample is None:
             empty += 1

@@ -40,7 +40,10 @@ def draw_terms(run: str, output: str | None = None) -> Path:
     for name, weight in WEIGHTS.items():
         values = [row[name] if row[name] is not None else float("nan") for row in rows]
         panels[name].plot(steps, values, color=COLOURS[name], marker=".", markersize=3)
-        panels["weights"].plot(steps, [row[weight] for row in rows], color=COLOURS[name], label=f"{weight} ({name})")
+        style = "--" if name == "spectrum" else "-"  # lambda2 and lambda3 often lie on each other
+        panels["weights"].plot(
+            steps, [row[weight] for row in rows], style, color=COLOURS[name], label=f"{weight} ({name})"
+        )
         added = [row[weight] * value for row, value in zip(rows, values, strict=True)]
         panels["share of the loss"].plot(steps, added, color=COLOURS[name], label=f"{weight} · {name}")
     panels["loss and task"].set_ylabel("nats per token")

@@ -46,14 +46,15 @@ def _cell(values: list[float | None], scale: float, digits: int) -> str:
 def _rows(experiment: Experiment, results: dict) -> str:
     names = [evaluation.name for evaluation in experiment.evaluations]
     head = ["method", *(f"{name} %" for name in names), "text loss", "KL to base"]
-    head += ["trained parameters", "train s", "peak GB"]
+    head += ["learning rate", "trained parameters", "train s", "peak GB"]
     lines = [head, ["---"] + ["---:"] * (len(head) - 1)]
     for method, runs in results.items():
         measures = [measured for _, measured in runs]
         cells = [method, *(_cell([m["scores"][name] for m in measures], 100, 1) for name in names)]
         cells += [_cell([m["text_loss"] for m in measures], 1, 3), _cell([m["kl_to_base"] for m in measures], 1, 3)]
-        parameters = measures[0].get("trained_parameters", 0)
-        cells += [f"{parameters:,}", _cell([m.get("train_seconds") for m in measures], 1, 0)]
+        arguments, parameters = runs[0][0].arguments, measures[0].get("trained_parameters", 0)
+        cells += [f"{arguments.learning_rate:g}" if arguments else "–", f"{parameters:,}"]
+        cells += [_cell([m.get("train_seconds") for m in measures], 1, 0)]
         cells += [_cell([m.get("peak_memory") for m in measures], 1e-9, 2)]
         lines.append(cells)
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
@@ -103,6 +104,9 @@ def _comparisons(experiment: Experiment, results: dict) -> str:
     shows += ". What it does not show: that one method is better than another on a real model. "
     if not all(apart):
         shows += "Differences between the methods here may be noise. "
+    shows += (
+        "The intervals do not cover how the learning rates were chosen: that is a source of differences of its own. "
+    )
     shows += f"One model of about 2M parameters, one generated task, {len(experiment.seeds)} seed(s)."
     return "\n".join([*lines, "", shows])
 
