@@ -5,9 +5,10 @@ from ba_lora.errors import run_cli
 
 def main() -> None:
     from ba_lora.arguments import parse
-    from ba_lora.run import train
+    from ba_lora.run import leave_processes, train
 
     train(parse())
+    leave_processes()
 
 
 if __name__ == "__main__":

@@ -114,6 +114,12 @@ def train(arguments: TrainArguments, callbacks: Sequence = ()) -> Path:
     return folder
 
 
+def leave_processes() -> None:
+    """End the process group, once nothing more will be trained: threads that outlive it can abort the exit."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
 def training_arguments(arguments: TrainArguments, accumulation: int) -> TrainingArguments:
     """Our options in transformers' words."""
     return TrainingArguments(

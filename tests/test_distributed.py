@@ -34,4 +34,5 @@ def test_two_processes_train_as_one(tmp_path, method):
     assert ((one["end"] - two["end"]).norm() / update).item() <= 1e-5
     for a, b in zip(metrics_one, metrics_two, strict=True):
         for name in ("loss", "task", "consistency", "diversity", "spectrum", "lambda1", "lr", "tokens"):
-            assert a[name] == pytest.approx(b[name], rel=1e-4, abs=1e-7), (a["step"], name)
+            # abs: a KL near 0 is a small difference of float32 logarithms
+            assert a[name] == pytest.approx(b[name], rel=1e-4, abs=1e-6), (a["step"], name)

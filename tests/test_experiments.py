@@ -24,7 +24,7 @@ config: CONFIG
 methods:
   base: {}
   lora: {method: lora, limit: 64, learning_rate: 4e-3}
-  ba-lora: {method: ba-lora, limit: 64, learning_rate: 2e-3}
+  ba-lora: {method: ba-lora, limit: 64}
 seeds: [42, 1024]
 evaluate:
   test: {data: "tinymath:test", limit: 12}

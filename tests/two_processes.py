@@ -7,6 +7,7 @@ import torch
 
 from ba_lora.adapters import attach
 from ba_lora.objective import Objective
+from ba_lora.run import leave_processes
 from ba_lora.trainer import BALoRATrainer
 from tests.common import collate, ragged_samples, small_llama
 from tests.test_trainer import arguments
@@ -33,3 +34,4 @@ def main(folder: Path, accumulation: int, method: str) -> None:
 
 if __name__ == "__main__":
     main(Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3])
+    leave_processes()
