@@ -8,6 +8,7 @@ import contextlib
 import logging
 import os
 import shutil
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -115,9 +116,19 @@ def train(arguments: TrainArguments, callbacks: Sequence = ()) -> Path:
 
 
 def leave_processes() -> None:
-    """End the process group, once nothing more will be trained: threads that outlive it can abort the exit."""
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
+    """End this process with status 0, if it is one of several on processors, once nothing more will be trained.
+
+    Gloo's threads outlive destroy_process_group (the wrapped model holds the group); one that drops a tensor while the
+    interpreter shuts down aborts the process, and torchrun then reports a failed run after all work was done. So the
+    interpreter's shut-down is left out. Everything has been written by then.
+    """
+    distributed = torch.distributed
+    if distributed.is_available() and distributed.is_initialized() and distributed.get_backend() == "gloo":
+        distributed.barrier()
+        distributed.destroy_process_group()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)
 
 
 def training_arguments(arguments: TrainArguments, accumulation: int) -> TrainingArguments:
