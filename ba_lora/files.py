@@ -9,6 +9,13 @@ from contextlib import contextmanager
 from pathlib import Path
 
 
+def cache_home() -> Path:
+    """$BA_LORA_CACHE, else ba-lora in the user's cache folder."""
+    if os.environ.get("BA_LORA_CACHE"):
+        return Path(os.environ["BA_LORA_CACHE"])
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ba-lora"
+
+
 @contextmanager
 def atomic_write(path: str | os.PathLike) -> Iterator:
     """Open a text file (UTF-8) for writing; it appears at `path` only if the block ends without an exception."""

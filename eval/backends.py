@@ -13,6 +13,7 @@ import torch
 from tqdm import tqdm
 from transformers import GenerationConfig
 
+from ba_lora.data.instruction import decode_after
 from ba_lora.errors import UserError, choose
 
 ROUND_TOKENS = (
@@ -36,24 +37,27 @@ def generate(
     max_new_tokens: int,
     batch_size: int = 64,
     progress: bool = True,
+    end: int | None = None,
 ) -> list[Completion]:
     """Greedy completions of `prompts` (token ids), in their order, with transformers.
 
     Prompts are sorted by length and padded on the left. Generation runs in rounds: after ROUND_TOKENS new tokens those
     that ended leave, and the rest is batched anew, so a single rambling row does not hold up its whole batch. A completion
-    ends at the tokenizer's end-of-sequence token, the one that training ends a response with, whatever the model's own
-    generation_config says; that token is counted but not part of the text.
+    ends at the token `end` (default: the tokenizer's end of sequence), the one that training ends a response with, whatever
+    the model's own generation_config says; that token is counted but not part of the text.
 
     Raises UserError if the tokenizer has no end-of-sequence token, or a prompt fills the model's positions.
     """
-    if tokenizer.eos_token_id is None:
+    end = tokenizer.eos_token_id if end is None else end
+    if end is None:
         raise UserError("the tokenizer has no end-of-sequence token, so no completion can end; set tokenizer.eos_token")
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else end
     rooms = [_room(model, prompt, max_new_tokens) for prompt in prompts]
     written: list[list[int]] = [[] for _ in prompts]
     pending = list(range(len(prompts)))
     ended = set()
     with (
-        _greedy_config(model, tokenizer),
+        _greedy_config(model, end, pad),
         tqdm(total=len(prompts), desc="generate", unit="prompt", disable=None if progress else True) as bar,
     ):
         while pending:
@@ -61,9 +65,9 @@ def generate(
             for rows in _batches(pending, [len(prompt) for prompt in prompts], batch_size):
                 steps = min(ROUND_TOKENS, *(rooms[row] - len(written[row]) for row in rows))
                 inputs = [[*prompts[row], *written[row]] for row in rows]
-                for row, tokens in zip(rows, _extend(model, tokenizer, inputs, steps), strict=True):
+                for row, tokens in zip(rows, _extend(model, inputs, steps, end, pad), strict=True):
                     written[row] += tokens
-                    if tokens[-1] == tokenizer.eos_token_id:
+                    if tokens[-1] == end:
                         ended.add(row)
                     if row in ended or len(written[row]) >= rooms[row]:
                         bar.update()
@@ -71,9 +75,7 @@ def generate(
                         remaining.append(row)
             pending = remaining
     texts = [
-        tokenizer.decode(
-            tokens[:-1] if row in ended else tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False
-        )
+        decode_after(tokenizer, prompts[row], tokens[:-1] if row in ended else tokens, skip_special_tokens=True)
         for row, tokens in enumerate(written)
     ]
     return [Completion(text, "stop" if row in ended else "length", len(written[row])) for row, text in enumerate(texts)]
@@ -99,29 +101,25 @@ def _batches(rows: list[int], lengths: list[int], batch_size: int) -> Iterator[l
 
 
 @torch.inference_mode()
-def _extend(model, tokenizer, inputs: list[list[int]], steps: int) -> list[list[int]]:
-    """The next tokens of each row: `steps` of them, or fewer with the end-of-sequence token as the last."""
-    eos = tokenizer.eos_token_id
+def _extend(model, inputs: list[list[int]], steps: int, end: int, pad: int) -> list[list[int]]:
+    """The next tokens of each row: `steps` of them, or fewer with `end` as the last."""
     width = max(map(len, inputs))
-    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else eos
     device = next(model.parameters()).device
     ids = torch.tensor([[pad] * (width - len(row)) + row for row in inputs], device=device)  # (B, T)
     mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in inputs], device=device)  # (B, T)
     output = model.generate(input_ids=ids, attention_mask=mask, max_new_tokens=steps)
     rows = output[:, width:].tolist()
-    return [row[: row.index(eos) + 1] if eos in row else row for row in rows]
+    return [row[: row.index(end) + 1] if end in row else row for row in rows]
 
 
 @contextmanager
-def _greedy_config(model, tokenizer):
+def _greedy_config(model, end: int, pad: int):
     """Give the model (and, under an adapter, the models inside) a plain greedy generation config; restore theirs after.
 
     A config that is passed to `generate` is completed from the model's own, repetition penalty included; replacing it is
     what makes decoding greedy for every checkpoint. The model is in evaluation mode meanwhile.
     """
-    eos = tokenizer.eos_token_id
-    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else eos
-    plain = GenerationConfig(do_sample=False, num_beams=1, use_cache=True, eos_token_id=eos, pad_token_id=pad)
+    plain = GenerationConfig(do_sample=False, num_beams=1, use_cache=True, eos_token_id=end, pad_token_id=pad)
     owners = [module for module in model.modules() if "generation_config" in vars(module)]
     before = [module.generation_config for module in owners]
     training = [module for module in model.modules() if module.training]

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import ba_lora
-from ba_lora.data.instruction import TEMPLATES, Template, check_template, template_of
+from ba_lora.data.templates import NAMES, Template, check_template, default_template, make_template, template_of
 from ba_lora.errors import UserError, choose
 from ba_lora.files import atomic_write, read_json, write_json
 
@@ -47,7 +47,7 @@ def add_options(parser: argparse.ArgumentParser, protocols: Iterable[str], max_n
     add("--protocol", default="ba-lora", help=f"one of: {', '.join(protocols)} (default: %(default)s)")
     add(
         "--template",
-        help=f"prompt template, one of: {', '.join(TEMPLATES)} (default: the run's own; tiny: plain; else alpaca)",
+        help=f"prompt template, one of: {', '.join(NAMES)} (default: the run's own; tiny: plain; else alpaca)",
     )
     add("--backend", default="transformers", help="transformers, vllm or openai (default: %(default)s)")
     add(
@@ -115,7 +115,8 @@ def open_subject(
     from ba_lora.adapters import find_run, load
     from ba_lora.models import load_model, load_tokenizer
 
-    chosen = check_template(template) if template else None
+    if template:
+        check_template(template)
     base, trained = find_base(model, adapter), adapter or _trained(model)
     if trained is None:
         opened, tokenizer, recorded = load_model(model, dtype), load_tokenizer(model), None
@@ -123,8 +124,9 @@ def open_subject(
         opened = load(trained, base=model if adapter else None, dtype=dtype)
         saved, recorded = find_run(trained)[0], template_of(trained)
         tokenizer = load_tokenizer(str(saved) if (saved / "tokenizer_config.json").is_file() else base)
-    default = TEMPLATES["plain" if base == "tiny" else "alpaca"]
-    return Subject(_to_accelerator(opened), tokenizer, chosen or recorded or default, base)
+    if template or not recorded:
+        recorded = make_template(template or default_template(base), tokenizer)
+    return Subject(_to_accelerator(opened), tokenizer, recorded, base)
 
 
 def _trained(name: str) -> str | None:
@@ -209,7 +211,7 @@ def generation_facts(
         "dtype": args.dtype,
         "backend": args.backend,
         "backend_version": backend_version(args.backend),
-        "stop": [subject.tokenizer.eos_token],
+        "stop": [subject.template.end or subject.tokenizer.eos_token],
         "sampling": {"temperature": 0, "max_new_tokens": args.max_new_tokens, "batch_size": args.batch_size},
         "seconds": round(seconds, 2),
         "tokens_per_second": round(sum(record["tokens"] for record in records) / seconds, 1),

@@ -10,13 +10,17 @@ import argparse
 import time
 from collections import Counter
 
-from ba_lora.data.instruction import encode_prompt, read_records
-from ba_lora.data.tinymath import SPLITS, generate
-from ba_lora.errors import UserError, choose, run_cli
+from ba_lora.data.formats import question
+from ba_lora.data.instruction import encode_prompt
+from ba_lora.data.sources import read_table, tinymath_rows
+from ba_lora.data.templates import end_id, turns
+from ba_lora.data.tinymath import SPLITS
+from ba_lora.errors import UserError, run_cli
 
 from . import common
 from .answers import PROTOCOLS, extract_answer, parse_number, same_number
 
+GSM8K = "openai/gsm8k:main"  # on the hub
 TINYMATH_PROBLEMS = 500  # of a generated split, unless --limit says otherwise
 
 EXAMPLES = """\
@@ -34,6 +38,11 @@ examples:
 or a generated split, tinymath:SPLIT or tinymath:SPLIT:SEED with SPLIT one of """
 
 
+def default_data(base: str) -> str:
+    """What is asked when nothing is named: generated problems of the embedded model, GSM8K's test split of any other."""
+    return "tinymath:test" if base == "tiny" else GSM8K
+
+
 def load_problems(data: str, limit: int | None = None) -> list[dict]:
     """[{"id", "question", "reference"}] of a file or a generated split ("tinymath:test"), the first `limit`.
 
@@ -41,13 +50,9 @@ def load_problems(data: str, limit: int | None = None) -> list[dict]:
     is not unique.
     """
     if data.startswith("tinymath:"):
-        split, _, seed = data.removeprefix("tinymath:").partition(":")
-        choose("tinymath split", split, SPLITS)
-        if seed and not seed.isdigit():
-            raise UserError(f"--data {data}: the seed '{seed}' is no whole number; write tinymath:{split}:0")
-        records = generate(split, limit or TINYMATH_PROBLEMS, seed=int(seed or 0))
+        records = tinymath_rows(data, limit or TINYMATH_PROBLEMS)
     else:
-        records = read_records(data, limit)
+        records = [record for _, record in read_table(data, split="test", limit=limit).rows]
     for row, record in enumerate(records, 1):
         for field in ("question", "answer"):
             if field not in record:
@@ -81,11 +86,12 @@ def generate_answers(
 
     prompts = [encode_prompt(tokenizer, template, problem["question"]) for problem in problems]
     options = {"max_new_tokens": max_new_tokens, "batch_size": batch_size, "progress": progress}
+    options["end"] = end_id(tokenizer, template)
     completions = get_backend(backend)(prompts, model=model, tokenizer=tokenizer, **options)
     return [
         {
             "id": problem["id"],
-            "prompt": template.render(problem["question"]),
+            "prompt": turns(template, tokenizer, question(problem["question"]))[0],
             "completion": completion.text,
             "reference": problem["reference"],
             "finish_reason": completion.finish_reason,
@@ -117,12 +123,7 @@ def ask(args: argparse.Namespace, folder) -> tuple[list[dict], dict]:
     from .backends import get_backend
 
     get_backend(args.backend)
-    data = args.data or ("tinymath:test" if common.find_base(args.model, args.adapter) == "tiny" else None)
-    if data is None:
-        raise UserError(
-            "--data is missing; give GSM8K's test.jsonl (github.com/openai/grade-school-math, grade_school_math/data) "
-            "or tinymath:test"
-        )
+    data = args.data or default_data(common.find_base(args.model, args.adapter))
     problems = load_problems(data, args.limit)
     subject = common.open_subject(args.model, args.adapter, args.template, args.dtype)
     start = time.perf_counter()

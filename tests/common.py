@@ -1,9 +1,17 @@
-"""What many tests use: a small random model, ragged samples, a batch."""
+"""What many tests use: a small random model, ragged samples, a batch, a finished run folder."""
+
+from dataclasses import replace
+from pathlib import Path
 
 import torch
+from peft import LoraConfig
+from safetensors.torch import save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from ba_lora.arguments import as_config, parse
 from ba_lora.data.collator import PadRight
+from ba_lora.data.templates import TEMPLATES
+from ba_lora.files import write_json
 
 VOCABULARY = 97
 
@@ -50,3 +58,29 @@ class TokenIds:
 
 def collate(samples: list[dict]) -> dict[str, torch.Tensor]:
     return PadRight(TokenIds())(samples)
+
+
+def finished_run(folder: Path, *, model: str = "someone/base", saved: str = "adapter", **changes) -> Path:
+    """A run folder as `train` leaves it, without the training. `changes` are options of the run."""
+    words = ["--output_dir", str(folder), "--model", model, "--rank", "4", "--template", "alpaca"]
+    arguments = replace(parse(words), **changes)
+    record = {
+        "status": "finished",
+        "model": model,
+        "template": vars(TEMPLATES[arguments.template]),
+        "config": as_config(arguments),
+        "objective": vars(arguments.objective()),
+        "data": {"read": 20, "kept": 10, "no_response": 10, "truncated": 0, "hash": "e" * 64},
+        "trained_parameters": 1234,
+        "processes": 2,
+        "steps": 7,
+        "train_seconds": 3.25,
+        "versions": {"ba-lora": "0.0.1"},
+    }
+    write_json(folder / "run.json", record)
+    (folder / saved).mkdir()
+    if saved == "adapter":
+        config = LoraConfig(r=8, lora_alpha=8, target_modules=["q_proj", "k_proj"], base_model_name_or_path=model)
+        config.save_pretrained(folder / saved)
+        save_file({"lora_A": torch.zeros(2)}, folder / saved / "adapter_model.safetensors")
+    return folder

@@ -1,13 +1,20 @@
 """No test reaches a hub or a GPU. Fixtures of the embedded model, for what a random model cannot show."""
 
+import atexit
 import os
+import shutil
+import tempfile
 
 os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["HF_HOME"] = tempfile.mkdtemp(prefix="ba-lora-tests-")  # read when `datasets` is imported
+os.environ["HF_DATASETS_CACHE"] = os.environ["HF_HOME"] + "/datasets"
 os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 import pytest
 
 from ba_lora.models import load_model, load_tokenizer
+
+atexit.register(shutil.rmtree, os.environ["HF_HOME"], ignore_errors=True)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -7,7 +7,9 @@ from torch.nn.functional import cross_entropy, log_softmax
 
 from ..adapters import load
 from ..data.collator import PadRight
-from ..data.instruction import IGNORED, TEMPLATES, encode_sample, template_of
+from ..data.formats import exchange
+from ..data.instruction import IGNORED, encode_sample
+from ..data.templates import default_template, make_template, template_of
 from ..data.tinymath import generate, plain_text
 from ..files import write_json
 from ..models import load_model, load_tokenizer
@@ -29,7 +31,7 @@ def measure(run: Run, evaluations: list[Evaluation], extra: dict, report=lambda 
     tokenizer = load_tokenizer(run.model)
     base = load_model(run.model)
     model = load(run.folder, load_model(run.model)) if run.arguments else base
-    template = template_of(run.folder) or TEMPLATES["plain" if run.model == "tiny" else "alpaca"]
+    template = template_of(run.folder) or make_template(default_template(run.model), tokenizer)
     scores = {}
     for number, evaluation in enumerate(evaluations):
         folder = run.folder / "eval" / evaluation.name
@@ -45,8 +47,9 @@ def measure(run: Run, evaluations: list[Evaluation], extra: dict, report=lambda 
         common.write_score(folder, {"benchmark": evaluation.name, "metric": "accuracy", **statistics}, facts, scored)
         scores[evaluation.name] = statistics["score"]
         report((number + 1) / (len(evaluations) + 1))
-    pairs = [(item["question"], item["answer"]) for item in generate("test", KL_PROBLEMS)]
-    samples = [encode_sample(tokenizer, template, *pair, max_length=512) for pair in pairs]
+    problems = generate("test", KL_PROBLEMS)
+    exchanges = [exchange(item["question"], item["answer"]) for item in problems]
+    samples = [encode_sample(tokenizer, template, conversation, max_length=512) for conversation in exchanges]
     measures = {
         "method": run.method,
         "seed": run.seed,

@@ -19,7 +19,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, train
 from tqdm import tqdm
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from ..data.instruction import TEMPLATES
+from ..data.templates import TEMPLATES
 from ..data.tinymath import final_number, generate, plain_text
 from ..errors import UserError, run_cli
 from ..files import atomic_folder, write_json

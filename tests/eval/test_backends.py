@@ -6,7 +6,8 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from ba_lora.data.instruction import TEMPLATES, encode_prompt
+from ba_lora.data.instruction import encode_prompt
+from ba_lora.data.templates import TEMPLATES
 from ba_lora.data.tinymath import generate as generate_problems
 from ba_lora.errors import UserError
 from ba_lora.tiny import MODEL_DIR

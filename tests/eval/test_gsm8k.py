@@ -10,7 +10,7 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from ba_lora.data.instruction import TEMPLATES
+from ba_lora.data.templates import TEMPLATES
 from ba_lora.errors import UserError
 from eval.common import summarise
 from eval.gsm8k import generate_answers, load_problems, main, score_records
@@ -145,7 +145,10 @@ def test_rescore_refuses_data_with_which_the_file_has_no_task_in_common(tmp_path
         (["--model", "tiny", "--data", "missing.jsonl"], "missing.jsonl does not exist"),
         (["--model", "tiny", "--template", "alpacca"], "did you mean 'alpaca'"),
         (["--model", "tiny", "--dtype", "float31"], "did you mean 'float32'"),
-        (["--model", "some/model"], "--data is missing; give GSM8K's test.jsonl .github.com/openai/grade-school-math"),
+        (
+            ["--model", "some/model"],
+            "data 'openai/gsm8k:main' is neither a file nor a folder here, and the hub did not give it",
+        ),
         (["--model", "./nowhere", "--data", "tinymath:test"], "nowhere does not exist"),
     ],
 )
