@@ -5,6 +5,7 @@ turns a PiSSA adapter into plain LoRA for the original base: W_res + s·B·A −
 """
 
 import copy
+import logging
 import re
 from pathlib import Path
 
@@ -16,12 +17,26 @@ from transformers.pytorch_utils import Conv1D
 
 from .errors import UserError, choose, nearest
 from .files import atomic_folder, read_json
-from .models import load_model, locate
+from .models import load_model
 from .teacher import initial_tensors, keep_initial_copy
+
+logger = logging.getLogger(__name__)
 
 METHODS = ("full", "lora", "pissa", "ba-lora")  # and pissa_niter_N
 INITS = ("lora", "pissa")  # and pissa_niter_N
 NITER = re.compile(r"pissa_niter_\d+")
+
+_ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
+_DECODER = (*_ATTENTION, "gate_proj", "up_proj", "down_proj")  # the paper's seven
+# What is adapted when nothing is named, by transformers' model type; other types: all linear layers but the head, which is
+# the same for the dense types here. transformers stacks the experts of a mixture in one tensor a layer, which is no linear
+# layer: there only the attention is adapted, neither experts nor router.
+DEFAULT_TARGETS = {
+    **dict.fromkeys(("llama", "mistral", "gemma", "gemma3_text", "qwen2"), _DECODER),
+    "gpt2": ("c_attn", "c_proj", "c_fc"),
+    **dict.fromkeys(("mixtral", "qwen2_moe"), _ATTENTION),
+    "deepseek_v2": ("q_proj", "q_a_proj", "q_b_proj", "kv_a_proj_with_mqa", "kv_b_proj", "o_proj"),
+}
 
 
 def check_method(method: str) -> str:
@@ -80,6 +95,7 @@ def attach(
             raise UserError(
                 "a PiSSA start decomposes full-precision weights and this base is quantised; load it unquantised"
             )
+    target_modules = target_modules or default_targets(model)
     config = LoraConfig(
         r=rank,
         lora_alpha=alpha,
@@ -94,6 +110,26 @@ def attach(
         adapted = get_peft_model(model, config)
     keep_initial_copy(adapted)
     return adapted
+
+
+def default_targets(model: nn.Module) -> list[str] | None:
+    """The layers of `model` that DEFAULT_TARGETS names for its type; None for a type that it does not know."""
+    known = DEFAULT_TARGETS.get(getattr(getattr(model, "config", None), "model_type", None), ())
+    present = {name.rpartition(".")[2] for name, _ in model.named_modules()}
+    targets = [name for name in known if name in present] or None
+    stacked = stacked_experts(model)
+    if stacked:
+        logger.warning(
+            "the experts (%s, ...) are stacked tensors, no linear layers, and stay as they are; adapted: %s",
+            stacked[0],
+            ", ".join(targets or ["all linear layers"]),
+        )
+    return targets
+
+
+def stacked_experts(model: nn.Module) -> list[str]:
+    """Names of the tensors in which a mixture of experts holds its experts one upon another; none in a dense model."""
+    return [name for name, parameter in model.named_parameters() if "expert" in name and parameter.dim() > 2]
 
 
 def _check_targets(model: nn.Module, target_modules: list[str] | None, rank: int) -> None:
@@ -144,7 +180,8 @@ def export(model: nn.Module, folder: str | Path) -> None:
 def _export_lora(model: PeftModel, folder: Path) -> None:
     name = model.active_adapter
     config = copy.deepcopy(model.peft_config[name])
-    trained = get_peft_model_state_dict(model, adapter_name=name)
+    # the embeddings are never resized here; left to itself PEFT asks the hub whether they were
+    trained = get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False)
     if str(config.init_lora_weights).startswith("pissa"):
         initial = {key.replace(f".{name}.", "."): value for key, value in initial_tensors(model).items()}
         for key, value in trained.items():
@@ -154,6 +191,9 @@ def _export_lora(model: PeftModel, folder: Path) -> None:
                 trained[key] = torch.cat([value, -initial[key].to(value)], dim=1)  # (out, 2r)
         config.r, config.lora_alpha, config.init_lora_weights = 2 * config.r, 2 * config.lora_alpha, True
     config.inference_mode = True
+    config.target_modules = sorted(config.target_modules)  # PEFT keeps a set: the same run would write another order
+    if float(config.lora_alpha).is_integer():
+        config.lora_alpha = int(config.lora_alpha)  # what other software declares it as
     if config.base_model_name_or_path is None:
         config.base_model_name_or_path = model.get_base_model().name_or_path or None
     config.save_pretrained(folder)
@@ -161,14 +201,16 @@ def _export_lora(model: PeftModel, folder: Path) -> None:
     save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
 
 
-def export_merged(adapter: str | Path, base: str, folder: str | Path, dtype: str = "float32") -> None:
+def export_merged(
+    adapter: str | Path, base: str, folder: str | Path, dtype: str = "float32", *, trust_remote_code: bool = False
+) -> None:
     """Fold the exported adapter into its original base and save the result, which any software can open."""
     from .models import load_tokenizer
 
-    merged = load(adapter, load_model(base, dtype)).merge_and_unload()
+    merged = load(adapter, load_model(base, dtype, trust_remote_code=trust_remote_code)).merge_and_unload()
     with atomic_folder(folder) as place:
         merged.save_pretrained(place)
-        load_tokenizer(base).save_pretrained(place)
+        load_tokenizer(base, trust_remote_code=trust_remote_code).save_pretrained(place)
 
 
 def find_run(folder: str | Path) -> tuple[Path, str | None]:
@@ -200,5 +242,5 @@ def load(folder: str | Path, base: str | nn.Module | None = None, dtype: str = "
     base = base if base is not None else recorded
     if base is None:
         raise UserError(f"{saved} does not say which base model it belongs to; name it")
-    model = load_model(locate(base), dtype) if isinstance(base, str) else base
+    model = load_model(base, dtype) if isinstance(base, str) else base
     return PeftModel.from_pretrained(model, str(saved)).eval()

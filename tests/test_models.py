@@ -1,0 +1,141 @@
+"""Models by name: what each name opens, in which precision and attention, and which layers are adapted by default."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from ba_lora.adapters import DEFAULT_TARGETS, attach, default_targets
+from ba_lora.errors import UserError
+from ba_lora.models import load_model
+from tests.common import small_llama
+
+SMALL = {
+    "vocab_size": 97,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+DENSE = {
+    **dict.fromkeys(("llama", "mistral", "qwen2"), SMALL),
+    **dict.fromkeys(("gemma", "gemma3_text"), SMALL | {"head_dim": 16}),
+    "gpt2": {"vocab_size": 97, "n_embd": 32, "n_layer": 2, "n_head": 2, "bos_token_id": 1, "eos_token_id": 2},
+}
+EXPERTS = {
+    "mixtral": SMALL | {"num_local_experts": 4},
+    "qwen2_moe": SMALL | {"num_experts": 4, "moe_intermediate_size": 16, "shared_expert_intermediate_size": 16},
+    "deepseek_v2": SMALL
+    | {
+        "num_key_value_heads": 2,
+        "n_routed_experts": 4,
+        "n_shared_experts": 1,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 16,
+        "first_k_dense_replace": 1,
+        "n_group": 1,
+        "topk_group": 1,
+        "q_lora_rank": None,
+        "kv_lora_rank": 16,
+        "qk_rope_head_dim": 8,
+        "qk_nope_head_dim": 8,
+        "v_head_dim": 16,
+    },
+}
+
+
+def small(kind, numbers):
+    return AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **numbers))
+
+
+def adapted(model):
+    return {name.rsplit(".", 3)[0] for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+@pytest.mark.parametrize("kind", DENSE)
+def test_the_default_layers_of_a_dense_decoder_are_all_linear_layers_but_the_head(kind, monkeypatch):
+    named = attach(small(kind, DENSE[kind]), "lora", rank=2, alpha=2)
+    monkeypatch.delitem(DEFAULT_TARGETS, kind)
+    assert default_targets(named) is None
+    assert adapted(named) == adapted(attach(small(kind, DENSE[kind]), "lora", rank=2, alpha=2))
+    assert not [name for name in adapted(named) if "lm_head" in name]
+
+
+@pytest.mark.parametrize("kind", EXPERTS)
+def test_of_a_mixture_the_attention_is_adapted_and_the_rest_is_named(kind, caplog):
+    model = attach(small(kind, EXPERTS[kind]), "pissa", rank=2, alpha=2)
+    assert adapted(model) and all(".self_attn." in name for name in adapted(model))
+    assert "experts" in caplog.text and "stay as they are; adapted: q_proj" in caplog.text
+    ids = torch.arange(3, 20)[None]
+    model(ids, labels=ids).loss.backward()
+
+
+def test_every_type_in_the_table_is_tested():
+    assert set(DEFAULT_TARGETS) == set(DENSE) | set(EXPERTS)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    small_llama().save_pretrained(tmp_path / "model")
+    return tmp_path / "model"
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_the_attention_implementation_is_the_one_asked_for(folder, attention):
+    model, ids = load_model(str(folder), attn_implementation=attention), torch.arange(3, 40)[None]
+    assert model.config._attn_implementation == attention
+    torch.testing.assert_close(model(ids).logits, small_llama()(ids).logits, rtol=1e-4, atol=1e-5)
+
+
+def test_flash_attention_says_what_it_lacks(folder, monkeypatch):
+    def refusal(dtype):
+        with pytest.raises(UserError) as error:
+            load_model(str(folder), dtype, attn_implementation="flash_attention_2")
+        return str(error.value)
+
+    assert "needs a GPU and there is none here; use sdpa" in refusal("bfloat16")
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)  # there is none in the tests
+    assert "needs the package flash-attn, which is not installed" in refusal("bfloat16")
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
+    assert "works in bfloat16 and float16, not float32; change --dtype" in refusal("float32")
+
+
+def test_unknown_names_are_answered_with_the_known_ones(folder):
+    with pytest.raises(
+        UserError, match="attn_implementation 'flash_attention' is not known, did you mean 'flash_attention_2'"
+    ):
+        load_model(str(folder), attn_implementation="flash_attention")
+    with pytest.raises(UserError, match="dtype 'float' is not known"):
+        load_model(str(folder), "float")
+
+
+def test_code_that_comes_with_a_model_is_not_run_unless_asked(folder, tmp_path):
+    config = json.loads((folder / "config.json").read_text())
+    config |= {
+        "model_type": "theirs",
+        "auto_map": {"AutoConfig": "theirs.Config", "AutoModelForCausalLM": "theirs.Model"},
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "theirs.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nraise RuntimeError('their code ran')\n")
+    with pytest.raises(
+        UserError, match="needs Python code that its author ships with it.* add --trust_remote_code"
+    ) as error:
+        load_model(str(folder))
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "ran").exists()
+    with pytest.raises(RuntimeError, match="their code ran"):
+        load_model(str(folder), trust_remote_code=True)
+
+
+def test_a_model_that_lacks_weights_is_refused_instead_of_being_filled_with_random_ones(folder):
+    tensors = load_file(folder / "model.safetensors")
+    tensors.pop("lm_head.weight")
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UserError, match=r"has no weights for lm_head.weight \(1 tensors are missing\)"):
+        load_model(str(folder))
