@@ -1,0 +1,135 @@
+"""Predicted peak memory of a training step, without weights and without a GPU.
+
+What stays for the whole run is added up. What comes and goes within a micro-batch is found by running the real model and
+the real objective once, forwards and backwards, on tensors that have shapes but no storage, and keeping a ledger of what
+would be alive.
+"""
+
+import weakref
+
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from .objective import Objective, dense_objective
+from .teacher import COPY, initial_copy, teacher
+
+
+def standing(model: nn.Module, zero_stage: int = 0, processes: int = 1) -> dict[str, int]:
+    """Bytes that a run holds on each device from its first step to its last. `model` is from `attach`, on any device.
+
+    weights: what is not trained; adapter: what is; initial copy: the teacher's part; gradients: as large as the adapter;
+    optimiser: AdamW's two moments, 8 bytes a trained number, and with DeepSpeed its float32 master copy, 4 more. ZeRO
+    divides by the processes: the optimiser from stage 1, the gradients from stage 2, all weights at stage 3.
+    """
+    copies = {id(parameter) for parameter in model._modules[COPY].parameters()} if initial_copy(model) else set()
+    parts = {"weights": 0, "adapter": 0, "initial copy": 0}
+    trained = 0
+    for parameter in model.parameters():
+        name = "adapter" if parameter.requires_grad else "initial copy" if id(parameter) in copies else "weights"
+        parts[name] += parameter.nbytes
+        trained += parameter.numel() if parameter.requires_grad else 0
+    share = [processes if zero_stage >= stage else 1 for stage in range(4)]
+    parts = {name: size // share[3] for name, size in parts.items()}
+    parts["gradients"] = sum(p.nbytes for p in model.parameters() if p.requires_grad) // share[2]
+    parts["optimiser"] = trained * (12 if zero_stage else 8) // share[1]
+    return parts
+
+
+def passing(
+    model: nn.Module, objective: Objective, micro_batch: int, length: int, *, checkpointing: bool, autocast: bool
+) -> dict[str, int]:
+    """Bytes that a micro-batch of `micro_batch` samples of `length` tokens needs at its peak, beside what is standing.
+
+    activations: what the student's layers keep for the backward pass (all of it, or with gradient checkpointing the layers'
+    inputs); logits: the rest of the peak, that is the logits of student and teacher and what the terms of the objective make
+    of them, all weights on and every position counted. `model` is from `attach` on the meta device, and is used up.
+
+    The kernels are a processor's; a GPU's may keep a little more or less. Not in it: what the numerical libraries allocate for
+    themselves, fragmentation, and the driver's context (about 0.5 GB).
+    """
+    ledger = Ledger()
+    with FakeTensorMode():
+        _without_storage(model)
+        for parameter in model.parameters():
+            ledger.leave_out(parameter)
+            if parameter.requires_grad:
+                parameter.grad = torch.empty_like(parameter)
+                ledger.leave_out(parameter.grad)
+        model.train()
+        if checkpointing:
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        ids = torch.zeros(micro_batch, length, dtype=torch.long)
+        inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "use_cache": False}
+        with ledger, torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            teacher_rows = None
+            if objective.lambda1 > 0:
+                with teacher(model):
+                    teacher_rows = _rows(model(**inputs).logits)
+            before = ledger.live
+            output = model(**inputs)
+            activations = ledger.live - before - output.logits.nbytes
+            weights = (objective.lambda1, objective.lambda2, objective.lambda3)
+            targets = ids[:, 1:].reshape(-1)
+            loss = dense_objective(_rows(output.logits), teacher_rows, targets, objective, weights)[0]
+            del output, teacher_rows  # as after the model's own forward
+            loss.backward()
+    return {"activations": activations, "logits": max(ledger.peak - activations, 0)}
+
+
+def _rows(logits: torch.Tensor) -> torch.Tensor:
+    """(B, T, V) → (B·(T−1), V): every position that has a next token."""
+    return logits[:, :-1].reshape(-1, logits.shape[-1])
+
+
+def _without_storage(model: nn.Module) -> None:
+    """Give `model` parameters and buffers that look as if they were on the processor (under a FakeTensorMode)."""
+    made = {}
+    for module in model.modules():
+        for tensors in (module._parameters, module._buffers):
+            for name, tensor in tensors.items():
+                if tensor is None:
+                    continue
+                if id(tensor) not in made:
+                    empty = torch.empty(tensor.shape, dtype=tensor.dtype)
+                    is_parameter = isinstance(tensor, nn.Parameter)
+                    # the old tensor is kept too, so that its id is not given to another
+                    made[id(tensor)] = (
+                        nn.Parameter(empty, requires_grad=tensor.requires_grad) if is_parameter else empty,
+                        tensor,
+                    )
+                tensors[name] = made[id(tensor)][0]
+
+
+class Ledger(TorchDispatchMode):
+    """Counts the bytes of the storages that operations make inside the block: those `live` now, and the `peak` so far.
+
+    Between tensors without storage; a value that the code asks for (`if total == 0`) reads as 0.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.live = self.peak = 0
+        self.known = weakref.WeakKeyDictionary()
+
+    def leave_out(self, tensor: torch.Tensor) -> None:
+        """Do not count the storage of `tensor`."""
+        self.known[tensor.untyped_storage()] = 0
+
+    def _free(self, size: int) -> None:
+        self.live -= size
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if function is torch.ops.aten._local_scalar_dense.default:
+            return 0
+        result = function(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, torch.Tensor) and tensor.untyped_storage() not in self.known:
+                storage = tensor.untyped_storage()
+                self.known[storage] = size = storage.nbytes()
+                weakref.finalize(storage, self._free, size)
+                self.live += size
+                self.peak = max(self.peak, self.live)
+        return result

@@ -1,0 +1,275 @@
+"""What a run would be, before anything is loaded: --dry_run. It needs no weights and no hub, and writes no run folder."""
+
+import json
+import math
+import os
+from functools import lru_cache
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+import yaml
+from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM
+
+from . import launch
+from .adapters import attach, stacked_experts, start_of, trained_parameters
+from .arguments import TrainArguments
+from .data.sources import TINYMATH_ROWS, read_table
+from .errors import UserError, nearest
+from .memory import passing, standing
+from .models import DTYPES
+from .objective import Objective
+from .tiny import MODEL_DIR
+
+NUMBERS = Path(__file__).resolve().parent.parent / "configs" / "models"
+CHECKPOINTS = 2  # that a run keeps (run.training_arguments)
+
+
+def read_numbers(name: str) -> tuple[dict, str]:
+    """(numbers of an architecture as AutoConfig.for_model takes them, where they come from).
+
+    name: 'tiny', a folder with a config.json, or what a file of configs/models has as its name, `hub` or `package`.
+    Raises UserError when there are none.
+    """
+    folder = MODEL_DIR if name == "tiny" else Path(name)
+    if (folder / "config.json").is_file():
+        source = "the embedded model" if name == "tiny" else f"{name}/config.json"
+        return json.loads((folder / "config.json").read_text(encoding="utf-8")), source
+    known = {}
+    for file in sorted(NUMBERS.glob("*.yaml")):
+        described = yaml.safe_load(file.read_text(encoding="utf-8"))
+        names = {file.stem, described["hub"], described.get("package", described["hub"])}
+        if name.lower() in {each.lower() for each in names}:
+            return described["numbers"], f"configs/models/{file.name}"
+        known |= dict.fromkeys(names)
+    raise UserError(
+        f"no numbers of the model '{name}' are here{nearest(name, known)}; give a folder that holds its config.json, "
+        "or describe it in configs/models"
+    )
+
+
+def build(name: str, dtype: str, attn_implementation: str | None = None):
+    """The model `name` on the meta device: every tensor has its shape and dtype, none has storage."""
+    numbers, source = read_numbers(name)
+    numbers = {key: value for key, value in numbers.items() if key not in ("dtype", "architectures")}
+    kind = numbers.pop("model_type", "")
+    if kind not in CONFIG_MAPPING:
+        raise UserError(f"{source}: transformers has no model type '{kind}' of its own; such a model cannot be planned")
+    config = AutoConfig.for_model(kind, **numbers)
+    attention = None if attn_implementation == "flash_attention_2" else attn_implementation  # keeps what sdpa keeps
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(
+            config, dtype=torch.float32 if dtype == "auto" else DTYPES[dtype], attn_implementation=attention
+        )
+
+
+class Sizes(NamedTuple):
+    """Of a model with its adapter. `passing` is None when it was not asked for or cannot be found beforehand."""
+
+    parameters: int
+    trained: int
+    targets: tuple[str, ...]
+    standing: dict[str, int]
+    passing: dict[str, int] | None
+
+
+class Job(NamedTuple):
+    """What of a run's options its sizes depend on."""
+
+    model: str
+    dtype: str
+    attn_implementation: str | None
+    method: str
+    rank: int
+    alpha: float
+    target_modules: tuple[str, ...] | None
+    dropout: float
+    objective: Objective
+    micro_batch: int
+    length: int
+    checkpointing: bool
+    autocast: bool
+    zero_stage: int
+    processes: int
+
+
+@lru_cache(maxsize=64)
+def sizes(job: Job, with_passing: bool) -> Sizes:
+    """Parameters and bytes. The model is built on the meta device and adapted by the same `attach`, from a start without SVD."""
+    model = build(job.model, job.dtype, job.attn_implementation)
+    total = sum(parameter.numel() for parameter in model.parameters())
+    with torch.device("meta"):
+        model = attach(
+            model,
+            job.method if job.method == "full" else "lora",
+            rank=job.rank,
+            alpha=job.alpha,
+            target_modules=list(job.target_modules) if job.target_modules else None,
+            keep_initial=job.objective.lambda1 > 0,
+            dropout=job.dropout,
+        )
+    targets = tuple(sorted(model.peft_config["default"].target_modules)) if hasattr(model, "peft_config") else ()
+    trained, stands, passes = trained_parameters(model), standing(model, job.zero_stage, job.processes), None
+    if with_passing and not stacked_experts(model):  # what each expert gets depends on the data
+        passes = passing(
+            model,
+            job.objective,
+            job.micro_batch,
+            job.length,
+            checkpointing=job.checkpointing,
+            autocast=job.autocast,
+        )
+    return Sizes(total, trained, targets, stands, passes)
+
+
+def plan(arguments: TrainArguments, *, memory: bool = True) -> dict:
+    """The resolved run as plain values; sizes in bytes. memory=False leaves the passing part out, which takes some seconds.
+
+    steps = ceil(epochs × ceil(samples / effective batch)), or max_steps. Raises UserError for what would stop the run early.
+    """
+    world = os.environ.get("WORLD_SIZE")
+    processes = int(world) if world else math.prod(launch.processes())
+    accumulation = arguments.accumulation(processes)
+    objective = arguments.objective()
+    start = "full" if arguments.method == "full" else start_of(arguments.method, arguments.init)
+    stage = _zero_stage(arguments.deepspeed)
+    job = Job(
+        arguments.model,
+        arguments.dtype,
+        arguments.attn_implementation,
+        arguments.method,
+        arguments.rank,
+        arguments.alpha,
+        tuple(arguments.target_modules) if arguments.target_modules else None,
+        arguments.dropout,
+        objective,
+        arguments.micro_batch_size,
+        arguments.max_length,
+        arguments.gradient_checkpointing,
+        arguments.dtype == "bfloat16" and not arguments.use_cpu,
+        stage,
+        processes,
+    )
+    size = sizes(job, memory)
+    samples, samples_from = _samples(arguments)
+    steps = arguments.max_steps if arguments.max_steps > 0 else None
+    if steps is None and samples is not None:
+        steps = math.ceil(arguments.epochs * math.ceil(samples / arguments.effective_batch_size))
+    return {
+        "model": arguments.model,
+        "numbers_from": read_numbers(arguments.model)[1],
+        "parameters": size.parameters,
+        "dtype": arguments.dtype,
+        "method": arguments.method,
+        "start": start,
+        "rank": arguments.rank,
+        "alpha": arguments.alpha,
+        "targets": list(size.targets),
+        "trainable_parameters": size.trained,
+        "preset": arguments.preset,
+        "objective": vars(objective),
+        "template": arguments.template,
+        "data": arguments.data_path or arguments.data,
+        "samples": samples,
+        "samples_from": samples_from,
+        "epochs": arguments.epochs,
+        "effective_batch_size": arguments.effective_batch_size,
+        "micro_batch_size": arguments.micro_batch_size,
+        "accumulation": accumulation,
+        "processes": processes,
+        "steps": steps,
+        "benchmarks": arguments.benchmarks or [],
+        "disk": _disk(arguments, size, start, steps),
+        "zero_stage": stage,
+        "memory": size.standing | (size.passing or {}),
+        "memory_is_whole": size.passing is not None,
+    }
+
+
+def _zero_stage(file: str | None) -> int:
+    """The ZeRO stage that a DeepSpeed config names; 0 without one."""
+    if file is None:
+        return 0
+    return json.loads(Path(file).read_text(encoding="utf-8")).get("zero_optimization", {}).get("stage", 0)
+
+
+def _samples(arguments: TrainArguments) -> tuple[int | None, str]:
+    """(rows that training reads, how that is known). A hub is not asked; the limit is taken at its word there."""
+    data, path = arguments.data, arguments.data_path
+    if data.startswith("tinymath:") and not path:
+        return arguments.limit or TINYMATH_ROWS, "generated"
+    if path or Path(data).exists() or Path(data.rpartition(":")[0] or data).exists():
+        return len(read_table(data, path, arguments.data_split, arguments.limit).rows), "counted"
+    return (arguments.limit, "limit") if arguments.limit else (None, "unknown")
+
+
+def _disk(arguments: TrainArguments, size: Sizes, start: str, steps: int | None) -> dict[str, int]:
+    """Bytes of what a run leaves. An adapter from a PiSSA start is exported with twice its rank, for the original base."""
+    adapter, copy = size.standing["adapter"], size.standing["initial copy"]
+    name = "model" if start == "full" else "adapter"
+    disk = {name: adapter * (1 if start in ("full", "lora") else 2)}
+    kept = min(CHECKPOINTS, (steps or 0) // arguments.save_steps) if arguments.save_steps else 0
+    if kept:
+        disk["checkpoints"] = kept * (adapter + copy + 8 * size.trained)
+    if arguments.merge:
+        disk["merged"] = size.parameters * (2 if arguments.dtype in ("bfloat16", "float16") else 4)
+    return disk
+
+
+def show(arguments: TrainArguments) -> None:
+    """Print the plan of a run for a reader."""
+    print(render(plan(arguments)))
+
+
+def render(made: dict) -> str:
+    """A plan as lines of text."""
+    objective = made["objective"]
+    weights = ", ".join(f"lambda{i} {objective[f'lambda{i}']:g} {objective[f'lambda{i}_schedule']}" for i in (1, 2, 3))
+    forms = (
+        f"T {objective['temperature']:g}, top-K {objective['top_k'] or 'all'}, k {objective['svd_k']}, "
+        f"{objective['svd_norm']} norm"
+    )
+    is_on = any(objective[f"lambda{i}"] for i in (1, 2, 3))
+    samples = "unknown number of" if made["samples"] is None else f"{made['samples']:,}"
+    source = {"limit": ", by the limit; the hub was not asked", "unknown": ": the hub was not asked"}
+    share = 100 * made["trainable_parameters"] / made["parameters"]
+    full = made["method"] == "full"
+    lines = [
+        ("model", f"{made['model']}, {made['parameters']:,} parameters (from {made['numbers_from']})"),
+        ("precision", made["dtype"]),
+        ("method", made["method"] + ("" if full else f" from a {made['start']} start")),
+        (
+            "adapter",
+            "none" if full else f"rank {made['rank']}, alpha {made['alpha']:g}, on {', '.join(made['targets'])}",
+        ),
+        ("trainable parameters", f"{made['trainable_parameters']:,} ({share:.2f} % of the model)"),
+        ("preset", f"{made['preset']}: {weights}; {forms}" if is_on else "regularizers off"),
+        ("template", made["template"]),
+        ("data", f"{made['data']}, {samples} rows{source.get(made['samples_from'], '')}"),
+        (
+            "effective batch",
+            f"{made['effective_batch_size']} = {made['micro_batch_size']} a micro-batch × {made['accumulation']} "
+            f"accumulated × {made['processes']} process{'es' if made['processes'] > 1 else ''}",
+        ),
+        ("steps", "unknown" if made["steps"] is None else f"{made['steps']:,}"),
+        ("benchmarks", ", ".join(made["benchmarks"]) or "none"),
+        ("disk, predicted", ", ".join(f"{name} {_size(size)}" for name, size in made["disk"].items())),
+        *_memory_lines(made),
+    ]
+    width = max(len(name) for name, _ in lines) + 2
+    return "\n".join([*(f"{name:<{width}}{text}" for name, text in lines), "Nothing was loaded or written."])
+
+
+def _memory_lines(made: dict) -> list[tuple[str, str]]:
+    zero = f", ZeRO stage {made['zero_stage']} over {made['processes']}" if made["zero_stage"] else ""
+    total = _size(sum(made["memory"].values()))
+    head = f"{total} at the peak of a full micro-batch{zero}; without the driver's own"
+    if not made["memory_is_whole"]:
+        head = (
+            f"more than {total}{zero}: what an expert gets depends on the data, so activations and logits are not in it"
+        )
+    return [("memory per GPU, predicted", head), *((f"  {name}", _size(size)) for name, size in made["memory"].items())]
+
+
+def _size(size: int) -> str:
+    return f"{size / 1e9:,.2f} GB" if size >= 1e8 else f"{size / 1e6:,.1f} MB"

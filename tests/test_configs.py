@@ -1,0 +1,84 @@
+"""Every shipped recipe is the published one: parameters, steps, batch, precision and weights, planned without weights."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from ba_lora.arguments import parse
+from ba_lora.experiments.single import BENCHMARKS, PLANNED
+from ba_lora.plan import plan
+
+FOLDER = Path(__file__).parent.parent / "configs" / "nlg"
+CONFIGS = sorted(FOLDER.glob("*.yaml"))
+RECIPES = [
+    file for file in CONFIGS if file.stem.removesuffix("-r64").endswith(("-iclr", "-v5")) and "tiny" not in file.stem
+]
+TRAINED = {  # r · Σ(in + out) over seven modules
+    ("llama-2-7b", 128): 319_815_680,
+    ("mistral-7b", 128): 335_544_320,
+    ("gemma-7b", 128): 400_031_744,
+    ("llama-3-8b", 128): 335_544_320,
+    ("mistral-7b", 64): 167_772_160,
+    ("gemma-7b", 64): 200_015_872,
+}
+DATA = {
+    "metamath": ("fxmeng/pissa-dataset:metamath", ["gsm8k", "math"]),
+    "code": ("fxmeng/pissa-dataset:python", ["humaneval", "mbpp"]),
+    "conversation": ("fxmeng/pissa-dataset:conversation", ["mt_bench"]),
+}
+VERSIONS = {
+    "iclr": {"dtype": "bfloat16", "effective_batch_size": 32, "steps": 3125, "lambdas": (0.025, 0.005, 0.005)},
+    "v5": {"dtype": "float32", "effective_batch_size": 128, "steps": 782, "lambdas": (1e-4, 3e-4, 1e-4)},
+}
+
+
+def planned(file, *words):
+    return plan(parse(["--config", str(file), *words, "--dry_run"]), memory=False)
+
+
+def test_the_recipes_are_complete():
+    names = {
+        f"{model}-{data}-{version}" for model, rank in TRAINED if rank == 128 for data in DATA for version in VERSIONS
+    }
+    narrow = {f"{name}-r64" for name in names if name.startswith(("mistral", "gemma"))}
+    assert {file.stem for file in RECIPES} == names | narrow and len(RECIPES) == 36
+
+
+@pytest.mark.parametrize("file", RECIPES, ids=lambda file: file.stem)
+def test_a_published_recipe_plans_to_the_published_run(file):
+    stem, rank = (file.stem.removesuffix("-r64"), 64) if file.stem.endswith("-r64") else (file.stem, 128)
+    model, data, version = stem.rsplit("-", 2)
+    made, expected = planned(file), VERSIONS[version]
+    assert made["trainable_parameters"] == TRAINED[model, rank]
+    assert made["rank"] == made["alpha"] == rank
+    for name in ("dtype", "effective_batch_size", "steps"):
+        assert made[name] == expected[name]
+    assert tuple(made["objective"][f"lambda{i}"] for i in (1, 2, 3)) == expected["lambdas"]
+    assert (made["data"], made["benchmarks"]) == DATA[data]
+    assert (made["samples"], made["micro_batch_size"], made["template"]) == (100_000, 4, "alpaca")
+    arguments = parse(["--config", str(file), "--dry_run"])
+    assert (arguments.learning_rate, arguments.lr_scheduler, arguments.warmup_ratio) == (2e-5, "cosine", 0.03)
+    assert (arguments.weight_decay, arguments.epochs, arguments.max_length, arguments.seed) == (0.0, 1, 512, 42)
+    assert file.read_text().startswith("# ")
+
+
+def test_rank_64_of_llama_2_is_half_of_the_printed_number():
+    made = planned(FOLDER / "llama-2-7b-metamath-iclr.yaml", "--rank", "64")
+    assert made["trainable_parameters"] == 159_907_840
+
+
+@pytest.mark.parametrize("file", [file for file in CONFIGS if file not in RECIPES], ids=lambda file: file.stem)
+def test_every_other_config_plans_too(file):
+    made = planned(file)
+    assert made["steps"] in (20, 80) and made["trainable_parameters"] > 0
+
+
+def test_the_benchmarks_of_every_config_are_known():
+    for file in CONFIGS:
+        assert set(parse(["--config", str(file), "--dry_run"]).benchmarks or ()) <= {*BENCHMARKS, *PLANNED}
+
+
+def test_a_base_file_holds_options_only_and_is_not_run_alone():
+    for file in (FOLDER / "base").glob("*.yaml"):
+        assert "model" not in yaml.safe_load(file.read_text())

@@ -1,0 +1,100 @@
+"""The memory that is predicted without storage is the memory that the same step takes."""
+
+import pytest
+import torch
+
+from ba_lora.adapters import attach, trained_parameters
+from ba_lora.memory import Ledger, passing, standing
+from ba_lora.objective import Objective, ObjectiveModel
+from ba_lora.teacher import initial_copy
+from tests.common import small_llama
+
+BATCH, LENGTH = 3, 40
+OBJECTIVE = Objective(0.3, 0.2, 0.1, temperature=2.0, top_k=5, svd_k=3)
+
+
+class RealLedger(Ledger):
+    """Of tensors that have values."""
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if function is torch.ops.aten._local_scalar_dense.default:
+            return function(*args, **(kwargs or {}))
+        return super().__torch_dispatch__(function, types, args, kwargs)
+
+
+def on_meta(method="lora", **changes):
+    with torch.device("meta"):
+        return attach(small_llama(**changes), method, rank=4, alpha=4, keep_initial=True)
+
+
+def predicted(checkpointing=False, objective=OBJECTIVE, **changes):
+    return passing(on_meta(**changes), objective, BATCH, LENGTH, checkpointing=checkpointing, autocast=False)
+
+
+def measured(checkpointing, objective):
+    model = ObjectiveModel(attach(small_llama(), "lora", rank=4, alpha=4), objective).train()
+    model.lambdas = (objective.lambda1, objective.lambda2, objective.lambda3)
+    if checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    ids = torch.randint(3, 97, (BATCH, LENGTH))
+    batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids}
+    model(**batch).loss.backward()  # the gradients are there now
+    ledger = RealLedger()
+    for parameter in model.parameters():
+        ledger.leave_out(parameter)
+        if parameter.grad is not None:
+            ledger.leave_out(parameter.grad)
+    with ledger:
+        model(**batch).loss.backward()
+    return ledger.peak
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("objective", [OBJECTIVE, Objective()], ids=["all terms", "task alone"])
+def test_the_predicted_peak_of_a_micro_batch_is_that_of_the_real_one(checkpointing, objective):
+    assert sum(predicted(checkpointing, objective).values()) == pytest.approx(
+        measured(checkpointing, objective), rel=0.1
+    )
+
+
+def test_each_layer_adds_the_same_and_checkpointing_keeps_only_its_input():
+    def activations(layers, checkpointing=False):
+        return predicted(checkpointing, num_hidden_layers=layers)["activations"]
+
+    assert activations(3) - activations(2) == activations(2) - activations(1) > 0
+    assert activations(3, True) - activations(2, True) == BATCH * LENGTH * 32 * 4  # hidden size 32, float32
+
+
+def test_the_teacher_and_its_terms_cost_logits_and_no_activations():
+    alone, all_terms = predicted(objective=Objective()), predicted()
+    assert all_terms["activations"] == alone["activations"]
+    assert all_terms["logits"] - alone["logits"] >= 2 * BATCH * (LENGTH - 1) * 97 * 4
+
+
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_what_stands_is_the_bytes_of_the_real_model(method):
+    model = attach(small_llama(), method, rank=4, alpha=4, keep_initial=True)
+    trained = trained_parameters(model)
+    parts = standing(model)
+    assert parts == standing(on_meta(method))
+    assert parts["adapter"] == parts["gradients"] == parts["initial copy"] == 4 * trained
+    assert parts["optimiser"] == 8 * trained
+    held = sum(parameter.nbytes for parameter in model.parameters())
+    assert parts["weights"] + parts["adapter"] + parts["initial copy"] == held
+    assert initial_copy(model) is not None
+
+
+def test_zero_divides_by_stage():
+    model = on_meta()
+    whole, zero = standing(model), {stage: standing(model, stage, 4) for stage in (1, 2, 3)}
+    trained = trained_parameters(model)
+    assert [zero[stage]["optimiser"] for stage in (1, 2, 3)] == [12 * trained // 4] * 3
+    assert [zero[stage]["gradients"] for stage in (1, 2, 3)] == [whole["gradients"], *[whole["gradients"] // 4] * 2]
+    assert [zero[stage]["weights"] for stage in (1, 2, 3)] == [whole["weights"]] * 2 + [whole["weights"] // 4]
+
+
+def test_bfloat16_halves_what_is_frozen_and_leaves_the_adapter_in_float32():
+    with torch.device("meta"):
+        model = attach(small_llama().to(torch.bfloat16), "lora", rank=4, alpha=4)
+    assert standing(model)["weights"] * 2 == standing(on_meta())["weights"]
+    assert standing(model)["adapter"] == standing(on_meta())["adapter"]
