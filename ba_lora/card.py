@@ -1,0 +1,243 @@
+"""The model card of a run: README.md beside what was saved, for readers and for the hub.
+
+    python -m ba_lora.card RUN      write it again, for example after an evaluation
+
+Everything in it comes from run.json, the last line of metrics.jsonl, adapter_config.json and eval/*/score.json. No path of
+the machine goes in: of a local model or file only the last part of its name.
+"""
+
+import argparse
+import json
+import re
+from pathlib import Path
+
+from .errors import UserError, run_cli
+from .files import atomic_write, read_json
+
+HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")  # no "./folder"
+FILES = (".json", ".jsonl", ".ndjson", ".parquet", ".csv")
+
+LIMITS = """\
+All of this belongs to one run: one seed, this data, this prompt template; another prompt format gives other answers. Nothing
+was tested for safety, factuality or bias beyond the results listed. The base model's licence and terms of use apply."""
+
+CITATION = """\
+```bibtex
+@inproceedings{chang2026balora,
+  title     = {BA-LoRA: Bias-Alleviating Low-Rank Adaptation to Mitigate Catastrophic Inheritance in Large Language Models},
+  author    = {Chang, Yupeng and Chang, Yi and Wu, Yuan},
+  booktitle = {International Conference on Learning Representations},
+  year      = {2026},
+  note      = {arXiv:2408.04556}
+}
+```
+
+Trained with an independent reproduction of the paper, `ba-lora` VERSION."""
+
+
+def saved_in(run: str | Path) -> Path:
+    """adapter/ or model/ of a finished run folder. Raises UserError where there is none."""
+    run = Path(run)
+    if not (run / "run.json").is_file():
+        raise UserError(f"{run} is no run folder (it has no run.json); give the --output_dir of a training run")
+    for name in ("adapter", "model"):
+        if (run / name).is_dir():
+            return run / name
+    raise UserError(f"run folder {run} has neither adapter/ nor model/: the run has not ended")
+
+
+def hub_id(name: str) -> str | None:
+    """The hub's id in `name` (USER/NAME, perhaps with ":PART" of a data set), or None for anything local or generated."""
+    whole = name.partition(":")[0]
+    local = name.endswith(FILES) or Path(name).exists() or Path(whole).exists()
+    return whole if HUB_ID.fullmatch(whole) and not local else None
+
+
+def public_name(name: str) -> str:
+    """`name` without a path of this machine: a hub id, a package or a generator as it is, of a path the last part."""
+    return name if hub_id(name) or name.startswith(("package:", "tinymath:")) else Path(name).name
+
+
+def write_card(run: str | Path) -> Path:
+    """Write (or write again) README.md in adapter/ or model/ of a finished run folder; returns its path."""
+    from huggingface_hub import ModelCardData
+
+    run, saved = Path(run), saved_in(run)
+    record = read_json(run / "run.json")
+    data = hub_id(record["config"]["data"])
+    front = ModelCardData(
+        base_model=hub_id(record["model"]),
+        library_name="peft" if saved.name == "adapter" else "transformers",
+        pipeline_tag="text-generation",
+        tags=_tags(record, saved),
+        datasets=[data] if data else None,
+    )
+    sections = {
+        "Method": _method(record, saved),
+        "Objective": _objective(record["objective"]),
+        "Data": _data(record),
+        "Training": _training(record, run / "metrics.jsonl"),
+        "Results": _results(run / "eval"),
+        "How to load it": _loading(record, saved),
+        "Limits": LIMITS,
+        "Citation": CITATION.replace("VERSION", record["versions"]["ba-lora"]),
+    }
+    with atomic_write(saved / "README.md") as file:
+        file.write(f"---\n{front.to_yaml()}\n---\n\n# {run.resolve().name}\n")
+        for title, text in sections.items():
+            file.write(f"\n## {title}\n\n{text}\n")
+    return saved / "README.md"
+
+
+def _tags(record: dict, saved: Path) -> list[str]:
+    if saved.name == "model":
+        return ["full-fine-tuning"]
+    return sorted({record["config"]["method"], "lora", "pissa" if _starts_from_pissa(record, saved) else "lora"})
+
+
+def _starts_from_pissa(record: dict, saved: Path) -> bool:
+    """Whether export had to double the rank to express the adapter on the original base."""
+    return read_json(saved / "adapter_config.json")["r"] != record["config"]["rank"]
+
+
+def _method(record: dict, saved: Path) -> str:
+    config = record["config"]
+    base = f"Base model: `{public_name(record['model'])}`."
+    if saved.name == "model":
+        return (
+            f"{base} Full fine-tuning: all {record['trained_parameters']:,} parameters were trained and are saved here."
+        )
+    kept = read_json(saved / "adapter_config.json")
+    lines = [
+        f"{base} Method: {config['method']}, rank {config['rank']}, alpha {config['alpha']:g}, dropout {config['dropout']:g},",
+        f"{record['trained_parameters']:,} trained parameters, on {', '.join(sorted(kept['target_modules']))}.",
+    ]
+    if _starts_from_pissa(record, saved):
+        lines += [
+            f"Training started from the leading singular directions of the base (PiSSA). The adapter here has rank {kept['r']} and",
+            f"alpha {kept['lora_alpha']:g}: it holds the trained factors and, with the opposite sign, the initial ones, so that it is",
+            "plain LoRA for the **original** base, whose weights need no change.",
+        ]
+    return "\n".join(lines)
+
+
+def _objective(objective: dict) -> str:
+    weights = [objective[name] for name in ("lambda1", "lambda2", "lambda3")]
+    if not any(weights):
+        return "The task's cross-entropy alone; the regularizers were off."
+    kl, entropy = objective["consistency"] == "kl", objective["diversity"] == "entropy"
+    forms = (
+        f"T²·KL to the pre-trained model at T = {objective['temperature']:g}" if kl else "squared difference of logits",
+        f"negative entropy over {_classes(objective['top_k'])}" if entropy else "off-diagonal covariance of the logits",
+        f"share of the leading {objective['svd_k']} singular values of the logits ({objective['svd_norm']} norm)",
+    )
+    lines = ["The task's cross-entropy plus:", "", "| term | form | weight | schedule |", "|---|---|---:|---|"]
+    for number, (term, form) in enumerate(zip(("consistency", "diversity", "spectrum"), forms, strict=True), 1):
+        schedule = _schedule(objective, objective[f"lambda{number}_schedule"]) if weights[number - 1] else "off"
+        lines.append(f"| {term} | {form} | {weights[number - 1]:g} | {schedule} |")
+    return "\n".join(lines)
+
+
+def _classes(top_k: int | None) -> str:
+    return f"the {top_k} likeliest tokens" if top_k else "the whole vocabulary"
+
+
+def _schedule(objective: dict, name: str) -> str:
+    """A schedule in words; see schedules.py."""
+    warmup, ramp = f"{objective['warmup']:.0%}", f"{objective['ramp']:.0%}"
+    lowest = objective["lambda1_min"] if objective["lambda1_min"] is not None else objective["lambda1"] / 10
+    details = {
+        "cosine": "down to 10%",
+        "linear_warmup": f"over {warmup} of the steps",
+        "quadratic_warmup": f"over {warmup} of the steps",
+        "two_phase": f"off for {warmup} of the steps, then a ramp over {ramp}",
+        "adaptive": f"by the teacher's confidence, at least {lowest:g}",
+    }
+    return f"{name}: {details[name]}" if name in details else name
+
+
+def _data(record: dict) -> str:
+    config, data, template = record["config"], record["data"], record["template"]
+    return (
+        f"{_source(config)}: {data['kept']:,} samples of at most {config['max_length']} tokens; SHA-256 of their token ids\n"
+        f"`{data['hash']}`. Prompt template `{template['name']}`" + _prompt(template)
+    )
+
+
+def _source(config: dict) -> str:
+    copy = f"`{Path(config['data_path']).name}`" if config.get("data_path") else None
+    if copy and config["data"].startswith("tinymath:"):  # the default, which the file stood in for
+        return copy
+    return f"`{public_name(config['data'])}`" + (f" (from a local copy, {copy})" if copy else "")
+
+
+def _prompt(template: dict) -> str:
+    text = template["prompt"] if template["name"] != "chat" else None  # else the tokenizer's, and a program of its own
+    return f", written out:\n\n```text\n{text}\n```" if text else "."
+
+
+def _training(record: dict, metrics: Path) -> str:
+    config = record["config"]
+    rows = [
+        ("optimiser steps", record["steps"]),
+        ("effective batch", f"{config['effective_batch_size']} samples"),
+        ("learning rate", f"{config['learning_rate']:g}, {config['lr_scheduler']}, warm-up {config['warmup_ratio']:g}"),
+        ("seed", config["seed"]),
+        ("precision", config["dtype"]),
+        ("processes", record["processes"]),
+        ("training time", f"{record['train_seconds']:.0f} s"),
+    ]
+    lines = metrics.read_text(encoding="utf-8").splitlines() if metrics.is_file() else []
+    if lines:
+        last = json.loads(lines[-1])
+        terms = [name for name in ("loss", "task", "consistency", "diversity", "spectrum") if last[name] is not None]
+        rows.append((f"at step {last['step']}", ", ".join(f"{name} {last[name]:.4g}" for name in terms)))
+    return "| | |\n|---|---|\n" + "\n".join(f"| {name} | {value} |" for name, value in rows)
+
+
+def _results(folder: Path) -> str:
+    scores = [read_json(file) | {"folder": file.parent.name} for file in sorted(folder.glob("*/score.json"))]
+    if not scores:
+        return "None were measured."
+    lines = ["| evaluation | benchmark | data | metric | score ± standard error | n | protocol |"]
+    lines += ["|---|---|---|---|---:|---:|---|"]
+    for score in scores:
+        data = public_name(score["data"]) if score.get("data") else "–"
+        error = f" ± {score['stderr']:.4f}" if score.get("stderr") is not None else ""
+        cells = (score["folder"], score["benchmark"], data, score["metric"], f"{score['score']:.4f}{error}")
+        lines.append(f"| {' | '.join(cells)} | {score['n']} | {score['protocol']} |")
+    return "\n".join(lines)
+
+
+def _loading(record: dict, saved: Path) -> str:
+    if saved.name == "model":
+        return _python('model = AutoModelForCausalLM.from_pretrained("THIS_FOLDER_OR_ITS_HUB_ID")')
+    name, rank = record["model"], read_json(saved / "adapter_config.json")["r"]
+    place = (
+        "ba_lora/tiny/model" if name == "tiny" else hub_id(name) or f"path/to/{public_name(name).rpartition(':')[2]}"
+    )
+    stock = _python(
+        f'base = AutoModelForCausalLM.from_pretrained("{place}")',
+        'model = PeftModel.from_pretrained(base, "THIS_FOLDER_OR_ITS_HUB_ID")',
+        imports="from peft import PeftModel\n",
+    )
+    known = name if name == "tiny" or name.startswith("package:") else place
+    return (
+        f'{stock}\n\nWith this project: `ba_lora.load("THIS_FOLDER", base="{known}")`. vLLM: `--enable-lora` with\n'
+        f"`--max-lora-rank` of at least {rank}, the rank saved here."
+    )
+
+
+def _python(*lines: str, imports: str = "") -> str:
+    return "\n".join([f"```python\n{imports}from transformers import AutoModelForCausalLM\n", *lines, "```"])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m ba_lora.card", description="Write the model card of a run again.")
+    parser.add_argument("run", metavar="RUN", help="the --output_dir of a training run")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    print(write_card(parser.parse_args().run))
+
+
+if __name__ == "__main__":
+    run_cli(main)

@@ -1,0 +1,126 @@
+"""Upload what a run saved, with its model card, to the Hugging Face hub.
+
+    python -m ba_lora.hub RUN USER/NAME [--public]
+
+`reserve` finds out before training whether the upload can work; `push` uploads afterwards. A failed upload loses nothing: the
+run folder is complete, and the command above uploads it later.
+"""
+
+import argparse
+import json
+import logging
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from .card import hub_id, public_name, saved_in, write_card
+from .errors import UserError, run_cli
+from .files import read_json
+
+logger = logging.getLogger(__name__)
+
+
+def reserve(repo: str, public: bool = False) -> None:
+    """Create the model repository `repo` (USER/NAME; private unless `public`) if need be, and check that it can be written.
+
+    Raises UserError in offline mode, without a token, or where the hub refuses or cannot be reached.
+    """
+    from huggingface_hub import HfApi, constants, get_token
+
+    later = " (the upload can be made after training too: python -m ba_lora.hub RUN USER/NAME)"
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo):
+        raise UserError(f"'{repo}' does not name a repository of the hub; give it as USER/NAME")
+    if constants.is_offline_mode():
+        raise UserError(
+            f"{repo} cannot be reached in offline mode; unset HF_HUB_OFFLINE and TRANSFORMERS_OFFLINE{later}"
+        )
+    if get_token() is None:
+        raise UserError(f"{repo} needs a write token of the hub; run 'hf auth login' or set HF_TOKEN{later}")
+    api = HfApi()
+    with _one_line(f"{repo} cannot be written on {api.endpoint}", later):
+        api.create_repo(repo, private=not public, exist_ok=True)
+        api.auth_check(repo, write=True)
+
+
+def push(run: str | Path, repo: str) -> str:
+    """Upload adapter/ or model/ of a finished run folder to the repository `repo`; returns its address.
+
+    Raises UserError with the command that uploads later. The card is written first where there is none.
+    """
+    from huggingface_hub import CommitOperationAdd, HfApi
+
+    run, saved = Path(run), saved_in(run)
+    if not (saved / "README.md").is_file():
+        write_card(run)
+    files = {path.relative_to(saved).as_posix(): path for path in sorted(saved.rglob("*")) if path.is_file()}
+    contents: dict[str, Path | bytes] = {**files}
+    if "adapter_config.json" in files:
+        contents["adapter_config.json"] = _public_config(
+            files["adapter_config.json"], read_json(run / "run.json")["model"]
+        )
+    api = HfApi()
+    additions = [CommitOperationAdd(name, content) for name, content in contents.items()]
+    with _one_line(
+        f"{saved} was not uploaded to {repo}", f"; it is complete, upload it with python -m ba_lora.hub {run} {repo}"
+    ):
+        api.create_commit(repo, additions, commit_message=f"Upload {saved.name} of {run.resolve().name}")
+    return f"{api.endpoint}/{repo}"
+
+
+def push_after(run: Path, arguments, last: bool = True) -> None:
+    """`push` as the options of the run ask for it, from the first process only.
+
+    A failure raises as `push` does, or is only logged where another upload follows (not `last`).
+    """
+    if not arguments.push_to_hub or int(os.environ.get("RANK", 0)) != 0:
+        return
+    try:
+        print(f"{run}: uploaded to {push(run, arguments.push_to_hub)}")
+    except UserError as error:
+        if last:
+            raise
+        logger.warning("%s", error)
+
+
+def _public_config(file: Path, model: str) -> bytes:
+    """adapter_config.json as it is uploaded: with the name of the base model and no path of this machine."""
+    config = read_json(file)
+    if not hub_id(model):
+        config["base_model_name_or_path"] = public_name(model)
+        logger.warning(
+            "the base model '%s' is not from the hub; the upload names it and holds no path", public_name(model)
+        )
+    return json.dumps(config, indent=2).encode()
+
+
+@contextmanager
+def _one_line(what: str, remedy: str) -> Iterator[None]:
+    """Turn what the hub or the network answers into a UserError of one line."""
+    try:
+        yield
+    except (
+        Exception
+    ) as error:  # the base class of network errors comes from a package that changes with the hub's client
+        raise UserError(f"{what} ({type(error).__name__}: {' '.join(str(error).split())[:200]}){remedy}") from None
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m ba_lora.hub",
+        description="Upload what a run saved, with its model card, to the Hugging Face hub.",
+        epilog="Example: python -m ba_lora.hub runs/v5 someone/v5-adapter",
+    )
+    parser.add_argument("run", metavar="RUN", help="the --output_dir of a training run")
+    parser.add_argument("repo", metavar="USER/NAME", help="the repository on the hub; made where it is missing")
+    parser.add_argument("--public", action="store_true", help="a repository made here is public, not private")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    options = parser.parse_args()
+    saved_in(options.run)
+    reserve(options.repo, options.public)
+    print(push(options.run, options.repo))
+
+
+if __name__ == "__main__":
+    run_cli(main)
