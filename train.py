@@ -5,9 +5,15 @@ from ba_lora.errors import run_cli
 
 def main() -> None:
     from ba_lora.arguments import parse
+    from ba_lora.hub import push_after
     from ba_lora.run import leave_processes, train
 
-    train(parse())
+    arguments = parse()
+    if arguments.dry_run:
+        from ba_lora.plan import show
+
+        return show(arguments)
+    push_after(train(arguments), arguments)
     leave_processes()
 
 

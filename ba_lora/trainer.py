@@ -6,7 +6,7 @@ add ObjectiveCallback.
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -27,10 +27,25 @@ class NonFiniteLoss(UserError):
 
 
 class FixedOrder(Sampler):
-    """A permutation of range(count) for each epoch that depends on the seed and the epoch only, not on the method."""
+    """A permutation of range(count) for each epoch that depends on the seed and the epoch only, not on the method.
 
-    def __init__(self, count: int, seed: int):
+    With `lengths` (one a sample), micro-batches of similar length: the permutation is cut into blocks of GROUPED effective
+    batches, each block is sorted by length and cut into micro-batches, and these are shuffled. A shorter one stays last, so
+    that the borders stay where the data loader puts them, for any number of processes.
+    """
+
+    GROUPED = 50
+
+    def __init__(
+        self,
+        count: int,
+        seed: int,
+        lengths: Sequence[int] | None = None,
+        micro_batch_size: int = 1,
+        effective_batch_size: int = 1,
+    ):
         self.count, self.seed, self.epoch = count, seed, 0
+        self.lengths, self.micro, self.block = lengths, micro_batch_size, self.GROUPED * effective_batch_size
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
@@ -43,7 +58,17 @@ class FixedOrder(Sampler):
 
     def order(self, epoch: int) -> list[int]:
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
-        return torch.randperm(self.count, generator=generator).tolist()
+        order = torch.randperm(self.count, generator=generator).tolist()
+        if self.lengths is None:
+            return order
+        grouped = []
+        for start in range(0, self.count, self.block):
+            block = sorted(order[start : start + self.block], key=lambda sample: self.lengths[sample])
+            batches = [block[cut : cut + self.micro] for cut in range(0, len(block), self.micro)]
+            short = [batches.pop()] if len(batches[-1]) < self.micro else []
+            shuffled = torch.randperm(len(batches), generator=generator).tolist()
+            grouped += [sample for batch in [*(batches[number] for number in shuffled), *short] for sample in batch]
+        return grouped
 
 
 class ObjectiveCallback(TrainerCallback):
@@ -104,6 +129,10 @@ class ObjectiveCallback(TrainerCallback):
         self.rows = self.rows + self.model.rows  # a tensor: no wait for the device before a step is logged
         if not is_logged(state.global_step, args, state):
             return
+        if (
+            args.logging_strategy != "no"
+        ):  # transformers would leave out a last step that is no multiple of logging_steps
+            control.should_log = True
         self.row = {"step": state.global_step, **self._reduced()}
         self.row |= {"lr": self.learning_rate, "seconds": time.perf_counter() - self.started, "tokens": self.tokens}
         if self.model.gradients:
@@ -186,7 +215,8 @@ def micro_batches_of(step: int, dataloader, accumulation: int) -> int:
 class BALoRATrainer(Trainer):
     """Trainer for a model from `attach`. Everything else is transformers.Trainer's.
 
-    objective: an Objective. metrics: path of metrics.jsonl or None. all_terms, gradient_norms: see ObjectiveModel.
+    objective: an Objective. metrics: path of metrics.jsonl or None. all_terms, gradient_norms: see ObjectiveModel. order:
+    of the samples; None = by the seed alone.
     """
 
     def __init__(
@@ -198,8 +228,10 @@ class BALoRATrainer(Trainer):
         metrics: str | Path | None = None,
         all_terms: bool = False,
         gradient_norms: bool = False,
+        order: FixedOrder | None = None,
         **options,
     ):
+        self.order = order
         args.logging_nan_inf_filter = False  # a non-finite loss is never replaced by an average
         wrapped = ObjectiveModel(model, objective, all_terms=all_terms, gradient_norms=gradient_norms)
         super().__init__(model=wrapped, args=args, **options)
@@ -210,6 +242,8 @@ class BALoRATrainer(Trainer):
         self.add_callback(StepBar(self.objective_callback))
 
     def _get_train_sampler(self, train_dataset=None) -> Sampler:
+        if self.order is not None:
+            return self.order
         dataset = train_dataset if train_dataset is not None else self.train_dataset
         return FixedOrder(len(dataset), self.args.data_seed if self.args.data_seed is not None else self.args.seed)
 

@@ -65,7 +65,7 @@ BAD = [
     (["--dropout", "0.1"], "--dropout 0.1 does not go with a PiSSA start"),
     (["--method", "lora", "--lambda1", "0.1"], "runs without the regularizers; add --regularizers on"),
     (["--learning_rate", "-1"], "--learning_rate must be positive"),
-    (["--fields", "a"], "--fields takes two names"),
+    (["--fields", "a", "b", "c", "d"], "--fields takes one, two or three names"),
     (["--template", "alpacca"], "did you mean 'alpaca'"),
     (["--resume", "--overwrite"], "give one of them"),
     (["--method", "full", "--merge"], "leave it out"),

@@ -20,9 +20,11 @@ COMMANDS = [line for block in re.findall(r"```sh\n(.*?)```", README, flags=re.S)
 # What makes a command short, by its beginning. A command that is not listed here runs as it is.
 SHORT = {
     "sh scripts/ba-lora.sh --seeds": ["--help"],
+    "sh scripts/ba-lora.sh configs/nlg/llama": [],
     "sh scripts/ba-lora.sh configs": ["--limit", "64", "--eval_limit", "8"],
     "python train.py": ["--limit", "64"],
     "python -m eval.gsm8k --model": ["--limit", "8", "--max_new_tokens", "96"],
+    "python -m ba_lora.chat": ["--max_new_tokens", "32"],
     "python -m ba_lora.experiments table": ["--help"],
     "python -m ba_lora.experiments tune": ["--help"],
     "python -m ba_lora.tiny.pretrain": ["--steps", "2", "--batch_size", "16"],

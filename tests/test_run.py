@@ -13,7 +13,8 @@ from peft import PeftModel
 
 import ba_lora
 from ba_lora.arguments import parse
-from ba_lora.data.instruction import TEMPLATES, encode_prompt
+from ba_lora.data.instruction import encode_prompt
+from ba_lora.data.templates import TEMPLATES
 from ba_lora.data.tinymath import generate
 from ba_lora.errors import UserError
 from ba_lora.models import load_model
@@ -50,7 +51,7 @@ def test_a_run_writes_what_the_contract_names(tmp_path):
     assert sorted(path.name for path in folder.iterdir()) == ["adapter", "merged", "metrics.jsonl", "run.json"]
     written = record(folder)
     assert written["status"] == "finished" and written["steps"] == 2 and written["processes"] == 1
-    assert written["template"] == vars(TEMPLATES["plain"])
+    assert written["template"] == vars(TEMPLATES["plain"]) | {"end": "</s>"}
     assert written["data"]["kept"] == 64 and len(written["data"]["hash"]) == len(written["order_hash"]) == 64
     assert written["config"]["method"] == "ba-lora" and written["objective"]["lambda1"] == 0.025
     assert written["versions"]["torch"] == torch.__version__ and written["machine"]["cores"] >= 1
@@ -60,7 +61,7 @@ def test_a_run_writes_what_the_contract_names(tmp_path):
     assert metrics(folder)[0]["consistency"] == 0.0
     assert metrics(folder)[1]["gradient_norm_task"] > 0
     suffixes = {path.suffix for path in folder.rglob("*") if path.is_file()}
-    assert suffixes <= {".json", ".jsonl", ".safetensors"}
+    assert suffixes <= {".json", ".jsonl", ".safetensors", ".md"}
 
 
 def test_the_adapter_opens_in_stock_peft_on_the_original_model(tmp_path):
@@ -121,6 +122,33 @@ def test_an_interrupted_run_resumes_to_the_same_adapter(tmp_path):
     weights = [(folder / "adapter" / "adapter_model.safetensors").read_bytes() for folder in (whole, cut)]
     assert weights[0] == weights[1]
     assert [row["step"] for row in metrics(cut)] == list(range(1, 9))
+
+
+def test_a_run_on_conversations_records_what_was_read_left_out_and_grouped(tmp_path):
+    def talk(number, *more):
+        turns = [("human", f"What is {number} + 1?"), ("gpt", f"{number + 1} " * (number % 9 + 1)), *more]
+        return {"conversations": [{"from": who, "value": text} for who, text in turns]}
+
+    rows = [talk(number, ("human", "Sure?"), ("gpt", "Yes.")) for number in range(70)]
+    rows[5] = talk(5, ("human", "and then?"))  # ends with the user
+    data = tmp_path / "talk.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    words = ["--data", "someone/talk:part", "--data_path", str(data), "--template", "alpaca", "--max_length", "512"]
+    with pytest.raises(UserError, match=r"talk.jsonl, row 6: the conversation ends with the user"):
+        run(tmp_path / "run", *words, "--limit", "70")
+    words += ["--limit", "33", "--skip_bad_rows"]
+    first = record(run(tmp_path / "run", *words))
+    assert {name: first["data"][name] for name in ("read", "skipped", "kept", "truncated")} == {
+        "read": 33,
+        "skipped": 1,
+        "kept": 32,
+        "truncated": 0,
+    }
+    assert first["template"]["name"] == "alpaca" and first["template"]["end"] == "</s>"
+    grouped = record(run(tmp_path / "grouped", *words, "--group_by_length"))
+    assert grouped["data"] == first["data"] and grouped["order_hash"] != first["order_hash"]
+    shuffled = record(run(tmp_path / "shuffled", *words, "--shuffle_data"))
+    assert shuffled["data"]["hash"] != first["data"]["hash"]
 
 
 BAD = [

@@ -1,9 +1,12 @@
 """The trainer: the steps it takes, what it logs, how it stops, how it resumes; and a stock Trainer with our objective."""
 
 import json
+import random
 
 import pytest
 import torch
+from accelerate.data_loader import BatchSamplerShard
+from torch.utils.data import BatchSampler
 from transformers import Trainer, TrainingArguments
 
 from ba_lora.adapters import attach
@@ -187,6 +190,41 @@ def test_the_order_of_the_samples_depends_on_seed_and_epoch_only():
     assert sorted(FixedOrder(50, 3).order(7)) == list(range(50))
 
 
+def padding(order, lengths, micro):
+    batches = [[lengths[i] for i in order[start : start + micro]] for start in range(0, len(order), micro)]
+    return sum(max(batch) * len(batch) - sum(batch) for batch in batches) / sum(lengths)
+
+
+@pytest.mark.parametrize("count", [4096, 4001])
+def test_grouping_by_length_cuts_the_padding_and_keeps_every_sample_once(count):
+    chance = random.Random(0)
+    lengths = [int(chance.lognormvariate(5, 0.6)) + 1 for _ in range(count)]
+    order = FixedOrder(count, 3, lengths, micro_batch_size=4, effective_batch_size=8)
+    assert sorted(order.order(0)) == list(range(count))
+    assert order.order(0) == FixedOrder(count, 3, lengths, 4, 8).order(0) != order.order(1)
+    plain = FixedOrder(count, 3).order(0)
+    assert padding(plain, lengths, 4) > 0.4 and padding(order.order(0), lengths, 4) < 0.05
+    blocks = [set(order.order(0)[start : start + 400]) for start in range(0, count, 400)]
+    assert blocks == [
+        set(plain[start : start + 400]) for start in range(0, count, 400)
+    ]  # the same data at the same time
+    firsts = [lengths[i] for i in order.order(0)[:400:4]]
+    assert firsts != sorted(firsts)  # long and short micro-batches follow each other
+
+
+def test_grouped_micro_batches_are_the_same_for_one_process_and_for_two(tmp_path):
+    """Two processes take turns at the micro-batches of the same order."""
+    samples = ragged_samples(42)
+    order = FixedOrder(len(samples), 1, [len(sample["input_ids"]) for sample in samples], 2, 4)
+    options = {"train_dataset": samples, "data_collator": collate, "order": order}
+    trainer = BALoRATrainer(student("lora"), Objective(), arguments(tmp_path), **options)
+    seen = [batch["input_ids"].tolist() for batch in trainer.get_train_dataloader()]
+    pairs = [order.order(0)[at : at + 2] for at in range(0, 42, 2)]
+    assert seen == [collate([samples[i] for i in pair])["input_ids"].tolist() for pair in pairs]
+    shards = [list(BatchSamplerShard(BatchSampler(order, 2, False), 2, rank)) for rank in range(2)]
+    assert [pair for both in zip(*shards, strict=True) for pair in both][:21] == pairs
+
+
 def test_every_method_sees_the_samples_in_the_same_order(tmp_path):
     seen = {}
     for method in ("lora", "pissa", "ba-lora", "full"):
@@ -262,3 +300,22 @@ def test_the_spectrum_of_a_short_last_step_is_averaged_over_its_own_micro_batche
 
     run(tmp_path, samples=10, callbacks=[Watch()], max_steps=-1, num_train_epochs=1)
     assert scales == [1 / 2, 1 / 2, 1.0]
+
+
+def test_gradient_checkpointing_gives_the_same_run_with_the_teacher_inside(tmp_path):
+    rows = {}
+    for recompute in (False, True):
+        options = {"gradient_checkpointing": recompute, "max_steps": 3, "logging_steps": 1}
+        if recompute:
+            options["gradient_checkpointing_kwargs"] = {"use_reentrant": False}
+        model = student()
+        run(tmp_path / str(recompute), model=model, **options)
+        lines = (tmp_path / str(recompute) / "metrics.jsonl").read_text().splitlines()
+        rows[recompute] = (
+            [[json.loads(line)[term] for term in ("loss", "task", "consistency")] for line in lines],
+            model,
+        )
+        assert model.base_model.model.model.gradient_checkpointing is recompute
+    torch.testing.assert_close(rows[True][0], rows[False][0], rtol=1e-5, atol=1e-7)
+    assert rows[True][0][2][2] > 0  # the student has left the teacher
+    torch.testing.assert_close(trained(rows[True][1]), trained(rows[False][1]), rtol=1e-5, atol=1e-7)
