@@ -49,9 +49,11 @@ def start_of(method: str, init: str | None) -> str:
     own = {"lora": "lora", "pissa": "pissa", "ba-lora": "pissa"}.get(method, method)
     if init is None or init == own:
         return own
-    if method != "ba-lora":
-        raise UserError(f"init '{init}' does not go with method '{method}', which starts as '{own}'; leave init out")
-    return init if NITER.fullmatch(init) else choose("init", init, INITS)
+    if method == "ba-lora":
+        return init if NITER.fullmatch(init) else choose("init", init, INITS)
+    if method == "pissa" and NITER.fullmatch(init):
+        return init
+    raise UserError(f"init '{init}' does not go with method '{method}', which starts as '{own}'; leave init out")
 
 
 def attach(
@@ -70,7 +72,7 @@ def attach(
 
     method: full, lora, pissa, pissa_niter_N (randomised SVD with N power iterations), or ba-lora.
     rank, alpha: of the factors; the update is scaled by alpha/rank. target_modules: names as PEFT takes them; None is every
-    linear layer but the head. init: for ba-lora, "pissa" (default), "pissa_niter_N" or "lora". seed: of the random starts.
+    linear layer but the head. init: "pissa" (default) or "pissa_niter_N", and for ba-lora "lora". seed: of the random starts.
     keep_initial: keep a frozen copy of the trained tensors, which the teacher needs; low-rank methods always keep it, full
     fine-tuning only when True (it is a second model). dropout: on the adapter's input; not with a PiSSA start, because
     W_res + dropout(B0·A0) is not W.
@@ -231,16 +233,23 @@ def find_run(folder: str | Path) -> tuple[Path, str | None]:
     )
 
 
-def load(folder: str | Path, base: str | nn.Module | None = None, dtype: str = "float32") -> nn.Module:
+def load(
+    folder: str | Path,
+    base: str | nn.Module | None = None,
+    dtype: str = "float32",
+    *,
+    trust_remote_code: bool = False,
+) -> nn.Module:
     """Open what any method saved, in evaluation mode: a run folder, its adapter/ or model/, or any model folder.
 
-    base: the original model or its name; by default the one that the run or the adapter recorded.
+    base: the original model or its name; by default the one that the run or the adapter recorded. trust_remote_code: run
+    Python code that comes with the model.
     """
     saved, recorded = find_run(folder)
     if not (saved / "adapter_config.json").is_file():
-        return load_model(str(saved), dtype)
+        return load_model(str(saved), dtype, trust_remote_code=trust_remote_code)
     base = base if base is not None else recorded
     if base is None:
         raise UserError(f"{saved} does not say which base model it belongs to; name it")
-    model = load_model(base, dtype) if isinstance(base, str) else base
+    model = load_model(base, dtype, trust_remote_code=trust_remote_code) if isinstance(base, str) else base
     return PeftModel.from_pretrained(model, str(saved)).eval()

@@ -49,7 +49,11 @@ class TrainArguments:
     target_modules: list[str] | None = option(
         None, "names of the layers to adapt; none = all linear but the head", group="method"
     )
-    init: str | None = option(None, "start of ba-lora: pissa (default), pissa_niter_N or lora", group="method")
+    init: str | None = option(
+        None,
+        "start of ba-lora and pissa: pissa (exact, default), pissa_niter_N (randomised SVD); of ba-lora also lora",
+        group="method",
+    )
 
     data: str = option(
         "tinymath:train",

@@ -21,7 +21,7 @@ def standing(model: nn.Module, zero_stage: int = 0, processes: int = 1) -> dict[
     """Bytes that a run holds on each device from its first step to its last. `model` is from `attach`, on any device.
 
     weights: what is not trained; adapter: what is; initial copy: the teacher's part; gradients: as large as the adapter;
-    optimiser: AdamW's two moments, 8 bytes a trained number, and with DeepSpeed its float32 master copy, 4 more. ZeRO
+    optimiser: AdamW's two moments, each like the adapter; with DeepSpeed both and a master copy in float32. ZeRO
     divides by the processes: the optimiser from stage 1, the gradients from stage 2, all weights at stage 3.
     """
     copies = {id(parameter) for parameter in model._modules[COPY].parameters()} if initial_copy(model) else set()
@@ -34,7 +34,7 @@ def standing(model: nn.Module, zero_stage: int = 0, processes: int = 1) -> dict[
     share = [processes if zero_stage >= stage else 1 for stage in range(4)]
     parts = {name: size // share[3] for name, size in parts.items()}
     parts["gradients"] = sum(p.nbytes for p in model.parameters() if p.requires_grad) // share[2]
-    parts["optimiser"] = trained * (12 if zero_stage else 8) // share[1]
+    parts["optimiser"] = (12 * trained if zero_stage else 2 * parts["adapter"]) // share[1]
     return parts
 
 

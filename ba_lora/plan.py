@@ -210,7 +210,7 @@ def _disk(arguments: TrainArguments, size: Sizes, start: str, steps: int | None)
     disk = {name: adapter * (1 if start in ("full", "lora") else 2)}
     kept = min(CHECKPOINTS, (steps or 0) // arguments.save_steps) if arguments.save_steps else 0
     if kept:
-        disk["checkpoints"] = kept * (adapter + copy + 8 * size.trained)
+        disk["checkpoints"] = kept * (3 * adapter + copy)  # with the two moments of AdamW
     if arguments.merge:
         disk["merged"] = size.parameters * (2 if arguments.dtype in ("bfloat16", "float16") else 4)
     return disk

@@ -69,6 +69,10 @@ def train(arguments: TrainArguments, callbacks: Sequence = ()) -> Path:
         attn_implementation=arguments.attn_implementation,
         trust_remote_code=arguments.trust_remote_code,
     )
+    if torch.cuda.is_available() and not arguments.use_cpu:
+        model.to(
+            f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
+        )  # the decomposition takes minutes there, hours on a processor
     student = attach(
         model,
         arguments.method,

@@ -58,6 +58,7 @@ def add_options(parser: argparse.ArgumentParser, protocols: Iterable[str], max_n
     )
     add("--batch_size", type=int, default=64, help="prompts generated at once (default: %(default)s)")
     add("--dtype", default="float32", help="float32, bfloat16, float16, or auto: as saved (default: %(default)s)")
+    add("--trust_remote_code", action="store_true", help="run Python code that comes with the model; read it before")
     add("--debug", action="store_true", help="show the traceback of an error")
 
 
@@ -105,7 +106,12 @@ def find_base(model: str, adapter: str | None = None) -> str:
 
 
 def open_subject(
-    model: str, adapter: str | None = None, template: str | None = None, dtype: str = "float32"
+    model: str,
+    adapter: str | None = None,
+    template: str | None = None,
+    dtype: str = "float32",
+    *,
+    trust_remote_code: bool = False,
 ) -> Subject:
     """Open --model (name, model folder or run folder), with --adapter on it, its tokenizer and its template.
 
@@ -118,12 +124,13 @@ def open_subject(
     if template:
         check_template(template)
     base, trained = find_base(model, adapter), adapter or _trained(model)
+    code = {"trust_remote_code": trust_remote_code}
     if trained is None:
-        opened, tokenizer, recorded = load_model(model, dtype), load_tokenizer(model), None
+        opened, tokenizer, recorded = load_model(model, dtype, **code), load_tokenizer(model, **code), None
     else:
-        opened = load(trained, base=model if adapter else None, dtype=dtype)
+        opened = load(trained, base=model if adapter else None, dtype=dtype, **code)
         saved, recorded = find_run(trained)[0], template_of(trained)
-        tokenizer = load_tokenizer(str(saved) if (saved / "tokenizer_config.json").is_file() else base)
+        tokenizer = load_tokenizer(str(saved) if (saved / "tokenizer_config.json").is_file() else base, **code)
     if template or not recorded:
         recorded = make_template(template or default_template(base), tokenizer)
     return Subject(_to_accelerator(opened), tokenizer, recorded, base)

@@ -125,7 +125,9 @@ def ask(args: argparse.Namespace, folder) -> tuple[list[dict], dict]:
     get_backend(args.backend)
     data = args.data or default_data(common.find_base(args.model, args.adapter))
     problems = load_problems(data, args.limit)
-    subject = common.open_subject(args.model, args.adapter, args.template, args.dtype)
+    subject = common.open_subject(
+        args.model, args.adapter, args.template, args.dtype, trust_remote_code=args.trust_remote_code
+    )
     start = time.perf_counter()
     records = generate_answers(
         subject.model,

@@ -3,4 +3,4 @@
 #   sh scripts/full.sh [CONFIG] [--option value ...]
 set -eu
 case "${1:-}" in "" | -*) set -- configs/nlg/tiny.yaml "$@" ;; esac
-exec sh "$(dirname "$0")/ba-lora.sh" "$@" --method full
+exec sh "$(dirname "$0")/ba-lora.sh" "$@" --method full --init none

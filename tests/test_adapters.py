@@ -150,6 +150,7 @@ def test_illegal_combinations_are_refused_in_one_line():
         ({"method": "lora", "rank": 0}, "rank must be at least 1, got 0"),
         ({"method": "lora", "target_modules": ["q_prj"]}, "'q_prj' matches no linear layer, did you mean 'q_proj'"),
         ({"method": "ba-lora", "init": "random"}, "init 'random' is not known"),
+        ({"method": "pissa", "init": "lora"}, "init 'lora' does not go with method 'pissa'"),
         ({"method": "lora", "init": "pissa"}, "init 'pissa' does not go with method 'lora'"),
     ]:
         with pytest.raises(UserError, match=message) as error:

@@ -72,3 +72,15 @@ def test_a_missing_python_and_a_missing_venv_module_are_said_in_one_line(checkou
     (tools / "python3").chmod(0o755)
     done, _ = call(checkout, "scripts/ba-lora.sh", PATH=str(tools))
     assert done.returncode == 2 and "has no venv module; install it" in done.stderr
+
+
+@pytest.mark.parametrize("method", ["lora", "pissa", "full"])
+def test_the_other_methods_are_the_same_launcher_with_a_method(checkout, method):
+    start = {"pissa": "--method pissa"}.get(method, f"--method {method} --init none")
+    words = ["configs/nlg/some.yaml", "--dry_run"]
+    assert call(checkout, f"scripts/{method}.sh", *words)[1].splitlines()[-1] == (
+        f"-m ba_lora.experiments one configs/nlg/some.yaml --dry_run {start}"
+    )
+    assert call(checkout, f"scripts/{method}.sh", "--seed", "1")[1].splitlines()[-1] == (
+        f"-m ba_lora.experiments one configs/nlg/tiny.yaml --seed 1 {start}"
+    )

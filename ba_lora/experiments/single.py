@@ -51,6 +51,7 @@ def train_and_evaluate(config: str, words: list[str]) -> int:
             continue
         options = ["--model", str(folder), "--output_dir", str(folder / "eval" / name), "--overwrite"]
         options += ["--dtype", arguments.dtype]
+        options += ["--trust_remote_code"] if arguments.trust_remote_code else []
         options += ["--data", tests] if tests else []
         options += ["--limit", str(arguments.eval_limit)] if arguments.eval_limit else []
         importlib.import_module(BENCHMARKS[name]).main(options)
