@@ -16,7 +16,7 @@ _HOMES = {
     "export": "adapters",
     "load": "adapters",
     "Objective": "objective",
-    "ObjectiveModel": "objective",
+    "ObjectiveModel": "objective_model",
     "BALoRATrainer": "trainer",
     "ObjectiveCallback": "trainer",
 }

@@ -6,6 +6,7 @@ would be alive.
 """
 
 import weakref
+from collections.abc import Callable
 
 import torch
 from torch import nn
@@ -13,6 +14,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from .chunked import chunked_objective
 from .objective import Objective, dense_objective
 from .teacher import COPY, initial_copy, teacher
 
@@ -44,8 +46,9 @@ def passing(
     """Bytes that a micro-batch of `micro_batch` samples of `length` tokens needs at its peak, beside what is standing.
 
     activations: what the student's layers keep for the backward pass (all of it, or with gradient checkpointing the layers'
-    inputs); logits: the rest of the peak, that is the logits of student and teacher and what the terms of the objective make
-    of them, all weights on and every position counted. `model` is from `attach` on the meta device, and is used up.
+    inputs); objective: the rest of the peak, that is a chunk of logits of student and teacher and what the terms make of them,
+    all weights on and every position counted; all logits where the head is trained. `model` is from `attach` on the meta
+    device, and is used up.
 
     The kernels are a processor's; a GPU's may keep a little more or less. Not in it: what the numerical libraries allocate for
     themselves, fragmentation, and the driver's context (about 0.5 GB).
@@ -64,24 +67,43 @@ def passing(
         ids = torch.zeros(micro_batch, length, dtype=torch.long)
         inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "use_cache": False}
         with ledger, torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            forward, finish = _forms(model, objective, ids[:, 1:].reshape(-1))
             teacher_rows = None
             if objective.lambda1 > 0:
                 with teacher(model):
-                    teacher_rows = _rows(model(**inputs).logits)
+                    teacher_rows = _rows(forward(**inputs))
             before = ledger.live
-            output = model(**inputs)
-            activations = ledger.live - before - output.logits.nbytes
-            weights = (objective.lambda1, objective.lambda2, objective.lambda3)
-            targets = ids[:, 1:].reshape(-1)
-            loss = dense_objective(_rows(output.logits), teacher_rows, targets, objective, weights)[0]
-            del output, teacher_rows  # as after the model's own forward
-            loss.backward()
-    return {"activations": activations, "logits": max(ledger.peak - activations, 0)}
+            output = forward(**inputs)
+            activations = ledger.live - before - output.nbytes
+            finish(_rows(output), teacher_rows).backward()
+    return {"activations": activations, "objective": max(ledger.peak - activations, 0)}
 
 
-def _rows(logits: torch.Tensor) -> torch.Tensor:
-    """(B, T, V) → (B·(T−1), V): every position that has a next token."""
-    return logits[:, :-1].reshape(-1, logits.shape[-1])
+def _forms(model: nn.Module, objective: Objective, targets: torch.Tensor) -> tuple[Callable, Callable]:
+    """(the forward pass, the loss of its rows and the teacher's) as objective_model.ObjectiveModel has them in training."""
+    weights = (objective.lambda1, objective.lambda2, objective.lambda3)
+    causal = model.get_base_model() if hasattr(model, "get_base_model") else model
+    head = causal.get_output_embeddings()
+    if head.weight.requires_grad or getattr(head, "bias", None) is not None or causal.base_model is causal:
+
+        def dense(rows, teacher_rows):
+            return dense_objective(rows, teacher_rows, targets, objective, weights)[0]
+
+        return lambda **inputs: model(**inputs).logits, dense
+    options = {name: getattr(objective, name) for name in ("temperature", "top_k", "svd_k", "svd_norm")}
+    factor = torch.empty(min(head.weight.shape), head.weight.shape[1])
+
+    def chunked(rows, teacher_rows):
+        return chunked_objective(
+            rows, teacher_rows, head.weight, targets, lambdas=weights, head_factor=factor, **options
+        )[0]
+
+    return lambda **inputs: causal.base_model(**inputs).last_hidden_state, chunked
+
+
+def _rows(output: torch.Tensor) -> torch.Tensor:
+    """(B, T, V) or (B, T, d) → (B·(T−1), …): every position that has a next token."""
+    return output[:, :-1].reshape(-1, output.shape[-1])
 
 
 def _without_storage(model: nn.Module) -> None:

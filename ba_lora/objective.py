@@ -9,14 +9,12 @@ over the micro-batches and processes of the step.
 import math
 from dataclasses import dataclass, fields, replace
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from . import regularizers, schedules
 from .data.instruction import IGNORED
 from .errors import UserError, choose
-from .teacher import initial_copy, teacher
 
 TERMS = ("task", "consistency", "diversity", "spectrum")
 
@@ -153,111 +151,3 @@ def dense_objective(
     scales = {"task": 1.0, "consistency": lambda1, "diversity": lambda2, "spectrum": lambda3 * spectrum_scale}
     loss = sum(scales[name] * term for name, term in terms.items() if term is not None and scales[name] > 0)
     return loss, terms
-
-
-class ObjectiveModel(nn.Module):
-    """An adapted model whose forward returns the whole objective as its loss, so that any trainer can drive it.
-
-    DistributedDataParallel, DeepSpeed and FSDP see one forward and one backward; the teacher runs inside. `student` is the
-    model from `attach`. `begin_step` is called once an optimiser step (ObjectiveCallback does it).
-
-    all_terms: compute the terms whose weight is 0 too. gradient_norms: keep each term's gradient on the steps that
-    `begin_step` marks as logged (costs a backward a term).
-    """
-
-    accepts_loss_kwargs = True  # Trainer then passes num_items_in_batch and does not divide by the accumulation
-    loss_type = "ForCausalLM"  # Trainer then counts labels[:, 1:], the rows that `counted` counts
-
-    def __init__(
-        self, student: nn.Module, objective: Objective, *, all_terms: bool = False, gradient_norms: bool = False
-    ):
-        super().__init__()
-        vocabulary = student.get_output_embeddings().weight.shape[0]
-        if objective.top_k is not None and objective.top_k > vocabulary:
-            raise UserError(f"top_k {objective.top_k} is above the vocabulary of {vocabulary}; lower top_k")
-        if objective.lambda1 > 0 and initial_copy(student) is None:
-            raise UserError(
-                "lambda1 > 0 needs the teacher and this model keeps no initial copy; attach it with keep_initial=True"
-            )
-        self.student, self.objective = student, objective
-        self.all_terms, self.gradient_norms = all_terms, gradient_norms
-        self.begin_step(0, 1)
-
-    @property
-    def config(self):
-        return self.student.config
-
-    def gradient_checkpointing_enable(self, **options) -> None:
-        self.student.gradient_checkpointing_enable(**options)
-
-    def begin_step(
-        self, step: int, total: int, micro_batches: int = 1, ranks: int = 1, keep_gradients: bool = False
-    ) -> None:
-        """Set the weights of this optimiser step and forget the sums of the last one."""
-        self.lambdas = self.objective.weights(step, total)
-        self.spectrum_scale = 1.0 / (micro_batches * ranks)
-        self.keep_gradients = keep_gradients and self.gradient_norms
-        self.sums: dict[str, Tensor] = {}  # over this process's micro-batches; spectrum and lambda1 already averaged
-        self.rows: Tensor | int = 0  # counted tokens, likewise
-        self.gradients: dict[str, list[Tensor]] = {}
-
-    def forward(self, input_ids=None, attention_mask=None, labels=None, num_items_in_batch=None, **inputs):
-        """As the student's, with `loss` the objective. input_ids, attention_mask, labels: (B, T)."""
-        inputs = {"input_ids": input_ids, "attention_mask": attention_mask, **inputs}
-        if labels is None:
-            return self.student(**inputs)
-        inputs["use_cache"] = False
-        mask = counted(labels)
-        teacher_logits = None
-        has_teacher = initial_copy(self.student) is not None
-        if self.lambdas[0] > 0 or (self.all_terms and has_teacher):
-            with teacher(self.student):
-                teacher_logits = self.student(**inputs).logits[:, :-1][mask]  # (N, V)
-        output = self.student(**inputs)
-        lambdas = self._lambdas(teacher_logits)
-        output.loss, terms = dense_objective(
-            output.logits[:, :-1][mask],
-            teacher_logits,
-            labels[:, 1:][mask],
-            self.objective,
-            lambdas,
-            num_items=num_items_in_batch,
-            spectrum_scale=self.spectrum_scale,
-            all_terms=self.all_terms,
-        )
-        if self.training:
-            self.rows = self.rows + mask.sum()
-            self._record(terms, lambdas[0], output.loss)
-        return output
-
-    def _lambdas(self, teacher_logits: Tensor | None) -> tuple:
-        if self.objective.lambda1_schedule != "adaptive" or teacher_logits is None or len(teacher_logits) == 0:
-            return self.lambdas
-        highest, *others = self.lambdas
-        lowest = self.objective.lambda1_min if self.objective.lambda1_min is not None else 0.1 * highest
-        certain = schedules.confidence(teacher_logits, self.objective.temperature)
-        return (float(lowest + (highest - lowest) * certain), *others)
-
-    def _record(self, terms: dict, lambda1: float, loss: Tensor) -> None:
-        values = {name: term.detach() for name, term in terms.items() if term is not None}
-        values["loss"] = loss.detach().clone()  # Trainer scales the loss in place
-        values["lambda1"] = torch.full_like(values["loss"], lambda1) * self.spectrum_scale
-        if "spectrum" in values:
-            values["spectrum"] = values["spectrum"] * self.spectrum_scale
-        for name, value in values.items():
-            self.sums[name] = self.sums.get(name, 0) + value
-        if self.keep_gradients:
-            self._keep_gradients(terms)
-
-    def _keep_gradients(self, terms: dict) -> None:
-        """Add each unweighted term's gradient to its sum over the step's micro-batches."""
-        trained = [parameter for parameter in self.student.parameters() if parameter.requires_grad]
-        for name, term in terms.items():
-            if term is None or not term.requires_grad:
-                continue
-            scaled = term * self.spectrum_scale if name == "spectrum" else term
-            pieces = torch.autograd.grad(scaled, trained, retain_graph=True, allow_unused=True)
-            pieces = [torch.zeros_like(p) if g is None else g for p, g in zip(trained, pieces, strict=True)]
-            kept = self.gradients.setdefault(name, [torch.zeros_like(p) for p in trained])
-            for total, piece in zip(kept, pieces, strict=True):
-                total += piece

@@ -19,10 +19,12 @@ from .errors import UserError, nearest
 from .memory import passing, standing
 from .models import DTYPES
 from .objective import Objective
+from .teacher_cache import row_bytes
 from .tiny import MODEL_DIR
 
 NUMBERS = Path(__file__).resolve().parent.parent / "configs" / "models"
 CHECKPOINTS = 2  # that a run keeps (run.training_arguments)
+RESPONSE = 200  # trained tokens that a sample is taken to have, as on MetaMathQA, where the tokenizer is not asked
 
 
 def read_numbers(name: str) -> tuple[dict, str]:
@@ -67,6 +69,7 @@ class Sizes(NamedTuple):
     """Of a model with its adapter. `passing` is None when it was not asked for or cannot be found beforehand."""
 
     parameters: int
+    width: int  # of the hidden states
     trained: int
     targets: tuple[str, ...]
     standing: dict[str, int]
@@ -98,6 +101,7 @@ def sizes(job: Job, with_passing: bool) -> Sizes:
     """Parameters and bytes. The model is built on the meta device and adapted by the same `attach`, from a start without SVD."""
     model = build(job.model, job.dtype, job.attn_implementation)
     total = sum(parameter.numel() for parameter in model.parameters())
+    width = model.get_output_embeddings().weight.shape[1]
     with torch.device("meta"):
         model = attach(
             model,
@@ -119,7 +123,7 @@ def sizes(job: Job, with_passing: bool) -> Sizes:
             checkpointing=job.checkpointing,
             autocast=job.autocast,
         )
-    return Sizes(total, trained, targets, stands, passes)
+    return Sizes(total, width, trained, targets, stands, passes)
 
 
 def plan(arguments: TrainArguments, *, memory: bool = True) -> dict:
@@ -180,6 +184,7 @@ def plan(arguments: TrainArguments, *, memory: bool = True) -> dict:
         "steps": steps,
         "benchmarks": arguments.benchmarks or [],
         "disk": _disk(arguments, size, start, steps),
+        "teacher_cache": _teacher_cache(arguments, size.width, samples),
         "zero_stage": stage,
         "memory": size.standing | (size.passing or {}),
         "memory_is_whole": size.passing is not None,
@@ -214,6 +219,15 @@ def _disk(arguments: TrainArguments, size: Sizes, start: str, steps: int | None)
     if arguments.merge:
         disk["merged"] = size.parameters * (2 if arguments.dtype in ("bfloat16", "float16") else 4)
     return disk
+
+
+def _teacher_cache(arguments: TrainArguments, width: int, samples: int | None) -> dict | None:
+    """Folder and size of the teacher's cache; None where it is not asked for or has nothing to do."""
+    if not arguments.uses_teacher_cache():
+        return None
+    tokens = min(RESPONSE, arguments.max_length - 1)
+    size = None if samples is None else samples * tokens * row_bytes(width, arguments.teacher_cache_dtype)
+    return {"folder": arguments.teacher_cache, "bytes": size, "tokens_a_sample": tokens}
 
 
 def show(arguments: TrainArguments) -> None:
@@ -254,10 +268,19 @@ def render(made: dict) -> str:
         ("steps", "unknown" if made["steps"] is None else f"{made['steps']:,}"),
         ("benchmarks", ", ".join(made["benchmarks"]) or "none"),
         ("disk, predicted", ", ".join(f"{name} {_size(size)}" for name, size in made["disk"].items())),
+        *_teacher_lines(made["teacher_cache"]),
         *_memory_lines(made),
     ]
     width = max(len(name) for name, _ in lines) + 2
     return "\n".join([*(f"{name:<{width}}{text}" for name, text in lines), "Nothing was loaded or written."])
+
+
+def _teacher_lines(cache: dict | None) -> list[tuple[str, str]]:
+    if cache is None:
+        return []
+    size = "unknown" if cache["bytes"] is None else _size(cache["bytes"])
+    where = f"in {cache['folder']} if a sample has {cache['tokens_a_sample']} trained tokens; the run counts them"
+    return [("teacher cache, predicted", f"{size} {where}")]
 
 
 def _memory_lines(made: dict) -> list[tuple[str, str]]:
@@ -265,9 +288,7 @@ def _memory_lines(made: dict) -> list[tuple[str, str]]:
     total = _size(sum(made["memory"].values()))
     head = f"{total} at the peak of a full micro-batch{zero}; without the driver's own"
     if not made["memory_is_whole"]:
-        head = (
-            f"more than {total}{zero}: what an expert gets depends on the data, so activations and logits are not in it"
-        )
+        head = f"more than {total}{zero}: what an expert gets depends on the data, so activations and the objective are not in it"
     return [("memory per GPU, predicted", head), *((f"  {name}", _size(size)) for name, size in made["memory"].items())]
 
 

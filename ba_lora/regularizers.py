@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import log_softmax, normalize
 
+from .spectrum import singular_values
+
 
 def working(logits: Tensor) -> Tensor:
     """The same values in the precision that sums are made in: float32, or float64 where it came so."""
@@ -94,7 +96,8 @@ def diversity_covariance(logits: Tensor) -> Tensor:
 def svd_ratio(logits: Tensor, k: int, norm: str = "nuclear") -> Tensor:
     """−Σ_{i≤k} σ_i / Σ_j σ_j ("nuclear"), or −Σ_{i≤k} σ_i / ‖Z‖_F ("frobenius"); σ are Z's singular values, exact.
 
-    logits: (N, V), as they are: not centred. Singular values below the numerical rank count as 0 and carry no gradient.
+    logits: (N, V), as they are: not centred. Singular values that are rounding noise count as 0 and carry no gradient
+    (`spectrum.singular_values` says from where on).
     Equation: SVDR; nuclear in v1-v5 and for understanding, Frobenius for generation in v6-v8. The nuclear form is the
     constant −1 once k ≥ min(N, V). Raises ValueError for k < 1 or an unknown norm.
     """
@@ -107,14 +110,12 @@ def svd_ratio(logits: Tensor, k: int, norm: str = "nuclear") -> Tensor:
     if len(values) == 0:
         return logits.sum() * 0.0
     try:
-        sigma = torch.linalg.svdvals(values)  # (min(N, V),), descending
+        sigma = singular_values(values)  # (min(N, V),), descending
     except torch.linalg.LinAlgError:
         if values.isfinite().all():
             raise
         return values.sum() * torch.nan  # not a failure of the SVD: whoever checks the loss names the step
-    floor = max(values.shape) * torch.finfo(values.dtype).eps * sigma[0].detach()
-    sigma = torch.where(sigma > floor, sigma, 0.0)
-    total = sigma.sum() if norm == "nuclear" else torch.linalg.vector_norm(values)
+    total = sigma.sum() if norm == "nuclear" else torch.linalg.vector_norm(sigma)
     if total == 0:
         return values.sum() * 0.0
     return -sigma[:k].sum() / total

@@ -17,7 +17,7 @@ import torch
 from transformers import TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
-from . import provenance
+from . import provenance, teacher_cache
 from .adapters import attach, export, export_merged, trained_parameters
 from .arguments import TrainArguments, as_config
 from .card import write_card
@@ -73,6 +73,12 @@ def train(arguments: TrainArguments, callbacks: Sequence = ()) -> Path:
         model.to(
             f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
         )  # the decomposition takes minutes there, hours on a processor
+    collate, cache = PadRight(tokenizer), None
+    if arguments.teacher_cache:
+        cache = _teacher_cache(arguments, objective, model, samples, encoded["hash"], collate)
+    if cache is not None:
+        collate = PadRight(tokenizer, cache)
+        samples = samples.add_column("sample", range(len(samples)))
     student = attach(
         model,
         arguments.method,
@@ -97,7 +103,7 @@ def train(arguments: TrainArguments, callbacks: Sequence = ()) -> Path:
         gradient_norms=arguments.log_gradient_norms,
         order=order,
         train_dataset=samples,
-        data_collator=PadRight(tokenizer),
+        data_collator=collate,
         callbacks=list(callbacks),
     )
     main = trainer.is_world_process_zero()
@@ -108,6 +114,7 @@ def train(arguments: TrainArguments, callbacks: Sequence = ()) -> Path:
         "config": as_config(arguments),
         "objective": vars(objective),
         "data": report | encoded,
+        "teacher_cache": cache.facts if cache is not None else None,
         "order_hash": digest([order.order(epoch) for epoch in range(2)]),
         "trained_parameters": trained_parameters(student),
         "processes": ranks,
@@ -156,6 +163,24 @@ def _conversations(arguments: TrainArguments) -> tuple[list[list[dict]], dict]:
         shuffle_seed=arguments.seed if arguments.shuffle_data else None,
     )
     return read_conversations(table, arguments.fields, arguments.skip_bad_rows)
+
+
+def _teacher_cache(arguments: TrainArguments, objective, model, samples, data_hash: str, collate):
+    """The teacher's cache, or None where nothing asks for the teacher. `model`: the original one, which is frozen."""
+    if not arguments.uses_teacher_cache():
+        logger.warning("--teacher_cache does nothing here: lambda1 is 0, so no teacher runs")
+        return None
+    return teacher_cache.prepare(
+        arguments.teacher_cache,
+        model,
+        samples,
+        data_hash,
+        temperature=objective.temperature,
+        dtype=arguments.teacher_cache_dtype,
+        collate=collate,
+        target_modules=arguments.target_modules,
+        progress=arguments.progress,
+    )
 
 
 def _order(arguments: TrainArguments, samples) -> FixedOrder:

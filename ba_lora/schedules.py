@@ -46,11 +46,12 @@ def factor(schedule: str, step: int, total: int, warmup: float = 0.2, ramp: floa
 
 
 def confidence(teacher_logits: Tensor, temperature: float) -> Tensor:
-    """1 − H/ln V of the teacher at the temperature T, H averaged over the rows: 1 is certain, 0 is uniform. Scalar.
-
-    teacher_logits: (N, V). The adaptive lambda1 is min + (max − min) · confidence. It belongs to a micro-batch.
-    """
+    """`certainty` of the teacher at the temperature T, its entropy averaged over the rows. teacher_logits: (N, V). Scalar."""
     values = teacher_logits.double() if teacher_logits.dtype.itemsize == 8 else teacher_logits.float()
     log_p = log_softmax(values / temperature, dim=-1)
-    entropy = -(log_p.exp() * log_p).sum(-1).mean()
-    return 1 - (entropy / math.log(max(values.shape[-1], 2))).clamp(0, 1)
+    return certainty(-(log_p.exp() * log_p).sum(-1).mean(), values.shape[-1])
+
+
+def certainty(entropy: Tensor, classes: int) -> Tensor:
+    """1 − H/ln V: 1 is certain, 0 is uniform. The adaptive lambda1, of a micro-batch, is min + (max − min) · certainty."""
+    return 1 - (entropy / math.log(max(classes, 2))).clamp(0, 1)

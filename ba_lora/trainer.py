@@ -1,6 +1,6 @@
 """transformers.Trainer with the objective: a fixed sample order, every term logged, small checkpoints, loud failures.
 
-The objective itself lives in the model (objective.ObjectiveModel), so a stock Trainer can drive it too: wrap the model and
+The objective itself lives in the model (objective_model.ObjectiveModel), so a stock Trainer can drive it too: wrap the model and
 add ObjectiveCallback.
 """
 
@@ -18,7 +18,8 @@ from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCall
 
 from .errors import UserError
 from .files import atomic_write
-from .objective import TERMS, Objective, ObjectiveModel, counted
+from .objective import TERMS, Objective, counted
+from .objective_model import ObjectiveModel
 from .teacher import initial_copy
 
 
@@ -253,6 +254,11 @@ class BALoRATrainer(Trainer):
             return None
         rows = sum(counted(batch["labels"]).sum() for batch in batch_samples).to(device)
         return self.accelerator.gather(rows).sum() if self.args.world_size > 1 else rows
+
+    def _prepare_inputs(self, inputs: dict) -> dict:
+        """Under DeepSpeed transformers rounds inputs to the model's precision; what the teacher contributes keeps its own."""
+        kept = {name: inputs[name].to(self.args.device) for name in ("teacher_u", "teacher_c") if name in inputs}
+        return {**super()._prepare_inputs(inputs), **kept}
 
     def log(self, logs: dict, *more, **options) -> None:
         """Add the objective's terms to what transformers logs of a step."""

@@ -5,7 +5,8 @@ import torch
 
 from ba_lora.adapters import attach, trained_parameters
 from ba_lora.memory import Ledger, passing, standing
-from ba_lora.objective import Objective, ObjectiveModel
+from ba_lora.objective import Objective
+from ba_lora.objective_model import ObjectiveModel
 from ba_lora.teacher import initial_copy
 from tests.common import small_llama
 
@@ -37,7 +38,9 @@ def measured(checkpointing, objective):
     if checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     ids = torch.randint(3, 97, (BATCH, LENGTH))
-    batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids}
+    mask = torch.ones_like(ids)
+    mask[0, -1] = 0  # without padding the attention makes no mask
+    batch = {"input_ids": ids, "attention_mask": mask, "labels": ids}
     model(**batch).loss.backward()  # the gradients are there now
     ledger = RealLedger()
     for parameter in model.parameters():
@@ -65,10 +68,16 @@ def test_each_layer_adds_the_same_and_checkpointing_keeps_only_its_input():
     assert activations(3, True) - activations(2, True) == BATCH * LENGTH * 32 * 4  # hidden size 32, float32
 
 
-def test_the_teacher_and_its_terms_cost_logits_and_no_activations():
+def test_the_teacher_and_its_terms_cost_a_chunk_of_logits_and_no_activations():
     alone, all_terms = predicted(objective=Objective()), predicted()
     assert all_terms["activations"] == alone["activations"]
-    assert all_terms["logits"] - alone["logits"] >= 2 * BATCH * (LENGTH - 1) * 97 * 4
+    assert all_terms["objective"] > alone["objective"] >= 2 * BATCH * (LENGTH - 1) * 97 * 4
+
+
+def test_the_objective_stops_growing_with_the_vocabulary_where_a_chunk_is_full(monkeypatch):
+    monkeypatch.setattr("ba_lora.chunked.CHUNK_BYTES", 8 * 970 * 4)
+    small, large = predicted(vocab_size=970)["objective"], predicted(vocab_size=1940)["objective"]
+    assert large < 1.2 * small
 
 
 @pytest.mark.parametrize("method", ["lora", "full"])

@@ -139,7 +139,7 @@ def test_the_activations_of_a_mixture_of_experts_are_not_guessed():
     made = planned("--model", "mistralai/Mixtral-8x7B-v0.1", "--dtype", "bfloat16")
     assert not made["memory_is_whole"] and "activations" not in made["memory"]
     assert made["targets"] == ["k_proj", "o_proj", "q_proj", "v_proj"]
-    assert "GB: what an expert gets depends on the data, so activations and logits are not in it" in render(made)
+    assert "GB: what an expert gets depends on the data, so activations and the objective are not in it" in render(made)
 
 
 def test_a_plan_is_plain_values():

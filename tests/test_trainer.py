@@ -10,7 +10,8 @@ from torch.utils.data import BatchSampler
 from transformers import Trainer, TrainingArguments
 
 from ba_lora.adapters import attach
-from ba_lora.objective import Objective, ObjectiveModel
+from ba_lora.objective import Objective
+from ba_lora.objective_model import ObjectiveModel
 from ba_lora.trainer import (
     BALoRATrainer,
     FixedOrder,

@@ -10,9 +10,13 @@ class PadRight:
 
     Returns input_ids, attention_mask and labels, each (B, T). The mask comes from the lengths, so a real end-of-sequence
     token is seen even when it is also the padding token. labels[:, 0] is -100: nothing predicts the first token.
+
+    teacher: a teacher_cache.TeacherCache; the samples then carry their number as "sample", and the batch gets what the
+    teacher contributes to its N trained rows, sample by sample: teacher_u (N, d) and teacher_c (N,).
     """
 
-    def __init__(self, tokenizer):
+    def __init__(self, tokenizer, teacher=None):
+        self.teacher = teacher
         self.pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
 
     def __call__(self, samples: list[dict]) -> dict[str, torch.Tensor]:
@@ -26,4 +30,5 @@ class PadRight:
             labels[row, :length] = torch.tensor(sample["labels"])
             mask[row, :length] = 1
         labels[:, 0] = IGNORED
-        return {"input_ids": ids, "attention_mask": mask, "labels": labels}
+        batch = {"input_ids": ids, "attention_mask": mask, "labels": labels}
+        return batch if self.teacher is None else batch | self.teacher.rows([sample["sample"] for sample in samples])

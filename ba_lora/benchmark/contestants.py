@@ -1,0 +1,184 @@
+"""What the benchmark compares: one synthetic micro-batch on one adapted model, and every way to make a loss of it.
+
+All contestants train the same adapter on the same rows from the same values, so that their times differ by the loss alone.
+"""
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import torch
+from torch import Tensor
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from ..adapters import attach
+from ..chunked import factor_of, stats_of
+from ..errors import UserError
+from ..head import split
+from ..models import DTYPES, load_model
+from ..objective import Objective, counted
+from ..objective_model import ObjectiveModel
+from ..teacher import teacher
+from .published import published_loss
+
+WEIGHTS = ("lambda1", "lambda2", "lambda3")
+CONSTANT = {f"{weight}_schedule": "constant" for weight in WEIGHTS}  # every term at full weight from the first step
+
+
+@dataclass(frozen=True)
+class Case:
+    """The sizes of one comparison."""
+
+    vocabulary: int  # V; with `model` it is the model's own
+    batch: int = 4  # samples of a micro-batch
+    length: int = 256  # tokens of a sample
+    response: float = 0.5  # part of them that is trained: the last ones
+    hidden: int = 512  # d
+    layers: int = 8
+    rank: int = 32
+    preset: str = "iclr"
+    svd_k: int | None = None  # None: the preset's
+    model: str | None = None  # a real model in place of the random one
+    dtype: str = "float32"
+    device: str = "cpu"
+    threads: int = 1
+
+    @property
+    def rows(self) -> int:
+        """Trained tokens of the micro-batch; a sample's first token is predicted by nothing."""
+        return self.batch * min(round(self.length * self.response), self.length - 1)
+
+
+class Work:
+    """The micro-batch, the adapted model and its optimiser; `step` is one optimiser step with any of `CONTESTANTS`."""
+
+    def __init__(self, case: Case, *, second_model: bool = False):
+        torch.set_num_threads(case.threads)
+        torch.manual_seed(0)
+        base = load_model(case.model, case.dtype) if case.model else random_llama(case)
+        base = base.to(case.device)
+        if case.length > base.config.max_position_embeddings:
+            raise UserError(
+                f"--length {case.length} is above the model's {base.config.max_position_embeddings} positions"
+            )
+        self.second_model = copy.deepcopy(base).requires_grad_(False) if second_model else None
+        # the randomised start: as good here, and minutes faster on a real model
+        self.student = attach(base, "ba-lora", rank=case.rank, alpha=case.rank, init="pissa_niter_4").train()
+        self.batch = synthetic_batch(case, base.get_input_embeddings().num_embeddings)
+        changes = CONSTANT if case.svd_k is None else CONSTANT | {"svd_k": case.svd_k}
+        self.objective = Objective.preset(case.preset, **changes)
+        self.trained = [parameter for parameter in self.student.parameters() if parameter.requires_grad]
+        with torch.no_grad():  # away from the teacher, as in the middle of a training
+            for parameter in self.trained:
+                parameter.add_(torch.randn_like(parameter) * parameter.std() * 0.05)
+        self.start = [parameter.detach().clone() for parameter in self.trained]
+        self.optimiser = torch.optim.AdamW(self.trained, lr=1e-4)
+
+    @cached_property
+    def factor(self) -> Tensor:
+        """Of the head: made once a model, so not part of a step."""
+        return factor_of(self.student.get_output_embeddings().weight)
+
+    @torch.no_grad()
+    def rewind(self) -> None:
+        """The trained tensors at their start again: every step does the same work."""
+        for parameter, value in zip(self.trained, self.start, strict=True):
+            parameter.copy_(value)
+
+    def step(self, loss_of: Callable[[], Tensor]) -> Tensor:
+        """Forward, backward and optimiser; returns the loss."""
+        self.optimiser.zero_grad(set_to_none=True)
+        loss = loss_of()
+        loss.backward()
+        self.optimiser.step()
+        return loss.detach()
+
+
+def random_llama(case: Case) -> LlamaForCausalLM:
+    """An untrained model of the sizes of `case`, with heads of 64 numbers. UserError for a width that has no such heads."""
+    heads = max(case.hidden // 64, 1)
+    if case.hidden % (2 * heads):
+        raise UserError(f"--hidden {case.hidden} must be a multiple of 64, or an even number below 128")
+    config = LlamaConfig(
+        vocab_size=case.vocabulary,
+        hidden_size=case.hidden,
+        intermediate_size=16 * round(case.hidden / 6),  # about 8/3 of the width, as Llama has it
+        num_hidden_layers=case.layers,
+        num_attention_heads=heads,
+        num_key_value_heads=heads,
+        max_position_embeddings=case.length,
+        tie_word_embeddings=False,
+        initializer_range=1.5 * case.hidden**-0.5,  # logits that spread like those of a trained model
+        dtype=DTYPES[case.dtype],
+    )
+    return LlamaForCausalLM(config).to(DTYPES[case.dtype])
+
+
+def synthetic_batch(case: Case, vocabulary: int) -> dict[str, Tensor]:
+    """input_ids, attention_mask, labels (B, T): random tokens without padding, the last part of each sample trained."""
+    ids = torch.randint(0, vocabulary, (case.batch, case.length), device=case.device)
+    labels = ids.clone()
+    labels[:, : case.length - case.rows // case.batch] = -100
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": labels}
+
+
+def _stock(work: Work) -> Callable[[], Tensor]:
+    return lambda: work.student(**work.batch, use_cache=False).loss  # Trainer sets use_cache to False as well
+
+
+def _published(work: Work) -> Callable[[], Tensor]:
+    lambdas = work.objective.weights(0, 1)
+    return lambda: published_loss(work.student, work.second_model, work.objective, lambdas, **work.batch)[0]
+
+
+def _objective_model(work: Work, kept: tuple[str, ...] = WEIGHTS, chunked: bool = True) -> ObjectiveModel:
+    """Our objective with the weights named in `kept`; the others are 0."""
+    objective = replace(work.objective, **{weight: 0.0 for weight in WEIGHTS if weight not in kept})
+    model = ObjectiveModel(work.student, objective, chunked=chunked).train()
+    model.factor = work.factor if "lambda3" in kept and chunked else None
+    return model
+
+
+def _ours(*kept: str, chunked: bool = True) -> Callable[[Work], Callable[[], Tensor]]:
+    def prepare(work: Work) -> Callable[[], Tensor]:
+        model = _objective_model(work, kept, chunked)
+        return lambda: model(**work.batch).loss
+
+    return prepare
+
+
+def _cached(work: Work) -> Callable[[], Tensor]:
+    """Our objective with what the teacher contributes to each row known beforehand."""
+    model = _objective_model(work)
+    parts, reason = split(work.student, work.batch["input_ids"][:1, :2])
+    if parts is None:
+        raise UserError(f"'cached' needs the chunked objective, and {reason}; leave it out by --only")
+    with teacher(work.student):
+        hidden = parts.body(work.batch["input_ids"], use_cache=False).last_hidden_state[:, :-1]
+        stats = stats_of(hidden[counted(work.batch["labels"])], parts.head.weight, work.objective.temperature)
+    return lambda: model(**work.batch, teacher_u=stats.u, teacher_c=stats.c).loss
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """A way to train: `prepare` makes from the work what gives the loss; `bare` is the same run with all weights 0."""
+
+    what: str
+    prepare: Callable[[Work], Callable[[], Tensor]]
+    bare: str
+
+
+CONTESTANTS = {
+    "pissa": Contestant("plain PiSSA, stock transformers loss", _stock, "pissa"),
+    "published": Contestant("the published algorithm, second model", _published, "pissa"),
+    "dense-bare": Contestant("ours, dense, all weights 0", _ours(chunked=False), "dense-bare"),
+    "dense": Contestant("ours, dense", _ours(*WEIGHTS, chunked=False), "dense-bare"),
+    "floor": Contestant("PiSSA, loss on response rows only", _ours(), "floor"),
+    "consistency": Contestant("ours, consistency alone", _ours("lambda1"), "floor"),
+    "diversity": Contestant("ours, diversity alone", _ours("lambda2"), "floor"),
+    "spectrum": Contestant("ours, spectrum alone", _ours("lambda3"), "floor"),
+    "ours": Contestant("ours", _ours(*WEIGHTS), "floor"),
+    "cached": Contestant("ours, cached teacher", _cached, "floor"),
+}
+BASE = "pissa"  # what every ratio is to

@@ -1,0 +1,284 @@
+"""The generation objective from hidden states: the same value and gradients as the dense form, without the logits.
+
+The rows pass through the frozen head W (V×d) a chunk at a time. One softmax at the temperature T serves both temperatures,
+softmax(z) being its T-th power normalised, and becomes in place the gradient with respect to the logits, which one product
+with W turns into that for the hidden states. A teacher that is not at hand is d + 1 numbers a row: u = Σ_v p_T(v)·w_v
+and c = Σ_v p_T(v)·log p_T(v). The singular values of Z = H·Wᵀ are those of H·Rᵀ where RᵀR = WᵀW. docs/objective.md derives
+each.
+"""
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from .regularizers import svd_ratio, working
+from .spectrum import gram, leading_triplets
+
+# Of one chunk's logits in float32: some multiple of it is all the memory that the vocabulary takes.
+CHUNK_BYTES = 8 << 20
+
+
+class TeacherStats(NamedTuple):
+    """What the teacher contributes to each row: u (N, d) and c (N,)."""
+
+    u: Tensor
+    c: Tensor
+
+
+def rows_of_a_chunk(vocabulary: int, chunk_size: int | None = None) -> int:
+    """Rows that are worked on at once: `chunk_size`, or as many as CHUNK_BYTES hold."""
+    return chunk_size or max(CHUNK_BYTES // (4 * vocabulary), 1)
+
+
+def factor_of(head_weight: Tensor) -> Tensor:
+    """R, min(V, d)×d in float32 (float64 stays), with RᵀR = WᵀW: H·Rᵀ has the singular values of H·Wᵀ.
+
+    head_weight: (V, d). From the Cholesky factor of WᵀW in float64; where W lacks full rank, from its eigenvalues.
+    """
+    weight = head_weight.detach()
+    kept = working(weight).dtype
+    vocabulary, width = weight.shape
+    if vocabulary <= width:
+        return weight.to(kept)
+    square = gram(weight.T)  # WᵀW
+    lower, failed = torch.linalg.cholesky_ex(square)
+    if failed:
+        values, vectors = torch.linalg.eigh(square)
+        lower = vectors * values.clamp(min=0).sqrt()
+    return lower.T.to(kept).contiguous()
+
+
+def chunked_objective(
+    hidden: Tensor,
+    teacher_hidden: Tensor | None,
+    head_weight: Tensor,
+    targets: Tensor,
+    *,
+    lambdas: tuple[float, float, float],
+    temperature: float,
+    top_k: int | None,
+    svd_k: int,
+    svd_norm: str,
+    head_factor: Tensor | None = None,
+    teacher_stats: tuple[Tensor, Tensor] | None = None,
+    chunk_size: int | None = None,
+    num_items: Tensor | float | None = None,
+    spectrum_scale: float = 1.0,
+    all_terms: bool = False,
+) -> tuple[Tensor, dict[str, Tensor | None]]:
+    """The loss of rows already selected and shifted, from their hidden states, and its terms; see objective.dense_objective.
+
+    hidden, teacher_hidden: (N, d); head_weight: (V, d), frozen, without bias; targets: (N,). lambdas: the weights of
+    consistency, diversity and spectrum now in force. teacher_stats: (u, c) in place of teacher_hidden. head_factor: from
+    `factor_of`, computed anew when None. chunk_size: rows at once; None = by CHUNK_BYTES. num_items: rows of the whole step
+    (default N). Returns (loss, terms): terms carry no gradient and are unweighted; one whose weight is 0 is None unless
+    all_terms. loss = task + λ1·consistency + λ2·diversity + λ3·spectrum_scale·spectrum.
+
+    Raises ValueError where a trainable head, or a consistency weight without a teacher, makes that impossible.
+    """
+    lambda1, lambda2, lambda3 = lambdas
+    if head_weight.requires_grad:
+        raise ValueError("the chunked objective has no gradient for the head; freeze it or use the dense form")
+    has_teacher = teacher_hidden is not None or teacher_stats is not None
+    if lambda1 > 0 and not has_teacher:
+        raise ValueError("lambda1 > 0 needs teacher_hidden or teacher_stats")
+    rows = len(targets)
+    items = rows if num_items is None else num_items
+    items = items.clamp(min=1) if isinstance(items, Tensor) else max(items, 1)
+    wanted = (has_teacher and (lambda1 > 0 or all_terms), lambda2 > 0 or all_terms)
+    plan = _Plan(lambda1, lambda2, temperature, top_k, *wanted, rows_of_a_chunk(len(head_weight), chunk_size))
+    u, c = teacher_stats if teacher_stats is not None else (None, None)
+    loss, task, consistency, diversity = _TokenTerms.apply(
+        hidden, teacher_hidden, u, c, head_weight, targets, items, plan
+    )
+    terms: dict[str, Tensor | None] = {"task": task, "consistency": None, "diversity": None, "spectrum": None}
+    if plan.has_consistency:
+        terms["consistency"] = consistency
+    if plan.has_diversity:
+        terms["diversity"] = diversity
+    if lambda3 > 0 or all_terms:
+        factor = factor_of(head_weight) if head_factor is None else head_factor
+        with torch.autocast(hidden.device.type, enabled=False):
+            spectrum = _spectrum(working(hidden) @ factor.to(working(hidden)).T, svd_k, svd_norm)
+        terms["spectrum"] = spectrum.detach()
+        if lambda3 > 0:
+            loss = loss + lambda3 * spectrum_scale * spectrum
+    return loss, terms
+
+
+@torch.no_grad()
+def stats_of(
+    hidden: Tensor, head_weight: Tensor, temperature: float, *, dtype: torch.dtype = torch.float32, chunk_size=None
+) -> TeacherStats:
+    """What a teacher with these hidden states (N, d) contributes: u (N, d) in `dtype` and c (N,) in float64.
+
+    c = u·h/T − log Σ exp(z/T), from u as it is stored: what is lost in rounding u then cancels in the consistency where
+    the student is near the teacher. Where u is bfloat16, −c is the entropy to that rounding only.
+    """
+    weight = head_weight.detach().to(hidden.dtype)
+    us, cs = [], []
+    for part in hidden.split(rows_of_a_chunk(len(weight), chunk_size)):
+        p, log_total = _softmax(_logits(part, weight, temperature))
+        us.append(working(p.to(weight.dtype) @ weight).to(dtype))
+        cs.append((us[-1].double() * part.double()).sum(-1) / temperature - log_total[:, 0])
+    return TeacherStats(torch.cat(us), torch.cat(cs))
+
+
+@torch.no_grad()
+def mean_entropy(hidden: Tensor, head_weight: Tensor, temperature: float, chunk_size: int | None = None) -> Tensor:
+    """Mean over the rows of the entropy of softmax(z/T), in nats. hidden: (N, d); N at least 1."""
+    total = torch.zeros((), dtype=torch.float64, device=hidden.device)
+    for part in hidden.split(rows_of_a_chunk(len(head_weight), chunk_size)):
+        log_p = torch.log_softmax(working(part @ head_weight.to(part.dtype).T) / temperature, dim=-1)
+        total -= (log_p.exp() * log_p).sum().double()
+    return total / len(hidden)
+
+
+def _spectrum(x: Tensor, k: int, norm: str) -> Tensor:
+    """`svd_ratio`; for the Frobenius norm from the leading triplets alone, where these are cheap. x: (N, min(V, d))."""
+    found = leading_triplets(x, k) if norm == "frobenius" else None
+    if found is None:
+        return svd_ratio(x, k, norm)
+    left, right = found  # held fixed: σᵢ = uᵢᵀ·x·vᵢ has the gradient uᵢvᵢᵀ
+    return -((left.T @ x) * right.T).sum() / torch.linalg.vector_norm(x, dtype=torch.float64).to(x.dtype)
+
+
+class _Plan(NamedTuple):
+    """What `_TokenTerms` computes."""
+
+    lambda1: float
+    lambda2: float
+    temperature: float
+    top_k: int | None
+    has_consistency: bool
+    has_diversity: bool
+    chunk: int
+
+
+class _TokenTerms(torch.autograd.Function):
+    """(loss, task, consistency, diversity) of the token terms; the gradient for `hidden` is made in the forward pass."""
+
+    @staticmethod
+    def forward(ctx, hidden, teacher_hidden, u, c, head_weight, targets, items, plan):
+        with torch.autocast(hidden.device.type, enabled=False):
+            gradient, sums = _all_chunks(hidden.detach(), teacher_hidden, u, c, head_weight.detach(), targets, plan)
+            scale = 1.0 / (items.double() if isinstance(items, Tensor) else items)
+            ctx.save_for_backward(gradient.mul_(scale))
+        task, consistency, diversity = (sums * scale).to(working(hidden).dtype)
+        loss = task + plan.lambda1 * consistency + plan.lambda2 * diversity
+        ctx.dtype = hidden.dtype
+        ctx.mark_non_differentiable(task, consistency, diversity)
+        return loss, task, consistency, diversity
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, upstream, *unused):
+        (gradient,) = ctx.saved_tensors
+        return (gradient * upstream).to(ctx.dtype), None, None, None, None, None, None, None
+
+
+def _all_chunks(hidden, teacher_hidden, u, c, weight, targets, plan: _Plan) -> tuple[Tensor, Tensor]:
+    """The gradient (N, d) of the summed loss, and the sums (3,) of task, consistency and diversity in float64."""
+    weight = weight.to(hidden.dtype)
+    gradient = torch.empty(hidden.shape, dtype=working(hidden).dtype, device=hidden.device)
+    sums = torch.zeros(3, dtype=torch.float64, device=hidden.device)
+    for start in range(0, len(hidden), plan.chunk):
+        part = slice(start, start + plan.chunk)
+        teacher = None
+        if plan.has_consistency and u is None:
+            teacher = teacher_hidden[part].to(hidden.dtype)
+        elif plan.has_consistency:
+            teacher = working(u[part]), c[part].double()
+        gradient[part], more = _chunk(hidden[part], teacher, weight, targets[part], plan)
+        sums += more
+    return gradient, sums
+
+
+def _logits(hidden: Tensor, weight: Tensor, temperature: float) -> Tensor:
+    """z/T (n, V) in working precision."""
+    exact = math.frexp(temperature)[0] == 0.5  # a power of two: the division of the hidden states rounds nothing
+    z = working((hidden / temperature if exact else hidden) @ weight.T)
+    return z if exact else z.div_(temperature)
+
+
+def _largest(z: Tensor, k: int, width: int = 128) -> tuple[Tensor, Tensor]:
+    """As z.topk(k), several times faster for long rows: the k largest lie in the k blocks with the largest maxima."""
+    rows, length = z.shape
+    blocks = length // width
+    if blocks < 4 * k:
+        return z.topk(k, dim=-1)
+    chosen = z[:, : blocks * width].view(rows, blocks, width).amax(-1).topk(k, dim=-1).indices  # (n, K)
+    places = (chosen[..., None] * width + torch.arange(width, device=z.device)).flatten(1)
+    rest = torch.arange(blocks * width, length, device=z.device).expand(rows, -1)
+    places = torch.cat([places, rest], dim=1)
+    values, among = z.gather(1, places).topk(k, dim=-1)
+    return values, places.gather(1, among)
+
+
+def _softmax(z: Tensor) -> tuple[Tensor, Tensor]:
+    """(p, log Σ exp z in float64 (n, 1)) of z (n, V), which is kept."""
+    p = torch.softmax(z, dim=-1)
+    # the largest p is 1 / Σ exp(z − max z)
+    return p, z.amax(-1, keepdim=True).double() - p.amax(-1, keepdim=True).double().log()
+
+
+def _chunk(hidden, teacher, weight, targets, plan: _Plan) -> tuple[Tensor, Tensor]:
+    """One chunk's gradient (n, d) of the summed loss, and its sums (3,) of task, consistency and diversity.
+
+    teacher: its hidden states (n, d), or its statistics (u, c), or None. z and the like are divided by T.
+    """
+    temperature = plan.temperature if plan.has_consistency else 1.0
+    soft = plan.lambda1 * temperature if plan.has_consistency else 0.0
+    whole = plan.has_diversity and plan.top_k is None
+    sums = torch.zeros(3, dtype=torch.float64, device=hidden.device)
+
+    z = _logits(hidden, weight, temperature)  # (n, V)
+    top, places = _largest(z, plan.top_k) if plan.has_diversity and not whole else (None, None)
+    p, log_total = _softmax(z)
+    # p at temperature 1 is `ones` / partition
+    ones = p if temperature == 1 else p * p if temperature == 2 else p.pow(temperature)
+    partition = ones.sum(-1, keepdim=True)
+    log_partition = temperature * log_total + partition.double().log()
+    sums[0] = (log_partition - temperature * z.gather(1, targets[:, None])).sum()
+
+    p_teacher = None
+    if isinstance(teacher, tuple):
+        u, c = teacher
+        cross = (u.double() * hidden.double()).sum(-1, keepdim=True) / temperature
+        sums[1] = temperature**2 * (c[:, None] - cross + log_total).sum()
+    elif teacher is not None:
+        z_teacher = _logits(teacher, weight, temperature)
+        p_teacher, log_total_teacher = _softmax(z_teacher)
+        moved = torch.linalg.vecdot(p_teacher, z_teacher.sub_(z))  # exactly 0 for equal hidden states
+        sums[1] = temperature**2 * (moved[:, None].double() + (log_total - log_total_teacher)).sum()
+        del z_teacher
+
+    slope = None
+    if whole:
+        log_p = z.mul_(temperature).sub_(log_partition)
+        negative = torch.linalg.vecdot(ones, log_p)[:, None] / partition  # −H
+        sums[2] = negative.double().sum()
+        slope = log_p.sub_(negative).mul_(ones) if plan.lambda2 else None
+    elif plan.has_diversity:
+        log_top = torch.log_softmax(temperature * top, dim=-1)
+        negative = (log_top.exp() * log_top).sum(-1, keepdim=True)  # −H over the K largest
+        sums[2] = negative.double().sum()
+
+    # The gradient with respect to the logits times the partition, by which the product with the head is divided.
+    g = ones
+    if soft:
+        g = ones.mul_(1 + soft) if temperature == 1 else ones.addcmul_(p, soft * partition)
+        if p_teacher is not None:
+            g.addcmul_(p_teacher, -soft * partition)
+    if slope is not None:
+        g.add_(slope, alpha=plan.lambda2)
+    g.scatter_add_(1, targets[:, None], -partition)
+    if top is not None and plan.lambda2:
+        g.scatter_add_(1, places, plan.lambda2 * partition * log_top.exp() * (log_top - negative))
+    gradient = working(g.to(weight.dtype) @ weight).div_(partition)
+    if soft and p_teacher is None:
+        gradient.sub_(u, alpha=soft)
+    return gradient, sums

@@ -1,0 +1,74 @@
+"""A causal language model taken apart: the body, which gives hidden states, and the frozen linear head, which is applied last.
+
+Only the rows that count need to pass through the head, and the objective needs no logits of them (chunked.py).
+"""
+
+import hashlib
+from typing import NamedTuple
+
+import torch
+from peft import PeftModel
+from peft.tuners.tuners_utils import BaseTunerLayer
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from .chunked import factor_of
+from .files import atomic_folder, cache_home
+
+
+class Split(NamedTuple):
+    """The two parts of a model: head(body(input_ids, ...).last_hidden_state) are its logits."""
+
+    body: nn.Module
+    head: nn.Linear
+
+
+def split(model: nn.Module, input_ids: Tensor) -> tuple[Split | None, str]:
+    """(the parts, "") of a causal language model, adapted or not; (None, the reason) where the logits are made otherwise.
+
+    input_ids: (1, T), some tokens to compare the two ways on: a soft cap or a scale of the logits shows there.
+    """
+    causal = model.get_base_model() if isinstance(model, PeftModel) else model
+    body, head = getattr(causal, "base_model", causal), causal.get_output_embeddings()
+    if body is causal:
+        return None, f"{type(causal).__name__} has no body apart from its head"
+    if isinstance(head, BaseTunerLayer):
+        return None, "the head is adapted"
+    if not isinstance(head, nn.Linear):
+        return None, f"the head is a {type(head).__name__}"
+    if head.weight.requires_grad:
+        return None, "the head is trained"
+    if head.bias is not None:
+        return None, "the head has a bias"
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        for module, _ in modes:
+            module.training = False
+        with torch.no_grad():
+            whole = model(input_ids=input_ids, use_cache=False).logits
+            parts = head(body(input_ids=input_ids, use_cache=False).last_hidden_state)
+    finally:
+        for module, training in modes:
+            module.training = training
+    if whole.shape != parts.shape or not torch.allclose(whole, parts, rtol=1e-3, atol=1e-3):
+        return None, "the logits are not the head's product alone (a soft cap or a scale)"
+    return Split(body, head), ""
+
+
+def cached_factor(head: nn.Linear) -> Tensor:
+    """`factor_of` the head's weight, from the cache folder if it was made before for the same values; on the head's device."""
+    weight = head.weight.detach()
+    values = weight.cpu().contiguous().view(torch.uint8).numpy()
+    name = hashlib.sha256(values.data).hexdigest()
+    folder = cache_home() / "heads" / f"{name[:32]}-{weight.shape[0]}x{weight.shape[1]}"
+    file = folder / "factor.safetensors"
+    if file.is_file():
+        try:
+            return load_file(file)["factor"].to(weight.device)
+        except (OSError, SafetensorError):
+            pass  # damaged: made anew
+    factor = factor_of(weight)
+    with atomic_folder(folder) as place:
+        save_file({"factor": factor.cpu()}, place / file.name)
+    return factor

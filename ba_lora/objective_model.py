@@ -1,0 +1,217 @@
+"""An adapted model whose loss is the whole objective, from hidden states where its head allows that, else from logits."""
+
+import logging
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from transformers.modeling_outputs import CausalLMOutput
+
+from . import schedules
+from .chunked import TeacherStats, chunked_objective, mean_entropy
+from .errors import UserError
+from .head import Split, cached_factor, split
+from .objective import Objective, counted, dense_objective
+from .teacher import initial_copy, teacher
+
+logger = logging.getLogger(__name__)
+
+
+class ObjectiveModel(nn.Module):
+    """An adapted model whose forward returns the whole objective as its loss, so that any trainer can drive it.
+
+    DistributedDataParallel, DeepSpeed and FSDP see one forward and one backward; the teacher runs inside. `student` is the
+    model from `attach`. `begin_step` is called once an optimiser step (ObjectiveCallback does it).
+
+    all_terms: compute the terms whose weight is 0 too. gradient_norms: keep each term's gradient on the steps that
+    `begin_step` marks as logged (costs a backward a term). chunked: train from the hidden states where the head allows it,
+    the same value and gradients in less memory and time; the output then has no logits. False: always the dense form.
+    """
+
+    accepts_loss_kwargs = True  # Trainer then passes num_items_in_batch and does not divide by the accumulation
+    loss_type = "ForCausalLM"  # Trainer then counts labels[:, 1:], the rows that `counted` counts
+
+    def __init__(
+        self,
+        student: nn.Module,
+        objective: Objective,
+        *,
+        all_terms: bool = False,
+        gradient_norms: bool = False,
+        chunked: bool = True,
+    ):
+        super().__init__()
+        vocabulary = student.get_output_embeddings().weight.shape[0]
+        if objective.top_k is not None and objective.top_k > vocabulary:
+            raise UserError(f"top_k {objective.top_k} is above the vocabulary of {vocabulary}; lower top_k")
+        if objective.lambda1 > 0 and initial_copy(student) is None:
+            raise UserError(
+                "lambda1 > 0 needs the teacher and this model keeps no initial copy; attach it with keep_initial=True"
+            )
+        self.student, self.objective = student, objective
+        self.parts: Split | bool | None = None if chunked else False  # found out in the first step
+        self.factor: Tensor | None = None  # of the head, for the spectrum
+        self.all_terms, self.gradient_norms = all_terms, gradient_norms
+        self.begin_step(0, 1)
+
+    @property
+    def config(self):
+        return self.student.config
+
+    def gradient_checkpointing_enable(self, **options) -> None:
+        self.student.gradient_checkpointing_enable(**options)
+
+    def begin_step(
+        self, step: int, total: int, micro_batches: int = 1, ranks: int = 1, keep_gradients: bool = False
+    ) -> None:
+        """Set the weights of this optimiser step and forget the sums of the last one."""
+        self.lambdas = self.objective.weights(step, total)
+        self.spectrum_scale = 1.0 / (micro_batches * ranks)
+        self.keep_gradients = keep_gradients and self.gradient_norms
+        self.sums: dict[str, Tensor] = {}  # over this process's micro-batches; spectrum and lambda1 already averaged
+        self.rows: Tensor | int = 0  # counted tokens, likewise
+        self.gradients: dict[str, list[Tensor]] = {}
+
+    def forward(
+        self,
+        input_ids=None,
+        attention_mask=None,
+        labels=None,
+        num_items_in_batch=None,
+        teacher_u=None,
+        teacher_c=None,
+        **inputs,
+    ):
+        """As the student's, with `loss` the objective. input_ids, attention_mask, labels: (B, T).
+
+        teacher_u (N, d), teacher_c (N,): what the teacher contributes to the N rows that count (chunked.TeacherStats), in
+        the order in which `counted` selects them; training then runs no teacher. Raises UserError where the logits are
+        needed all the same.
+        """
+        inputs = {"input_ids": input_ids, "attention_mask": attention_mask, **inputs}
+        if labels is None:
+            return self.student(**inputs)
+        inputs["use_cache"] = False
+        mask = counted(labels)
+        targets = labels[:, 1:][mask]
+        stats = TeacherStats(teacher_u, teacher_c) if teacher_u is not None else None
+        if self.training and not self.keep_gradients and self._can_split(input_ids):
+            output, terms, lambda1 = self._chunked(inputs, mask, targets, num_items_in_batch, stats)
+        elif self.training and stats is not None:
+            raise UserError(
+                "the teacher cache holds no logits, which training this model needs (its head is adapted, trained or not "
+                "linear, or each term's gradient is kept); leave the cache out"
+            )
+        else:
+            output, terms, lambda1 = self._dense(inputs, mask, targets, num_items_in_batch)
+        if self.training:
+            self.rows = self.rows + mask.sum()
+            self._record(terms, lambda1, output.loss)
+        return output
+
+    def _can_split(self, input_ids: Tensor) -> bool:
+        """Whether the objective can be had without logits: found out once, and said once where it cannot."""
+        if self.parts is None:
+            self.parts, reason = split(self.student, input_ids[:1, :2])
+            if (self.objective.consistency, self.objective.diversity) != ("kl", "entropy"):
+                self.parts, reason = None, f"{self.objective.consistency} and {self.objective.diversity} need them"
+            if self.parts is None:
+                logger.warning("the logits are kept, at the cost of memory and time: %s", reason)
+                self.parts = False
+        return bool(self.parts)
+
+    def _needs_teacher(self) -> bool:
+        return self.lambdas[0] > 0 or (self.all_terms and initial_copy(self.student) is not None)
+
+    def _weights(self, certainty: Callable[[], Tensor], rows: int) -> tuple:
+        """The weights in force; an adaptive lambda1 follows the teacher's certainty on these rows."""
+        if self.objective.lambda1_schedule != "adaptive" or not rows or not self._needs_teacher():
+            return self.lambdas
+        highest, *others = self.lambdas
+        lowest = self.objective.lambda1_min if self.objective.lambda1_min is not None else 0.1 * highest
+        return (float(lowest + (highest - lowest) * certainty()), *others)
+
+    def _dense(self, inputs: dict, mask: Tensor, targets: Tensor, num_items) -> tuple:
+        """(output, terms, lambda1) from the logits of student and teacher, (N, V) each."""
+        teacher_logits = None
+        if self._needs_teacher():
+            with teacher(self.student):
+                teacher_logits = self.student(**inputs).logits[:, :-1][mask]
+        output = self.student(**inputs)
+        lambdas = self._weights(
+            lambda: schedules.confidence(teacher_logits, self.objective.temperature), rows=len(targets)
+        )
+        output.loss, terms = dense_objective(
+            output.logits[:, :-1][mask],
+            teacher_logits,
+            targets,
+            self.objective,
+            lambdas,
+            num_items=num_items,
+            spectrum_scale=self.spectrum_scale,
+            all_terms=self.all_terms,
+        )
+        return output, terms, lambdas[0]
+
+    def _chunked(self, inputs: dict, mask: Tensor, targets: Tensor, num_items, stats: TeacherStats | None) -> tuple:
+        """The same from the hidden states, (N, d) each; the output has no logits. With `stats` no teacher runs."""
+        body, head = self.parts
+        form, teacher_hidden = self.objective, None
+        if not self._needs_teacher():
+            stats = None
+        elif stats is None:
+            with teacher(self.student):
+                teacher_hidden = body(**inputs).last_hidden_state[:, :-1][mask]
+        hidden = body(**inputs).last_hidden_state[:, :-1][mask]
+
+        def certainty() -> Tensor:
+            if stats is not None:
+                entropy = -stats.c.mean()
+            else:
+                entropy = mean_entropy(teacher_hidden, head.weight, form.temperature)
+            return schedules.certainty(entropy, len(head.weight))
+
+        lambdas = self._weights(certainty, rows=len(targets))
+        if self.factor is None and (lambdas[2] > 0 or self.all_terms):
+            self.factor = cached_factor(head)
+        loss, terms = chunked_objective(
+            hidden,
+            teacher_hidden,
+            head.weight,
+            targets,
+            lambdas=lambdas,
+            temperature=form.temperature,
+            top_k=form.top_k,
+            svd_k=form.svd_k,
+            svd_norm=form.svd_norm,
+            head_factor=self.factor,
+            teacher_stats=stats,
+            num_items=num_items,
+            spectrum_scale=self.spectrum_scale,
+            all_terms=self.all_terms,
+        )
+        return CausalLMOutput(loss=loss), terms, lambdas[0]
+
+    def _record(self, terms: dict, lambda1: float, loss: Tensor) -> None:
+        values = {name: term.detach() for name, term in terms.items() if term is not None}
+        values["loss"] = loss.detach().clone()  # Trainer scales the loss in place
+        values["lambda1"] = torch.full_like(values["loss"], lambda1) * self.spectrum_scale
+        if "spectrum" in values:
+            values["spectrum"] = values["spectrum"] * self.spectrum_scale
+        for name, value in values.items():
+            self.sums[name] = self.sums.get(name, 0) + value
+        if self.keep_gradients:
+            self._keep_gradients(terms)
+
+    def _keep_gradients(self, terms: dict) -> None:
+        """Add each unweighted term's gradient to its sum over the step's micro-batches."""
+        trained = [parameter for parameter in self.student.parameters() if parameter.requires_grad]
+        for name, term in terms.items():
+            if term is None or not term.requires_grad:
+                continue
+            scaled = term * self.spectrum_scale if name == "spectrum" else term
+            pieces = torch.autograd.grad(scaled, trained, retain_graph=True, allow_unused=True)
+            pieces = [torch.zeros_like(p) if g is None else g for p, g in zip(trained, pieces, strict=True)]
+            kept = self.gradients.setdefault(name, [torch.zeros_like(p) for p in trained])
+            for total, piece in zip(kept, pieces, strict=True):
+                total += piece
