@@ -14,6 +14,18 @@ from ba_lora.data.templates import TEMPLATES
 from ba_lora.files import write_json
 
 VOCABULARY = 97
+# Numbers of a small model, for any of transformers' configs.
+SMALL = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
 
 
 def small_llama(seed: int = 0, **changes) -> LlamaForCausalLM:
@@ -32,6 +44,15 @@ def small_llama(seed: int = 0, **changes) -> LlamaForCausalLM:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         return LlamaForCausalLM(LlamaConfig(**options | changes)).eval()
+
+
+def move(model) -> None:
+    """Move the trained tensors away from their start, so that every term has a gradient."""
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter += 0.05 * torch.randn(parameter.shape, generator=generator)
 
 
 def ragged_samples(count: int, seed: int = 0) -> list[dict]:

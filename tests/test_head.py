@@ -22,21 +22,10 @@ from ba_lora.chunked import factor_of
 from ba_lora.head import cached_factor, split
 from ba_lora.objective import Objective, counted
 from ba_lora.objective_model import ObjectiveModel
-from tests.common import collate, ragged_samples, small_llama
+from tests.common import SMALL as SMALL_MODEL
+from tests.common import collate, move, ragged_samples, small_llama
 
-SMALL = {
-    "vocab_size": 97,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 1,
-    "max_position_embeddings": 64,
-    "initializer_range": 0.2,
-    "pad_token_id": 0,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-}
+SMALL = SMALL_MODEL | {"max_position_embeddings": 64, "initializer_range": 0.2}
 SEPARABLE = {
     "llama": LlamaConfig(**SMALL),
     "mistral": MistralConfig(**SMALL),
@@ -110,11 +99,7 @@ def test_a_trained_an_adapted_and_a_biased_head_are_refused():
 def wrapped(base, objective=ALL_TERMS, **options):
     """An adapted model, its factors moved away from the start so that every term has a gradient."""
     model = attach(base, "ba-lora", rank=4, alpha=4, seed=1)
-    generator = torch.Generator().manual_seed(3)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.requires_grad:
-                parameter += 0.05 * torch.randn(parameter.shape, generator=generator)
+    move(model)
     return ObjectiveModel(model, objective, **options).train()
 
 

@@ -10,19 +10,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from ba_lora.adapters import DEFAULT_TARGETS, attach, default_targets
 from ba_lora.errors import UserError
 from ba_lora.models import load_model
-from tests.common import small_llama
+from tests.common import SMALL, small_llama
 
-SMALL = {
-    "vocab_size": 97,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 1,
-    "pad_token_id": 0,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-}
 DENSE = {
     **dict.fromkeys(("llama", "mistral", "qwen2"), SMALL),
     **dict.fromkeys(("gemma", "gemma3_text"), SMALL | {"head_dim": 16}),

@@ -9,7 +9,7 @@ from ba_lora.errors import UserError
 from ba_lora.objective import Objective, counted, dense_objective
 from ba_lora.objective_model import ObjectiveModel
 from ba_lora.teacher import teacher
-from tests.common import VOCABULARY, collate, ragged_samples, small_llama
+from tests.common import VOCABULARY, collate, move, ragged_samples, small_llama
 
 ALL_ON = Objective(0.3, 0.2, 0.1, temperature=2.0, top_k=5, svd_k=3, svd_norm="frobenius")
 TOKEN_TERMS = Objective(0.3, 0.2, 0.0, temperature=2.0, top_k=5)
@@ -19,11 +19,7 @@ def wrapped(objective=ALL_ON, method="ba-lora", moved=True, **options):
     """An adapted random model, its factors moved away from the start so that every term has a gradient."""
     model = attach(small_llama(), method, rank=4, alpha=4, seed=1, keep_initial=True)
     if moved:
-        generator = torch.Generator().manual_seed(3)
-        with torch.no_grad():
-            for parameter in model.parameters():
-                if parameter.requires_grad:
-                    parameter += 0.05 * torch.randn(parameter.shape, generator=generator)
+        move(model)
     return ObjectiveModel(model, objective, **options).train()
 
 
