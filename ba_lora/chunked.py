@@ -121,8 +121,10 @@ def stats_of(
     """
     weight = head_weight.detach().to(hidden.dtype)
     us, cs = [], []
-    for part in hidden.split(rows_of_a_chunk(len(weight), chunk_size)):
-        p, log_total = _softmax(_logits(part, weight, temperature))
+    rows = _rows_at_once(len(hidden), rows_of_a_chunk(len(weight), chunk_size))
+    z, p = _buffers(2, rows, weight)
+    for part in hidden.split(rows):
+        p, log_total = _softmax(_logits(part, weight, temperature, z), p)
         us.append(working(p.to(weight.dtype) @ weight).to(dtype))
         cs.append((us[-1].double() * part.double()).sum(-1) / temperature - log_total[:, 0])
     return TeacherStats(torch.cat(us), torch.cat(cs))
@@ -158,6 +160,12 @@ class _Plan(NamedTuple):
     has_diversity: bool
     chunk: int
 
+    def buffers(self, online: bool) -> int:
+        """How many times the logits of a chunk are in memory. online: the teacher comes as hidden states."""
+        is_softened = self.has_consistency and self.temperature != 1
+        keeps_logits = self.has_diversity and self.top_k is None
+        return 2 + (self.has_consistency and online) + (is_softened and keeps_logits)
+
 
 class _TokenTerms(torch.autograd.Function):
     """(loss, task, consistency, diversity) of the token terms; the gradient for `hidden` is made in the forward pass."""
@@ -186,23 +194,41 @@ def _all_chunks(hidden, teacher_hidden, u, c, weight, targets, plan: _Plan) -> t
     weight = weight.to(hidden.dtype)
     gradient = torch.empty(hidden.shape, dtype=working(hidden).dtype, device=hidden.device)
     sums = torch.zeros(3, dtype=torch.float64, device=hidden.device)
-    rows = -(-len(hidden) // max(-(-len(hidden) // plan.chunk), 1))  # chunks of the same size, as many as are needed
-    for start in range(0, len(hidden), rows or 1):
+    rows = _rows_at_once(len(hidden), plan.chunk)
+    buffers = _buffers(plan.buffers(online=u is None), rows, weight)
+    for start in range(0, len(hidden), rows):
         part = slice(start, start + rows)
         teacher = None
         if plan.has_consistency and u is None:
             teacher = teacher_hidden[part].to(hidden.dtype)
         elif plan.has_consistency:
             teacher = working(u[part]), c[part].double()
-        gradient[part], more = _chunk(hidden[part], teacher, weight, targets[part], plan)
+        gradient[part], more = _chunk(hidden[part], teacher, weight, targets[part], plan, buffers)
         sums += more
     return gradient, sums
 
 
-def _logits(hidden: Tensor, weight: Tensor, temperature: float) -> Tensor:
-    """z/T (n, V) in working precision."""
+def _rows_at_once(rows: int, most: int) -> int:
+    """Rows of a chunk: of at most `most`, such that all chunks are of about the same size and as few as can be."""
+    return max(-(-rows // max(-(-rows // most), 1)), 1)
+
+
+def _buffers(count: int, rows: int, weight: Tensor) -> list[Tensor]:
+    """Room for a chunk's logits, `count` times (rows, V), in working precision.
+
+    Made once for all chunks and written into: memory that is fresh from the system costs more than what is done in it.
+    """
+    return [torch.empty(rows, len(weight), dtype=working(weight[:0]).dtype, device=weight.device) for _ in range(count)]
+
+
+def _logits(hidden: Tensor, weight: Tensor, temperature: float, out: Tensor) -> Tensor:
+    """z/T (n, V) in working precision, in the first n rows of `out`."""
     exact = math.frexp(temperature)[0] == 0.5  # a power of two: the division of the hidden states rounds nothing
-    z = working((hidden / temperature if exact else hidden) @ weight.T)
+    z, hidden = out[: len(hidden)], hidden / temperature if exact else hidden
+    if weight.dtype == z.dtype:
+        torch.mm(hidden, weight.T, out=z)
+    else:
+        z.copy_(hidden @ weight.T)
     return z if exact else z.div_(temperature)
 
 
@@ -220,47 +246,52 @@ def _largest(z: Tensor, k: int, width: int = 128) -> tuple[Tensor, Tensor]:
     return values, places.gather(1, among)
 
 
-def _softmax(z: Tensor) -> tuple[Tensor, Tensor]:
-    """(p, log Σ exp z in float64 (n, 1)) of z (n, V), which is kept."""
-    p = torch.softmax(z, dim=-1)
+def _softmax(z: Tensor, out: Tensor) -> tuple[Tensor, Tensor]:
+    """(p, log Σ exp z in float64 (n, 1)) of z (n, V), which is kept; p lies in the first n rows of `out`."""
+    p = torch.softmax(z, dim=-1, out=out[: len(z)])
     # the largest p is 1 / Σ exp(z − max z)
     return p, z.amax(-1, keepdim=True).double() - p.amax(-1, keepdim=True).double().log()
 
 
-def _chunk(hidden, teacher, weight, targets, plan: _Plan) -> tuple[Tensor, Tensor]:
+def _chunk(hidden, teacher, weight, targets, plan: _Plan, buffers: list[Tensor]) -> tuple[Tensor, Tensor]:
     """One chunk's gradient (n, d) of the summed loss, and its sums (3,) of task, consistency and diversity.
 
-    teacher: its hidden states (n, d), or its statistics (u, c), or None. z and the like are divided by T.
+    teacher: its hidden states (n, d), or its statistics (u, c), or None. buffers: as many as `plan.buffers` says; what
+    lies in each when is in the comments. z and the like are divided by T.
     """
     temperature = plan.temperature if plan.has_consistency else 1.0
     soft = plan.lambda1 * temperature if plan.has_consistency else 0.0
     whole = plan.has_diversity and plan.top_k is None
     sums = torch.zeros(3, dtype=torch.float64, device=hidden.device)
+    first, second, *more = buffers
 
-    z = _logits(hidden, weight, temperature)  # (n, V)
+    z = _logits(hidden, weight, temperature, first)  # (n, V), in the first
+    z_target = z.gather(1, targets[:, None])
     top, places = _largest(z, plan.top_k) if plan.has_diversity and not whole else (None, None)
-    p, log_total = _softmax(z)
-    # p at temperature 1 is `ones` / partition
-    ones = p if temperature == 1 else p * p if temperature == 2 else p.pow(temperature)
-    partition = ones.sum(-1, keepdim=True)
-    log_partition = temperature * log_total + partition.double().log()
-    sums[0] = (log_partition - temperature * z.gather(1, targets[:, None])).sum()
 
     p_teacher = None
-    if isinstance(teacher, tuple):
+    if plan.has_consistency and not isinstance(teacher, tuple):
+        z_teacher = _logits(teacher, weight, temperature, second)  # in the second
+        p_teacher, log_total_teacher = _softmax(z_teacher, more.pop())  # in the third, to the end
+        moved = torch.linalg.vecdot(p_teacher, z_teacher.sub_(z))  # exactly 0 for equal hidden states
+
+    p, log_total = _softmax(z, second)  # in the second
+    # p at temperature 1 is `ones` / partition; in the second for T = 1, else in z's place, unless z is needed again
+    ones = p if temperature == 1 else torch.pow(p, temperature, out=more.pop()[: len(z)] if whole else z)
+    partition = ones.sum(-1, keepdim=True)
+    log_partition = temperature * log_total + partition.double().log()
+    sums[0] = (log_partition - temperature * z_target).sum()
+
+    if p_teacher is not None:
+        sums[1] = temperature**2 * (moved[:, None].double() + (log_total - log_total_teacher)).sum()
+    elif plan.has_consistency:
         u, c = teacher
         cross = (u.double() * hidden.double()).sum(-1, keepdim=True) / temperature
         sums[1] = temperature**2 * (c[:, None] - cross + log_total).sum()
-    elif teacher is not None:
-        z_teacher = _logits(teacher, weight, temperature)
-        p_teacher, log_total_teacher = _softmax(z_teacher)
-        moved = torch.linalg.vecdot(p_teacher, z_teacher.sub_(z))  # exactly 0 for equal hidden states
-        sums[1] = temperature**2 * (moved[:, None].double() + (log_total - log_total_teacher)).sum()
-        del z_teacher
 
     slope = None
     if whole:
-        log_p = z.mul_(temperature).sub_(log_partition)
+        log_p = z.mul_(temperature).sub_(log_partition)  # in the first
         negative = torch.linalg.vecdot(ones, log_p)[:, None] / partition  # −H
         sums[2] = negative.double().sum()
         slope = log_p.sub_(negative).mul_(ones) if plan.lambda2 else None
