@@ -18,7 +18,7 @@ from transformers.pytorch_utils import Conv1D
 from .errors import UserError, choose, nearest
 from .files import atomic_folder, read_json
 from .models import load_model
-from .teacher import initial_tensors, keep_initial_copy
+from .teacher import COPY, initial_copy, initial_tensors, keep_initial_copy
 
 logger = logging.getLogger(__name__)
 
@@ -162,6 +162,14 @@ def trained_parameters(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
 
 
+def saved_parameters(model: nn.Module) -> list[nn.Parameter]:
+    """The parameters that `export` reads: of a low-rank method what is trained and its initial values, else all."""
+    if isinstance(model, PeftModel):
+        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        return trained + list(initial_copy(model).copies)
+    return [parameter for name, parameter in model.named_parameters() if not name.startswith(f"{COPY}.")]
+
+
 def export(model: nn.Module, folder: str | Path) -> None:
     """Save what was trained; `folder` appears whole or not at all. Needs nothing but the model.
 
@@ -174,7 +182,7 @@ def export(model: nn.Module, folder: str | Path) -> None:
             _export_lora(model, place)
         else:
             state = {
-                name: tensor for name, tensor in model.state_dict().items() if not name.startswith("initial_copy.")
+                name: tensor for name, tensor in model.state_dict().items() if not name.startswith(f"{COPY}.")
             }
             model.save_pretrained(place, state_dict=state)
 

@@ -18,6 +18,7 @@ from .data.templates import check_template, default_template
 from .errors import UserError, nearest
 from .models import DTYPES
 from .objective import Objective
+from .sharding import zero_stage
 
 
 def option(default, help, **more):
@@ -194,6 +195,8 @@ class TrainArguments:
             )
         if self.deepspeed and not Path(self.deepspeed).is_file():
             raise UserError(f"--deepspeed {self.deepspeed} does not exist; there is configs/deepspeed/zero2.json")
+        if self.save_steps and zero_stage(self.deepspeed) == 3:
+            raise UserError("--save_steps: a run under ZeRO-3 has no checkpoints yet; set it to 0 or use ZeRO-2")
         if self.resume and self.overwrite:
             raise UserError("--resume continues a run and --overwrite replaces it; give one of them")
         if self.merge and self.method == "full":

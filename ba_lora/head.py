@@ -37,7 +37,7 @@ def split(model: nn.Module, input_ids: Tensor) -> tuple[Split | None, str]:
         return None, "the head is adapted"
     if not isinstance(head, nn.Linear):
         return None, f"the head is a {type(head).__name__}"
-    if head.weight.requires_grad:
+    if any(parameter.requires_grad for parameter in head.parameters()):
         return None, "the head is trained"
     if head.bias is not None:
         return None, "the head has a bias"

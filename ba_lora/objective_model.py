@@ -12,6 +12,7 @@ from .chunked import TeacherStats, chunked_objective, mean_entropy
 from .errors import UserError
 from .head import Split, cached_factor, split
 from .objective import Objective, counted, dense_objective
+from .sharding import gathered
 from .teacher import initial_copy, teacher
 
 logger = logging.getLogger(__name__)
@@ -156,13 +157,21 @@ class ObjectiveModel(nn.Module):
     def _chunked(self, inputs: dict, mask: Tensor, targets: Tensor, num_items, stats: TeacherStats | None) -> tuple:
         """The same from the hidden states, (N, d) each; the output has no logits. With `stats` no teacher runs."""
         body, head = self.parts
-        form, teacher_hidden = self.objective, None
+        teacher_hidden = None
         if not self._needs_teacher():
             stats = None
         elif stats is None:
             with teacher(self.student):
                 teacher_hidden = body(**inputs).last_hidden_state[:, :-1][mask]
         hidden = body(**inputs).last_hidden_state[:, :-1][mask]
+
+        with gathered(head.parameters()):
+            loss, terms, lambda1 = self._from_hidden(hidden, teacher_hidden, stats, head, targets, num_items)
+        return CausalLMOutput(loss=loss), terms, lambda1
+
+    def _from_hidden(self, hidden, teacher_hidden, stats, head: nn.Linear, targets: Tensor, num_items) -> tuple:
+        """(loss, terms, lambda1) of the rows. hidden, teacher_hidden: (N, d); `head` has its values."""
+        form = self.objective
 
         def certainty() -> Tensor:
             if stats is not None:
@@ -190,7 +199,7 @@ class ObjectiveModel(nn.Module):
             spectrum_scale=self.spectrum_scale,
             all_terms=self.all_terms,
         )
-        return CausalLMOutput(loss=loss), terms, lambdas[0]
+        return loss, terms, lambdas[0]
 
     def _record(self, terms: dict, lambda1: float, loss: Tensor) -> None:
         values = {name: term.detach() for name, term in terms.items() if term is not None}

@@ -19,6 +19,7 @@ from .errors import UserError, nearest
 from .memory import passing, standing
 from .models import DTYPES
 from .objective import Objective
+from .sharding import zero_stage
 from .teacher_cache import row_bytes
 from .tiny import MODEL_DIR
 
@@ -136,7 +137,7 @@ def plan(arguments: TrainArguments, *, memory: bool = True) -> dict:
     accumulation = arguments.accumulation(processes)
     objective = arguments.objective()
     start = "full" if arguments.method == "full" else start_of(arguments.method, arguments.init)
-    stage = _zero_stage(arguments.deepspeed)
+    stage = zero_stage(arguments.deepspeed)
     job = Job(
         arguments.model,
         arguments.dtype,
@@ -189,13 +190,6 @@ def plan(arguments: TrainArguments, *, memory: bool = True) -> dict:
         "memory": size.standing | (size.passing or {}),
         "memory_is_whole": size.passing is not None,
     }
-
-
-def _zero_stage(file: str | None) -> int:
-    """The ZeRO stage that a DeepSpeed config names; 0 without one."""
-    if file is None:
-        return 0
-    return json.loads(Path(file).read_text(encoding="utf-8")).get("zero_optimization", {}).get("stage", 0)
 
 
 def _samples(arguments: TrainArguments) -> tuple[int | None, str]:

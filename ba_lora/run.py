@@ -18,7 +18,7 @@ from transformers import TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
 from . import provenance, teacher_cache
-from .adapters import attach, export, export_merged, trained_parameters
+from .adapters import attach, export, export_merged, saved_parameters, trained_parameters
 from .arguments import TrainArguments, as_config
 from .card import write_card
 from .data.cache import load_samples
@@ -31,6 +31,7 @@ from .files import digest, read_json, write_json
 from .hub import reserve
 from .models import load_model, load_tokenizer
 from .reporting import check_reporters, reporting
+from .sharding import gathered
 from .trainer import BALoRATrainer, FixedOrder
 
 logger = logging.getLogger(__name__)
@@ -128,12 +129,14 @@ def train(arguments: TrainArguments, callbacks: Sequence = ()) -> Path:
     started = time.perf_counter()
     with provenance.PeakMemory() as memory, reporting(trainer, folder):
         trainer.train(resume_from_checkpoint=_checkpoint(arguments, folder))
+    seconds = time.perf_counter() - started
+    kind = "model" if arguments.method == "full" else "adapter"
+    with gathered(saved_parameters(student)):
+        if main:
+            export(student, folder / kind)
     if main:
-        seconds = time.perf_counter() - started
         with contextlib.suppress(OSError):  # not there, or not empty
             (folder / "checkpoints").rmdir()
-        kind = "model" if arguments.method == "full" else "adapter"
-        export(student, folder / kind)
         if kind == "model":
             tokenizer.save_pretrained(folder / kind)
         if arguments.merge:

@@ -1,4 +1,7 @@
-"""Started by test_distributed.py under torchrun: train the small model and save its trained tensors and its losses."""
+"""Started by test_distributed.py under torchrun: train the small model and save its trained tensors and its losses.
+
+Arguments: a folder, the accumulation, the method, and a DeepSpeed config or nothing.
+"""
 
 import sys
 from pathlib import Path
@@ -8,6 +11,7 @@ import torch
 from ba_lora.adapters import attach
 from ba_lora.objective import Objective
 from ba_lora.run import leave_processes
+from ba_lora.sharding import gathered
 from ba_lora.trainer import BALoRATrainer
 from tests.common import collate, ragged_samples, small_llama
 from tests.test_trainer import arguments
@@ -15,23 +19,28 @@ from tests.test_trainer import arguments
 OBJECTIVE = Objective(0.3, 0.2, 0.1, temperature=2.0, top_k=5, svd_k=3, svd_norm="frobenius")
 
 
-def main(folder: Path, accumulation: int, method: str) -> None:
+def main(folder: Path, accumulation: int, method: str, deepspeed: str | None = None) -> None:
     model = attach(small_llama(), method, rank=4, alpha=4, keep_initial=True)
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     trainer = BALoRATrainer(
         model,
         OBJECTIVE,
-        arguments(folder, max_steps=20, gradient_accumulation_steps=accumulation, logging_steps=1),
+        arguments(
+            folder, max_steps=20, gradient_accumulation_steps=accumulation, logging_steps=1, deepspeed=deepspeed
+        ),
         metrics=folder / "metrics.jsonl",
         train_dataset=ragged_samples(160),
         data_collator=collate,
     )
-    start = torch.cat([p.detach().flatten() for p in model.parameters() if p.requires_grad])
+    start = torch.cat([p.detach().flatten() for p in trained])
     trainer.train()
-    end = torch.cat([p.detach().flatten() for p in model.parameters() if p.requires_grad])
+    assert bool(trainer.objective_callback.model.parts) == (method != "full"), "which form trained"
+    with gathered(trained):
+        end = torch.cat([p.detach().flatten() for p in trained])
     if trainer.is_world_process_zero():
         torch.save({"start": start, "end": end}, folder / "tensors.pt")
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3])
+    main(Path(sys.argv[1]), int(sys.argv[2]), *sys.argv[3:])
     leave_processes()

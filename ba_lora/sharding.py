@@ -1,0 +1,29 @@
+"""DeepSpeed's ZeRO: its stage, and parameters that stage 3 has cut into pieces over the processes made whole for a while."""
+
+import json
+from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+
+from torch import nn
+
+
+def gathered(parameters: Iterable[nn.Parameter]) -> AbstractContextManager:
+    """Inside the block `parameters` have all their values; nothing happens to those that are whole.
+
+    Every process has to enter, and may only read: what is written inside is forgotten. In a forward pass take `parameters`
+    from module.parameters(): module.weight alone makes DeepSpeed gather it, and keep it to the end of that pass.
+    """
+    cut = [parameter for parameter in parameters if hasattr(parameter, "ds_id")]
+    if not cut:
+        return nullcontext()
+    from deepspeed.runtime.zero import GatheredParameters
+
+    return GatheredParameters(cut)
+
+
+def zero_stage(file: str | None) -> int:
+    """The ZeRO stage that a DeepSpeed config names; 0 without one."""
+    if file is None:
+        return 0
+    return json.loads(Path(file).read_text(encoding="utf-8")).get("zero_optimization", {}).get("stage", 0)
