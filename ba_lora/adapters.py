@@ -181,9 +181,7 @@ def export(model: nn.Module, folder: str | Path) -> None:
         if isinstance(model, PeftModel):
             _export_lora(model, place)
         else:
-            state = {
-                name: tensor for name, tensor in model.state_dict().items() if not name.startswith(f"{COPY}.")
-            }
+            state = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith(f"{COPY}.")}
             model.save_pretrained(place, state_dict=state)
 
 

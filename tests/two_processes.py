@@ -25,9 +25,7 @@ def main(folder: Path, accumulation: int, method: str, deepspeed: str | None = N
     trainer = BALoRATrainer(
         model,
         OBJECTIVE,
-        arguments(
-            folder, max_steps=20, gradient_accumulation_steps=accumulation, logging_steps=1, deepspeed=deepspeed
-        ),
+        arguments(folder, max_steps=20, gradient_accumulation_steps=accumulation, logging_steps=1, deepspeed=deepspeed),
         metrics=folder / "metrics.jsonl",
         train_dataset=ragged_samples(160),
         data_collator=collate,
