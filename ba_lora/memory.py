@@ -14,7 +14,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from .chunked import chunked_objective
+from .chunked import TeacherStats, chunked_objective
 from .objective import Objective, dense_objective
 from .teacher import COPY, initial_copy, teacher
 
@@ -41,14 +41,21 @@ def standing(model: nn.Module, zero_stage: int = 0, processes: int = 1) -> dict[
 
 
 def passing(
-    model: nn.Module, objective: Objective, micro_batch: int, length: int, *, checkpointing: bool, autocast: bool
+    model: nn.Module,
+    objective: Objective,
+    micro_batch: int,
+    length: int,
+    *,
+    checkpointing: bool,
+    autocast: bool,
+    cached: bool = False,
 ) -> dict[str, int]:
     """Bytes that a micro-batch of `micro_batch` samples of `length` tokens needs at its peak, beside what is standing.
 
     activations: what the student's layers keep for the backward pass (all of it, or with gradient checkpointing the layers'
     inputs); objective: the rest of the peak, that is a chunk of logits of student and teacher and what the terms make of them,
-    all weights on and every position counted; all logits where the head is trained. `model` is from `attach` on the meta
-    device, and is used up.
+    all weights on and every position counted; all logits where the head is trained. cached: the teacher's part comes from a
+    cache. `model` is from `attach` on the meta device, and is used up.
 
     The kernels are a processor's; a GPU's may keep a little more or less. Not in it: what the numerical libraries allocate for
     themselves, fragmentation, and the driver's context (about 0.5 GB).
@@ -68,14 +75,17 @@ def passing(
         inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "use_cache": False}
         with ledger, torch.autocast("cpu", torch.bfloat16, enabled=autocast):
             forward, finish = _forms(model, objective, ids[:, 1:].reshape(-1))
-            teacher_rows = None
-            if objective.lambda1 > 0:
+            teacher_rows = stats = None
+            if objective.lambda1 > 0 and cached:
+                rows, width = micro_batch * (length - 1), model.get_output_embeddings().weight.shape[1]
+                stats = TeacherStats(torch.empty(rows, width), torch.empty(rows, dtype=torch.float64))
+            elif objective.lambda1 > 0:
                 with teacher(model):
                     teacher_rows = _rows(forward(**inputs))
             before = ledger.live
             output = forward(**inputs)
             activations = ledger.live - before - output.nbytes
-            finish(_rows(output), teacher_rows).backward()
+            finish(_rows(output), teacher_rows, stats).backward()
     return {"activations": activations, "objective": max(ledger.peak - activations, 0)}
 
 
@@ -86,14 +96,15 @@ def _forms(model: nn.Module, objective: Objective, targets: torch.Tensor) -> tup
     head = causal.get_output_embeddings()
     if head.weight.requires_grad or getattr(head, "bias", None) is not None or causal.base_model is causal:
 
-        def dense(rows, teacher_rows):
+        def dense(rows, teacher_rows, stats):
             return dense_objective(rows, teacher_rows, targets, objective, weights)[0]
 
         return lambda **inputs: model(**inputs).logits, dense
     options = {name: getattr(objective, name) for name in ("temperature", "top_k", "svd_k", "svd_norm")}
     factor = torch.empty(min(head.weight.shape), head.weight.shape[1])
 
-    def chunked(rows, teacher_rows):
+    def chunked(rows, teacher_rows, stats):
+        options["teacher_stats"] = stats
         return chunked_objective(
             rows, teacher_rows, head.weight, targets, lambdas=weights, head_factor=factor, **options
         )[0]

