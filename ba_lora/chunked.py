@@ -121,7 +121,7 @@ def stats_of(
     """
     weight = head_weight.detach().to(hidden.dtype)
     us, cs = [], []
-    rows = _rows_at_once(len(hidden), rows_of_a_chunk(len(weight), chunk_size))
+    rows = max(min(len(hidden), rows_of_a_chunk(len(weight), chunk_size)), 1)
     z, p = _buffers(2, rows, weight)
     for part in hidden.split(rows):
         p, log_total = _softmax(_logits(part, weight, temperature, z), p)
@@ -194,7 +194,7 @@ def _all_chunks(hidden, teacher_hidden, u, c, weight, targets, plan: _Plan) -> t
     weight = weight.to(hidden.dtype)
     gradient = torch.empty(hidden.shape, dtype=working(hidden).dtype, device=hidden.device)
     sums = torch.zeros(3, dtype=torch.float64, device=hidden.device)
-    rows = _rows_at_once(len(hidden), plan.chunk)
+    rows = max(min(len(hidden), plan.chunk), 1)
     buffers = _buffers(plan.buffers(online=u is None), rows, weight)
     for start in range(0, len(hidden), rows):
         part = slice(start, start + rows)
@@ -206,11 +206,6 @@ def _all_chunks(hidden, teacher_hidden, u, c, weight, targets, plan: _Plan) -> t
         gradient[part], more = _chunk(hidden[part], teacher, weight, targets[part], plan, buffers)
         sums += more
     return gradient, sums
-
-
-def _rows_at_once(rows: int, most: int) -> int:
-    """Rows of a chunk: of at most `most`, such that all chunks are of about the same size and as few as can be."""
-    return max(-(-rows // max(-(-rows // most), 1)), 1)
 
 
 def _buffers(count: int, rows: int, weight: Tensor) -> list[Tensor]:
