@@ -20,7 +20,7 @@ from fractions import Fraction
 
 from ba_lora.errors import choose
 
-PROTOCOLS = {"ba-lora": "1", "upstream": "1"}  # name → version; a change of what is read raises the version
+PROTOCOLS = {"ba-lora": "2", "upstream": "1"}  # name → version; a change of what is read raises the version
 
 MAX_DIGITS = 100  # a model that repeats a digit without end has not written a number
 CLAIM = 300  # characters behind a marker in which its number is looked for
@@ -32,9 +32,11 @@ _UNSIGNED = r"""(?:
 )"""
 _NUMBER = re.compile(r"(?P<sign>(?<![\w)\]}.])[-+])?\$?(?P<inner>(?<=\$)-)?" + _UNSIGNED, re.VERBOSE | re.ASCII)
 
-# What opens another question or turn: a line "Q2: …", "### Instruction:", "**Problem 3:** …", or "Question:" anywhere.
+# What opens another question or turn: a line "Q2: …", "### Instruction:", "**Problem 3:** …", or "Question:" anywhere, or
+# the mark of a turn that chat templates write.
 _NEW_QUESTION = re.compile(
-    r"^[ \t#*>]*(?:question|q|problem|instruction|response|human|user)[ \t]*\d*[ \t]*\**[ \t]*:|(?-i:\bQuestion)[ \t]*\d*[ \t]*:",
+    r"^[ \t#*>]*(?:question|q|problem|instruction|response|human|user)[ \t]*\d*[ \t]*\**[ \t]*:|(?-i:\bQuestion)[ \t]*\d*[ \t]*:"
+    r"|<\|im_start\|>|\[INST\]|<start_of_turn>",
     re.IGNORECASE | re.MULTILINE,
 )
 _HASHES = re.compile(r"####")
@@ -51,7 +53,7 @@ def _normalise(text: str) -> str:
     text = re.sub(r"\\([$%])", r"\1", text)
     text = re.sub(r"(?<=\d)(?:\{,\}|\\,|\\!,?)(?=\d{3})", ",", text)
     text = re.sub("(?<=\\d)[\u00a0\u2009\u202f](?=\\d{3}(?!\\d))", ",", text)
-    text = re.sub(r"\\[dt]frac\b", r"\\frac", text)
+    text = re.sub(r"\\[dt]frac(?![A-Za-z])", r"\\frac", text)
     text = re.sub(r"\\frac\s*\{\s*(-?\d+)\s*\}\s*\{\s*(\d+)\s*\}", r"\\frac{\1}{\2}", text)
     text = re.sub(r"\\frac(\d)(\d)", r"\\frac{\1}{\2}", text)
     text = re.sub("[¼-¾⅐-⅞]", lambda mark: " " + unicodedata.normalize("NFKC", mark.group()).replace("⁄", "/"), text)
@@ -110,7 +112,7 @@ def extract_answer(completion: str, protocol: str = "ba-lora") -> str | None:
     choose("protocol", protocol, PROTOCOLS)
     if protocol == "upstream":
         return _extract_upstream(completion)
-    parts = [part for part in _split_questions(_normalise(completion)) if part.strip()]
+    parts = [part for part in split_questions(_normalise(completion)) if part.strip()]
     for read in (_stated, _last_number):
         for part in parts:
             if answer := read(part):
@@ -118,7 +120,8 @@ def extract_answer(completion: str, protocol: str = "ba-lora") -> str | None:
     return None
 
 
-def _split_questions(text: str) -> list[str]:
+def split_questions(text: str) -> list[str]:
+    """`text` cut before each line or mark that opens another question."""
     starts = [match.start() for match in _NEW_QUESTION.finditer(text)]
     return [text[start:end] for start, end in zip([0, *starts], [*starts, len(text)], strict=True)]
 

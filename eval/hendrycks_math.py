@@ -1,0 +1,220 @@
+"""MATH: competition problems whose answers are LaTeX (Hendrycks et al. 2021, arXiv 2103.03874).
+
+Protocol "ba-lora": the training prompt with the problem as instruction, no examples, greedy decoding to the end-of-sequence
+token; the answer is read by `eval.latex.extract_latex`, and right where math-verify finds it equal to what the solution's last
+\\boxed{} holds (where math-verify gives no verdict in time: where the normalised strings are equal). Protocol "upstream" changes
+the reading only, to what the published code does, flaws included: the text behind "The answer is: ", as a normalised string.
+Protocol "minerva_math" is comparable with lm-evaluation-harness' task of that name: four examples, and its metric math_verify
+on the whole completion and the whole solution (its exact_match has a unit table and a LaTeX parser of its own; in its place
+score_string holds the answer of "Final Answer: …" against the solution's, by the classical normalisation).
+
+Both judges' scores are in every score.json, `judge` names the one that `score` follows. A completion without an answer is
+wrong, and counted in `n_unparsable`.
+"""
+
+import argparse
+from collections import Counter
+
+from ba_lora.data.sources import read_table
+from ba_lora.errors import UserError, run_cli
+
+from . import common, few_shot
+from .latex import PROTOCOLS as READINGS
+from .latex import as_formula, extract_latex, read_reference, same_string, same_values
+
+MINERVA = "minerva_math"
+PROTOCOLS = READINGS | {MINERVA: "1"}  # name → version
+JUDGES = {"ba-lora": "math-verify", "upstream": "string", MINERVA: "math-verify"}  # whose verdict is the score
+HUB = "EleutherAI/hendrycks_math"  # 5,000 test problems, a config a subject
+SUBJECTS = [source.rpartition(":")[2] for source in few_shot.MINERVA_MATH.training]
+MAX_NEW_TOKENS = 2048  # as upstream; minerva_math has its own
+
+EXAMPLES = """\
+examples:
+  a training run on the 5,000 test problems of the hub
+    python -m eval.hendrycks_math --model runs/ba-lora --output_dir runs/ba-lora/eval/math
+  an adapter on its base model, the first 100 problems of a file
+    python -m eval.hendrycks_math --model BASE --adapter ADAPTER --data math.jsonl --limit 100 --output_dir out
+  a base model, four examples, as lm-evaluation-harness does it
+    python -m eval.hendrycks_math --model BASE --protocol minerva_math --shots_data four.jsonl --output_dir out
+  the same completions read as the published code reads them; no model
+    python -m eval.hendrycks_math --rescore out/generations.jsonl --protocol upstream --output_dir out-upstream
+
+--data: a file with the fields problem and solution (the answer in its last \\boxed{}) or answer, and perhaps level and type (or
+subject), by which the score is divided; or a hub id: EleutherAI/hendrycks_math (all its subjects, the default),
+EleutherAI/hendrycks_math:algebra (one of them), HuggingFaceH4/MATH-500.
+--max_new_tokens: 2048 unless given, and 256 for minerva_math."""
+
+
+def load_problems(data: str, limit: int | None = None) -> list[dict]:
+    """[{"id", "problem", "reference"}], the first `limit`; a reference is {"solution"} and, where known, {"level", "subject"}.
+
+    The id is the record's own (id or unique_id), else its index from 0. Raises UserError naming the row that lacks a field or
+    an answer, or an id that is not unique.
+    """
+    sources = [f"{HUB}:{subject}" for subject in SUBJECTS] if data == HUB else [data]
+    rows = [row for source in sources for row in _read(source, limit)][:limit]
+    problems = [_problem(index, place, record) for index, (place, record) in enumerate(rows)]
+    keys = Counter(str(problem["id"]) for problem in problems)
+    if twice := [key for key, count in keys.items() if count > 1]:
+        raise UserError(f"{data}: id {twice[0]} stands for more than one row; give every row an id of its own, or none")
+    return problems
+
+
+def _read(source: str, limit: int | None) -> list[tuple[str, dict]]:
+    table = read_table(source, split="test", limit=limit)
+    return [(f"{table.source}, row {number}", record) for number, record in table.rows]
+
+
+def _problem(index: int, place: str, record: dict) -> dict:
+    if not isinstance(record.get("problem"), str):
+        raise UserError(f"{place} has no text 'problem' (it has: {', '.join(record)})")
+    reference = {"solution": record.get("solution", record.get("answer"))}
+    if reference["solution"] is None:
+        raise UserError(f"{place} has neither 'solution' nor 'answer' (it has: {', '.join(record)})")
+    read_solution(reference, place)
+    if "level" in record:
+        reference["level"] = str(record["level"]).removeprefix("Level ")
+    if subject := record.get("type", record.get("subject")):
+        reference["subject"] = subject
+    return {
+        "id": record.get("id", record.get("unique_id", index)),
+        "problem": record["problem"],
+        "reference": reference,
+    }
+
+
+def read_solution(reference, place: str) -> tuple[str, str]:
+    """(the solution, its answer) of a reference: {"solution": …}, a solution, or a bare answer. UserError if it has none."""
+    solution = str(reference.get("solution", "") if isinstance(reference, dict) else reference)
+    answer = read_reference(solution)
+    if answer is None:
+        raise UserError(f"{place}: no closed \\boxed{{}} with an answer in the solution {solution[-60:]!r}; mend it")
+    return solution, answer
+
+
+def score_records(records: list[dict], protocol: str = "ba-lora") -> tuple[dict, list[dict]]:
+    """Score records of {"id", "completion", "reference"} → (the statistics of score.json, a line of scored.jsonl for each).
+
+    Several samples of a problem count as their mean. `n_truncated` counts completions that were cut at the token limit; None
+    where no record says how it ended.
+    """
+    solutions = [read_solution(record["reference"], f"id {record['id']}") for record in records]
+    if protocol == MINERVA:
+        answers = [few_shot.read_minerva(record["completion"]) for record in records]
+        pairs = [
+            (solution if solution != answer else as_formula(answer), record["completion"])
+            for (solution, answer), record in zip(solutions, records, strict=True)
+        ]
+    else:
+        answers = [extract_latex(record["completion"], protocol) for record in records]
+        pairs = [
+            (as_formula(right), as_formula(answer or "")) for (_, right), answer in zip(solutions, answers, strict=True)
+        ]
+    asked = [index for index, answer in enumerate(answers) if answer or protocol == MINERVA]
+    values = dict(zip(asked, same_values([pairs[index] for index in asked]), strict=True))
+    scored = []
+    for index, (record, (solution, _), answer) in enumerate(zip(records, solutions, answers, strict=True)):
+        right = read_reference(solution, protocol)
+        verdicts = {"string": answer is not None and right is not None and same_string(right, answer)}
+        verdicts["math-verify"] = values.get(index, False)
+        correct = verdicts[JUDGES[protocol]]
+        scored.append(
+            {key: record[key] for key in ("id", "sample") if key in record}
+            | {"answer": answer, "correct": verdicts["string"] if correct is None else correct}
+            | {"math_verify": verdicts["math-verify"], "string": verdicts["string"]}
+        )
+    ends = [record.get("finish_reason") for record in records]
+    return _summarise(scored) | {
+        "judge": JUDGES[protocol],
+        "score_math_verify": sum(bool(line["math_verify"]) for line in scored) / len(scored),
+        "score_string": sum(line["string"] for line in scored) / len(scored),
+        "n_unparsable": answers.count(None),
+        "n_without_verdict": sum(line["math_verify"] is None for line in scored),
+        "n_truncated": ends.count("length") if any(ends) else None,
+        "by_level": _divide(records, scored, "level"),
+        "by_subject": _divide(records, scored, "subject"),
+        "protocol": protocol,
+        "protocol_version": PROTOCOLS[protocol],
+    }, scored
+
+
+def _divide(records: list[dict], scored: list[dict], field: str) -> dict | None:
+    """The statistics of each level, or subject; None where no reference names one."""
+    groups: dict[str, list[dict]] = {}
+    for record, line in zip(records, scored, strict=True):
+        if isinstance(record["reference"], dict) and field in record["reference"]:
+            groups.setdefault(str(record["reference"][field]), []).append(line)
+    return {name: _summarise(groups[name]) for name in sorted(groups)} or None
+
+
+def _summarise(scored: list[dict]) -> dict:
+    by_problem: dict[str, list[bool]] = {}
+    for line in scored:
+        by_problem.setdefault(str(line["id"]), []).append(line["correct"])
+    return common.summarise([sum(rights) / len(rights) for rights in by_problem.values()])
+
+
+def ask(args: argparse.Namespace, folder) -> tuple[list[dict], dict]:
+    """The first part: generate, write generations.jsonl → (its records, how they came about)."""
+    data = args.data or HUB
+    problems = load_problems(data, args.limit)
+    if args.protocol == MINERVA:
+        shots = few_shot.load_shots(few_shot.MINERVA_MATH, args.shots_data)
+        subject = common.open_subject(args)
+        requests = few_shot.make_requests(few_shot.MINERVA_MATH, subject, problems, shots)
+        records, facts = common.ask(args, folder, subject, requests, few_shot.sampling(few_shot.MINERVA_MATH), data)
+        return records, facts | {"template": None}
+    subject = common.open_subject(args)
+    requests = [
+        common.make_request(subject, problem["id"], problem["problem"], problem["reference"]) for problem in problems
+    ]
+    return common.ask(args, folder, subject, requests, common.Sampling(), data)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command. Returns 0 when everything asked for is written; raises UserError otherwise."""
+    parser = argparse.ArgumentParser(
+        prog="python -m eval.hendrycks_math",
+        description=__doc__,
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    common.add_options(parser, PROTOCOLS, max_new_tokens=None)
+    few_shot.add_option(parser, few_shot.MINERVA_MATH)
+    args = parser.parse_args(argv)
+    if args.max_new_tokens is None:
+        args.max_new_tokens = few_shot.MINERVA_MATH.max_new_tokens if args.protocol == MINERVA else MAX_NEW_TOKENS
+    folder = common.check_options(args, PROTOCOLS)
+    few_shot.check_option(args, MINERVA)
+    if args.rescore:
+        records = common.read_lines(args.rescore, ("id", "completion", "reference"), args.limit)
+        facts = common.facts_beside(args.rescore)
+        known = {str(problem["id"]): problem for problem in load_problems(args.data, args.limit)} if args.data else None
+        facts["data"] = args.data or facts.get("data")
+    else:
+        records, facts = ask(args, folder)
+        known = {str(record["id"]): record for record in records}
+    missing = common.count_missing(records, known, args.rescore)
+    if args.rescore and known:  # a line's bare reference, with the level and subject that the data knows
+        records = [record | {"reference": _complete(record, known.get(str(record["id"])))} for record in records]
+    statistics, scored = score_records(records, args.protocol)
+    score = {"benchmark": "math", "metric": "accuracy", **statistics, "missing": missing, "rescored": args.rescore}
+    common.write_score(folder, score | {"shots_data": args.shots_data}, facts, scored)
+    low, high = (100 * bound for bound in statistics["interval"])
+    print(
+        f"math {100 * statistics['score']:.2f}% of {statistics['n']} (95% {low:.1f} to {high:.1f}; math-verify "
+        f"{100 * statistics['score_math_verify']:.2f}%, string {100 * statistics['score_string']:.2f}%) → {folder / common.SCORE}"
+    )
+    return 0
+
+
+def _complete(record: dict, problem: dict | None):
+    """The record's reference with the level and subject of the data's."""
+    if problem is None or isinstance(record["reference"], dict):
+        return record["reference"]
+    return problem["reference"] | {"solution": record["reference"]}
+
+
+if __name__ == "__main__":
+    run_cli(main)

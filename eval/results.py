@@ -1,0 +1,140 @@
+"""The files of an evaluation and its statistics: JSON lines in and out, the fraction right with its uncertainty, score.json."""
+
+import json
+import math
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import ba_lora
+from ba_lora.errors import UserError
+from ba_lora.files import atomic_write, read_json, write_json
+
+GENERATION_FACTS = (  # what `ask` gives; null after --rescore of a file of unknown origin
+    "model",
+    "model_hash",
+    "adapter",
+    "adapter_hash",
+    "base",
+    "template",
+    "data",
+    "dtype",
+    "backend",
+    "backend_version",
+    "endpoint",
+    "stop",
+    "sampling",
+    "resumed",
+    "seconds",
+    "tokens_per_second",
+)
+GENERATIONS, SCORED, SCORE = "generations.jsonl", "scored.jsonl", "score.json"
+
+
+def write_lines(path: Path, records: Iterable[dict]) -> None:
+    """Write one JSON object a line; the file appears whole or not at all."""
+    with atomic_write(path) as file:
+        for record in records:
+            file.write(json.dumps(record, ensure_ascii=False) + "\n")
+
+
+def read_lines(path: str | Path, fields: Sequence[str], limit: int | None = None) -> list[dict]:
+    """The objects of a JSON lines file, of its first `limit` tasks; every line has `fields` and an (id, sample) of its own.
+
+    Raises UserError naming the file and the line for anything else, an empty file included.
+    """
+    path, records, seen, tasks = Path(path), [], {}, set()
+    if not path.is_file():
+        raise UserError(f"file {path} does not exist; give a file with one JSON object a line ({', '.join(fields)})")
+    with open(path, encoding="utf-8", errors="surrogateescape") as file:
+        for number, line in enumerate(file, 1):
+            if not line.strip():
+                continue
+            record = read_line(line, f"{path}, line {number}", fields)
+            tasks.add(str(record["id"]))
+            if limit is not None and len(tasks) > limit:
+                break
+            key = (str(record["id"]), record.get("sample", 0))
+            if key in seen:
+                raise UserError(
+                    f"{path}, line {number}: id {key[0]} was already on line {seen[key]}; keep one line a task"
+                )
+            seen[key] = number
+            records.append(record)
+    if not records:
+        raise UserError(f"{path} has no lines; give a file with one JSON object a line ({', '.join(fields)})")
+    return records
+
+
+def read_line(line: str, place: str, fields: Sequence[str]) -> dict:
+    """The object of one line. UserError naming `place` where it is none, lacks a field or its completion is no text."""
+    try:
+        line.encode("utf-8")
+        record = json.loads(line)
+    except UnicodeEncodeError:
+        raise UserError(f"{place}: not UTF-8 text; convert the file") from None
+    except ValueError as error:
+        raise UserError(f"{place}: not valid JSON ({error}); mend or remove the line") from None
+    if not isinstance(record, dict):
+        raise UserError(f"{place}: a {type(record).__name__}, an object with {', '.join(fields)} is needed")
+    for field in fields:
+        if record.get(field) is None:
+            has = ", ".join(record) or "nothing"
+            raise UserError(f"{place}: no '{field}' (the line has: {has}); every line needs {', '.join(fields)}")
+    if not isinstance(record.get("completion", ""), str):
+        raise UserError(f"{place}: 'completion' is {record['completion']!r}, a text is needed")
+    return record
+
+
+def facts_beside(path: str | Path) -> dict:
+    """The generation facts of a generations.jsonl from the score.json beside it; {} for a file from anywhere else."""
+    score = Path(path).with_name(SCORE)
+    if Path(path).name != GENERATIONS or not score.is_file():
+        return {}
+    try:
+        known = read_json(score)
+    except ValueError as error:
+        raise UserError(f"{score}, beside the generations, is not valid JSON ({error}); mend or remove it") from None
+    return {key: known.get(key) for key in GENERATION_FACTS}
+
+
+def count_missing(records: list[dict], known_ids: Iterable | None, source: str) -> int | None:
+    """How many of the data's tasks the file lacks; None where the data is not known. UserError if nothing matches."""
+    if known_ids is None:
+        return None
+    known, there = {str(known_id) for known_id in known_ids}, {str(record["id"]) for record in records}
+    if not known & there:
+        raise UserError(
+            f"no id of {source} is a task of --data (for example {min(there)}); give the data it was made from"
+        )
+    return len(known - there)
+
+
+def summarise(correct: Sequence[float]) -> dict:
+    """Mean of what each task got, with its standard error and its 95% interval after Wilson (1927).
+
+    A task gets 1 or 0, or with several samples their mean; then the interval is that of as many right-or-wrong tasks as
+    have the same standard error.
+    """
+    n, z = len(correct), 1.959963984540054
+    total = sum(correct)
+    p = total / n
+    binary = all(value in (0, 1) for value in correct)
+    variance = p * (1 - p) if binary else sum((value - p) ** 2 for value in correct) / n
+    size = n if binary or not variance else n * p * (1 - p) / variance
+    centre, half = p + z * z / (2 * size), z * math.sqrt(p * (1 - p) / size + z * z / (4 * size * size))
+    return {
+        "score": p,
+        "stderr": math.sqrt(variance / n),
+        "interval": [max(0.0, (centre - half) / (1 + z * z / size)), min(1.0, (centre + half) / (1 + z * z / size))],
+        "n": n,
+        "n_correct": int(total) if total == int(total) else total,
+    }
+
+
+def write_score(folder: Path, score: dict, facts: dict, scored: Iterable[dict]) -> dict:
+    """Write scored.jsonl and, last, score.json: its presence says that the evaluation is complete."""
+    (folder / SCORE).unlink(missing_ok=True)
+    write_lines(folder / SCORED, scored)
+    whole = score | {key: facts.get(key) for key in GENERATION_FACTS} | {"ba_lora_version": ba_lora.__version__}
+    write_json(folder / SCORE, whole)
+    return whole

@@ -1,0 +1,95 @@
+"""An unfinished generations.jsonl: what it already holds, and how the rest is appended.
+
+generation.json beside it says how the lines were made. A killed run leaves whole lines and perhaps one torn at the end, which
+is dropped; a run that would make other lines is refused, with the option that changed.
+"""
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from ba_lora.errors import UserError
+from ba_lora.files import read_json, write_json
+
+from .common import Request
+from .results import GENERATIONS, SCORE, SCORED, read_line
+
+CONFIG = "generation.json"
+FIELDS = ("id", "prompt", "completion", "finish_reason", "tokens")
+NOT_OPTIONS = {  # what changes completions beside the options of the same name
+    "model_hash": "the weights of --model",
+    "adapter_hash": "the weights of --adapter",
+    "base": "the base of --model",
+    "template_text": "the text of the template",
+    "backend_version": "the version of the backend",
+    "endpoint": "the endpoint (--base_url, --served_model, --send)",
+    "stop": "the stop strings of --protocol",
+}
+
+
+def check(folder: Path, config: dict, wanted: dict[tuple[str, int], Request]) -> dict[tuple[str, int], dict]:
+    """The records that `folder` already holds, by (id, sample). Changes nothing.
+
+    Raises UserError where they were made with another config, or answer other prompts than those of `wanted`.
+    """
+    path, remedy = folder / GENERATIONS, "add --overwrite to start afresh, or name another --output_dir"
+    if not path.is_file():
+        return {}
+    if not (folder / CONFIG).is_file():
+        raise UserError(f"{path} has no {CONFIG} beside it, which says how it was made; {remedy}")
+    for name, before in _read_config(folder / CONFIG).items():
+        if config.get(name) != before:
+            what = NOT_OPTIONS.get(name, f"--{name}")
+            seen = "" if name.endswith(("_hash", "_text")) else f" ({before!r} before, {config.get(name)!r} now)"
+            raise UserError(
+                f"{path} is unfinished, and this run differs from it in {what}{seen}; change it back, {remedy}"
+            )
+    done = {}
+    for number, line in enumerate(path.read_bytes().splitlines(keepends=True), 1):
+        if not line.endswith(b"\n"):
+            break
+        record = read_line(line.decode("utf-8", "surrogateescape"), f"{path}, line {number}", FIELDS)
+        key = (str(record["id"]), record.get("sample", 0))
+        if key not in wanted or wanted[key].prompt != record["prompt"]:
+            raise UserError(
+                f"{path}, line {number}: id {key[0]} is not asked, or not so, now: --data, --limit or --protocol has changed; "
+                f"change it back, {remedy}"
+            )
+        done[key] = record
+    return done
+
+
+@contextmanager
+def begin(folder: Path, config: dict, fresh: bool) -> Iterator[Callable[[dict], None]]:
+    """Open D/generations.jsonl for the lines that are missing; gives the function that appends a record.
+
+    `fresh`: nothing of what lies in the folder is kept. Otherwise a torn last line is cut off.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / GENERATIONS
+    for name in (
+        SCORE,
+        SCORED,
+        *([GENERATIONS] if fresh else []),
+    ):  # an older score does not belong to these completions
+        (folder / name).unlink(missing_ok=True)
+    if fresh:
+        write_json(folder / CONFIG, config)
+    elif path.is_file():
+        os.truncate(path, path.read_bytes().rfind(b"\n") + 1)
+    with open(path, "a", encoding="utf-8") as file:
+
+        def append(record: dict) -> None:
+            file.write(json.dumps(record, ensure_ascii=False) + "\n")
+            file.flush()
+
+        yield append
+
+
+def _read_config(path: Path) -> dict:
+    try:
+        return read_json(path)
+    except ValueError as error:
+        raise UserError(f"{path} is not valid JSON ({error}); remove it and add --overwrite") from None
