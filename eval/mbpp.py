@@ -1,0 +1,180 @@
+"""MBPP: short Python functions to write from a sentence and their tests, judged by running these (Austin et al. 2021, arXiv 2108.07732).
+
+Protocol "ba-lora": the sentence and the tests in the training prompt, the 500 test tasks (11 to 510); greedy; pass@1. Protocol
+"upstream": the same prompt for every task of --data, which should be the 378 tasks of evalplus's MBPP+; their own tests,
+not the added ones. Protocol "base", for models that were not fine-tuned: three worked examples (tasks 2, 3 and 4) before the
+task, in the form of the paper. The score is the mean over the tasks of the unbiased pass@1; programs run in the sandbox of
+`eval.sandbox`.
+"""
+
+import argparse
+import re
+from collections import Counter
+
+from ba_lora.data.sources import read_table
+from ba_lora.errors import UserError, run_cli
+
+from . import common, programs
+from .sandbox import find_box
+
+PROTOCOLS = {"ba-lora": "1", "upstream": "1", "base": "1"}
+HUB = "google-research-datasets/mbpp:full"
+TEST = (11, 510)  # the tasks of the test split
+SHOTS = (2, 3, 4)  # of the prompt split
+DONE = "[DONE]"
+SAMPLING = {"ba-lora": common.Sampling(), "upstream": common.Sampling(), "base": common.Sampling(stop=(DONE,))}
+INSTRUCTION = "{text}\nYour function should pass these tests:\n\n{tests}"
+EXAMPLE = "You are an expert Python programmer, and here is your task: {text} Your code should pass these tests:\n\n{tests}\n[BEGIN]\n"
+
+EXAMPLES = """\
+examples:
+  a training run on the 500 test tasks
+    python -m eval.mbpp --model runs/ba-lora --data mbpp.jsonl --output_dir runs/ba-lora/eval/mbpp
+  a base model, with three examples before each task
+    python -m eval.mbpp --model BASE --data mbpp.jsonl --protocol base --output_dir out
+  completions from anywhere, one {"id": 11, "completion": "..."} a line; no model
+    python -m eval.mbpp --rescore completions.jsonl --data mbpp.jsonl --output_dir out
+
+--data: a file (mbpp.jsonl of github.com/google-research/google-research) or a hub id with the fields text or prompt, code,
+task_id and test_list, and test_setup_code or test_imports if the tests need them; default: """
+
+
+def load_tasks(
+    data: str | None = None, span: tuple[int, int] | None = None, split: str = "test"
+) -> list[programs.Task]:
+    """The tasks of a file or a hub id whose number lies in `span` (both ends count), in the order of the data.
+
+    Raises UserError naming the row that lacks a field, and when no task is left.
+    """
+    table = read_table(data, split=split)
+    tasks = [_task(row, f"{table.source}, row {number}") for number, row in table.rows]
+    if twice := [key for key, count in Counter(str(task.id) for task in tasks).items() if count > 1]:
+        raise UserError(f"{table.source}: task_id {twice[0]} stands for more than one row; keep one of them")
+    chosen = [task for task in tasks if span is None or span[0] <= _number(task.id, table.source) <= span[1]]
+    if not chosen:
+        raise UserError(f"{table.source} has no task from {span[0]} to {span[1]}; name others with --tasks, or all")
+    return chosen
+
+
+def _number(key: str | int, source: str) -> int:
+    """11 of 11, "11" and "Mbpp/11"."""
+    found = re.fullmatch(r"(?:\w+/)?(\d+)", str(key))
+    if not found:
+        raise UserError(f"{source}: task_id {key!r} is no number, so tasks cannot be chosen by it; add --tasks all")
+    return int(found[1])
+
+
+def _task(row: dict, place: str) -> programs.Task:
+    text, tests = row.get("text", row.get("prompt")), row.get("test_list")
+    if not isinstance(text, str) or "task_id" not in row or not isinstance(tests, list) or not tests:
+        raise UserError(f"{place}: a task needs text (or prompt), task_id and test_list (it has: {', '.join(row)})")
+    setup = "\n".join([*row.get("test_imports", []), row.get("test_setup_code", "")]).replace("\r\n", "\n")
+    shown = "\n".join(test.strip() for test in tests)
+    code = row.get("code", "").replace("\r\n", "\n")
+    names, one_process = programs.names_in_tests(shown, setup, code, place)
+    return programs.Task(
+        id=row["task_id"],
+        text=text.strip(),
+        tests=shown,
+        names=names,
+        setup=setup,
+        one_process=one_process,
+        reference=code,
+    )
+
+
+def read_span(value: str | None, protocol: str) -> tuple[int, int] | None:
+    """The task numbers of --tasks: "11-510", "7", or "all" (None). Default: the test tasks, for "upstream" all of the data."""
+    if value is None:
+        return None if protocol == "upstream" else TEST
+    if value == "all":
+        return None
+    found = re.fullmatch(r"(\d+)(?:-(\d+))?", value)
+    if not found or int(found[2] or found[1]) < int(found[1]):
+        raise UserError(f"--tasks {value} is no range; write --tasks 11-510, a single number, or all")
+    return int(found[1]), int(found[2] or found[1])
+
+
+def worked_examples(data: str) -> str:
+    """The three examples that the prompts of "base" begin with. Raises UserError where the data lacks one."""
+    tasks = {_number(task.id, data): task for task in load_tasks(data, split="prompt")}
+    if lacking := [number for number in SHOTS if number not in tasks or not tasks[number].reference]:
+        raise UserError(
+            f"{data} has no task {lacking[0]} with its code, which protocol base shows as an example; give a file that has "
+            f"tasks {', '.join(map(str, SHOTS))} with --shots_data"
+        )
+    return "".join(
+        EXAMPLE.format(text=task.text, tests=task.tests) + f"{task.reference}\n{DONE}\n\n"
+        for task in (tasks[number] for number in SHOTS)
+    )
+
+
+def make_requests(subject: common.Subject, tasks: list[programs.Task], protocol: str, shots_data: str) -> list:
+    """The training prompt, or for "base" the worked examples and the task as plain text."""
+    if protocol != "base":
+        return [
+            common.make_request(subject, task.id, INSTRUCTION.format(text=task.text, tests=task.tests), task.reference)
+            for task in tasks
+        ]
+    before = worked_examples(shots_data)
+    prompts = [before + EXAMPLE.format(text=task.text, tests=task.tests) for task in tasks]
+    ids = [subject.tokenizer(prompt)["input_ids"] for prompt in prompts]
+    return [
+        common.Request(task.id, prompt, tokens, task.reference)
+        for task, prompt, tokens in zip(tasks, prompts, ids, strict=True)
+    ]
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command. Returns 0 when everything asked for is written; raises UserError otherwise."""
+    parser = argparse.ArgumentParser(
+        prog="python -m eval.mbpp",
+        description=__doc__,
+        epilog=EXAMPLES + HUB,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    common.add_options(parser, PROTOCOLS, max_new_tokens=1024)
+    programs.add_options(parser)
+    parser.add_argument("--tasks", metavar="A-B", help="task numbers, or all (default: 11-510; upstream: all)")
+    parser.add_argument("--shots_data", metavar="FILE", help="protocol base: where the examples are (default: --data)")
+    args = parser.parse_args(argv)
+    folder = common.check_options(args, PROTOCOLS)
+    span = read_span(args.tasks, args.protocol)
+    if args.shots_data and (args.rescore or args.protocol != "base"):
+        raise UserError(f"--shots_data {args.shots_data} is used when --protocol base asks a model; leave it out")
+    find_box(args.unsafe_execution)
+    if args.rescore:
+        records = common.read_lines(args.rescore, ("id", "completion"), args.limit)
+        facts = common.facts_beside(args.rescore)
+        facts["data"] = data = args.data or facts.get("data") or HUB
+        tasks = load_tasks(data)
+        records, known = _in_span(records, tasks, span, data, chosen=args.tasks is not None)
+    else:
+        data = args.data or HUB
+        tasks = load_tasks(data, span)[: args.limit]
+        known = [task.id for task in tasks]
+        subject = common.open_subject(args)
+        requests = make_requests(subject, tasks, args.protocol, args.shots_data or data)
+        records, facts = common.ask(args, folder, subject, requests, SAMPLING[args.protocol], data)
+    return programs.finish(args, folder, "mbpp", PROTOCOLS[args.protocol], tasks, known, records, facts)
+
+
+def _in_span(records: list[dict], tasks: list[programs.Task], span, data: str, *, chosen: bool) -> tuple[list, list]:
+    """(the records to score, the ids that should be there).
+
+    Every record is scored unless --tasks chose some; without it the test tasks should be there, or, where the file has none
+    of them, all tasks.
+    """
+    everything = {str(task.id): task.id for task in tasks}
+    inside = {key for key in everything if span is None or span[0] <= _number(key, data) <= span[1]}
+    if chosen:
+        records = [record for record in records if str(record["id"]) in inside or str(record["id"]) not in everything]
+        if not records:
+            raise UserError(f"no completion is of a task from {span[0]} to {span[1]}; name others with --tasks, or all")
+    elif not any(str(record["id"]) in inside for record in records):
+        inside = set(everything)
+    return records, [name for key, name in everything.items() if key in inside]
+
+
+if __name__ == "__main__":
+    run_cli(main)
