@@ -1,0 +1,304 @@
+"""A judge model grades answers: asked once an answer, over any OpenAI-compatible endpoint; each reply is kept and then read.
+
+Single-answer grading as in Zheng et al. 2023 (arXiv 2306.05685) and FastChat: the judge sees the question, the answer and,
+for math, reasoning and coding, a reference answer, and ends its reply with a rating from 1 to 10 as [[7]]. The replies go to
+judgments.jsonl, a line a judgment, under a key of judge, options and prompt: a judgment that is there is never asked again,
+one whose prompt has changed always is. Ratings are read from that file, so reading it again needs no judge.
+
+How a reply is read. "ba-lora": the rating is the last number in double brackets, else the last in single ones, because the
+prompt asks for it after the explanation, which may quote another. Blanks and "/10" inside the brackets are allowed; brackets
+that follow a word directly ("list[0]") are code, and the prompt's own example, quoted whole, is not the judge's. Anything
+else is no rating, and neither is a number below 1 or above 10.
+"fastchat": the first number in double brackets, else the first in single ones, whatever its size, as published.
+
+A reply without a rating is asked for again, at RETRY_TEMPERATURE if the temperature was 0, since the same request could only
+give the same reply; the first reply with a rating counts. A judgment none of whose replies has one stays without, and is
+counted. So is one that the server refuses (HTTP 400, 413, 422: too long, filtered); as it has no reply, the next run asks it again.
+"""
+
+import json
+import os
+import re
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from datetime import datetime, timezone
+from pathlib import Path
+from threading import Event
+from typing import NamedTuple
+
+from tqdm import tqdm
+
+from ba_lora.errors import UserError
+from ba_lora.files import digest
+
+PROTOCOLS = {"ba-lora": "1", "fastchat": "1"}  # how a reply is read; a change of what is read raises the version
+PROMPTS = {  # (with a reference answer, turn) → the published prompt
+    (False, 1): "single-v1",
+    (True, 1): "single-math-v1",
+    (False, 2): "single-v1-multi-turn",
+    (True, 2): "single-math-v1-multi-turn",
+}
+REFERENCED = ("math", "reasoning", "coding")  # categories that are judged with a reference answer
+OPTIONS = {"temperature": 0, "max_tokens": 2048}  # of a request, as published
+RETRY_TEMPERATURE = 0.7
+LOWEST, HIGHEST = 1, 10
+
+_EXAMPLE = 'for example: "Rating: [[5]]"'  # how the published prompts show the form
+_NUMBER = r"(\d+\.?\d*)"
+_READ = {  # protocol → (double brackets, single brackets, which of several counts)
+    "ba-lora": (
+        re.compile(rf"\[\[\s*{_NUMBER}\s*(?:/\s*10\s*)?\]\]", re.ASCII),
+        re.compile(rf"(?<![\w\])])\[\s*{_NUMBER}\s*(?:/\s*10\s*)?\]", re.ASCII),
+        -1,
+    ),
+    "fastchat": (re.compile(rf"\[\[{_NUMBER}\]\]", re.ASCII), re.compile(rf"\[{_NUMBER}\]", re.ASCII), 0),
+}
+
+
+class Judge(NamedTuple):
+    """Who judges: the model's name at its endpoint, and what a request holds beside model and messages."""
+
+    model: str
+    options: dict
+
+
+class Task(NamedTuple):
+    """One judgment to be made: the answer of `turn` (1 or 2) to the question `id`, asked for with `messages`."""
+
+    id: str | int
+    turn: int
+    prompt: str  # the name of the judge's prompt
+    messages: list[dict]
+
+
+class Reading(NamedTuple):
+    """What a reply says: its rating, or why it has none; `several` if it holds different numbers in the same brackets."""
+
+    rating: float | None
+    reason: str | None = None
+    several: bool = False
+
+
+def read_rating(reply: str, protocol: str = "ba-lora") -> Reading:
+    """The rating in one reply; the rules are in the module's docstring."""
+    double, single, which = _READ[protocol]
+    if protocol != "fastchat":
+        reply = reply.replace(_EXAMPLE, "")
+    found = double.findall(reply) or single.findall(reply)
+    if not found:
+        return Reading(None, "no rating")
+    several = len({float(number) for number in found}) > 1
+    rating = float(found[which])
+    if protocol != "fastchat" and not LOWEST <= rating <= HIGHEST:
+        return Reading(None, "out of range", several)
+    return Reading(rating, None, several)
+
+
+def read_replies(replies: Sequence[str], protocol: str = "ba-lora") -> Reading:
+    """The first reading with a rating, else the last one."""
+    readings = [read_rating(reply, protocol) for reply in replies]
+    return next((reading for reading in readings if reading.rating is not None), readings[-1])
+
+
+def make_task(prompts: dict[str, dict], question: dict, answers: Sequence[str], turn: int) -> Task:
+    """The judgment of the last of `answers`, those of the turns up to `turn`.
+
+    prompts: name → {"system_prompt", "prompt_template"}. question: {"id", "category", "turns", "reference"}. Raises UserError for a
+    prompt with a field that is not known.
+    """
+    name = PROMPTS[question["category"] in REFERENCED, turn]
+    values = {"question": question["turns"][0], "answer": answers[0]}
+    for number, (asked, answer) in enumerate(zip(question["turns"], answers, strict=False), 1):
+        values |= {f"question_{number}": asked, f"answer_{number}": answer}
+    values |= {f"ref_answer_{number}": text for number, text in enumerate(question["reference"] or [], 1)}
+    try:
+        text = prompts[name]["prompt_template"].format(**values)
+    except (KeyError, IndexError, ValueError) as error:
+        known = ", ".join(f"{{{field}}}" for field in values)
+        raise UserError(f"judge prompt {name} has a field that is not known ({error}); it may hold {known}") from None
+    messages = [{"role": "system", "content": prompts[name]["system_prompt"]}, {"role": "user", "content": text}]
+    return Task(question["id"], turn, name, messages)
+
+
+def key_of(judge: Judge, task: Task) -> str:
+    """What makes two judgments the same one: judge, options and every word of the prompt, so the answer too."""
+    return digest([judge.model, judge.options, task.messages])
+
+
+def connect(url: str | None, timeout: float, retries: int):
+    """A client of the endpoint; it asks again after HTTP 408, 409, 429, 5xx and lost connections, waiting longer each time.
+
+    Raises UserError when the package openai is not installed, for a strange address, and for neither an address nor a key.
+    """
+    try:
+        from openai import OpenAI
+    except ImportError:
+        raise UserError(
+            "a judge is asked with the package openai, which is not installed; pip install openai"
+        ) from None
+    url = url or os.environ.get("OPENAI_BASE_URL") or None
+    key = os.environ.get("OPENAI_API_KEY")
+    if url and not url.startswith(("http://", "https://")):
+        raise UserError(f"--judge_url {url} does not begin with http:// or https://; write it as http://host:8000/v1")
+    if not key and not url:
+        raise UserError("OPENAI_API_KEY is not set; set it, or name the address of a judge without keys by --judge_url")
+    return OpenAI(base_url=url, api_key=key or "none", timeout=timeout, max_retries=retries)
+
+
+class Refused(Exception):
+    """The server will not answer this one request."""
+
+
+def ask_once(client, judge: Judge, messages: list[dict], first: bool = True) -> str:
+    """One reply. Raises Refused for a request that the server will not take, UserError for a server that gives no answer."""
+    import openai
+
+    options = {name: value for name, value in judge.options.items() if value is not None}
+    if not first and options.get("temperature") == 0:
+        options["temperature"] = RETRY_TEMPERATURE
+    place = f"judge {judge.model} at {client.base_url}"
+    try:
+        response = client.chat.completions.create(model=judge.model, messages=messages, extra_body=options)
+    except openai.APIStatusError as error:
+        if error.status_code in (400, 413, 422):
+            raise Refused(f"{place} refused a request ({_short(error)})") from None
+        remedy = {401: "check OPENAI_API_KEY", 403: "check OPENAI_API_KEY", 404: "check --judge and --judge_url"}
+        remedy = remedy.get(error.status_code, "run again later; finished judgments are kept")
+        raise UserError(f"{place} answers with HTTP {error.status_code} ({_short(error)}); {remedy}") from None
+    except openai.APIConnectionError as error:
+        raise UserError(
+            f"{place} gives no answer ({_short(error)}); start it or correct --judge_url, then run again: finished judgments are kept"
+        ) from None
+    except ValueError:
+        response = None
+    choices = getattr(response, "choices", None)
+    if not isinstance(choices, list):
+        raise UserError(f"{place} answers with something that is no chat completion; --judge_url usually ends in /v1")
+    content = getattr(getattr(choices[0] if choices else None, "message", None), "content", None)
+    return content if isinstance(content, str) else ""
+
+
+def judge_all(
+    tasks: Sequence[Task], judge: Judge, known: dict[str, dict], path: Path, *, client, protocol, attempts, concurrency
+) -> tuple[dict[str, dict], dict[str, str]]:
+    """Ask for what `known` (key → line) lacks, appending to `path` as replies come → (all of it, key → why refused).
+
+    Raises UserError when the server fails; what came until then is in the file.
+    """
+    missing = {key: task for task in tasks if (key := key_of(judge, task)) not in known}
+    known, refused, failed = dict(known), {}, None
+    if not missing:
+        return known, refused
+    stop = Event()  # those under way are waited for, because their replies are paid for; no other is begun
+
+    def ask(task: Task) -> list[str]:
+        if stop.is_set():
+            return []
+        try:
+            return _ask(client, judge, task, protocol, attempts)
+        except UserError:
+            stop.set()
+            raise
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    mend(path)
+    with (
+        open(path, "a", encoding="utf-8") as file,
+        ThreadPoolExecutor(concurrency) as pool,
+        tqdm(total=len(missing), desc="judge", unit="answer", disable=None) as bar,
+    ):
+        futures = {pool.submit(ask, task): (key, task) for key, task in missing.items()}
+        try:
+            for future in as_completed(futures):
+                key, task = futures[future]
+                try:
+                    if replies := future.result():
+                        known[key] = _line(judge, task, key, replies)
+                        file.write(json.dumps(known[key]) + "\n")
+                        file.flush()
+                except Refused as error:
+                    refused[key] = str(error)
+                except UserError as error:
+                    failed = failed or error
+                bar.update()
+        finally:
+            stop.set()
+    if failed:
+        raise failed
+    return known, refused
+
+
+def _ask(client, judge: Judge, task: Task, protocol: str, attempts: int) -> list[str]:
+    replies: list[str] = []
+    while len(replies) < attempts and (not replies or read_rating(replies[-1], protocol).rating is None):
+        replies.append(ask_once(client, judge, task.messages, first=not replies))
+    return replies
+
+
+def _line(judge: Judge, task: Task, key: str, replies: list[str]) -> dict:
+    now = datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
+    return {
+        "id": task.id,
+        "turn": task.turn,
+        "key": key,
+        "judge": judge.model,
+        "options": judge.options,
+        "prompt": task.prompt,
+        "replies": replies,
+        "date": now,
+    }
+
+
+def mend(path: Path) -> None:
+    """Cut off a last line that a killed run left unfinished."""
+    if not path.is_file():
+        return
+    with open(path, "rb+") as file:
+        content = file.read()
+        if content and not content.endswith(b"\n"):
+            file.truncate(content.rfind(b"\n") + 1)
+
+
+def read_judgments(paths: Iterable[Path]) -> dict[str, dict]:
+    """key → line of judgments.jsonl files, those that exist; an unfinished last line is left out.
+
+    Raises UserError naming the file and line of anything else that is no judgment.
+    """
+    known = {}
+    for path in paths:
+        if not path.is_file():
+            continue
+        whole, _, _ = path.read_bytes().rpartition(b"\n")
+        for number, line in enumerate(whole.split(b"\n"), 1):
+            if not line.strip():
+                continue
+            try:
+                record = json.loads(line)
+                texts = isinstance(record["replies"], list) and all(isinstance(text, str) for text in record["replies"])
+                if not (texts and record["replies"] and {"judge", "options", "date"} <= set(record)):
+                    raise ValueError
+                known[record["key"]] = record
+            except (ValueError, KeyError, TypeError):
+                raise UserError(
+                    f"{path}, line {number}: no judgment; remove the line, and it is asked for again"
+                ) from None
+    return known
+
+
+def judge_of(known: dict[str, dict], path: Path) -> Judge:
+    """The one judge of all of `known`. Raises UserError when there is none, or more than one."""
+    judges = {
+        digest([line["judge"], line["options"]]): Judge(line["judge"], line["options"]) for line in known.values()
+    }
+    if len(judges) == 1:
+        return next(iter(judges.values()))
+    found = f"{path} holds those of several judges" if judges else f"there are no judgments in {path}"
+    raise UserError(f"--judge is missing and {found}; name the judge's model, and its address by --judge_url")
+
+
+def _short(error: Exception) -> str:
+    """The first line of an error's message."""
+    body = getattr(error, "body", None)
+    text = body.get("message") if isinstance(body, dict) else None
+    lines = str(text or error).strip().splitlines() or [type(error).__name__]
+    return lines[0][:200]

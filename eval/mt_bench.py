@@ -1,0 +1,297 @@
+"""MT-Bench: 80 questions of two turns, each answer rated from 1 to 10 by a judge (Zheng et al. 2023, arXiv 2306.05685).
+
+Generation: one answer a turn in the template of the training (or of --template), sampled at its category's published
+temperature; the second prompt holds the first answer. Grading: every answer by itself, see `eval.judge`; the two protocols
+differ in how the judge's reply is read. The score is the mean of all ratings, as published; the first and the second turn
+are given too, because some papers print the first alone. The same judgments are never asked for twice, not even with
+--overwrite: remove D/judgments.jsonl to have them made anew.
+"""
+
+import argparse
+import json
+import shutil
+from pathlib import Path
+
+from ba_lora.errors import UserError, run_cli
+from ba_lora.files import digest, read_json, write_json
+
+from . import common
+from .judge import OPTIONS, PROTOCOLS, Judge, Task, connect, judge_all, judge_of, key_of, make_task, read_judgments
+from .mt_bench_data import PACKAGE, PACKAGE_DATA, load_bench, prompt_version, read_generations
+from .ratings import draw_radar, score_tasks
+
+TEMPERATURES = {  # of generation, by category, as published
+    **{"writing": 0.7, "roleplay": 0.7, "stem": 0.1, "humanities": 0.1},
+    **{"reasoning": 0.0, "math": 0.0, "coding": 0.0, "extraction": 0.0},
+}
+OTHER_TEMPERATURE = 0.7  # of a category that is not among the published ones
+PARTS, JUDGMENTS, GENERATION, RADAR = "turns", "judgments.jsonl", "generation.json", "radar.png"
+
+EXAMPLES = """\
+examples:
+  a training run, judged by GPT-4 (OPENAI_API_KEY is set)
+    python -m eval.mt_bench --model runs/ba-lora --judge gpt-4 --output_dir runs/ba-lora/eval/mt_bench
+  judged by a model that a server of one's own serves
+    python -m eval.mt_bench --model runs/ba-lora --judge NAME --judge_url http://localhost:8000/v1 --output_dir out
+  the answers on one machine, the judging on another
+    python -m eval.mt_bench --model runs/ba-lora --generate_only --output_dir out
+    python -m eval.mt_bench --rescore out/generations.jsonl --judge gpt-4 --output_dir out
+  the same judgments read as the published code reads them; no model and no judge
+    python -m eval.mt_bench --rescore out/generations.jsonl --protocol fastchat --output_dir out-fastchat
+
+--data: a folder in FastChat's layout (question.jsonl, judge_prompts.jsonl, reference_answer/gpt-4.jsonl), or a file or hub id with
+questions alone (fields turns or prompt, category, reference), as HuggingFaceH4/mt_bench_prompts; those are judged with the
+package's prompts and reference answers. Default: the registry package """
+
+
+# The first part: answers
+
+
+def generate(args: argparse.Namespace, folder: Path, questions: list[dict], data: str) -> tuple[list[dict], dict]:
+    """Answer both turns of every question → (the records of generations.jsonl, how they came about).
+
+    Each turn and temperature is generated in a folder of its own under D/turns, and goes on there after an interruption.
+    """
+    subject = common.open_subject(args)
+    _check_prompts(args, subject, questions)
+    records, parts = {}, []
+    for turn in (1, 2):
+        for temperature in sorted({_temperature(args, question) for question in questions}):
+            group = [question for question in questions if _temperature(args, question) == temperature]
+            requests = [_request(subject, question, turn, records) for question in group]
+            place, sampling = folder / PARTS / f"{turn}-{temperature:g}", common.Sampling(temperature=temperature)
+            made, facts = common.ask(args, place, subject, requests, sampling, data)
+            parts.append(facts | {"tasks": len(made)})
+            for question, record in zip(group, made, strict=True):
+                added = {"id": question["id"], "turn": turn, "category": question["category"]}
+                records[question["id"], turn] = added | record
+    facts = _join_facts(args, folder, questions, parts)
+    for name in (common.SCORE, common.SCORED):  # an older score does not belong to these answers
+        (folder / name).unlink(missing_ok=True)
+    write_json(folder / GENERATION, facts)
+    lines = [records[question["id"], turn] for question in questions for turn in (1, 2)]
+    common.write_lines(folder / common.GENERATIONS, lines)
+    return lines, facts
+
+
+def _temperature(args: argparse.Namespace, question: dict) -> float:
+    if args.temperature is not None:
+        return args.temperature
+    return TEMPERATURES.get(question["category"], OTHER_TEMPERATURE)
+
+
+def _request(subject: common.Subject, question: dict, turn: int, records: dict) -> common.Request:
+    messages = [{"role": "user", "content": question["turns"][0]}]
+    if turn == 2:
+        answer = _text(records[question["id"], 1]["completion"])
+        messages += [{"role": "assistant", "content": answer}, {"role": "user", "content": question["turns"][1]}]
+    reference = question["reference"][turn - 1] if question["reference"] else None
+    return common.make_request(subject, question["id"], messages, reference)
+
+
+def _text(completion: str) -> str:
+    """An answer as the next prompt and the judge get it: without blanks around it, and text that UTF-8 can hold."""
+    return completion.strip().encode("utf-8", "replace").decode()
+
+
+def _check_prompts(args: argparse.Namespace, subject: common.Subject, questions: list[dict]) -> None:
+    """Say before anything is generated what would fail later: a template without a second turn, too few positions."""
+    positions = getattr(getattr(subject.model, "config", None), "max_position_embeddings", None)
+    for question in questions:
+        asked = len(_request(subject, question, 2, {(question["id"], 1): {"completion": "Yes."}}).ids)
+        if positions is None or asked + 2 * args.max_new_tokens <= positions:
+            continue
+        most = (positions - asked) // 2
+        remedy = f"lower it to {most}" if most > 0 else "take a model with more positions, or fewer questions (--limit)"
+        raise UserError(
+            f"question {question['id']} has {asked} tokens, and with two answers of --max_new_tokens {args.max_new_tokens} it "
+            f"does not fit the model's {positions} positions; {remedy}"
+        )
+
+
+def _join_facts(args: argparse.Namespace, folder: Path, questions: list[dict], parts: list[dict]) -> dict:
+    """One record of how all answers came about; the earlier one where this run had nothing left to generate."""
+    seconds = sum(part["seconds"] for part in parts)
+    tokens = sum(part["seconds"] * (part["tokens_per_second"] or 0) for part in parts)
+    temperatures = {question["category"]: _temperature(args, question) for question in questions}
+    joined = {key: value for key, value in parts[0].items() if key != "tasks"}
+    joined |= {"sampling": parts[0]["sampling"] | {"temperature": temperatures}}
+    timing = {
+        "resumed": sum(part["resumed"] for part in parts),
+        "seconds": round(seconds, 2),
+        "tokens_per_second": round(tokens / seconds, 1) if tokens else None,
+    }
+    if timing["resumed"] == sum(part["tasks"] for part in parts) and (folder / GENERATION).is_file():
+        earlier = read_json(folder / GENERATION)
+        if earlier | timing == joined | timing:
+            return earlier
+    return joined | timing
+
+
+# The second part: judging and the score
+
+
+def make_tasks(records: list[dict], questions: list[dict], prompts: dict[str, dict]) -> list[Task]:
+    """The judgments to be made of the answers that are there; a second turn needs the first one's answer too."""
+    answers = {(str(record["id"]), record["turn"]): _text(record["completion"]) for record in records}
+    tasks = []
+    for question in questions:
+        said = [answers.get((str(question["id"]), turn)) for turn in (1, 2)]
+        for turn in (1, 2):
+            if None not in said[:turn]:
+                tasks.append(make_task(prompts, question, said[:turn], turn))
+    return tasks
+
+
+def judge_records(args: argparse.Namespace, folder: Path, tasks: list[Task]) -> tuple[Judge, dict, dict]:
+    """Have `tasks` judged, all but those whose judgment is on file → (the judge, key → judgment, key → why refused)."""
+    beside = [Path(args.rescore).with_name(JUDGMENTS)] if args.rescore else []
+    known = read_judgments([*beside, folder / JUDGMENTS])
+    if args.judge:
+        judge = Judge(args.judge, read_options(args.judge_options))
+    else:
+        judge = judge_of(known, (beside or [folder / JUDGMENTS])[0])
+    missing = sum(key_of(judge, task) not in known for task in tasks)
+    if missing and not args.judge:
+        raise UserError(
+            f"{missing} of {len(tasks)} judgments are not on file; name the judge that is to make them by --judge"
+        )
+    client = _connect(args) if missing else None
+    options = {"protocol": args.protocol, "attempts": args.judge_attempts, "concurrency": args.judge_concurrency}
+    known, refused = judge_all(tasks, judge, known, folder / JUDGMENTS, client=client, **options)
+    return judge, known, refused
+
+
+def _connect(args: argparse.Namespace):
+    return connect(args.judge_url, args.judge_timeout, args.judge_retries)
+
+
+def read_options(text: str | None) -> dict:
+    """--judge_options over the published ones; null leaves one out of the request."""
+    try:
+        given = json.loads(text or "{}")
+    except ValueError as error:
+        raise UserError(f"--judge_options {text} is not valid JSON ({error}); write '{{\"temperature\": 0}}'") from None
+    if not isinstance(given, dict):
+        raise UserError(f"--judge_options {text} is no object; write '{{\"temperature\": 0}}'")
+    return OPTIONS | given
+
+
+# The command
+
+
+def add_judge_options(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add(
+        "--judge",
+        metavar="MODEL",
+        help="the judge's name at its endpoint, as gpt-4 (default: that of the judgments on file)",
+    )
+    add(
+        "--judge_url",
+        metavar="URL",
+        help="its endpoint, as http://host:8000/v1 (default: OpenAI's); its key is $OPENAI_API_KEY",
+    )
+    add("--judge_options", metavar="JSON", help=f"what a request to the judge holds (default: {json.dumps(OPTIONS)})")
+    add("--judge_concurrency", type=int, default=8, metavar="N", help="answers judged at once (default: %(default)s)")
+    add(
+        "--judge_attempts",
+        type=int,
+        default=3,
+        metavar="N",
+        help="replies until one has a rating (default: %(default)s)",
+    )
+    add(
+        "--judge_retries",
+        type=int,
+        default=10,
+        metavar="N",
+        help="of a request that fails, waiting ever longer (default: %(default)s)",
+    )
+    add("--judge_timeout", type=float, default=300, metavar="S", help="seconds for one reply (default: %(default)s)")
+    add("--generate_only", action="store_true", help="write the answers, and have them judged later by --rescore")
+
+
+def check_judge_options(args: argparse.Namespace) -> None:
+    """Refuse what cannot work before anything slow starts."""
+    for option, least in (("judge_concurrency", 1), ("judge_attempts", 1), ("judge_timeout", 1), ("judge_retries", 0)):
+        if not getattr(args, option) >= least:
+            raise UserError(f"--{option} is {getattr(args, option):g}; it must be at least {least}")
+    if args.samples not in (None, 1):
+        raise UserError(f"--samples {args.samples}: MT-Bench judges one answer a turn; leave it out")
+    if args.generate_only and (args.rescore or args.judge):
+        raise UserError("--generate_only goes with --model and without --judge and --rescore; leave one of them out")
+    if args.model and not args.judge and not args.generate_only:
+        raise UserError(
+            "--judge is missing; name the judge's model (--judge gpt-4), or add --generate_only to judge later"
+        )
+    if not args.judge and (args.judge_url or args.judge_options):
+        raise UserError("--judge_url and --judge_options have no use without --judge; name the judge's model")
+    read_options(args.judge_options)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command. Returns 0 when everything asked for is written; raises UserError otherwise."""
+    parser = argparse.ArgumentParser(
+        prog="python -m eval.mt_bench",
+        description=__doc__,
+        epilog=EXAMPLES + " ".join(PACKAGE),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    common.add_options(parser, PROTOCOLS, max_new_tokens=1024)
+    add_judge_options(parser)
+    args = parser.parse_args(argv)
+    folder = common.check_options(args, PROTOCOLS)
+    check_judge_options(args)
+    data = args.data or PACKAGE_DATA
+    questions, prompts = load_bench(data, args.limit)
+    if args.rescore:
+        records, facts = read_generations(args.rescore, questions, whole=args.limit is None), facts_beside(args.rescore)
+        facts["data"] = args.data or facts.get("data") or data
+    else:
+        if args.judge:
+            _connect(args)  # a missing key is said before hours of work
+        records, facts = generate(args, folder, questions, data)
+    if args.generate_only:
+        written = folder / common.GENERATIONS
+        print(f"{len(records)} answers → {written}; judge them with --rescore {written} --judge MODEL")
+        return 0
+    tasks = make_tasks(records, questions, prompts)
+    judge, known, refused = judge_records(args, folder, tasks)
+    statistics, scored = score_tasks(tasks, questions, judge, known, refused, args.protocol)
+    ends = [record.get("finish_reason") for record in records]
+    score = {"benchmark": "mt_bench", "metric": "judge's rating, 1 to 10", **statistics}
+    score |= {
+        "n_truncated": ends.count("length") if any(ends) else None,
+        "missing": 2 * len(questions) - len(tasks),
+        "judge": judge.model,
+        "judge_options": judge.options,
+        "prompt_version": prompt_version(prompts),
+        "questions_hash": digest(questions),
+        "rescored": args.rescore,
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    draw_radar(statistics["by_category"], folder / RADAR)
+    common.write_score(folder, score, facts, scored)
+    shutil.rmtree(folder / PARTS, ignore_errors=True)  # generations.jsonl holds it all
+    first, second = (statistics[turn]["score"] for turn in ("first_turn", "second_turn"))
+    print(
+        f"mt_bench {statistics['score']:.2f} of 10 over {len(tasks)} answers (first turn {_shown(first)}, "
+        f"second {_shown(second)}; {statistics['n_unparsable']} without a rating) → {folder / common.SCORE}"
+    )
+    return 0
+
+
+def facts_beside(path: str) -> dict:
+    """How the answers of a generations.jsonl came about, from the score.json or else the generation.json beside it."""
+    known = common.facts_beside(path)
+    beside = Path(path).with_name(GENERATION)
+    return known or (read_json(beside) if Path(path).name == common.GENERATIONS and beside.is_file() else {})
+
+
+def _shown(mean: float | None) -> str:
+    return "none" if mean is None else f"{mean:.2f}"
+
+
+if __name__ == "__main__":
+    run_cli(main)
