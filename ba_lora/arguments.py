@@ -170,8 +170,10 @@ class TrainArguments:
     benchmarks: list[str] | None = option(
         None, "evaluations that scripts/ba-lora.sh CONFIG ends with", group="evaluation"
     )
-    eval_data: str | None = option(
-        None, "test file of the benchmark; none = the benchmark's default", group="evaluation"
+    eval_data: list[str] | None = option(
+        None,
+        "data of the benchmarks as NAME=FILE, or one FILE for one benchmark; none = the benchmark's own",
+        group="evaluation",
     )
     eval_limit: int | None = option(None, "test problems to use", group="evaluation")
 

@@ -1,9 +1,9 @@
 """One config: train it, on as many processes as the environment says, then run the evaluations that it names."""
 
-import importlib
 from pathlib import Path
 
-from eval.gsm8k import GSM8K, default_data
+import eval.all
+from eval.gsm8k import GSM8K
 
 from .. import launch
 from ..arguments import TrainArguments, parse
@@ -11,9 +11,6 @@ from ..card import write_card
 from ..errors import UserError, choose
 from ..hub import push_after, reserve
 from ..run import train
-
-BENCHMARKS = {"gsm8k": "eval.gsm8k"}
-PLANNED = ("math", "humaneval", "mbpp", "mt_bench")  # named by the published recipes, not in this version
 
 
 def train_and_evaluate(config: str, words: list[str]) -> int:
@@ -30,13 +27,11 @@ def train_and_evaluate(config: str, words: list[str]) -> int:
     if not any(word.partition("=")[0] == "--output_dir" for word in words):
         words += ["--output_dir", str(Path("runs") / _name(config, words))]
     arguments = parse(words)
-    benchmarks = [choose("benchmark", name, [*BENCHMARKS, *PLANNED]) for name in arguments.benchmarks or ()]
-    tests = _test_data(arguments)
+    benchmarks = [choose("benchmark", name, eval.all.BENCHMARKS) for name in arguments.benchmarks or ()]
+    tests = _test_data(arguments, benchmarks)
     command = launch.command(arguments, [*words, "--push_to_hub", "none", "--hub_public", "false"])
-    for name in set(benchmarks) & set(BENCHMARKS):  # what cannot be read is said before the training
-        importlib.import_module(BENCHMARKS[name]).load_problems(
-            tests or default_data(arguments.model), arguments.eval_limit
-        )
+    for name in benchmarks:  # what cannot be read is said before the training
+        eval.all.check_data(name, tests.get(name), arguments.model, arguments.eval_limit)
     if arguments.push_to_hub:
         reserve(arguments.push_to_hub, arguments.hub_public)
     if command is None:
@@ -45,16 +40,12 @@ def train_and_evaluate(config: str, words: list[str]) -> int:
         launch.start(command)
     folder = Path(arguments.output_dir)
     push_after(folder, arguments, last=False)
-    for name in benchmarks:
-        if name in PLANNED:
-            print(f"{name}: this version has no such evaluation, left out")
-            continue
-        options = ["--model", str(folder), "--output_dir", str(folder / "eval" / name), "--overwrite"]
-        options += ["--dtype", arguments.dtype]
+    if benchmarks:
+        options = ["--overwrite", "--dtype", arguments.dtype, "--benchmarks", *benchmarks]
         options += ["--trust_remote_code"] if arguments.trust_remote_code else []
-        options += ["--data", tests] if tests else []
+        options += ["--data", *(f"{name}={file}" for name, file in tests.items())] if tests else []
         options += ["--limit", str(arguments.eval_limit)] if arguments.eval_limit else []
-        importlib.import_module(BENCHMARKS[name]).main(options)
+        eval.all.main([str(folder), *options])
     write_card(folder)  # again, now with the results
     push_after(folder, arguments)
     print(f"Run folder: {folder}")
@@ -67,15 +58,19 @@ def _name(config: str, words: list[str]) -> str:
     return Path(config).stem if now == own else f"{Path(config).stem}-{now}"
 
 
-def _test_data(arguments: TrainArguments) -> str | None:
-    """What the benchmarks read: --eval_data, else the test split beside a local copy of GSM8K; None is a benchmark's own."""
+def _test_data(arguments: TrainArguments, benchmarks: list[str]) -> dict[str, str]:
+    """{benchmark: its data} from --eval_data, for GSM8K else the test split beside a local copy; others have their own."""
+    if arguments.eval_data:
+        if len(benchmarks) == 1 and len(arguments.eval_data) == 1 and "=" not in arguments.eval_data[0]:
+            return {benchmarks[0]: arguments.eval_data[0]}
+        return dict(eval.all.read_pair("--eval_data", text) for text in arguments.eval_data)
     name, _, part = arguments.data.partition(":")
-    if arguments.eval_data or not arguments.data_path or name != GSM8K.partition(":")[0]:
-        return arguments.eval_data
+    if "gsm8k" not in benchmarks or not arguments.data_path or name != GSM8K.partition(":")[0]:
+        return {}
     copy = Path(arguments.data_path)
     if copy.is_dir():
-        return f"{copy}:{part}" if part else str(copy)
+        return {"gsm8k": f"{copy}:{part}" if part else str(copy)}
     beside = copy.with_name(copy.name.replace("train", "test"))
     if beside == copy or not beside.is_file():
         raise UserError(f"no test file lies beside --data_path {copy}; name one with --eval_data")
-    return str(beside)
+    return {"gsm8k": str(beside)}

@@ -1,0 +1,176 @@
+"""Several benchmarks on one model, and their row of the paper's table for generation.
+
+Each benchmark is the command of its own (python -m eval.gsm8k and the others), with results in a folder of its own. Those
+that have a score already are kept, those that were interrupted go on. A benchmark that fails is named at the end, and the
+status is then not 0; the others are done all the same. Without a --judge MT-Bench's answers are written, to be judged later.
+"""
+
+import argparse
+import importlib
+import itertools
+import sys
+from pathlib import Path
+
+from ba_lora.errors import UserError, choose, run_cli
+from ba_lora.files import atomic_write, read_json
+
+from .results import SCORE
+
+# name → (module, column of the paper's table)
+BENCHMARKS = {
+    "gsm8k": ("eval.gsm8k", "GSM8K"),
+    "math": ("eval.hendrycks_math", "MATH"),
+    "humaneval": ("eval.humaneval", "HumanEval"),
+    "mbpp": ("eval.mbpp", "MBPP"),
+    "mt_bench": ("eval.mt_bench", "MT-Bench"),
+}
+# Options of some benchmarks alone, by their beginning; all others go to every benchmark.
+OF_SOME = {"--judge": ("mt_bench",), "--generate_only": ("mt_bench",), "--unsafe_execution": ("humaneval", "mbpp")}
+
+EXAMPLES = """\
+MODEL: 'tiny', a model folder, a hub id, or the folder of a training run (its base and adapter). ADAPTER: adapter folder or
+run folder to put on MODEL.
+
+examples:
+  the embedded model, 20 tasks each; no hub
+    python -m eval.all tiny --limit 20 --benchmarks gsm8k humaneval
+  a training run on local copies of the data, with vLLM
+    python -m eval.all runs/ba-lora --data gsm8k=test.jsonl math=math.jsonl mbpp=mbpp.jsonl --backend vllm
+  with MT-Bench, judged by a model behind an OpenAI-compatible endpoint
+    python -m eval.all runs/ba-lora --judge JUDGE --judge_url http://host:8000/v1
+
+Every further option goes to the benchmarks as it is: python -m eval.gsm8k --help."""
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m eval.all",
+        usage="python -m eval.all MODEL [ADAPTER] [--option value ...]",
+        description=__doc__,
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add(
+        "--benchmarks", nargs="+", metavar="NAME", help=f"of {', '.join(BENCHMARKS)} (default: mt_bench with a --judge)"
+    )
+    add("--data", nargs="+", default=[], metavar="NAME=FILE", help="data of a benchmark (default: its own)")
+    add("--output_dir", metavar="D", help="results go to D/NAME (default: eval/ of a run, else runs/eval/MODEL)")
+    add("--overwrite", action="store_true", help="do again what has a score")
+    add("--debug", action="store_true", help="show the traceback of an error")
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command. Returns 0 when every benchmark has its score; raises UserError otherwise."""
+    words = sys.argv[1:] if argv is None else argv
+    named = list(itertools.takewhile(lambda word: not word.startswith("-"), words))
+    args, more = make_parser().parse_known_args(words[len(named) :])
+    if not 1 <= len(named) <= 2:
+        raise UserError(f"name a model, and an adapter if there is one, before the options; got {len(named)} names")
+    model, adapter = named[0], named[1] if len(named) > 1 else None
+    chosen = args.benchmarks or [name for name in BENCHMARKS if name != "mt_bench" or _has(more, "--judge")]
+    chosen = [choose("--benchmarks", name, BENCHMARKS) for name in chosen]
+    data = dict(read_pair("--data", text) for text in args.data)
+    folder = Path(args.output_dir) if args.output_dir else default_folder(model, adapter)
+    failed = {}
+    for name in chosen:
+        if (folder / name / SCORE).is_file() and not args.overwrite:
+            print(f"{name}: kept {folder / name / SCORE}; --overwrite does it again")
+            continue
+        words = ["--model", model, *(["--adapter", adapter] if adapter else [])]
+        words += ["--output_dir", str(folder / name), *(["--overwrite"] if args.overwrite else [])]
+        words += [*(["--data", data[name]] if name in data else []), *options_for(name, more)]
+        if name == "mt_bench" and not any(_has(more, option) for option in ("--judge", "--generate_only")):
+            words += ["--generate_only"]
+        try:
+            importlib.import_module(BENCHMARKS[name][0]).main(words)
+        except UserError as error:
+            failed[name] = str(error)
+    text = row(folder, Path(adapter or model).name)
+    with atomic_write(folder / "row.md") as file:
+        file.write(text + "\n")
+    print(text)
+    if failed:
+        raise UserError("; ".join(f"{name} has no score: {reason}" for name, reason in failed.items()))
+    return 0
+
+
+def default_folder(model: str, adapter: str | None = None) -> Path:
+    """Where results go when nothing is said: into a run's own folder, else under runs/eval."""
+    place = Path(adapter or model)
+    if (place / "run.json").is_file():
+        return place / "eval"
+    return Path("runs") / "eval" / (place.name or str(place)).replace(":", "-")
+
+
+def row(folder: Path, name: str) -> str:
+    """The paper's row from the scores in `folder`, as a table, with what each figure is below it.
+
+    Percent, MT-Bench's first turn from 1 to 10, and the mean of all five where all are there: a mix, as in the paper.
+    """
+    scores = {bench: read_json(folder / bench / SCORE) for bench in BENCHMARKS if (folder / bench / SCORE).is_file()}
+    if "mt_bench" in scores:
+        scores["mt_bench"] |= scores["mt_bench"]["first_turn"] | {"metric": "judge's rating of the first turn, 1 to 10"}
+    scores = {bench: score for bench, score in scores.items() if score["score"] is not None}
+    values = {bench: score["score"] * (1 if bench == "mt_bench" else 100) for bench, score in scores.items()}
+    cells = [f"{values[bench]:.2f}" if bench in values else "–" for bench in BENCHMARKS]
+    mean = f"{sum(values.values()) / len(values):.2f}" if len(values) == len(BENCHMARKS) else "–"
+    titles = [column for _, column in BENCHMARKS.values()]
+    lines = [
+        f"| model | {' | '.join(titles)} | Avg |",
+        f"| --- |{' ---: |' * (len(titles) + 1)}",
+        f"| {name} | {' | '.join(cells)} | {mean} |",
+        "",
+    ]
+    for bench, score in scores.items():
+        what = f"{score['benchmark']}, {score['metric']}, protocol {score['protocol']} {score['protocol_version']}"
+        lines.append(f"{BENCHMARKS[bench][1]}: {what}, n = {score['n']}, standard error {_error(bench, score)}")
+    return "\n".join(lines)
+
+
+def _error(bench: str, score: dict) -> str:
+    if score["stderr"] is None:
+        return "unknown"
+    return f"{score['stderr'] * (1 if bench == 'mt_bench' else 100):.2f}"
+
+
+def read_pair(option: str, text: str) -> tuple[str, str]:
+    """("gsm8k", "test.jsonl") of "gsm8k=test.jsonl"."""
+    name, sign, file = text.partition("=")
+    if not sign or not file:
+        raise UserError(f"{option} takes NAME=FILE, got '{text}'; for example gsm8k=test.jsonl")
+    return choose(option, name, BENCHMARKS), file
+
+
+def check_data(name: str, data: str | None, base: str, limit: int | None = None) -> None:
+    """Read the data of a benchmark; raises its UserError where that cannot be done. base: the model that will be asked."""
+    module = importlib.import_module(BENCHMARKS[name][0])
+    if name == "gsm8k":
+        module.load_problems(data or module.default_data(base), limit)
+    elif name == "math":
+        module.load_problems(data or module.HUB, limit)
+    elif name == "mt_bench":
+        module.load_bench(data or module.PACKAGE_DATA, limit)
+    else:
+        module.load_tasks(data)
+
+
+def _has(words: list[str], option: str) -> bool:
+    return any(word.partition("=")[0] == option for word in words)
+
+
+def options_for(name: str, words: list[str]) -> list[str]:
+    """Of the options that were given, with their values, those that the benchmark `name` takes."""
+    kept, takes = [], True
+    for word in words:
+        if word.startswith("--"):
+            takes = all(name in names for start, names in OF_SOME.items() if word.startswith(start))
+        if takes:
+            kept.append(word)
+    return kept
+
+
+if __name__ == "__main__":
+    run_cli(main)
