@@ -54,7 +54,7 @@ def test_two_processes_train_as_one(alone, tmp_path, method):
     assert_trained_alike(alone(method), launch(tmp_path / "two", 2, 2, method))
 
 
-@pytest.mark.parametrize("stage", [2, 3])
+@pytest.mark.parametrize("stage", [pytest.param(2, marks=pytest.mark.slow), 3])  # test_launch.py has stage 2 too
 def test_two_processes_under_zero_train_as_one(alone, tmp_path, stage):
     config = json.loads((ROOT / f"configs/deepspeed/zero{stage}.json").read_text())
     if stage == 3:
