@@ -40,14 +40,20 @@ def train_and_evaluate(config: str, words: list[str]) -> int:
         launch.start(command)
     folder = Path(arguments.output_dir)
     push_after(folder, arguments, last=False)
+    failure = None
     if benchmarks:
         options = ["--overwrite", "--dtype", arguments.dtype, "--benchmarks", *benchmarks]
         options += ["--trust_remote_code"] if arguments.trust_remote_code else []
         options += ["--data", *(f"{name}={file}" for name, file in tests.items())] if tests else []
         options += ["--limit", str(arguments.eval_limit)] if arguments.eval_limit else []
-        eval.all.main([str(folder), *options])
+        try:
+            eval.all.main([str(folder), *options])
+        except UserError as error:  # the others' results are in the card all the same
+            failure = error
     write_card(folder)  # again, now with the results
     push_after(folder, arguments)
+    if failure:
+        raise failure
     print(f"Run folder: {folder}")
     return 0
 

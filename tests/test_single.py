@@ -1,0 +1,46 @@
+"""One config by one command: which data its benchmarks get, and what is left when one of them fails."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+import eval.all
+from ba_lora.arguments import parse
+from ba_lora.errors import UserError
+from ba_lora.experiments.single import _test_data, train_and_evaluate
+
+TINY = str(Path(__file__).parent.parent / "configs/nlg/tiny.yaml")
+
+
+def options(*words):
+    return parse(["--config", TINY, "--output_dir", "unused", *words])
+
+
+def test_one_file_is_for_one_benchmark_and_several_need_their_names():
+    assert _test_data(options(), ["gsm8k"]) == {"gsm8k": "tinymath:test"}
+    assert _test_data(options("--eval_data", "gsm8k=a", "math=b"), ["gsm8k", "math"]) == {"gsm8k": "a", "math": "b"}
+    assert _test_data(options("--eval_data", "none"), ["gsm8k", "math"]) == {}
+    with pytest.raises(UserError, match="--eval_data takes NAME=FILE, got 'a'"):
+        _test_data(options("--eval_data", "a"), ["gsm8k", "math"])
+
+
+def test_what_cannot_be_read_is_said_before_the_training(tmp_path):
+    words = ["--benchmarks", "gsm8k", "mbpp", "--eval_data", "gsm8k=tinymath:test", f"mbpp={tmp_path}/none.jsonl"]
+    with pytest.raises(UserError, match=r"none\.jsonl"):
+        train_and_evaluate(TINY, [*words, "--output_dir", str(tmp_path / "run")])
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_benchmark_that_fails_leaves_the_run_and_a_card_with_the_others(tmp_path, monkeypatch):
+    def fails(words):
+        raise UserError("bubblewrap is missing")
+
+    monkeypatch.setattr("eval.humaneval.main", fails)
+    monkeypatch.setattr(eval.all, "check_data", lambda *names: None)
+    words = ["--limit", "32", "--eval_limit", "2", "--progress", "false", "--output_dir", str(tmp_path / "run")]
+    words += ["--benchmarks", "humaneval", "gsm8k", "--eval_data", "gsm8k=tinymath:test"]
+    with pytest.raises(UserError, match="^humaneval has no score: bubblewrap is missing$"):
+        train_and_evaluate(TINY, words)
+    assert json.loads((tmp_path / "run" / "eval" / "gsm8k" / "score.json").read_text())["n"] == 2
+    assert "| gsm8k | tinymath |" in (tmp_path / "run" / "adapter" / "README.md").read_text()
