@@ -7,6 +7,8 @@ from pathlib import Path
 
 from torch import nn
 
+from .errors import UserError
+
 
 def gathered(parameters: Iterable[nn.Parameter]) -> AbstractContextManager:
     """Inside the block `parameters` have all their values; nothing happens to those that are whole.
@@ -23,7 +25,10 @@ def gathered(parameters: Iterable[nn.Parameter]) -> AbstractContextManager:
 
 
 def zero_stage(file: str | None) -> int:
-    """The ZeRO stage that a DeepSpeed config names; 0 without one."""
+    """The ZeRO stage that a DeepSpeed config names; 0 without one. UserError for a file that is no config."""
     if file is None:
         return 0
-    return json.loads(Path(file).read_text(encoding="utf-8")).get("zero_optimization", {}).get("stage", 0)
+    try:
+        return json.loads(Path(file).read_text(encoding="utf-8")).get("zero_optimization", {}).get("stage", 0)
+    except (ValueError, AttributeError) as error:
+        raise UserError(f"--deepspeed {file} is no DeepSpeed config ({error}); write one JSON object") from None

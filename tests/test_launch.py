@@ -81,7 +81,13 @@ def test_deepspeed_without_a_launcher_or_its_file_is_refused(tmp_path, monkeypat
         train(parse([*words, "--deepspeed", ZERO2]))
     with pytest.raises(UserError, match="--deepspeed nowhere.json does not exist"):
         parse([*words, "--deepspeed", "nowhere.json"])
-    assert not (tmp_path / "run").exists()
+    zero3, broken = ZERO2.replace("zero2", "zero3"), tmp_path / "broken.json"
+    with pytest.raises(UserError, match="--save_steps: a run under ZeRO-3 has no checkpoints yet"):
+        parse([*words, "--deepspeed", zero3, "--save_steps", "5"])
+    broken.write_text("{")
+    with pytest.raises(UserError, match=r"--deepspeed .*broken\.json is no DeepSpeed config") as raised:
+        parse([*words, "--deepspeed", str(broken), "--save_steps", "5"])
+    assert "\n" not in str(raised.value) and not (tmp_path / "run").exists()
 
 
 def run(folder, *words, **environment):
