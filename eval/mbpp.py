@@ -3,14 +3,16 @@
 Protocol "ba-lora": the sentence and the tests in the training prompt, the 500 test tasks (11 to 510); greedy; pass@1. Protocol
 "upstream": the same prompt for every task of --data, which should be the 378 tasks of evalplus's MBPP+; their own tests,
 not the added ones. Protocol "base", for models that were not fine-tuned: three worked examples (tasks 2, 3 and 4) before the
-task, in the form of the paper. The score is the mean over the tasks of the unbiased pass@1; programs run in the sandbox of
-`eval.sandbox`.
+task, in the form of the paper. --shots asks either kind of model with none to three of them; a fine-tuned one gets them as
+earlier turns of the conversation. The score is the mean over the tasks of the unbiased pass@1; programs run in the sandbox
+of `eval.sandbox`.
 """
 
 import argparse
 import re
 from collections import Counter
 
+from ba_lora.data.formats import exchange, question
 from ba_lora.data.sources import read_table
 from ba_lora.errors import UserError, run_cli
 
@@ -20,7 +22,8 @@ from .sandbox import find_box
 PROTOCOLS = {"ba-lora": "1", "upstream": "1", "base": "1"}
 HUB = "google-research-datasets/mbpp:full"
 TEST = (11, 510)  # the tasks of the test split
-SHOTS = (2, 3, 4)  # of the prompt split
+EXAMPLE_TASKS = (2, 3, 4)  # of the prompt split
+SHOTS = {"ba-lora": 0, "upstream": 0, "base": 3}  # how many of them a prompt shows
 DONE = "[DONE]"
 SAMPLING = {"ba-lora": common.Sampling(), "upstream": common.Sampling(), "base": common.Sampling(stop=(DONE,))}
 INSTRUCTION = "{text}\nYour function should pass these tests:\n\n{tests}"
@@ -95,34 +98,53 @@ def read_span(value: str | None, protocol: str) -> tuple[int, int] | None:
     return int(found[1]), int(found[2] or found[1])
 
 
-def worked_examples(data: str) -> str:
-    """The three examples that the prompts of "base" begin with. Raises UserError where the data lacks one."""
-    tasks = {_number(task.id, data): task for task in load_tasks(data, split="prompt")}
-    if lacking := [number for number in SHOTS if number not in tasks or not tasks[number].reference]:
+def worked_examples(data: str, shots: int) -> list[programs.Task]:
+    """The first `shots` examples that a prompt can show. Raises UserError where the data lacks one."""
+    tasks = {_number(task.id, data): task for task in load_tasks(data, split="prompt")} if shots else {}
+    if lacking := [number for number in EXAMPLE_TASKS[:shots] if number not in tasks or not tasks[number].reference]:
         raise UserError(
-            f"{data} has no task {lacking[0]} with its code, which protocol base shows as an example; give a file that has "
-            f"tasks {', '.join(map(str, SHOTS))} with --shots_data"
+            f"{data} has no task {lacking[0]} with its code, which is to be shown as an example; give a file that has "
+            f"tasks {', '.join(map(str, EXAMPLE_TASKS))} with --shots_data"
         )
-    return "".join(
-        EXAMPLE.format(text=task.text, tests=task.tests) + f"{task.reference}\n{DONE}\n\n"
-        for task in (tasks[number] for number in SHOTS)
-    )
+    return [tasks[number] for number in EXAMPLE_TASKS[:shots]]
 
 
-def make_requests(subject: common.Subject, tasks: list[programs.Task], protocol: str, shots_data: str) -> list:
-    """The training prompt, or for "base" the worked examples and the task as plain text."""
+def make_requests(subject: common.Subject, tasks: list[programs.Task], protocol: str, examples: list) -> list:
+    """The training prompt after the examples as turns, or for "base" the examples and the task as plain text."""
     if protocol != "base":
+        before = [
+            message for task in examples for message in exchange(_asked(INSTRUCTION, task), task.reference.rstrip())
+        ]
         return [
-            common.make_request(subject, task.id, INSTRUCTION.format(text=task.text, tests=task.tests), task.reference)
+            common.make_request(subject, task.id, [*before, *question(_asked(INSTRUCTION, task))], task.reference)
             for task in tasks
         ]
-    before = worked_examples(shots_data)
-    prompts = [before + EXAMPLE.format(text=task.text, tests=task.tests) for task in tasks]
+    before = "".join(_asked(EXAMPLE, task) + f"{task.reference}\n{DONE}\n\n" for task in examples)
+    prompts = [before + _asked(EXAMPLE, task) for task in tasks]
     ids = [subject.tokenizer(prompt)["input_ids"] for prompt in prompts]
     return [
         common.Request(task.id, prompt, tokens, task.reference)
         for task, prompt, tokens in zip(tasks, prompts, ids, strict=True)
     ]
+
+
+def _asked(form: str, task: programs.Task) -> str:
+    return form.format(text=task.text, tests=task.tests)
+
+
+def read_shots(args: argparse.Namespace) -> int:
+    """How many examples a prompt shows. Raises UserError for a number that cannot be, and for options without use."""
+    shots = SHOTS[args.protocol] if args.shots is None else args.shots
+    if not 0 <= shots <= len(EXAMPLE_TASKS):
+        raise UserError(f"--shots is {shots}; it must be from 0 to {len(EXAMPLE_TASKS)}")
+    for option in ("shots", "shots_data"):
+        if getattr(args, option) is not None and args.rescore:
+            raise UserError(
+                f"--{option} {getattr(args, option)} has no use with --rescore, which asks no model; leave it out"
+            )
+    if args.shots_data and not shots:
+        raise UserError(f"--shots_data {args.shots_data} has no use where no example is shown; add --shots 3")
+    return shots
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -136,12 +158,12 @@ def main(argv: list[str] | None = None) -> int:
     common.add_options(parser, PROTOCOLS, max_new_tokens=1024)
     programs.add_options(parser)
     parser.add_argument("--tasks", metavar="A-B", help="task numbers, or all (default: 11-510; upstream: all)")
-    parser.add_argument("--shots_data", metavar="FILE", help="protocol base: where the examples are (default: --data)")
+    parser.add_argument("--shots", type=int, metavar="N", help="worked examples in a prompt (default: 0; base: 3)")
+    parser.add_argument("--shots_data", metavar="FILE", help="where the examples are (default: --data)")
     args = parser.parse_args(argv)
     folder = common.check_options(args, PROTOCOLS)
     span = read_span(args.tasks, args.protocol)
-    if args.shots_data and (args.rescore or args.protocol != "base"):
-        raise UserError(f"--shots_data {args.shots_data} is used when --protocol base asks a model; leave it out")
+    shots = read_shots(args)
     find_box(args.unsafe_execution)
     if args.rescore:
         records = common.read_lines(args.rescore, ("id", "completion"), args.limit)
@@ -153,9 +175,11 @@ def main(argv: list[str] | None = None) -> int:
         data = args.data or HUB
         tasks = load_tasks(data, span)[: args.limit]
         known = [task.id for task in tasks]
+        examples = worked_examples(args.shots_data or data, shots)
         subject = common.open_subject(args)
-        requests = make_requests(subject, tasks, args.protocol, args.shots_data or data)
+        requests = make_requests(subject, tasks, args.protocol, examples)
         records, facts = common.ask(args, folder, subject, requests, SAMPLING[args.protocol], data)
+        facts["shots"] = shots
     return programs.finish(args, folder, "mbpp", PROTOCOLS[args.protocol], tasks, known, records, facts)
 
 

@@ -1,7 +1,7 @@
 """MT-Bench: 80 questions of two turns, each answer rated from 1 to 10 by a judge (Zheng et al. 2023, arXiv 2306.05685).
 
-Generation: one answer a turn in the template of the training (or of --template), sampled at its category's published
-temperature; the second prompt holds the first answer. Grading: every answer by itself, see `eval.judge`; the two protocols
+Generation: one answer a turn in the template of the training (or of --template, or of --fastchat_template), sampled at its
+category's published temperature; the second prompt holds the first answer. Grading: every answer by itself, see `eval.judge`; the two protocols
 differ in how the judge's reply is read. The score is the mean of all ratings, as published; the first and the second turn
 are given too, because some papers print the first alone. The same judgments are never asked for twice, not even with
 --overwrite: remove D/judgments.jsonl to have them made anew.
@@ -15,7 +15,7 @@ from pathlib import Path
 from ba_lora.errors import UserError, run_cli
 from ba_lora.files import digest, read_json, write_json
 
-from . import common
+from . import common, fastchat
 from .judge import OPTIONS, PROTOCOLS, Judge, Task, connect, judge_all, judge_of, key_of, make_task, read_judgments
 from .mt_bench_data import PACKAGE, PACKAGE_DATA, load_bench, prompt_version, read_generations
 from .ratings import draw_radar, score_tasks
@@ -52,14 +52,14 @@ def generate(args: argparse.Namespace, folder: Path, questions: list[dict], data
 
     Each turn and temperature is generated in a folder of its own under D/turns, and goes on there after an interruption.
     """
-    subject = common.open_subject(args)
+    subject = open_subject(args)
     _check_prompts(args, subject, questions)
     records, parts = {}, []
     for turn in (1, 2):
         for temperature in sorted({_temperature(args, question) for question in questions}):
             group = [question for question in questions if _temperature(args, question) == temperature]
             requests = [_request(subject, question, turn, records) for question in group]
-            place, sampling = folder / PARTS / f"{turn}-{temperature:g}", common.Sampling(temperature=temperature)
+            place, sampling = folder / PARTS / f"{turn}-{temperature:g}", common.Sampling(temperature, stop=_stop(args))
             made, facts = common.ask(args, place, subject, requests, sampling, data)
             parts.append(facts | {"tasks": len(made)})
             for question, record in zip(group, made, strict=True):
@@ -80,12 +80,27 @@ def _temperature(args: argparse.Namespace, question: dict) -> float:
     return TEMPERATURES.get(question["category"], OTHER_TEMPERATURE)
 
 
+def open_subject(args: argparse.Namespace) -> common.Subject:
+    """What is evaluated, with FastChat's template where --fastchat_template names one."""
+    subject = common.open_subject(args)
+    if args.fastchat_template:
+        subject = subject._replace(template=fastchat.template_of(args.fastchat_template, subject.tokenizer))
+    return subject
+
+
+def _stop(args: argparse.Namespace) -> tuple[str, ...]:
+    return fastchat.stop_strings(args.fastchat_template) if args.fastchat_template else ()
+
+
 def _request(subject: common.Subject, question: dict, turn: int, records: dict) -> common.Request:
-    messages = [{"role": "user", "content": question["turns"][0]}]
+    texts = [question["turns"][0]]
     if turn == 2:
-        answer = _text(records[question["id"], 1]["completion"])
-        messages += [{"role": "assistant", "content": answer}, {"role": "user", "content": question["turns"][1]}]
+        texts += [_text(records[question["id"], 1]["completion"]), question["turns"][1]]
     reference = question["reference"][turn - 1] if question["reference"] else None
+    if subject.template.name.startswith("fastchat:"):
+        return fastchat.make_request(subject, question["id"], texts, reference)
+    roles = ("user", "assistant", "user")
+    messages = [{"role": role, "content": text} for role, text in zip(roles, texts, strict=False)]
     return common.make_request(subject, question["id"], messages, reference)
 
 
@@ -183,6 +198,11 @@ def read_options(text: str | None) -> dict:
 def add_judge_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add(
+        "--fastchat_template",
+        metavar="NAME",
+        help="write the prompts in this conversation template of FastChat's, as vicuna_v1.1, in place of --template",
+    )
+    add(
         "--judge",
         metavar="MODEL",
         help="the judge's name at its endpoint, as gpt-4 (default: that of the judgments on file)",
@@ -227,6 +247,10 @@ def check_judge_options(args: argparse.Namespace) -> None:
         )
     if not args.judge and (args.judge_url or args.judge_options):
         raise UserError("--judge_url and --judge_options have no use without --judge; name the judge's model")
+    if args.fastchat_template and (args.rescore or args.template):
+        raise UserError(
+            f"--fastchat_template {args.fastchat_template} goes with --model, in place of --template; leave one of them out"
+        )
     read_options(args.judge_options)
 
 

@@ -23,6 +23,7 @@ GENERATION_FACTS = (  # what `ask` gives; null after --rescore of a file of unkn
     "endpoint",
     "stop",
     "sampling",
+    "shots",
     "resumed",
     "seconds",
     "tokens_per_second",

@@ -106,7 +106,9 @@ def test_ids_may_be_texts(tmp_path, data):
         ([{"id": 11, "completion": "x"}], ["--tasks", "2-4"], "no completion is of a task from 2 to 4"),
         ([{"id": 11, "completion": "x"}], ["--tasks", "4-2"], "--tasks 4-2 is no range"),
         ([{"id": 11, "completion": "x"}], ["--tasks", "some"], "--tasks some is no range"),
-        ([{"id": 11, "completion": "x"}], ["--shots_data", "f"], "--shots_data f is used when --protocol base asks"),
+        ([{"id": 11, "completion": "x"}], ["--shots_data", "f"], "--shots_data f has no use with --rescore"),
+        ([{"id": 11, "completion": "x"}], ["--shots", "2"], "--shots 2 has no use with --rescore"),
+        ([{"id": 11, "completion": "x"}], ["--shots", "4"], "--shots is 4; it must be from 0 to 3"),
     ],
 )
 def test_what_does_not_fit_is_refused(tmp_path, data, lines, options, message):
@@ -155,24 +157,45 @@ def test_each_protocol_asks_in_its_own_way(data, tiny_tokenizer):
 
     subject = Subject(None, tiny_tokenizer, TEMPLATES["plain"], "tiny", "tiny", None)
     tasks = mbpp.load_tasks(data, (11, 12))
-    asked = mbpp.make_requests(subject, tasks, "ba-lora", data)
+    asked = mbpp.make_requests(subject, tasks, "ba-lora", [])
     tests = "assert f11(1) == 11\nassert f11(5) == 55"
     assert (
         asked[0].prompt
         == f"Question: Write a function to double.\nYour function should pass these tests:\n\n{tests}\nAnswer:"
     )
     assert [request.id for request in asked] == [11, 12]
-    assert mbpp.make_requests(subject, tasks, "upstream", data) == asked
-    base = mbpp.make_requests(subject, tasks, "base", data)[0]
+    assert mbpp.make_requests(subject, tasks, "upstream", []) == asked
+    base = mbpp.make_requests(subject, tasks, "base", mbpp.worked_examples(data, 3))[0]
     assert base.prompt.count("[BEGIN]") == 4 and base.prompt.count("[DONE]") == 3
     assert base.prompt.endswith(f"Your code should pass these tests:\n\n{tests}\n[BEGIN]\n")
     assert "[BEGIN]\ndef f2(x):\n  return 2 * x\n[DONE]" in base.prompt
     assert base.ids == tiny_tokenizer(base.prompt)["input_ids"]
+    alone = mbpp.make_requests(subject, tasks, "base", [])[0]
+    assert base.prompt.endswith(alone.prompt) and alone.prompt.count("[BEGIN]") == 1
+    shown = mbpp.make_requests(subject, tasks, "ba-lora", mbpp.worked_examples(data, 1))[0]
+    end = tiny_tokenizer.eos_token
+    asked_before = asked[0].prompt.replace("f11", "f2").replace("== 11", "== 2").replace("== 55", "== 10")
+    assert shown.prompt == f"{asked_before} def f2(x):\n  return 2 * x{end}\n\n{asked[0].prompt}"
 
 
 def test_data_without_the_worked_examples_is_refused_with_the_remedy(tmp_path):
     with pytest.raises(UserError, match="has no task 2 with its code.*--shots_data"):
-        mbpp.worked_examples(write(tmp_path, ROWS[3:]))
+        mbpp.worked_examples(write(tmp_path, ROWS[3:]), 3)
+    assert mbpp.worked_examples(write(tmp_path, ROWS[3:]), 0) == []
+
+
+def test_the_number_of_examples_is_the_protocols_or_the_users_and_in_the_score(tmp_path, data):
+    words = ["--model", "tiny", "--data", data, "--max_new_tokens", "2", "--limit", "1"]
+    for protocol, given, expected in (
+        ("ba-lora", [], 0),
+        ("ba-lora", ["--shots", "1"], 1),
+        ("base", ["--shots", "0"], 0),
+    ):
+        folder = tmp_path / f"{protocol}-{expected}"
+        mbpp.main([*words, "--protocol", protocol, *given, "--output_dir", str(folder)])
+        assert json.loads((folder / "score.json").read_text())["shots"] == expected
+    with pytest.raises(UserError, match="--shots_data f has no use where no example is shown; add --shots 3"):
+        mbpp.main([*words, "--shots_data", "f", "--output_dir", str(tmp_path / "refused")])
 
 
 def test_a_model_is_asked_and_scored_from_end_to_end(tmp_path, data):
