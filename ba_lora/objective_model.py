@@ -3,7 +3,6 @@
 import logging
 from collections.abc import Callable
 
-import torch
 from torch import Tensor, nn
 from transformers.modeling_outputs import CausalLMOutput
 
@@ -13,65 +12,32 @@ from .errors import UserError
 from .head import Split, cached_factor, split
 from .objective import Objective, counted, dense_objective
 from .sharding import gathered
-from .teacher import initial_copy, teacher
+from .step import StepModel
+from .teacher import teacher
 
 logger = logging.getLogger(__name__)
 
 
-class ObjectiveModel(nn.Module):
-    """An adapted model whose forward returns the whole objective as its loss, so that any trainer can drive it.
+class ObjectiveModel(StepModel):
+    """A causal language model whose forward returns the objective; see StepModel for what drives it.
 
-    DistributedDataParallel, DeepSpeed and FSDP see one forward and one backward; the teacher runs inside. `student` is the
-    model from `attach`. `begin_step` is called once an optimiser step (ObjectiveCallback does it).
-
-    all_terms: compute the terms whose weight is 0 too. gradient_norms: keep each term's gradient on the steps that
-    `begin_step` marks as logged (costs a backward a term). chunked: train from the hidden states where the head allows it,
-    the same value and gradients in less memory and time; the output then has no logits. False: always the dense form.
+    chunked: train from the hidden states where the head allows it, the same value and gradients in less memory and time; the
+    output then has no logits. False: always the dense form.
     """
 
-    accepts_loss_kwargs = True  # Trainer then passes num_items_in_batch and does not divide by the accumulation
     loss_type = "ForCausalLM"  # Trainer then counts labels[:, 1:], the rows that `counted` counts
 
-    def __init__(
-        self,
-        student: nn.Module,
-        objective: Objective,
-        *,
-        all_terms: bool = False,
-        gradient_norms: bool = False,
-        chunked: bool = True,
-    ):
-        super().__init__()
+    def __init__(self, student: nn.Module, objective: Objective, *, chunked: bool = True, **options):
         vocabulary = student.get_output_embeddings().weight.shape[0]
         if objective.top_k is not None and objective.top_k > vocabulary:
             raise UserError(f"top_k {objective.top_k} is above the vocabulary of {vocabulary}; lower top_k")
-        if objective.lambda1 > 0 and initial_copy(student) is None:
-            raise UserError(
-                "lambda1 > 0 needs the teacher and this model keeps no initial copy; attach it with keep_initial=True"
-            )
-        self.student, self.objective = student, objective
+        super().__init__(student, objective, **options)
         self.parts: Split | bool | None = None if chunked else False  # found out in the first step
         self.factor: Tensor | None = None  # of the head, for the spectrum
-        self.all_terms, self.gradient_norms = all_terms, gradient_norms
-        self.begin_step(0, 1)
 
-    @property
-    def config(self):
-        return self.student.config
-
-    def gradient_checkpointing_enable(self, **options) -> None:
-        self.student.gradient_checkpointing_enable(**options)
-
-    def begin_step(
-        self, step: int, total: int, micro_batches: int = 1, ranks: int = 1, keep_gradients: bool = False
-    ) -> None:
-        """Set the weights of this optimiser step and forget the sums of the last one."""
-        self.lambdas = self.objective.weights(step, total)
-        self.spectrum_scale = 1.0 / (micro_batches * ranks)
-        self.keep_gradients = keep_gradients and self.gradient_norms
-        self.sums: dict[str, Tensor] = {}  # over this process's micro-batches; spectrum and lambda1 already averaged
-        self.rows: Tensor | int = 0  # counted tokens, likewise
-        self.gradients: dict[str, list[Tensor]] = {}
+    def items(self, labels: Tensor) -> Tensor:
+        """The tokens that count. labels: (B, T)."""
+        return counted(labels).sum()
 
     def forward(
         self,
@@ -107,7 +73,7 @@ class ObjectiveModel(nn.Module):
             output, terms, lambda1 = self._dense(inputs, mask, targets, num_items_in_batch)
         if self.training:
             self.rows = self.rows + mask.sum()
-            self._record(terms, lambda1, output.loss)
+            self.record(terms, output.loss, lambda1, shared=("spectrum",))
         return output
 
     def _can_split(self, input_ids: Tensor) -> bool:
@@ -121,12 +87,9 @@ class ObjectiveModel(nn.Module):
                 self.parts = False
         return bool(self.parts)
 
-    def _needs_teacher(self) -> bool:
-        return self.lambdas[0] > 0 or (self.all_terms and initial_copy(self.student) is not None)
-
     def _weights(self, certainty: Callable[[], Tensor], rows: int) -> tuple:
         """The weights in force; an adaptive lambda1 follows the teacher's certainty on these rows."""
-        if self.objective.lambda1_schedule != "adaptive" or not rows or not self._needs_teacher():
+        if self.objective.lambda1_schedule != "adaptive" or not rows or not self.needs_teacher():
             return self.lambdas
         highest, *others = self.lambdas
         lowest = self.objective.lambda1_min if self.objective.lambda1_min is not None else 0.1 * highest
@@ -135,7 +98,7 @@ class ObjectiveModel(nn.Module):
     def _dense(self, inputs: dict, mask: Tensor, targets: Tensor, num_items) -> tuple:
         """(output, terms, lambda1) from the logits of student and teacher, (N, V) each."""
         teacher_logits = None
-        if self._needs_teacher():
+        if self.needs_teacher():
             with teacher(self.student):
                 teacher_logits = self.student(**inputs).logits[:, :-1][mask]
         output = self.student(**inputs)
@@ -149,7 +112,7 @@ class ObjectiveModel(nn.Module):
             self.objective,
             lambdas,
             num_items=num_items,
-            spectrum_scale=self.spectrum_scale,
+            spectrum_scale=self.share,
             all_terms=self.all_terms,
         )
         return output, terms, lambdas[0]
@@ -158,7 +121,7 @@ class ObjectiveModel(nn.Module):
         """The same from the hidden states, (N, d) each; the output has no logits. With `stats` no teacher runs."""
         body, head = self.parts
         teacher_hidden = None
-        if not self._needs_teacher():
+        if not self.needs_teacher():
             stats = None
         elif stats is None:
             with teacher(self.student):
@@ -196,31 +159,7 @@ class ObjectiveModel(nn.Module):
             head_factor=self.factor,
             teacher_stats=stats,
             num_items=num_items,
-            spectrum_scale=self.spectrum_scale,
+            spectrum_scale=self.share,
             all_terms=self.all_terms,
         )
         return loss, terms, lambdas[0]
-
-    def _record(self, terms: dict, lambda1: float, loss: Tensor) -> None:
-        values = {name: term.detach() for name, term in terms.items() if term is not None}
-        values["loss"] = loss.detach().clone()  # Trainer scales the loss in place
-        values["lambda1"] = torch.full_like(values["loss"], lambda1) * self.spectrum_scale
-        if "spectrum" in values:
-            values["spectrum"] = values["spectrum"] * self.spectrum_scale
-        for name, value in values.items():
-            self.sums[name] = self.sums.get(name, 0) + value
-        if self.keep_gradients:
-            self._keep_gradients(terms)
-
-    def _keep_gradients(self, terms: dict) -> None:
-        """Add each unweighted term's gradient to its sum over the step's micro-batches."""
-        trained = [parameter for parameter in self.student.parameters() if parameter.requires_grad]
-        for name, term in terms.items():
-            if term is None or not term.requires_grad:
-                continue
-            scaled = term * self.spectrum_scale if name == "spectrum" else term
-            pieces = torch.autograd.grad(scaled, trained, retain_graph=True, allow_unused=True)
-            pieces = [torch.zeros_like(p) if g is None else g for p, g in zip(trained, pieces, strict=True)]
-            kept = self.gradients.setdefault(name, [torch.zeros_like(p) for p in trained])
-            for total, piece in zip(kept, pieces, strict=True):
-                total += piece

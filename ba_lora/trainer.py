@@ -6,7 +6,7 @@ add ObjectiveCallback.
 
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -18,8 +18,9 @@ from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCall
 
 from .errors import UserError
 from .files import atomic_write
-from .objective import TERMS, Objective, counted
+from .objective import TERMS, Objective
 from .objective_model import ObjectiveModel
+from .step import StepModel
 from .teacher import initial_copy
 
 
@@ -75,10 +76,10 @@ class FixedOrder(Sampler):
 class ObjectiveCallback(TrainerCallback):
     """Moves the weights from step to step, stops on a non-finite term, and writes metrics.jsonl.
 
-    model: the ObjectiveModel being trained. metrics: the file for a line a logged step, or None.
+    model: the one being trained. metrics: the file for a line a logged step, or None.
     """
 
-    def __init__(self, model: ObjectiveModel, metrics: str | Path | None = None):
+    def __init__(self, model: StepModel, metrics: str | Path | None = None):
         self.model, self.metrics = model, Path(metrics) if metrics else None
         self.row: dict | None = None  # the last logged step
 
@@ -108,7 +109,7 @@ class ObjectiveCallback(TrainerCallback):
             state.max_steps,
             micro_batches_of(step, train_dataloader, args.gradient_accumulation_steps),
             args.world_size,
-            keep_gradients=is_logged(step + 1, args, state),
+            logged=is_logged(step + 1, args, state),
         )
 
     def on_pre_optimizer_step(self, args, state, control, optimizer=None, **objects):
@@ -216,8 +217,8 @@ def micro_batches_of(step: int, dataloader, accumulation: int) -> int:
 class BALoRATrainer(Trainer):
     """Trainer for a model from `attach`. Everything else is transformers.Trainer's.
 
-    objective: an Objective. metrics: path of metrics.jsonl or None. all_terms, gradient_norms: see ObjectiveModel. order:
-    of the samples; None = by the seed alone.
+    objective: an Objective. metrics: path of metrics.jsonl or None. all_terms, gradient_norms: see StepModel. order: of the
+    samples; None = by the seed alone. wrapper: what makes a model with the objective of `model`.
     """
 
     def __init__(
@@ -230,11 +231,12 @@ class BALoRATrainer(Trainer):
         all_terms: bool = False,
         gradient_norms: bool = False,
         order: FixedOrder | None = None,
+        wrapper: Callable[..., StepModel] = ObjectiveModel,
         **options,
     ):
         self.order = order
         args.logging_nan_inf_filter = False  # a non-finite loss is never replaced by an average
-        wrapped = ObjectiveModel(model, objective, all_terms=all_terms, gradient_norms=gradient_norms)
+        wrapped = wrapper(model, objective, all_terms=all_terms, gradient_norms=gradient_norms)
         super().__init__(model=wrapped, args=args, **options)
         self.objective_callback = ObjectiveCallback(wrapped, metrics)
         self.add_callback(self.objective_callback)
@@ -249,10 +251,11 @@ class BALoRATrainer(Trainer):
         return FixedOrder(len(dataset), self.args.data_seed if self.args.data_seed is not None else self.args.seed)
 
     def _get_num_items_in_batch(self, batch_samples: list, device) -> Tensor | None:
-        """Rows of the whole optimiser step, over the micro-batches of all processes."""
+        """Items of the whole optimiser step, over the micro-batches of all processes."""
         if not batch_samples:
             return None
-        rows = sum(counted(batch["labels"]).sum() for batch in batch_samples).to(device)
+        items = self.objective_callback.model.items
+        rows = sum(items(batch["labels"]) for batch in batch_samples).to(device)
         return self.accelerator.gather(rows).sum() if self.args.world_size > 1 else rows
 
     def _prepare_inputs(self, inputs: dict) -> dict:

@@ -297,7 +297,7 @@ def test_the_spectrum_of_a_short_last_step_is_averaged_over_its_own_micro_batche
         on_train_begin = on_step_begin = on_pre_optimizer_step = lambda self, *a, **o: None
 
         def on_step_end(self, args, state, control, model=None, **objects):
-            scales.append(model.spectrum_scale)
+            scales.append(model.share)
 
     run(tmp_path, samples=10, callbacks=[Watch()], max_steps=-1, num_train_epochs=1)
     assert scales == [1 / 2, 1 / 2, 1.0]
