@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import torch
 from tqdm import tqdm
-from transformers import GenerationConfig, LogitsProcessor
+from transformers import GenerationConfig, LogitsProcessor, StoppingCriteria, StoppingCriteriaList
 
 from ba_lora.data.instruction import decode_after
 from ba_lora.data.templates import end_id
@@ -20,9 +20,10 @@ from ba_lora.errors import UserError, choose
 
 from .common import BACKENDS, Sampling
 
-ROUND_TOKENS = (
-    64  # new tokens before finished rows leave the batch: one row that never ends then costs its batch little
-)
+# New tokens before finished rows leave the batch, so that one row that never ends costs its batch little; behind long prompts
+# more, because every round reads them again.
+ROUND_TOKENS, ROUND_SHARE = 64, 1 / 4
+TAIL = 32  # tokens at the end in which a stop string is looked for while they are made
 
 
 class Job(NamedTuple):
@@ -99,7 +100,7 @@ def stream(
 ) -> Iterator[tuple[int, Completion]]:
     """(number of a prompt, its completion), as they end, with transformers; greedy unless `sampling` has a temperature.
 
-    Prompts are sorted by length and padded on the left. Generation runs in rounds: after ROUND_TOKENS new tokens those
+    Prompts are sorted by length and padded on the left. Generation runs in rounds: after some new tokens those
     that ended leave, and the rest is batched anew, so a single rambling row does not hold up its whole batch. A completion
     ends at the token `end` (default: the tokenizer's end of sequence), the one that training ends a response with, whatever
     the model's own generation_config says; that token is counted but not part of the text. It also ends at a stop string
@@ -126,10 +127,12 @@ def _rounds(prompts, rooms, model, tokenizer, batch_size, ends, sampling, chance
         while pending:
             remaining = []
             for rows in _batches(pending, [len(prompt) for prompt in prompts], batch_size):
-                steps = min(ROUND_TOKENS, *(rooms[row] - len(written[row]) for row in rows))
                 inputs = [[*prompts[row], *written[row]] for row in rows]
+                steps = max(ROUND_TOKENS, int(ROUND_SHARE * max(map(len, inputs))))
+                steps = min(steps, *(rooms[row] - len(written[row]) for row in rows))
                 draw = _Draw(sampling, [chances[row] for row in rows]) if chances else None
-                for row, tokens in zip(rows, _extend(model, inputs, steps, ends, pad, draw), strict=True):
+                stopped = _Stopped(tokenizer, sampling.stop, max(map(len, inputs))) if sampling.stop else None
+                for row, tokens in zip(rows, _extend(model, inputs, steps, ends, pad, draw, stopped), strict=True):
                     written[row] += tokens
                     completion = finish(tokenizer, prompts[row], written[row], ends, sampling.stop)
                     if completion.finish_reason == "stop" or len(written[row]) >= rooms[row]:
@@ -191,17 +194,38 @@ def _batches(rows: list[int], lengths: list[int], batch_size: int) -> Iterator[l
 
 
 @torch.inference_mode()
-def _extend(model, inputs: list[list[int]], steps: int, ends: Sequence[int], pad: int, draw) -> list[list[int]]:
-    """The next tokens of each row: `steps` of them, or fewer with one of `ends` as the last."""
+def _extend(
+    model, inputs: list[list[int]], steps: int, ends: Sequence[int], pad: int, draw, stopped
+) -> list[list[int]]:
+    """The next tokens of each row: `steps` of them, or fewer with one of `ends`, or the end of a stop string, at the last."""
     width = max(map(len, inputs))
     device = next(model.parameters()).device
     ids = torch.tensor([[pad] * (width - len(row)) + row for row in inputs], device=device)  # (B, T)
     mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in inputs], device=device)  # (B, T)
     options = {"logits_processor": [draw]} if draw else {}
+    options |= {"stopping_criteria": StoppingCriteriaList([stopped])} if stopped else {}
     output = model.generate(input_ids=ids, attention_mask=mask, max_new_tokens=steps, **options)
     rows = output[:, width:].tolist()
+    rows = [row[: stopped.after.get(number)] for number, row in enumerate(rows)] if stopped else rows
     firsts = (next((place for place, token in enumerate(row, 1) if token in ends), len(row)) for row in rows)
     return [row[:first] for row, first in zip(rows, firsts, strict=True)]
+
+
+class _Stopped(StoppingCriteria):
+    """Ends a row where its new tokens hold a stop string. `after`: row → its new tokens up to there; what generate adds
+    behind is padding. `finish` decides: a row that ended here without reason goes on in the next round."""
+
+    def __init__(self, tokenizer, stop: Sequence[str], width: int):
+        self.tokenizer, self.stop, self.width = tokenizer, stop, width
+        self.after: dict[int, int] = {}
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor, **kwargs) -> torch.Tensor:
+        for row, tokens in enumerate(input_ids[:, self.width :].tolist()):
+            if row not in self.after:
+                text = self.tokenizer.decode(tokens[-TAIL:], skip_special_tokens=True)
+                if cut_at(text, self.stop) is not None:
+                    self.after[row] = len(tokens)
+        return torch.tensor([row in self.after for row in range(len(input_ids))], device=input_ids.device)
 
 
 class _Draw(LogitsProcessor):
