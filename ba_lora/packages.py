@@ -6,9 +6,12 @@ the source and of every file.
 """
 
 import hashlib
+import io
+import logging
 import shutil
 import subprocess
 import sys
+import tarfile
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -81,6 +84,76 @@ def _install(distribution: str, version: str, folder: Path) -> None:
             f"the package {distribution}=={version} cannot be installed (pip: {reason}); offline? run this once where the "
             f"registry can be reached, or copy the cache folder {cache_home()} from such a machine"
         )
+
+
+def fetch_source(distribution: str, version: str, checksum: str) -> Path:
+    """The source archive of a registry package (.tar.gz), which may hold files that the installed package lacks.
+
+    Fetched once, into the cache, and compared with its SHA-256 `checksum`. pip finds it with its own settings, but is not
+    asked to build or install it, so that no code of the package runs. Raises UserError when it cannot be had or differs.
+    """
+    folder = cache_home() / "packages" / f"{distribution}-{version}-source"
+    archive = folder / f"{distribution}-{version}.tar.gz"
+    with _alone(folder):
+        if not folder.is_dir():
+            _say(f"fetching the source of the package {distribution} {version} into {folder}")
+            with atomic_folder(folder) as place:
+                (place / archive.name).write_bytes(_download_source(distribution, version))
+                _check_source(place / archive.name, checksum)
+        _check_source(archive, checksum)
+    return archive
+
+
+def _check_source(archive: Path, checksum: str) -> None:
+    seen = sha256(archive) if archive.is_file() else "no file"
+    if seen != checksum:
+        raise UserError(
+            f"{archive.name} has the checksum {seen[:12]}…, not {checksum[:12]}… as published; remove the folder "
+            f"{archive.parent} if it is there, and try again"
+        )
+
+
+def _download_source(distribution: str, version: str) -> bytes:
+    """pip has no command that fetches a source archive without running its setup.py, so its parts are used."""
+    logging.getLogger("pip").setLevel(logging.CRITICAL)
+    try:
+        from pip._internal.commands import create_command
+        from pip._vendor.packaging.specifiers import SpecifierSet
+
+        command = create_command("download")
+        options, _ = command.parse_args(["--no-binary", ":all:", "--no-input", "--retries", "2"])
+        with command.main_context():
+            session = command.get_default_session(options)
+            finder = command._build_package_finder(options, session)
+            found = finder.find_best_candidate(distribution, SpecifierSet(f"=={version}")).best_candidate
+            if found is None:
+                raise LookupError("no such source archive was found")
+            response = session.get(found.link.url_without_fragment, headers={"Accept-Encoding": "identity"})
+            response.raise_for_status()
+            return response.content
+    except Exception as error:  # of pip's many kinds; each means that the archive is not here
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UserError(
+            f"the source of the package {distribution}=={version} cannot be fetched (pip: {reason}); offline? run this once "
+            f"where the registry can be reached, or copy the cache folder {cache_home()} from such a machine"
+        ) from None
+
+
+def read_member(archive: Path | bytes, name: str) -> bytes:
+    """The content of one file of a .tar.gz archive, given by its path or content. Nothing is unpacked, so no member can
+    lead out of a folder; a link is refused. Raises UserError when there is no such file."""
+    opened = {"fileobj": io.BytesIO(archive)} if isinstance(archive, bytes) else {"name": archive}
+    try:
+        with tarfile.open(**opened, mode="r:gz") as files:
+            member = files.getmember(name)
+            if not member.isfile():
+                raise KeyError(name)
+            return files.extractfile(member).read()
+    except (KeyError, tarfile.TarError, EOFError, OSError):
+        label = archive if isinstance(archive, Path) else "the archive"
+        raise UserError(
+            f"{label} holds no file {name} that can be read; remove it from the cache and try again"
+        ) from None
 
 
 def open_model(name: str) -> Path:

@@ -1,0 +1,110 @@
+"""The rows of one split of a set of labelled texts: from the hub, a file, or a folder in which its files are found by name.
+
+Tab-separated files are read as GLUE publishes them: a quotation mark is a letter like any other, and a line is a row.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain, islice
+from pathlib import Path
+
+from ..errors import UserError
+
+TAB_SEPARATED = (".tsv", ".txt")
+Row = tuple[str, object, dict]  # where it stands, for errors; id; fields
+
+
+def read_rows(
+    data: str,
+    splits: Sequence[str],
+    *,
+    config: str | None = None,
+    folders: Sequence[str] = (),
+    headless: Sequence[str] | None = None,
+    broken: Counter | None = None,
+    limit: int | None = None,
+) -> tuple[str, Iterator[Row]]:
+    """(source, the first `limit` rows) of one split, by any of its names `splits`. Files are read as the rows are taken.
+
+    data: a hub id, then with `config`; a file, then whole; a folder, or one that has a subfolder called as one of `folders`.
+    headless: the fields of a tab-separated file without a header. broken: counts, under "broken", the lines with another number
+    of fields, which are left out; without it they are errors. Raises UserError for what cannot be found or read.
+    """
+    place = Path(data)
+    if not place.exists():
+        source = f"{data}:{config}" if config else data
+        return source, _table_rows(source, splits[0], limit)
+    files = [place] if place.is_file() else _files(place, splits, folders)
+    rows = chain.from_iterable(
+        _tab_separated(file, headless, broken)
+        if file.suffix in TAB_SEPARATED
+        else _table_rows(str(file), "train", limit)
+        for file in files
+    )
+    return str(files[0] if len(files) == 1 else files[0].parent), islice(rows, limit)
+
+
+def _table_rows(source: str, split: str, limit: int | None) -> Iterator[Row]:
+    from .sources import read_table  # it imports `datasets`, which takes seconds
+
+    try:
+        table = read_table(source, split=split, limit=limit)
+    except RuntimeError as error:  # what `datasets` raises for a set that is a script, which it no longer runs
+        raise UserError(f"{source} cannot be loaded ({error}); give a local copy of its files") from None
+    empty = dict.fromkeys(table.columns)
+    for number, row in table.rows:
+        yield f"{source}, row {number}", row.get("idx", number - 1), empty | row
+
+
+def _files(folder: Path, splits: Sequence[str], folders: Sequence[str]) -> list[Path]:
+    """The files of a split: called as it is, else its numbered parts, else those with its name as one of their words."""
+    from .sources import LOADERS
+
+    wanted = {name.replace("-", "").lower() for name in folders}
+    inner = [
+        path for path in sorted(folder.iterdir()) if path.is_dir() and path.name.replace("-", "").lower() in wanted
+    ]
+    folder = inner[0] if inner else folder
+    there = [path for path in sorted(folder.iterdir()) if path.suffix in (*TAB_SEPARATED, *LOADERS)]
+    name = "|".join(re.escape(split) for split in splits)
+    for pattern in (rf"({name})", rf"({name})-\d+-of-\d+", rf"(.*[^a-z])?({name})([^a-z].*)?"):
+        found = [path for path in there if re.fullmatch(pattern, path.stem)]
+        kinds = sorted({path.suffix for path in found})
+        if len(kinds) > 1 or (len(found) > 1 and "-of-" not in pattern):
+            raise UserError(f"{folder} has several files for the split {splits[0]} ({_names(found)}); give one of them")
+        if found:
+            return found
+    raise UserError(
+        f"{folder} has no file for the split {splits[0]} (it has: {_names(there) or 'none that can be read'}); "
+        f"call it {' or '.join(f'{split}.tsv' for split in splits)}, .jsonl, .parquet or .csv"
+    )
+
+
+def _names(paths: Iterable[Path]) -> str:
+    return ", ".join(path.name for path in paths)
+
+
+def _tab_separated(file: Path, headless: Sequence[str] | None, broken: Counter | None) -> Iterator[Row]:
+    """The rows of a file; its fields are `headless` where the first line does not name the last of them."""
+    header, first = None, 2
+    try:
+        with open(file, encoding="utf-8-sig", newline="\n") as lines:
+            for number, line in enumerate(lines, 1):
+                fields = line.rstrip("\r\n").split("\t")
+                if header is None and headless is not None and headless[-1] not in fields:
+                    header, first = headless, 1
+                elif header is None:
+                    header = fields
+                    continue
+                if len(fields) == len(header):
+                    yield f"{file}, line {number}", number - first, dict(zip(header, fields, strict=True))
+                elif fields != [""] and broken is not None:
+                    broken["broken"] += 1
+                elif fields != [""]:
+                    raise UserError(
+                        f"{file}, line {number}: {len(fields)} fields where {len(header)} are needed "
+                        "(separated by tabs; quotation marks do not join them); mend or remove the line"
+                    )
+    except UnicodeDecodeError:
+        raise UserError(f"{file} is not UTF-8 text; convert the file") from None
