@@ -1,196 +1,103 @@
-"""Method name → adapted model, adapted model → files, files → model.
+"""Adapted model → files, files → model. How a method gets into a model is in methods.py.
 
-PEFT does the adapting. What is ours: the checks, the frozen initial copy for the teacher (teacher.py), and an export that
-turns a PiSSA adapter into plain LoRA for the original base: W_res + s·B·A − W = s·(B·A − B0·A0) = s·[B, −B0]·[A; A0].
+The export turns a PiSSA adapter into plain LoRA for the original base: W_res + s·B·A − W = s·(B·A − B0·A0) =
+s·[B, −B0]·[A; A0].
 """
 
 import copy
-import logging
-import re
+import warnings
 from pathlib import Path
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
-from safetensors.torch import save_file
+from peft import PeftModel, get_peft_model_state_dict
+from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers.pytorch_utils import Conv1D
 
-from .errors import UserError, choose, nearest
-from .files import atomic_folder, read_json
-from .models import load_model
-from .teacher import COPY, initial_copy, initial_tensors, keep_initial_copy
+from .adalora import after_step, effective_ranks, leave_loss_alone, penalty
+from .conv1d import to_conv1d, to_linear
+from .errors import UserError
+from .files import atomic_folder, read_json, write_json
+from .methods import BOTTLENECKS, INITS, METHODS, NITER, OWN, Attached, attach, attached_to, check_method, start_of
+from .models import is_classifier, load_classifier, load_model
+from .targets import DEFAULT_TARGETS, default_targets, is_within, stacked_experts
+from .teacher import COPY, initial_copy, initial_tensors
 
-logger = logging.getLogger(__name__)
+__all__ = [  # what others know by this file's name
+    "DEFAULT_TARGETS",
+    "INITS",
+    "METHODS",
+    "NITER",
+    "after_step",
+    "attach",
+    "check_method",
+    "default_targets",
+    "export",
+    "export_merged",
+    "find_run",
+    "load",
+    "penalty",
+    "saved_parameters",
+    "stacked_experts",
+    "start_of",
+    "trained_parameters",
+]
 
-METHODS = ("full", "lora", "pissa", "ba-lora")  # and pissa_niter_N
-INITS = ("lora", "pissa")  # and pissa_niter_N
-NITER = re.compile(r"pissa_niter_\d+")
-
-_ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
-_DECODER = (*_ATTENTION, "gate_proj", "up_proj", "down_proj")  # the paper's seven
-# What is adapted when nothing is named, by transformers' model type; other types: all linear layers but the head, which is
-# the same for the dense types here. transformers stacks the experts of a mixture in one tensor a layer, which is no linear
-# layer: there only the attention is adapted, neither experts nor router.
-DEFAULT_TARGETS = {
-    **dict.fromkeys(("llama", "mistral", "gemma", "gemma3_text", "qwen2"), _DECODER),
-    "gpt2": ("c_attn", "c_proj", "c_fc"),
-    **dict.fromkeys(("mixtral", "qwen2_moe"), _ATTENTION),
-    "deepseek_v2": ("q_proj", "q_a_proj", "q_b_proj", "kv_a_proj_with_mqa", "kv_b_proj", "o_proj"),
-}
-
-
-def check_method(method: str) -> str:
-    """Return `method` when it is known: full, lora, pissa, pissa_niter_N, ba-lora. UserError otherwise."""
-    return method if NITER.fullmatch(method) else choose("method", method, METHODS)
-
-
-def start_of(method: str, init: str | None) -> str:
-    """How the factors of `method` start: "lora" (B = 0) or "pissa", "pissa_niter_N" (the leading singular triplets)."""
-    own = {"lora": "lora", "pissa": "pissa", "ba-lora": "pissa"}.get(method, method)
-    if init is None or init == own:
-        return own
-    if method == "ba-lora":
-        return init if NITER.fullmatch(init) else choose("init", init, INITS)
-    if method == "pissa" and NITER.fullmatch(init):
-        return init
-    raise UserError(f"init '{init}' does not go with method '{method}', which starts as '{own}'; leave init out")
-
-
-def attach(
-    model: nn.Module,
-    method: str,
-    *,
-    rank: int,
-    alpha: float,
-    target_modules: list[str] | None = None,
-    init: str | None = None,
-    seed: int = 0,
-    keep_initial: bool | None = None,
-    dropout: float = 0.0,
-) -> nn.Module:
-    """Prepare `model` for training with `method` and return it; its forward(input_ids, labels=...) stays transformers' own.
-
-    method: full, lora, pissa, pissa_niter_N (randomised SVD with N power iterations), or ba-lora.
-    rank, alpha: of the factors; the update is scaled by alpha/rank. target_modules: names as PEFT takes them; None is every
-    linear layer but the head. init: "pissa" (default) or "pissa_niter_N", and for ba-lora "lora". seed: of the random starts.
-    keep_initial: keep a frozen copy of the trained tensors, which the teacher needs; low-rank methods always keep it, full
-    fine-tuning only when True (it is a second model). dropout: on the adapter's input; not with a PiSSA start, because
-    W_res + dropout(B0·A0) is not W.
-
-    Raises UserError for an unknown method, a rank above a target matrix, or a combination that cannot work.
-    """
-    check_method(method)
-    if method == "full":
-        model.requires_grad_(True)
-        if keep_initial:
-            keep_initial_copy(model)
-        return model
-    start = start_of(method, init)
-    if rank < 1:
-        raise UserError(f"rank must be at least 1, got {rank}")
-    if start != "lora":
-        if dropout:
-            raise UserError(
-                f"dropout {dropout} does not go with a PiSSA start, which would no longer equal the base; set it to 0"
-            )
-        if getattr(model, "is_quantized", False) or getattr(model, "quantization_method", None):
-            raise UserError(
-                "a PiSSA start decomposes full-precision weights and this base is quantised; load it unquantised"
-            )
-    target_modules = target_modules or default_targets(model)
-    config = LoraConfig(
-        r=rank,
-        lora_alpha=alpha,
-        lora_dropout=dropout,
-        target_modules=target_modules or "all-linear",
-        init_lora_weights=True if start == "lora" else start,
-        task_type="CAUSAL_LM",
-    )
-    _check_targets(model, target_modules, rank)
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        adapted = get_peft_model(model, config)
-    keep_initial_copy(adapted)
-    return adapted
-
-
-def default_targets(model: nn.Module) -> list[str] | None:
-    """The layers of `model` that DEFAULT_TARGETS names for its type; None for a type that it does not know."""
-    known = DEFAULT_TARGETS.get(getattr(getattr(model, "config", None), "model_type", None), ())
-    present = {name.rpartition(".")[2] for name, _ in model.named_modules()}
-    targets = [name for name in known if name in present] or None
-    stacked = stacked_experts(model)
-    if stacked:
-        logger.warning(
-            "the experts (%s, ...) are stacked tensors, no linear layers, and stay as they are; adapted: %s",
-            stacked[0],
-            ", ".join(targets or ["all linear layers"]),
-        )
-    return targets
-
-
-def stacked_experts(model: nn.Module) -> list[str]:
-    """Names of the tensors in which a mixture of experts holds its experts one upon another; none in a dense model."""
-    return [name for name, parameter in model.named_parameters() if "expert" in name and parameter.dim() > 2]
-
-
-def _check_targets(model: nn.Module, target_modules: list[str] | None, rank: int) -> None:
-    """UserError when a target name matches nothing, or when `rank` is larger than a matrix it would factor."""
-    linears = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear | Conv1D)}
-    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
-    for target in target_modules or ():
-        if not any(name == target or name.endswith(f".{target}") for name in linears):
-            known = sorted({name.rpartition(".")[2] for name in linears})
-            raise UserError(
-                f"target module '{target}' matches no linear layer{nearest(target, known)} (there are: {', '.join(known)})"
-            )
-    for name, module in linears.items():
-        chosen = (
-            any(name == target or name.endswith(f".{target}") for target in target_modules)
-            if target_modules
-            else module is not head
-        )
-        if chosen and rank > min(module.weight.shape):
-            shape = "×".join(str(size) for size in module.weight.shape)
-            raise UserError(
-                f"rank {rank} is larger than the target matrix {name} ({shape}); use at most {min(module.weight.shape)}"
-            )
+TASK_FILE = "task.json"  # beside the weights of a classifier
+OWN_FILE = "ba_lora.json"  # how an adapter that PEFT cannot open alone is opened
+OWN_WEIGHTS = "adapter.safetensors"
 
 
 def trained_parameters(model: nn.Module) -> int:
-    """How many numbers training changes."""
+    """How many numbers training changes, the head's included."""
     return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
 
 
 def saved_parameters(model: nn.Module) -> list[nn.Parameter]:
-    """The parameters that `export` reads: of a low-rank method what is trained and its initial values, else all."""
+    """The parameters that `export` reads: what is trained, of methods with factors its initial values too; of full all."""
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     if isinstance(model, PeftModel):
-        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         return trained + list(initial_copy(model).copies)
+    if attached_to(model).method in OWN:
+        return trained
     return [parameter for name, parameter in model.named_parameters() if not name.startswith(f"{COPY}.")]
 
 
-def export(model: nn.Module, folder: str | Path) -> None:
-    """Save what was trained; `folder` appears whole or not at all. Needs nothing but the model.
+def export(model: nn.Module, folder: str | Path, task: dict | None = None) -> None:
+    """Save what was trained; `folder` appears whole or not at all. Needs nothing but the model. safetensors only.
 
-    Low-rank methods: plain PEFT LoRA for the original base (from a PiSSA start with rank and alpha doubled). Full
-    fine-tuning: the whole model as save_pretrained writes it. safetensors only.
+    LoRA, PiSSA, BA-LoRA: plain PEFT LoRA for the original base (from a PiSSA start with rank and alpha doubled). LoHa, DoRA,
+    AdaLoRA: PEFT's own form, of AdaLoRA only the triplets that are left. BitFit, Houlsby, Pfeiffer: the trained tensors and
+    ba_lora.json. Full fine-tuning: the whole model as save_pretrained writes it. The head is saved with each.
+    Of a classifier task.json is written too: "labels" (names, or null for a regression), "head" and what `task` says.
     """
     model = getattr(model, "student", model)  # an ObjectiveModel holds the adapted model as .student
+    attached = attached_to(model)
+    whole = model.get_base_model() if isinstance(model, PeftModel) else model
     with atomic_folder(folder) as place:
         if isinstance(model, PeftModel):
-            _export_lora(model, place)
+            _export_peft(model, place, attached.head)
+        elif attached.method in OWN:
+            trained = {name: tensor for name, tensor in model.named_parameters() if tensor.requires_grad}
+            _save(trained, place / OWN_WEIGHTS)
         else:
             state = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith(f"{COPY}.")}
             model.save_pretrained(place, state_dict=state)
+        if attached.method in OWN or attached.as_linear:
+            write_json(place / OWN_FILE, attached._asdict() | {"base_model": whole.name_or_path or None})
+        if is_classifier(whole) or task:
+            regression = whole.config.problem_type == "regression"
+            labels = None if regression else [whole.config.id2label[i] for i in range(whole.config.num_labels)]
+            write_json(place / TASK_FILE, {"labels": labels, "head": list(attached.head)} | (task or {}))
 
 
-def _export_lora(model: PeftModel, folder: Path) -> None:
+def _export_peft(model: PeftModel, folder: Path, head: tuple[str, ...]) -> None:
     name = model.active_adapter
-    config = copy.deepcopy(model.peft_config[name])
+    if hasattr(model.peft_config[name], "rank_pattern") and hasattr(model.peft_config[name], "target_r"):
+        model.peft_config[name].rank_pattern = effective_ranks(model)
     # the embeddings are never resized here; left to itself PEFT asks the hub whether they were
-    trained = get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False)
-    if str(config.init_lora_weights).startswith("pissa"):
+    trained = get_peft_model_state_dict(model, model.state_dict(), adapter_name=name, save_embedding_layers=False)
+    config = copy.deepcopy(model.peft_config[name])
+    if str(getattr(config, "init_lora_weights", "")).startswith("pissa"):
         initial = {key.replace(f".{name}.", "."): value for key, value in initial_tensors(model).items()}
         for key, value in trained.items():
             if "lora_A" in key:
@@ -198,34 +105,57 @@ def _export_lora(model: PeftModel, folder: Path) -> None:
             elif "lora_B" in key:
                 trained[key] = torch.cat([value, -initial[key].to(value)], dim=1)  # (out, 2r)
         config.r, config.lora_alpha, config.init_lora_weights = 2 * config.r, 2 * config.lora_alpha, True
+    base = model.get_base_model()
+    if head:
+        # as PEFT writes and reads the modules that are trained whole
+        config.task_type, config.modules_to_save, config.exclude_modules = "SEQ_CLS", list(head), None
+        heads = ((key, value) for key, value in base.named_parameters() if is_within(key, head))
+        trained |= {f"base_model.model.{key}": value for key, value in heads}
     config.inference_mode = True
     config.target_modules = sorted(config.target_modules)  # PEFT keeps a set: the same run would write another order
-    if float(config.lora_alpha).is_integer():
-        config.lora_alpha = int(config.lora_alpha)  # what other software declares it as
+    for scale in ("lora_alpha", "alpha"):
+        if hasattr(config, scale) and float(getattr(config, scale)).is_integer():
+            setattr(config, scale, int(getattr(config, scale)))  # what other software declares it as
     if config.base_model_name_or_path is None:
-        config.base_model_name_or_path = model.get_base_model().name_or_path or None
+        config.base_model_name_or_path = base.name_or_path or None
     config.save_pretrained(folder)
-    tensors = {key: value.detach().cpu().contiguous() for key, value in trained.items()}
-    save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    _save(trained, folder / "adapter_model.safetensors")
+
+
+def _save(tensors: dict[str, torch.Tensor], file: Path) -> None:
+    whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    save_file(whole, file, metadata={"format": "pt"})
 
 
 def export_merged(
     adapter: str | Path, base: str, folder: str | Path, dtype: str = "float32", *, trust_remote_code: bool = False
 ) -> None:
-    """Fold the exported adapter into its original base and save the result, which any software can open."""
+    """Fold the exported adapter into its original base and save the result, which any software can open.
+
+    UserError for bottlenecks, which are no change of the base's weights.
+    """
     from .models import load_tokenizer
 
-    merged = load(adapter, load_model(base, dtype, trust_remote_code=trust_remote_code)).merge_and_unload()
+    merged = load(adapter, base, dtype, trust_remote_code=trust_remote_code)
+    attached = attached_to(merged)
+    if attached.method in BOTTLENECKS:
+        raise UserError(f"an adapter of method '{attached.method}' adds layers and cannot be folded into {base}")
+    if isinstance(merged, PeftModel):
+        merged = merged.merge_and_unload()
+        to_conv1d(merged, attached.as_linear)
     with atomic_folder(folder) as place:
         merged.save_pretrained(place)
         load_tokenizer(base, trust_remote_code=trust_remote_code).save_pretrained(place)
+        if is_classifier(merged):
+            write_json(place / TASK_FILE, read_json(find_run(adapter)[0] / TASK_FILE))
 
 
 def find_run(folder: str | Path) -> tuple[Path, str | None]:
     """(what was saved, name of its base model or None) of a run folder, an adapter folder or a model folder."""
     folder = Path(folder)
-    if (folder / "adapter_config.json").is_file():
-        return folder, read_json(folder / "adapter_config.json").get("base_model_name_or_path")
+    for name, key in (("adapter_config.json", "base_model_name_or_path"), (OWN_FILE, "base_model")):
+        if (folder / name).is_file():
+            return folder, read_json(folder / name).get(key)
     if (folder / "run.json").is_file():
         base = read_json(folder / "run.json").get("model")
         for name in ("adapter", "model"):
@@ -248,14 +178,44 @@ def load(
 ) -> nn.Module:
     """Open what any method saved, in evaluation mode: a run folder, its adapter/ or model/, or any model folder.
 
-    base: the original model or its name; by default the one that the run or the adapter recorded. trust_remote_code: run
-    Python code that comes with the model.
+    base: the original model or its name; by default the one that the run or the adapter recorded. A folder with a task.json is
+    a classifier, and so is its base. trust_remote_code: run Python code that comes with the model.
     """
     saved, recorded = find_run(folder)
-    if not (saved / "adapter_config.json").is_file():
-        return load_model(str(saved), dtype, trust_remote_code=trust_remote_code)
+    task = read_json(saved / TASK_FILE) if (saved / TASK_FILE).is_file() else None
+    own = read_json(saved / OWN_FILE) if (saved / OWN_FILE).is_file() else {}
+
+    def opened(name: str) -> nn.Module:
+        if task is None:
+            return load_model(name, dtype, trust_remote_code=trust_remote_code)
+        return load_classifier(name, task["labels"], dtype=dtype, trust_remote_code=trust_remote_code)[0]
+
+    if not own and not (saved / "adapter_config.json").is_file():
+        return opened(str(saved))
     base = base if base is not None else recorded
     if base is None:
         raise UserError(f"{saved} does not say which base model it belongs to; name it")
-    model = load_model(base, dtype, trust_remote_code=trust_remote_code) if isinstance(base, str) else base
-    return PeftModel.from_pretrained(model, str(saved)).eval()
+    model = opened(base) if isinstance(base, str) else base
+    if own.get("method") in OWN:
+        return _load_own(model, own, saved / OWN_WEIGHTS)
+    as_linear = tuple(to_linear(model, own["head"])) if own.get("as_linear") else ()
+    with warnings.catch_warnings():
+        # PEFT looks for the layers of an AdaLoRA adapter under the names of their singular values
+        warnings.filterwarnings("ignore", "The following rank_pattern keys did not match", RuntimeWarning)
+        adapted = PeftModel.from_pretrained(model, str(saved)).eval()
+    leave_loss_alone(adapted)
+    adapted.attached = Attached(own.get("method", "lora"), own.get("rank", 0), tuple(own.get("head", ())), as_linear)
+    return adapted
+
+
+def _load_own(model: nn.Module, own: dict, file: Path) -> nn.Module:
+    """`model` with what BitFit or the bottlenecks of a folder trained. UserError when the tensors are of another model."""
+    model = attach(model, own["method"], rank=own["rank"], alpha=1, head=own["head"])
+    trained, saved = {n: p for n, p in model.named_parameters() if p.requires_grad}, load_file(file)
+    wrong = sorted(trained.keys() ^ saved.keys()) or [n for n in saved if saved[n].shape != trained[n].shape]
+    if wrong:
+        raise UserError(f"{file}: {wrong[0]} does not fit the base model; name the base that the adapter belongs to")
+    with torch.no_grad():
+        for name, value in saved.items():
+            trained[name].copy_(value)
+    return model.requires_grad_(False).eval()

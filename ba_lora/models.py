@@ -1,10 +1,14 @@
 """Model and tokenizer by name: the embedded model ("tiny"), a folder, a hub id, or "package:NAME" from the registry."""
 
+import contextlib
 import importlib.util
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+from transformers import logging as transformers_logging
 
 from . import packages
 from .errors import UserError, choose
@@ -68,6 +72,104 @@ def load_model(
         # an exported adapter names its base so, not by a folder of this machine
         model.name_or_path = model.config._name_or_path = name
     return model.eval()
+
+
+def load_classifier(
+    name: str,
+    labels: Sequence[str] | None,
+    *,
+    seed: int = 0,
+    dtype: str = "float32",
+    attn_implementation: str | None = None,
+    trust_remote_code: bool = False,
+) -> tuple[nn.Module, list[str]]:
+    """(a sequence classifier in evaluation mode, the names of its head's modules).
+
+    labels: names of the classes; None is a regression with one output. The head: the modules that the checkpoint lacks, each
+    the topmost one that is missing as a whole (DeBERTa: pooler, classifier); of a whole classifier the modules beside its
+    body. What is missing is drawn from `seed` alone, so that every method starts with the same head. A model without a
+    padding token pads with its end of sequence. Raises UserError when it cannot be opened, is a classifier of other classes,
+    or when the files lack weights of the body.
+    """
+    choose("dtype", dtype, DTYPES)
+    check_attention(attn_implementation, dtype)
+    place, outputs = locate(name), 1 if labels is None else len(labels)
+    try:
+        config = AutoConfig.from_pretrained(place, trust_remote_code=trust_remote_code)
+        config.num_labels = outputs  # gives the classes placeholder names
+        config.problem_type = "regression" if labels is None else "single_label_classification"
+        if labels is not None:
+            config.id2label = dict(enumerate(labels))
+            config.label2id = {label: number for number, label in enumerate(labels)}
+        if getattr(config, "pad_token_id", None) is None:
+            ends = getattr(config, "eos_token_id", None)
+            config.pad_token_id = ends[0] if isinstance(ends, list) else ends
+        with torch.random.fork_rng(), _quiet():
+            torch.manual_seed(seed)
+            model, report = AutoModelForSequenceClassification.from_pretrained(
+                place,
+                config=config,
+                dtype=DTYPES[dtype],
+                attn_implementation=attn_implementation,
+                trust_remote_code=trust_remote_code,
+                output_loading_info=True,
+            )
+    except (OSError, ValueError) as error:
+        raise _cannot_open("model", name, error) from None
+    except RuntimeError as error:
+        if "mismatch" not in str(error):
+            raise
+        raise UserError(
+            f"model {name} is a classifier, and not one of {outputs} outputs; give its pre-trained body"
+        ) from None
+    head = topmost(model, report["missing_keys"]) or beside_body(model)
+    body = model.base_model_prefix
+    lacking = [
+        module for module in head if module == body or (module.startswith(f"{body}.") and "pooler" not in module)
+    ]
+    if lacking:
+        raise UserError(f"model {name} has no weights for {lacking[0]}, which is no part of a head; give a whole model")
+    if name == "tiny" or name.startswith(packages.PREFIX):
+        model.name_or_path = model.config._name_or_path = name
+    return model.eval(), head
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without transformers' table of what a checkpoint lacks, which of a classifier is the head, as it should be."""
+    level = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(level)
+
+
+def topmost(model: nn.Module, missing: Sequence[str]) -> list[str]:
+    """The fewest names of modules (else of tensors) that hold every missing parameter and no other, in the model's order."""
+    missing = set(missing)
+    names = [name for name, _ in model.named_parameters()]
+    found = []
+    for name in (name for name in names if name in missing):
+        parts = name.split(".")
+        for length in range(1, len(parts) + 1):
+            top = ".".join(parts[:length])
+            if all(each in missing for each in names if each == top or each.startswith(f"{top}.")):
+                break
+        if top not in found:
+            found.append(top)
+    return found
+
+
+def beside_body(model: nn.Module) -> list[str]:
+    """The modules with parameters that a classifier has beside its body."""
+    children = [(name, child) for name, child in model.named_children() if name != model.base_model_prefix]
+    return [name for name, child in children if next(child.parameters(), None) is not None]
+
+
+def is_classifier(model: nn.Module) -> bool:
+    """Whether `model` is one of transformers' sequence classifiers."""
+    return type(model).__name__.endswith("ForSequenceClassification")
 
 
 def load_tokenizer(name: str, *, trust_remote_code: bool = False):

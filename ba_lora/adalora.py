@@ -1,0 +1,92 @@
+"""AdaLoRA (Zhang et al. 2023) on PEFT's layers: its schedule, its penalty, and what of it is effective.
+
+The update of a layer is B·diag(E)·A. It starts with 1.5 times the rank asked for in every layer; during the training the
+least important triplets of the whole model are masked, until the rank asked for is left on the average.
+"""
+
+import torch
+from peft import AdaLoraConfig, AdaLoraModel, PeftModel
+from torch import Tensor, nn
+
+from .errors import UserError
+from .regularizers import working
+
+ORTHOGONALITY = 0.1  # weight of the penalty; PEFT's default is 0.5
+WARMUP, FINAL = (
+    10,
+    2,
+)  # the first 1/10 of the steps keeps all ranks, the last 1/2 the final ones: about what that paper does
+ALLOCATIONS = 1000  # at most so many allocations of the ranks
+
+
+class AdaLora(AdaLoraModel):
+    """PEFT's, but its forward leaves the loss alone: the penalty is added by whoever asks `penalty` for it, once."""
+
+    def forward(self, *inputs, **options):
+        return self.model.forward(*inputs, **options)
+
+
+def start_rank(rank: int) -> int:
+    """The rank of every layer at the start: 1.5 times that at the end."""
+    return max(rank + 1, -(-3 * rank // 2))
+
+
+def adalora_config(rank: int, alpha: float, total_steps: int | None, **options) -> AdaLoraConfig:
+    """PEFT's configuration for a training of `total_steps` optimiser steps. The update is scaled by alpha/start_rank(rank)."""
+    if total_steps is None or total_steps < 1:
+        raise UserError(
+            f"adalora plans its ranks over the training and got total_steps {total_steps}; give their number"
+        )
+    return AdaLoraConfig(
+        init_r=start_rank(rank),
+        target_r=rank,
+        lora_alpha=alpha,
+        total_step=total_steps,
+        tinit=total_steps // WARMUP,
+        tfinal=total_steps // FINAL,
+        deltaT=max(1, total_steps // ALLOCATIONS),
+        orth_reg_weight=ORTHOGONALITY,
+        **options,
+    )
+
+
+def leave_loss_alone(model: PeftModel) -> None:
+    """Keep the forward of an AdaLoRA model from adding the penalty to a loss; of other models nothing changes."""
+    if type(model.base_model) is AdaLoraModel:
+        model.base_model.__class__ = AdaLora  # PEFT chooses the class by the configuration's
+
+
+def penalty(model: nn.Module) -> Tensor | None:
+    """AdaLoRA's weighted orthogonality penalty: the mean over the factors of ‖AAᵀ − I‖_F and ‖BᵀB − I‖_F. Else None."""
+    if not _is_adalora(model):
+        return None
+    norms = []
+    for name, factor in model.base_model.model.named_parameters():
+        if factor.requires_grad and (".lora_A." in name or ".lora_B." in name):
+            gram = factor @ factor.T if ".lora_A." in name else factor.T @ factor  # (rank, rank)
+            norms.append(torch.linalg.matrix_norm(working(gram) - torch.eye(len(gram), device=gram.device)))
+    return model.peft_config[model.active_adapter].orth_reg_weight * torch.stack(norms).mean()
+
+
+def after_step(model: nn.Module, step: int) -> None:
+    """Move AdaLoRA's ranks on; other methods have nothing to do. Called after optimizer.step() and before zero_grad().
+
+    step: number of this optimiser step, the first is 0.
+    """
+    if _is_adalora(model):
+        model.base_model.update_and_allocate(step)
+
+
+def effective_ranks(model: PeftModel) -> dict[str, list[bool]] | None:
+    """Which triplets have a singular value other than 0, by the name of their E; None before the first allocation.
+
+    Not PEFT's own record: between two allocations a masked value may have moved again.
+    """
+    if model.peft_config[model.active_adapter].rank_pattern is None:
+        return None
+    values = {n: p for n, p in model.base_model.model.named_parameters() if f".lora_E.{model.active_adapter}" in n}
+    return {name: (value != 0).view(-1).tolist() for name, value in values.items()}
+
+
+def _is_adalora(model: nn.Module) -> bool:
+    return isinstance(model, PeftModel) and isinstance(model.base_model, AdaLoraModel)

@@ -1,0 +1,172 @@
+"""Method name → adapted model.
+
+PEFT does the adapting where it has the method. What is ours: the checks, BitFit and the bottlenecks (bottleneck.py), AdaLoRA's
+penalty (adalora.py), a head that is trained whole with every method, and the frozen initial copy for the teacher (teacher.py).
+"""
+
+import re
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from peft import LoHaConfig, LoraConfig, PeftConfig, get_peft_model
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from .adalora import adalora_config, leave_loss_alone, start_rank
+from .bottleneck import add_bottlenecks
+from .conv1d import to_linear
+from .errors import UserError, choose, nearest
+from .models import beside_body, is_classifier
+from .targets import check_targets, default_targets, head_pattern, is_within, linear_layers
+from .teacher import keep_initial_copy
+
+METHODS = ("full", "bitfit", "houlsby", "pfeiffer", "lora", "loha", "dora", "adalora", "pissa", "ba-lora")
+INITS = ("lora", "pissa")  # and pissa_niter_N, which is a method too
+NITER = re.compile(r"pissa_niter_\d+")
+BOTTLENECKS = ("houlsby", "pfeiffer")
+OWN = ("bitfit", *BOTTLENECKS)  # PEFT has not these
+NO_DROPOUT = (*OWN, "loha")
+
+
+class Attached(NamedTuple):
+    """What `attach` did to a model. as_linear: the Conv1D layers that became nn.Linear."""
+
+    method: str = "full"
+    rank: int = 0
+    head: tuple[str, ...] = ()
+    as_linear: tuple[str, ...] = ()
+
+
+def check_method(method: str) -> str:
+    """Return `method` when it is known: one of METHODS or pissa_niter_N. UserError otherwise."""
+    return method if NITER.fullmatch(method) else choose("method", method, METHODS)
+
+
+def start_of(method: str, init: str | None) -> str:
+    """How the factors of `method` start: "lora" (their product is 0) or "pissa", "pissa_niter_N" (the leading singular
+    triplets); the method's name where it has no factors."""
+    own = {"ba-lora": "pissa", **dict.fromkeys(("loha", "dora", "adalora"), "lora")}.get(method, method)
+    if init is None or init == own:
+        return own
+    if method == "ba-lora":
+        return init if NITER.fullmatch(init) else choose("init", init, INITS)
+    if method == "pissa" and NITER.fullmatch(init):
+        return init
+    raise UserError(f"init '{init}' does not go with method '{method}', which starts as '{own}'; leave init out")
+
+
+def attach(
+    model: nn.Module,
+    method: str,
+    *,
+    rank: int,
+    alpha: float,
+    target_modules: list[str] | None = None,
+    init: str | None = None,
+    seed: int = 0,
+    keep_initial: bool | None = None,
+    dropout: float = 0.0,
+    head: Sequence[str] = (),
+    total_steps: int | None = None,
+) -> nn.Module:
+    """Prepare `model` for training with `method` and return it; its forward(input_ids, labels=...) stays transformers' own.
+
+    method: one of METHODS, or pissa_niter_N (randomised SVD with N power iterations).
+    rank, alpha: of the factors; the update is scaled by alpha/rank (AdaLoRA: by its start_rank). Of houlsby and pfeiffer rank is
+    the bottleneck's width; full and bitfit (all biases) have neither. target_modules: names as PEFT takes them; None is every
+    linear layer but the head. init: "pissa" (default) or "pissa_niter_N", and for ba-lora "lora". seed: of the random starts.
+    keep_initial: keep a frozen copy of the trained tensors, which the teacher needs; methods with factors always keep it, the
+    others only when True (of full fine-tuning it is a second model). dropout: on the adapter's input; not with a PiSSA start,
+    because W_res + dropout(B0·A0) is not W. head: names of modules that are trained whole and never adapted; () is none, and
+    of a sequence classifier every module beside the body. total_steps: optimiser steps of the training, for adalora.
+
+    Raises UserError for an unknown method, a rank above a target matrix, or a combination that cannot work.
+    """
+    check_method(method)
+    head = tuple(head) or (tuple(beside_body(model)) if is_classifier(model) else ())
+    modules = [name for name, _ in model.named_modules()]
+    for name in head:
+        if name not in modules:
+            raise UserError(f"head module '{name}' is not in this {type(model).__name__}{nearest(name, modules)}")
+    if dropout and method in NO_DROPOUT:
+        raise UserError(f"dropout {dropout} has no place in method '{method}'; set it to 0")
+    if method in ("full", *OWN):
+        _attach_own(model, method, rank, target_modules, seed, head)
+        if keep_initial:
+            keep_initial_copy(model)
+        return model
+    start = start_of(method, init)
+    if rank < 1:
+        raise UserError(f"rank must be at least 1, got {rank}")
+    if start != "lora":
+        if dropout:
+            raise UserError(
+                f"dropout {dropout} does not go with a PiSSA start, which would no longer equal the base; set it to 0"
+            )
+        if getattr(model, "is_quantized", False) or getattr(model, "quantization_method", None):
+            raise UserError(
+                "a PiSSA start decomposes full-precision weights and this base is quantised; load it unquantised"
+            )
+    targets = target_modules or default_targets(model, head)
+    if method == "adalora":
+        check_targets(model, targets, start_rank(rank), head, f" (adalora's at the start, for {rank} at the end)")
+    check_targets(model, targets, rank, head)
+    options = {"target_modules": targets or "all-linear", "exclude_modules": head_pattern(head)}
+    options["task_type"] = None if head else "CAUSAL_LM"  # a classifier's would wrap the head; export names it
+    as_linear = tuple(to_linear(model, head)) if method == "loha" else ()  # PEFT's LoHa refuses Conv1D
+    config = _peft_config(model, method, rank, alpha, start, dropout, total_steps, options)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        adapted = get_peft_model(model, config)
+    for name in head:
+        model.get_submodule(name).requires_grad_(True)
+    leave_loss_alone(adapted)
+    keep_initial_copy(adapted)
+    adapted.attached = Attached(method, rank, head, as_linear)
+    return adapted
+
+
+def _peft_config(
+    model: nn.Module, method: str, rank: int, alpha: float, start: str, dropout: float, total_steps, options: dict
+) -> PeftConfig:
+    """PEFT's configuration of `method`."""
+    if method == "loha":
+        return LoHaConfig(r=rank, alpha=alpha, **options)
+    transposed = any(isinstance(layer, Conv1D) for layer in linear_layers(model).values())
+    options |= {"lora_dropout": dropout, "fan_in_fan_out": transposed}
+    if method == "adalora":
+        return adalora_config(rank, alpha, total_steps, **options)
+    init = True if start == "lora" else start
+    return LoraConfig(r=rank, lora_alpha=alpha, init_lora_weights=init, use_dora=method == "dora", **options)
+
+
+def _attach_own(
+    model: nn.Module, method: str, rank: int, target_modules: list[str] | None, seed: int, head: tuple[str, ...]
+) -> None:
+    """Set what full, bitfit, houlsby and pfeiffer train, and add what they need."""
+    if target_modules and method in OWN:
+        raise UserError(f"target_modules {' '.join(target_modules)} has no place in method '{method}'; leave it out")
+    if method == "full":
+        model.requires_grad_(True)
+    elif method == "bitfit":
+        biases = [parameter for name, parameter in model.named_parameters() if name.endswith("bias")]
+        if not any(name.endswith("bias") and not is_within(name, head) for name, _ in model.named_parameters()):
+            raise UserError(f"method 'bitfit' trains biases and this {type(model).__name__} has none; use lora")
+        model.requires_grad_(False)
+        for bias in biases:
+            bias.requires_grad_(True)
+    else:
+        if rank < 1:
+            raise UserError(f"rank must be at least 1, got {rank}")
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            add_bottlenecks(model, method, rank, head)
+    for name in head:
+        model.get_submodule(name).requires_grad_(True)
+    model.attached = Attached(method, rank, head)
+
+
+def attached_to(model: nn.Module) -> Attached:
+    """What `attach` did to this model; of any other model, nothing."""
+    return vars(model).get("attached", Attached())
