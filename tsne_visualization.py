@@ -1,0 +1,13 @@
+"""Draw saved features as t-SNE figures: python tsne_visualization.py --features_dir DIR --output_dir OUT; --help teaches."""
+
+from ba_lora.errors import run_cli
+
+
+def main() -> None:
+    from ba_lora.tsne import main as draw
+
+    draw()
+
+
+if __name__ == "__main__":
+    run_cli(main)
