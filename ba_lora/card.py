@@ -64,11 +64,11 @@ def write_card(run: str | Path) -> Path:
 
     run, saved = Path(run), saved_in(run)
     record = read_json(run / "run.json")
-    data = hub_id(record["config"]["data"])
+    data = hub_id(_data_name(record["config"]))
     front = ModelCardData(
         base_model=hub_id(record["model"]),
-        library_name="peft" if saved.name == "adapter" else "transformers",
-        pipeline_tag="text-generation",
+        library_name="transformers" if saved.name == "model" else "peft" if _peft(saved) else "ba-lora",
+        pipeline_tag="text-classification" if record.get("task") else "text-generation",
         tags=_tags(record, saved),
         datasets=[data] if data else None,
     )
@@ -92,11 +92,21 @@ def write_card(run: str | Path) -> Path:
 def _tags(record: dict, saved: Path) -> list[str]:
     if saved.name == "model":
         return ["full-fine-tuning"]
+    if not _peft(saved) or record["config"]["method"] in ("loha", "dora", "adalora"):
+        return [record["config"]["method"]]
     return sorted({record["config"]["method"], "lora", "pissa" if _starts_from_pissa(record, saved) else "lora"})
+
+
+def _peft(saved: Path) -> dict | None:
+    """PEFT's config of the adapter; None where PEFT has not the method."""
+    file = saved / "adapter_config.json"
+    return read_json(file) if file.is_file() else None
 
 
 def _starts_from_pissa(record: dict, saved: Path) -> bool:
     """Whether export had to double the rank to express the adapter on the original base."""
+    if record["config"]["method"] in ("loha", "dora", "adalora"):
+        return False
     return read_json(saved / "adapter_config.json")["r"] != record["config"]["rank"]
 
 
@@ -107,10 +117,18 @@ def _method(record: dict, saved: Path) -> str:
         return (
             f"{base} Full fine-tuning: all {record['trained_parameters']:,} parameters were trained and are saved here."
         )
-    kept = read_json(saved / "adapter_config.json")
+    kept, head = _peft(saved), (record.get("task") or {}).get("head")
+    with_head = f", those of the head ({', '.join(head)}) among them" if head else ""
+    if kept is None:
+        width = "" if config["method"] == "bitfit" else f", width {config['rank']}"
+        return (
+            f"{base} Method: {config['method']}{width}; {record['trained_parameters']:,} trained parameters{with_head}."
+        )
+    targets = kept["target_modules"]
+    targets = targets if isinstance(targets, str) else ", ".join(sorted(targets))
     lines = [
         f"{base} Method: {config['method']}, rank {config['rank']}, alpha {config['alpha']:g}, dropout {config['dropout']:g},",
-        f"{record['trained_parameters']:,} trained parameters, on {', '.join(sorted(kept['target_modules']))}.",
+        f"{record['trained_parameters']:,} trained parameters{with_head}, on {targets}.",
     ]
     if _starts_from_pissa(record, saved):
         lines += [
@@ -124,14 +142,14 @@ def _method(record: dict, saved: Path) -> str:
 def _objective(objective: dict) -> str:
     weights = [objective[name] for name in ("lambda1", "lambda2", "lambda3")]
     if not any(weights):
-        return "The task's cross-entropy alone; the regularizers were off."
+        return "The task's loss alone; the regularizers were off."
     kl, entropy = objective["consistency"] == "kl", objective["diversity"] == "entropy"
     forms = (
         f"T²·KL to the pre-trained model at T = {objective['temperature']:g}" if kl else "squared difference of logits",
         f"negative entropy over {_classes(objective['top_k'])}" if entropy else "off-diagonal covariance of the logits",
         f"share of the leading {objective['svd_k']} singular values of the logits ({objective['svd_norm']} norm)",
     )
-    lines = ["The task's cross-entropy plus:", "", "| term | form | weight | schedule |", "|---|---|---:|---|"]
+    lines = ["The task's loss plus:", "", "| term | form | weight | schedule |", "|---|---|---:|---|"]
     for number, (term, form) in enumerate(zip(("consistency", "diversity", "spectrum"), forms, strict=True), 1):
         schedule = _schedule(objective, objective[f"lambda{number}_schedule"]) if weights[number - 1] else "off"
         lines.append(f"| {term} | {form} | {weights[number - 1]:g} | {schedule} |")
@@ -156,8 +174,24 @@ def _schedule(objective: dict, name: str) -> str:
     return f"{name}: {details[name]}" if name in details else name
 
 
+def _data_name(config: dict) -> str:
+    """What the training data are called: of a task without data of its own, where that comes from."""
+    from .data.glue import HUB
+
+    own = "rated review sentences (registry package vaderSentiment)" if config.get("task") == "reviews" else HUB
+    return config["data"] or own
+
+
 def _data(record: dict) -> str:
-    config, data, template = record["config"], record["data"], record["template"]
+    config, data, template = record["config"], record["data"], record.get("template")
+    if record.get("task"):
+        task, changes = record["task"], data["corruption"]
+        kind = f"classes {', '.join(task['labels'])}" if task["labels"] else "a regression"
+        broken = f" The labels were corrupted on purpose: {changes}." if changes else ""
+        return (
+            f"{task['name']} ({kind}) from {_source(config)}: {data['kept']:,} samples of at most {task['max_length']} tokens; "
+            f"SHA-256 of their token ids and labels\n`{data['hash']}`.{broken}"
+        )
     return (
         f"{_source(config)}: {data['kept']:,} samples of at most {config['max_length']} tokens; SHA-256 of their token ids\n"
         f"`{data['hash']}`. Prompt template `{template['name']}`" + _prompt(template)
@@ -166,9 +200,10 @@ def _data(record: dict) -> str:
 
 def _source(config: dict) -> str:
     copy = f"`{Path(config['data_path']).name}`" if config.get("data_path") else None
-    if copy and config["data"].startswith("tinymath:"):  # the default, which the file stood in for
+    name = _data_name(config)
+    if copy and name.startswith("tinymath:"):  # the default, which the file stood in for
         return copy
-    return f"`{public_name(config['data'])}`" + (f" (from a local copy, {copy})" if copy else "")
+    return f"`{public_name(name)}`" + (f" (from a local copy, {copy})" if copy else "")
 
 
 def _prompt(template: dict) -> str:
@@ -196,7 +231,7 @@ def _training(record: dict, metrics: Path) -> str:
 
 
 def _results(folder: Path) -> str:
-    scores = [read_json(file) | {"folder": file.parent.name} for file in sorted(folder.glob("*/score.json"))]
+    scores = [read_json(file) | {"folder": file.parent.name} for file in sorted(folder.glob("**/score.json"))]
     if not scores:
         return "None were measured."
     lines = ["| evaluation | benchmark | data | metric | score ± standard error | n | protocol |"]
@@ -204,14 +239,21 @@ def _results(folder: Path) -> str:
     for score in scores:
         data = public_name(score["data"]) if score.get("data") else "–"
         error = f" ± {score['stderr']:.4f}" if score.get("stderr") is not None else ""
-        cells = (score["folder"], score["benchmark"], data, score["metric"], f"{score['score']:.4f}{error}")
-        lines.append(f"| {' | '.join(cells)} | {score['n']} | {score['protocol']} |")
+        shown = "undefined" if score["score"] is None else f"{score['score']:.4f}{error}"
+        cells = (score["folder"], score["benchmark"], data, score["metric"], shown)
+        lines.append(f"| {' | '.join(cells)} | {score['n']} | {score.get('protocol', '–')} |")
     return "\n".join(lines)
 
 
 def _loading(record: dict, saved: Path) -> str:
+    if record.get("task"):
+        base = record["model"] if record["model"].startswith("package:") else public_name(record["model"])
+        given = "" if saved.name == "model" else f', base="{base}"'
+        return f'With this project: `ba_lora.load("THIS_FOLDER"{given})`, a sequence classifier with its trained head.'
     if saved.name == "model":
         return _python('model = AutoModelForCausalLM.from_pretrained("THIS_FOLDER_OR_ITS_HUB_ID")')
+    if not _peft(saved):
+        return f'With this project: `ba_lora.load("THIS_FOLDER", base="{public_name(record["model"])}")`.'
     name, rank = record["model"], read_json(saved / "adapter_config.json")["r"]
     place = (
         "ba_lora/tiny/model" if name == "tiny" else hub_id(name) or f"path/to/{public_name(name).rpartition(':')[2]}"

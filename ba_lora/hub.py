@@ -21,6 +21,9 @@ from .files import read_json
 
 logger = logging.getLogger(__name__)
 
+# Where an adapter names its base model, or a classifier its data.
+NAMING = (("adapter_config.json", "base_model_name_or_path"), ("ba_lora.json", "base_model"), ("task.json", "data"))
+
 
 def reserve(repo: str, public: bool = False) -> None:
     """Create the model repository `repo` (USER/NAME; private unless `public`) if need be, and check that it can be written.
@@ -56,10 +59,10 @@ def push(run: str | Path, repo: str) -> str:
         write_card(run)
     files = {path.relative_to(saved).as_posix(): path for path in sorted(saved.rglob("*")) if path.is_file()}
     contents: dict[str, Path | bytes] = {**files}
-    if "adapter_config.json" in files:
-        contents["adapter_config.json"] = _public_config(
-            files["adapter_config.json"], read_json(run / "run.json")["model"]
-        )
+    model = read_json(run / "run.json")["model"]
+    for name, key in NAMING:
+        if name in files:
+            contents[name] = _public_config(files[name], key, model)
     api = HfApi()
     additions = [CommitOperationAdd(name, content) for name, content in contents.items()]
     with _one_line(
@@ -84,11 +87,13 @@ def push_after(run: Path, arguments, last: bool = True) -> None:
         logger.warning("%s", error)
 
 
-def _public_config(file: Path, model: str) -> bytes:
-    """adapter_config.json as it is uploaded: with the name of the base model and no path of this machine."""
+def _public_config(file: Path, key: str, model: str) -> bytes:
+    """A config as it is uploaded: its `key`, a base model or data, with its name and no path of this machine."""
     config = read_json(file)
-    if not hub_id(model):
-        config["base_model_name_or_path"] = public_name(model)
+    if key == "data":
+        config[key] = config.get(key) and public_name(config[key])
+    elif not hub_id(model):
+        config[key] = public_name(model)
         logger.warning(
             "the base model '%s' is not from the hub; the upload names it and holds no path", public_name(model)
         )

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from transformers.modeling_outputs import CausalLMOutput
 
 from . import schedules
+from .adapters import penalty
 from .chunked import TeacherStats, chunked_objective, mean_entropy
 from .errors import UserError
 from .head import Split, cached_factor, split
@@ -72,8 +73,11 @@ class ObjectiveModel(StepModel):
         else:
             output, terms, lambda1 = self._dense(inputs, mask, targets, num_items_in_batch)
         if self.training:
+            extra = penalty(self.student)
+            if extra is not None:
+                terms["penalty"], output.loss = extra, output.loss + extra * self.share
             self.rows = self.rows + mask.sum()
-            self.record(terms, output.loss, lambda1, shared=("spectrum",))
+            self.record(terms, output.loss, lambda1, shared=("spectrum", "penalty"))
         return output
 
     def _can_split(self, input_ids: Tensor) -> bool:

@@ -9,21 +9,29 @@ from typing import NamedTuple
 
 import torch
 import yaml
-from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM
+from transformers import (
+    CONFIG_MAPPING,
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+)
 
 from . import launch
-from .adapters import attach, stacked_experts, start_of, trained_parameters
+from .adapters import NITER, attach, stacked_experts, start_of, trained_parameters
 from .arguments import TrainArguments
+from .data.glue import TASKS, load_examples
 from .data.sources import TINYMATH_ROWS, read_table
 from .errors import UserError, nearest
 from .memory import passing, standing
-from .models import DTYPES
+from .models import DTYPES, beside_body
 from .objective import Objective
 from .sharding import zero_stage
 from .teacher_cache import row_bytes
 from .tiny import MODEL_DIR
 
 NUMBERS = Path(__file__).resolve().parent.parent / "configs" / "models"
+ENCODERS = ("bert", "roberta", "deberta-v2")
 CHECKPOINTS = 2  # that a run keeps (run.training_arguments)
 RESPONSE = 200  # trained tokens that a sample is taken to have, as on MetaMathQA, where the tokenizer is not asked
 
@@ -51,8 +59,11 @@ def read_numbers(name: str) -> tuple[dict, str]:
     )
 
 
-def build(name: str, dtype: str, attn_implementation: str | None = None):
-    """The model `name` on the meta device: every tensor has its shape and dtype, none has storage."""
+def build(name: str, dtype: str, attn_implementation: str | None = None, outputs: int | None = None):
+    """The model `name` on the meta device: every tensor has its shape and dtype, none has storage.
+
+    A causal language model, or an encoder's body; with `outputs` a classifier of so many.
+    """
     numbers, source = read_numbers(name)
     numbers = {key: value for key, value in numbers.items() if key not in ("dtype", "architectures")}
     kind = numbers.pop("model_type", "")
@@ -60,8 +71,11 @@ def build(name: str, dtype: str, attn_implementation: str | None = None):
         raise UserError(f"{source}: transformers has no model type '{kind}' of its own; such a model cannot be planned")
     config = AutoConfig.for_model(kind, **numbers)
     attention = None if attn_implementation == "flash_attention_2" else attn_implementation  # keeps what sdpa keeps
+    kinds = AutoModel if kind in ENCODERS else AutoModelForCausalLM
+    if outputs:
+        kinds, config.num_labels = AutoModelForSequenceClassification, outputs
     with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(
+        return kinds.from_config(
             config, dtype=torch.float32 if dtype == "auto" else DTYPES[dtype], attn_implementation=attention
         )
 
@@ -96,27 +110,31 @@ class Job(NamedTuple):
     zero_stage: int
     processes: int
     cached: bool
+    outputs: int | None  # of a classifier
 
 
 @lru_cache(maxsize=64)
 def sizes(job: Job, with_passing: bool) -> Sizes:
     """Parameters and bytes. The model is built on the meta device and adapted by the same `attach`, from a start without SVD."""
-    model = build(job.model, job.dtype, job.attn_implementation)
+    model = build(job.model, job.dtype, job.attn_implementation, job.outputs)
     total = sum(parameter.numel() for parameter in model.parameters())
-    width = model.get_output_embeddings().weight.shape[1]
+    width = model.get_input_embeddings().weight.shape[1]
+    decomposed = job.method in ("pissa", "ba-lora") or NITER.fullmatch(job.method)
     with torch.device("meta"):
         model = attach(
             model,
-            job.method if job.method == "full" else "lora",
+            "lora" if decomposed else job.method,
             rank=job.rank,
             alpha=job.alpha,
             target_modules=list(job.target_modules) if job.target_modules else None,
             keep_initial=job.objective.lambda1 > 0,
             dropout=job.dropout,
+            head=beside_body(model) if job.outputs else (),
+            total_steps=1000,  # no size depends on it
         )
     targets = tuple(sorted(model.peft_config["default"].target_modules)) if hasattr(model, "peft_config") else ()
     trained, stands, passes = trained_parameters(model), standing(model, job.zero_stage, job.processes), None
-    if with_passing and not stacked_experts(model):  # what each expert gets depends on the data
+    if with_passing and not stacked_experts(model) and not job.outputs:  # what each expert gets depends on the data
         passes = passing(
             model,
             job.objective,
@@ -138,7 +156,7 @@ def plan(arguments: TrainArguments, *, memory: bool = True) -> dict:
     processes = int(world) if world else math.prod(launch.processes())
     accumulation = arguments.accumulation(processes)
     objective = arguments.objective()
-    start = "full" if arguments.method == "full" else start_of(arguments.method, arguments.init)
+    start = start_of(arguments.method, arguments.init)
     stage = zero_stage(arguments.deepspeed)
     job = Job(
         arguments.model,
@@ -157,6 +175,7 @@ def plan(arguments: TrainArguments, *, memory: bool = True) -> dict:
         stage,
         processes,
         arguments.uses_teacher_cache(),
+        (len(TASKS[arguments.task].labels) or 1) if arguments.task else None,
     )
     size = sizes(job, memory)
     samples, samples_from = _samples(arguments)
@@ -176,8 +195,9 @@ def plan(arguments: TrainArguments, *, memory: bool = True) -> dict:
         "trainable_parameters": size.trained,
         "preset": arguments.preset,
         "objective": vars(objective),
+        "task": arguments.task,
         "template": arguments.template,
-        "data": arguments.data_path or arguments.data,
+        "data": arguments.data_path or arguments.data or "its own",
         "samples": samples,
         "samples_from": samples_from,
         "epochs": arguments.epochs,
@@ -195,9 +215,20 @@ def plan(arguments: TrainArguments, *, memory: bool = True) -> dict:
     }
 
 
+GLUE_ROWS = {  # of the training splits
+    **{"cola": 8_551, "sst2": 67_349, "mrpc": 3_668, "stsb": 5_749, "qqp": 363_846},
+    **{"mnli": 392_702, "qnli": 104_743, "rte": 2_490, "wnli": 635},
+}
+
+
 def _samples(arguments: TrainArguments) -> tuple[int | None, str]:
     """(rows that training reads, how that is known). A hub is not asked; the limit is taken at its word there."""
     data, path = arguments.data, arguments.data_path
+    if arguments.task and not (path or data):
+        rows = GLUE_ROWS.get(arguments.task)
+        return (min(rows, arguments.limit or rows), "published") if rows else (arguments.limit, "unknown")
+    if arguments.task:
+        return len(load_examples(arguments.task, arguments.data_split, path or data, arguments.limit).ids), "counted"
     if data.startswith("tinymath:") and not path:
         return arguments.limit or TINYMATH_ROWS, "generated"
     if path or Path(data).exists() or Path(data.rpartition(":")[0] or data).exists():
@@ -209,7 +240,7 @@ def _disk(arguments: TrainArguments, size: Sizes, start: str, steps: int | None)
     """Bytes of what a run leaves. An adapter from a PiSSA start is exported with twice its rank, for the original base."""
     adapter, copy = size.standing["adapter"], size.standing["initial copy"]
     name = "model" if start == "full" else "adapter"
-    disk = {name: adapter * (1 if start in ("full", "lora") else 2)}
+    disk = {name: adapter * (2 if start.startswith("pissa") else 1)}
     kept = min(CHECKPOINTS, (steps or 0) // arguments.save_steps) if arguments.save_steps else 0
     if kept:
         disk["checkpoints"] = kept * (3 * adapter + copy)  # with the two moments of AdamW
@@ -243,8 +274,9 @@ def render(made: dict) -> str:
     is_on = any(objective[f"lambda{i}"] for i in (1, 2, 3))
     samples = "unknown number of" if made["samples"] is None else f"{made['samples']:,}"
     source = {"limit": ", by the limit; the hub was not asked", "unknown": ": the hub was not asked"}
+    source["published"] = ", as published; the hub was not asked"
     share = 100 * made["trainable_parameters"] / made["parameters"]
-    full = made["method"] == "full"
+    full = made["method"] in ("full", "bitfit")
     lines = [
         ("model", f"{made['model']}, {made['parameters']:,} parameters (from {made['numbers_from']})"),
         ("precision", made["dtype"]),
@@ -255,7 +287,7 @@ def render(made: dict) -> str:
         ),
         ("trainable parameters", f"{made['trainable_parameters']:,} ({share:.2f} % of the model)"),
         ("preset", f"{made['preset']}: {weights}; {forms}" if is_on else "regularizers off"),
-        ("template", made["template"]),
+        ("task", f"classification: {made['task']}") if made["task"] else ("template", made["template"]),
         ("data", f"{made['data']}, {samples} rows{source.get(made['samples_from'], '')}"),
         (
             "effective batch",
@@ -285,7 +317,8 @@ def _memory_lines(made: dict) -> list[tuple[str, str]]:
     total = _size(sum(made["memory"].values()))
     head = f"{total} at the peak of a full micro-batch{zero}; without the driver's own"
     if not made["memory_is_whole"]:
-        head = f"more than {total}{zero}: what an expert gets depends on the data, so activations and the objective are not in it"
+        why = "" if made["task"] else "what an expert gets depends on the data, so "
+        head = f"more than {total}{zero}: {why}activations and the objective are not in it"
     return [("memory per GPU, predicted", head), *((f"  {name}", _size(size)) for name, size in made["memory"].items())]
 
 

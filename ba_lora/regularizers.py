@@ -109,6 +109,8 @@ def svd_ratio(logits: Tensor, k: int, norm: str = "nuclear") -> Tensor:
     values = working(logits)
     if len(values) == 0:
         return logits.sum() * 0.0
+    if norm == "nuclear" and k >= min(values.shape) and values.any():
+        return values.sum() * 0.0 - 1.0  # all of the spectrum: constant, and its gradient exactly 0
     try:
         sigma = singular_values(values)  # (min(N, V),), descending
     except torch.linalg.LinAlgError:

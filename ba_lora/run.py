@@ -17,27 +17,21 @@ import torch
 from transformers import TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
-from . import provenance, teacher_cache
-from .adapters import attach, export, export_merged, saved_parameters, trained_parameters
+from . import classification, generation, provenance
+from .adapters import export, export_merged, saved_parameters, trained_parameters
 from .arguments import TrainArguments, as_config
 from .card import write_card
-from .data.cache import load_samples
-from .data.collator import PadRight
-from .data.formats import read_conversations
-from .data.sources import read_table
-from .data.templates import make_template
 from .errors import UserError
 from .files import digest, read_json, write_json
 from .hub import reserve
-from .models import load_model, load_tokenizer
 from .reporting import check_reporters, reporting
 from .sharding import gathered
-from .trainer import BALoRATrainer, FixedOrder
+from .trainer import BALoRATrainer
 
 logger = logging.getLogger(__name__)
 
 # What a run folder may hold.
-PARTS = ("run.json", "metrics.jsonl", "adapter", "model", "merged", "checkpoints", "logs", "eval")
+PARTS = ("run.json", "metrics.jsonl", "adapter", "model", "merged", "features", "checkpoints", "logs", "eval")
 
 
 def train(arguments: TrainArguments, callbacks: Sequence = ()) -> Path:
@@ -57,40 +51,11 @@ def train(arguments: TrainArguments, callbacks: Sequence = ()) -> Path:
     accumulation = arguments.accumulation(ranks)
     check_reporters(arguments.report_to or ())
     objective = arguments.objective()
-    conversations, report = _conversations(arguments)
     if arguments.push_to_hub and int(os.environ.get("RANK", 0)) == 0:
         reserve(arguments.push_to_hub, arguments.hub_public)
-    tokenizer = load_tokenizer(arguments.model, trust_remote_code=arguments.trust_remote_code)
-    template = make_template(arguments.template, tokenizer)
-    samples, encoded = load_samples(tokenizer, template, conversations, arguments.max_length)
-    order = _order(arguments, samples)
-    model = load_model(
-        arguments.model,
-        arguments.dtype,
-        attn_implementation=arguments.attn_implementation,
-        trust_remote_code=arguments.trust_remote_code,
-    )
-    if torch.cuda.is_available() and not arguments.use_cpu:
-        model.to(
-            f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
-        )  # the decomposition takes minutes there, hours on a processor
-    collate, cache = PadRight(tokenizer), None
-    if arguments.teacher_cache:
-        cache = _teacher_cache(arguments, objective, model, samples, encoded["hash"], collate)
-    if cache is not None:
-        collate = PadRight(tokenizer, cache)
-        samples = samples.add_column("sample", range(len(samples)))
-    student = attach(
-        model,
-        arguments.method,
-        rank=arguments.rank,
-        alpha=arguments.alpha,
-        target_modules=arguments.target_modules,
-        init=arguments.init,
-        seed=arguments.seed,
-        keep_initial=objective.lambda1 > 0,
-        dropout=arguments.dropout,
-    )
+    prepare = classification.prepare if arguments.task else generation.prepare
+    work = prepare(arguments, objective)
+    student, tokenizer = work.student, work.tokenizer
     if arguments.method == "full" and objective.lambda1 > 0:
         logger.warning(
             "full fine-tuning with lambda1 > 0 keeps a second, frozen copy of the whole model as its teacher"
@@ -102,21 +67,20 @@ def train(arguments: TrainArguments, callbacks: Sequence = ()) -> Path:
         metrics=folder / "metrics.jsonl",
         all_terms=arguments.log_all_terms,
         gradient_norms=arguments.log_gradient_norms,
-        order=order,
-        train_dataset=samples,
-        data_collator=collate,
-        callbacks=list(callbacks),
+        order=work.order,
+        wrapper=work.wrapper,
+        train_dataset=work.samples,
+        data_collator=work.collate,
+        callbacks=[*work.callbacks, *callbacks],
     )
     main = trainer.is_world_process_zero()
     record = {
         "status": "running",
         "model": arguments.model,
-        "template": vars(template),
         "config": as_config(arguments),
         "objective": vars(objective),
-        "data": report | encoded,
-        "teacher_cache": cache.facts if cache is not None else None,
-        "order_hash": digest([order.order(epoch) for epoch in range(2)]),
+        **work.record,
+        "order_hash": digest([work.order.order(epoch) for epoch in range(2)]),
         "trained_parameters": trained_parameters(student),
         "processes": ranks,
         "accumulation": accumulation,
@@ -133,7 +97,7 @@ def train(arguments: TrainArguments, callbacks: Sequence = ()) -> Path:
     kind = "model" if arguments.method == "full" else "adapter"
     with gathered(saved_parameters(student)):
         if main:
-            export(student, folder / kind)
+            export(student, folder / kind, work.task)
     if main:
         with contextlib.suppress(OSError):  # not there, or not empty
             (folder / "checkpoints").rmdir()
@@ -154,44 +118,6 @@ def train(arguments: TrainArguments, callbacks: Sequence = ()) -> Path:
         print(f"{folder}: {steps} steps in {seconds:.0f} s, saved as {folder / kind}")
     trainer.accelerator.wait_for_everyone()
     return folder
-
-
-def _conversations(arguments: TrainArguments) -> tuple[list[list[dict]], dict]:
-    """The training data as the options name it, and how many rows were read and skipped."""
-    table = read_table(
-        arguments.data,
-        arguments.data_path,
-        arguments.data_split,
-        arguments.limit,
-        shuffle_seed=arguments.seed if arguments.shuffle_data else None,
-    )
-    return read_conversations(table, arguments.fields, arguments.skip_bad_rows)
-
-
-def _teacher_cache(arguments: TrainArguments, objective, model, samples, data_hash: str, collate):
-    """The teacher's cache, or None where nothing asks for the teacher. `model`: the original one, which is frozen."""
-    if not arguments.uses_teacher_cache():
-        logger.warning("--teacher_cache does nothing here: lambda1 is 0, so no teacher runs")
-        return None
-    return teacher_cache.prepare(
-        arguments.teacher_cache,
-        model,
-        samples,
-        data_hash,
-        temperature=objective.temperature,
-        dtype=arguments.teacher_cache_dtype,
-        collate=collate,
-        target_modules=arguments.target_modules,
-        progress=arguments.progress,
-    )
-
-
-def _order(arguments: TrainArguments, samples) -> FixedOrder:
-    """The order of the samples, for every method the same."""
-    if not arguments.group_by_length:
-        return FixedOrder(len(samples), arguments.seed)
-    lengths = [len(ids) for ids in samples["input_ids"]]
-    return FixedOrder(len(samples), arguments.seed, lengths, arguments.micro_batch_size, arguments.effective_batch_size)
 
 
 def leave_processes() -> None:

@@ -16,6 +16,7 @@ from torch.utils.data import Sampler
 from tqdm import tqdm
 from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback
 
+from .adapters import after_step
 from .errors import UserError
 from .files import atomic_write
 from .objective import TERMS, Objective
@@ -125,6 +126,9 @@ class ObjectiveCallback(TrainerCallback):
             )
         self.learning_rate = optimizer.param_groups[0]["lr"]
 
+    def on_optimizer_step(self, args, state, control, **objects):
+        after_step(self.model.student, state.global_step)  # AdaLoRA looks at the gradients that are still there
+
     def on_step_end(self, args, state, control, **objects):
         if not self.model.sums:
             return
@@ -145,7 +149,12 @@ class ObjectiveCallback(TrainerCallback):
 
     def _reduced(self) -> dict:
         """The step's loss, terms and weights, over all processes."""
-        names = ("loss", *TERMS, "lambda1")
+        names = (
+            "loss",
+            *TERMS,
+            "lambda1",
+            *(name for name in self.model.sums if name not in ("loss", *TERMS, "lambda1")),
+        )
         present = [name for name in names if name in self.model.sums]
         values = torch.stack([*(self.model.sums[name].double() for name in present), self.rows.double()])
         if distributed.is_available() and distributed.is_initialized():

@@ -34,6 +34,9 @@ from .results import write_score as write_score
 BACKENDS = {"transformers": "transformers", "vllm": "vllm", "openai": "openai"}  # name → module that it needs
 
 
+ADAPTERS = ("adapter_config.json", "ba_lora.json")  # what an adapter folder holds: PEFT's form, our own
+
+
 class Request(NamedTuple):
     """One prompt: as text for generations.jsonl, as token ids for the backend, and a JSON value to score against."""
 
@@ -188,7 +191,7 @@ def open_subject(args: argparse.Namespace | str, **options) -> Subject:
         check_template(args.template)
     base, trained = find_base(args.model, args.adapter), args.adapter or _trained(args.model)
     saved = str(find_run(trained)[0]) if trained else None
-    is_adapter = saved is not None and (Path(saved) / "adapter_config.json").is_file()
+    is_adapter = saved is not None and any((Path(saved) / name).is_file() for name in ADAPTERS)
     weights, adapter = (base, saved) if is_adapter else (saved or args.model, None)
     code = {"trust_remote_code": args.trust_remote_code}
     model = None
@@ -209,7 +212,7 @@ def _trained(name: str) -> str | None:
     folder = Path(name)
     if folder.name == "model" and (folder / "config.json").is_file() and (folder.parent / "run.json").is_file():
         return str(folder.parent)
-    return name if any((folder / file).is_file() for file in ("run.json", "adapter_config.json")) else None
+    return name if any((folder / file).is_file() for file in ("run.json", *ADAPTERS)) else None
 
 
 def _to_accelerator(model):

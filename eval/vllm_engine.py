@@ -185,7 +185,8 @@ def lora_rank(adapter: str, dtype: str) -> int | None:
     vLLM serves plain LoRA on linear layers: no saved head, no magnitudes (DoRA), no embeddings, rank at most 512; on a GPU in
     16 bits only.
     """
-    config = read_json(Path(adapter) / "adapter_config.json")
+    file = Path(adapter) / "adapter_config.json"
+    config = read_json(file) if file.is_file() else {}
     if config.get("peft_type") != "LORA" or config.get("use_dora") or config.get("modules_to_save"):
         return None
     if config.get("bias", "none") != "none" or (torch.cuda.device_count() and dtype == "float32"):

@@ -117,7 +117,7 @@ def test_every_score_of_the_run_is_a_row(tmp_path):
 
 def test_methods_without_regularizers_or_adapter_say_so(tmp_path):
     lora = write_card(finished_run(tmp_path / "lora", method="lora", rank=8)).read_text()
-    assert "The task's cross-entropy alone" in lora and "PiSSA" not in section(lora, "Method")
+    assert "The task's loss alone" in lora and "PiSSA" not in section(lora, "Method")
     assert yaml.safe_load(lora.split("---")[1])["tags"] == ["lora"]
     full = write_card(finished_run(tmp_path / "full", method="full", saved="model")).read_text()
     front = yaml.safe_load(full.split("---")[1])

@@ -7,7 +7,7 @@ import pytest
 import torch
 from accelerate.data_loader import BatchSamplerShard
 from torch.utils.data import BatchSampler
-from transformers import Trainer, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from ba_lora.adapters import attach
 from ba_lora.objective import Objective
@@ -155,19 +155,7 @@ def test_gradient_ratios_are_those_of_separate_backward_passes(tmp_path):
 def test_a_non_finite_loss_stops_the_run_with_term_and_step(tmp_path):
     model = student()
 
-    class Poison(ObjectiveCallback):
-        def __init__(self):
-            pass
-
-        def on_train_begin(self, *arguments, **objects):
-            pass
-
-        def on_pre_optimizer_step(self, *arguments, **objects):
-            pass
-
-        def on_step_end(self, *arguments, **objects):
-            pass
-
+    class Poison(TrainerCallback):
         def on_step_begin(self, args, state, control, **objects):
             if state.global_step == 2:
                 with torch.no_grad():
@@ -290,12 +278,7 @@ def test_a_stock_trainer_with_our_objective_ends_where_ours_does(tmp_path):
 def test_the_spectrum_of_a_short_last_step_is_averaged_over_its_own_micro_batches(tmp_path):
     scales = []
 
-    class Watch(ObjectiveCallback):
-        def __init__(self):
-            pass
-
-        on_train_begin = on_step_begin = on_pre_optimizer_step = lambda self, *a, **o: None
-
+    class Watch(TrainerCallback):
         def on_step_end(self, args, state, control, model=None, **objects):
             scales.append(model.share)
 

@@ -6,7 +6,7 @@ methods:                              # name → what differs; {} without a meth
   base: {}
   ba-lora: {method: ba-lora, learning_rate: 0.002}
 seeds: [42, 1024, 2024]
-evaluate:                             # name → problems
+evaluate:                             # name → problems; of a classifier "split:test" or "shift:products"
   test: {data: "tinymath:test", limit: 500}
 compare: {method: ba-lora, against: [pissa, lora]}
 tuning: {seed: 7, data: "tinymath:validation", limit: 300, learning_rates: [0.001, 0.002]}
@@ -30,7 +30,7 @@ class Evaluation:
 
     name: str
     data: str
-    limit: int
+    limit: int | None = None
 
 
 @dataclass(frozen=True)

@@ -105,6 +105,7 @@ def do_run(run: Run, evaluations: list[Evaluation], retrain: bool, report=lambda
     from ..files import read_json
     from ..run import train
     from .measure import measure, remove_stale
+    from .measure_classifier import measure_classifier
 
     share = TRAIN_SHARE if run.arguments else 0.0
     report(0.0)
@@ -119,7 +120,8 @@ def do_run(run: Run, evaluations: list[Evaluation], retrain: bool, report=lambda
             record = read_json(run.folder / "run.json")
             extra = {key: record[key] for key in ("train_seconds", "trained_parameters", "peak_memory")}
         started = time.perf_counter()
-        measures = measure(run, evaluations, extra, lambda f: report(share + (1 - share) * f))
+        measured = measure_classifier if run.arguments and run.arguments.task else measure
+        measures = measured(run, evaluations, extra, lambda f: report(share + (1 - share) * f))
     Path(run.folder / "log.txt").write_text(log.getvalue(), encoding="utf-8")
     scores = ", ".join(f"{name} {100 * score:.1f}%" for name, score in measures["scores"].items())
     trained = f"trained {extra['train_seconds']:.0f} s, " if "train_seconds" in extra else ""

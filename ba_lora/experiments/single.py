@@ -2,7 +2,10 @@
 
 from pathlib import Path
 
+import eval.gluex
+
 import eval.all
+import eval.glue
 from eval.gsm8k import GSM8K
 
 from .. import launch
@@ -11,6 +14,8 @@ from ..card import write_card
 from ..errors import UserError, choose
 from ..hub import push_after, reserve
 from ..run import train
+
+CLASSIFICATION = ("glue", "gluex")  # the benchmarks of a run with --task
 
 
 def train_and_evaluate(config: str, words: list[str]) -> int:
@@ -27,10 +32,11 @@ def train_and_evaluate(config: str, words: list[str]) -> int:
     if not any(word.partition("=")[0] == "--output_dir" for word in words):
         words += ["--output_dir", str(Path("runs") / _name(config, words))]
     arguments = parse(words)
-    benchmarks = [choose("benchmark", name, eval.all.BENCHMARKS) for name in arguments.benchmarks or ()]
-    tests = _test_data(arguments, benchmarks)
+    known = CLASSIFICATION if arguments.task else eval.all.BENCHMARKS
+    benchmarks = [choose("benchmark", name, known) for name in arguments.benchmarks or ()]
+    tests = {} if arguments.task else _test_data(arguments, benchmarks)
     command = launch.command(arguments, [*words, "--push_to_hub", "none", "--hub_public", "false"])
-    for name in benchmarks:  # what cannot be read is said before the training
+    for name in () if arguments.task else benchmarks:  # what cannot be read is said before the training
         eval.all.check_data(name, tests.get(name), arguments.model, arguments.eval_limit)
     if arguments.push_to_hub:
         reserve(arguments.push_to_hub, arguments.hub_public)
@@ -41,7 +47,9 @@ def train_and_evaluate(config: str, words: list[str]) -> int:
     folder = Path(arguments.output_dir)
     push_after(folder, arguments, last=False)
     failure = None
-    if benchmarks:
+    if arguments.task:
+        _classify(arguments, benchmarks)
+    elif benchmarks:
         options = ["--overwrite", "--dtype", arguments.dtype, "--benchmarks", *benchmarks]
         options += ["--trust_remote_code"] if arguments.trust_remote_code else []
         options += ["--data", *(f"{name}={file}" for name, file in tests.items())] if tests else []
@@ -56,6 +64,17 @@ def train_and_evaluate(config: str, words: list[str]) -> int:
         raise failure
     print(f"Run folder: {folder}")
     return 0
+
+
+def _classify(arguments: TrainArguments, benchmarks: list[str]) -> None:
+    """The evaluations of a classifier; the out-of-domain sets that are at hand."""
+    limit = ["--limit", str(arguments.eval_limit)] if arguments.eval_limit else []
+    options = ["--model", arguments.output_dir, "--overwrite", "--dtype", arguments.dtype, *limit]
+    if "glue" in benchmarks:
+        for split in ("validation", "validation_mismatched") if arguments.task == "mnli" else ("validation",):
+            eval.glue.main([*options, "--split", split])
+    if "gluex" in benchmarks:
+        eval.gluex.main([*options, "--at_hand", *(["--data", *arguments.eval_data] if arguments.eval_data else [])])
 
 
 def _name(config: str, words: list[str]) -> str:

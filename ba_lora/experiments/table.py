@@ -43,15 +43,33 @@ def _cell(values: list[float | None], scale: float, digits: int) -> str:
     return f"{mean:.{digits}f}" + (f" ± {sd:.{digits}f}" if sd is not None else "")
 
 
+# The columns behind the scores: title, key in measures.json, scale, digits. A classifier's are of the first evaluation.
+GENERATOR = (("text loss", "text_loss", 1, 3), ("KL to base", "kl_to_base", 1, 3))
+CLASSIFIER = (
+    ("macro-F1 %", "macro_f1", 100, 1),
+    ("rarest class's recall %", "rarest_recall", 100, 1),
+    ("calibration error %", "ece", 100, 1),
+)
+
+
+def _is_classifier(results: dict) -> bool:
+    return "accuracy" in next(iter(results.values()))[0][1]
+
+
+def _of(value: float | dict | None, name: str) -> float | None:
+    return value.get(name) if isinstance(value, dict) else value
+
+
 def _rows(experiment: Experiment, results: dict) -> str:
     names = [evaluation.name for evaluation in experiment.evaluations]
-    head = ["method", *(f"{name} %" for name in names), "text loss", "KL to base"]
+    kinds = CLASSIFIER if _is_classifier(results) else GENERATOR
+    head = ["method", *(f"{name} %" for name in names), *(title for title, *_ in kinds)]
     head += ["learning rate", "trained parameters", "train s", "peak GB"]
     lines = [head, ["---"] + ["---:"] * (len(head) - 1)]
     for method, runs in results.items():
         measures = [measured for _, measured in runs]
         cells = [method, *(_cell([m["scores"][name] for m in measures], 100, 1) for name in names)]
-        cells += [_cell([m["text_loss"] for m in measures], 1, 3), _cell([m["kl_to_base"] for m in measures], 1, 3)]
+        cells += [_cell([_of(m[key], names[0]) for m in measures], scale, digits) for _, key, scale, digits in kinds]
         arguments, parameters = runs[0][0].arguments, measures[0].get("trained_parameters", 0)
         cells += [f"{arguments.learning_rate:g}" if arguments else "–", f"{parameters:,}"]
         cells += [_cell([m.get("train_seconds") for m in measures], 1, 0)]
@@ -62,6 +80,8 @@ def _rows(experiment: Experiment, results: dict) -> str:
 
 def _notes(experiment: Experiment, results: dict) -> str:
     seeds = ", ".join(str(seed) for seed in experiment.seeds)
+    if _is_classifier(results):
+        return _classifier_notes(experiment, next(iter(results.values()))[0][1], seeds)
     problems = "; ".join(f"{e.name}: {e.limit} problems of {e.data}" for e in experiment.evaluations)
     return (
         f"Mean ± standard deviation over the seeds {seeds}; the base is one model. Accuracy in percent ({problems}). "
@@ -69,6 +89,19 @@ def _notes(experiment: Experiment, results: dict) -> str:
         "KL to base: mean KL(base ‖ model) on the response tokens of test problems, nats per token. "
         "Peak: resident memory of the training process, libraries included."
     )
+
+
+def _classifier_notes(experiment: Experiment, measured: dict, seeds: str) -> str:
+    first = experiment.evaluations[0].name
+    shares = ", ".join(f"{name} {100 * share:.1f}" for name, share in measured["majority"].items())
+    guess = f" The commonest class alone would be right in (%): {shares}." if shares else ""
+    arguments = experiment.runs[0].arguments
+    return (
+        f"Mean ± standard deviation over the seeds {seeds}. The task's headline metric in percent; macro-F1, recall and "
+        f"calibration error (15 bins) on {first}.{guess} {arguments.model} on {arguments.task}, "
+        f"{arguments.max_steps if arguments.max_steps > 0 else f'{arguments.epochs:g} epochs,'} steps of "
+        f"{arguments.effective_batch_size}. Peak: resident memory of the training process, libraries included."
+    ).replace("epochs, steps", "epochs in steps")
 
 
 def correctness(run: Run, name: str) -> np.ndarray:
@@ -79,10 +112,11 @@ def correctness(run: Run, name: str) -> np.ndarray:
 
 def _comparisons(experiment: Experiment, results: dict) -> str:
     ours = experiment.compare.get("method")
-    if ours not in results:
-        return ""
     name = experiment.evaluations[0].name
-    lines = [f"Differences on {name}, in points, with the paired 95% bootstrap interval over problems and seeds:", ""]
+    if ours not in results or not (results[ours][0][0].folder / "eval" / name / "scored.jsonl").is_file():
+        return ""
+    what = f"accuracy on {name}" if _is_classifier(results) else name
+    lines = [f"Differences on {what}, in points, with the paired 95% bootstrap interval over problems and seeds:", ""]
     apart = []
     for other in experiment.compare.get("against", []):
         if other not in results:
@@ -107,12 +141,19 @@ def _comparisons(experiment: Experiment, results: dict) -> str:
     shows += (
         "The intervals do not cover how the learning rates were chosen: that is a source of differences of its own. "
     )
-    shows += f"One model of about 2M parameters, one generated task, {len(experiment.seeds)} seed(s)."
+    kind = (
+        "One small encoder, one task"
+        if _is_classifier(results)
+        else "One model of about 2M parameters, one generated task"
+    )
+    shows += f"{kind}, {len(experiment.seeds)} seed(s)."
     return "\n".join([*lines, "", shows])
 
 
 def _examples(experiment: Experiment, results: dict) -> str:
     """The first problems of the test set, with the answer of each method's first seed."""
+    if _is_classifier(results):
+        return ""
     name = experiment.evaluations[0].name
     answers = {}
     for method, runs in results.items():

@@ -1,0 +1,136 @@
+"""What a run of classification trains: labelled texts, a pre-trained body with a new head, and its adapter."""
+
+import logging
+from functools import partial
+from pathlib import Path
+
+from torch import nn
+
+from .adapters import attach
+from .arguments import TrainArguments
+from .data.corruption import corrupt, thin
+from .data.glue import Examples, load_examples
+from .data.pairs import PadPairs, encode_examples
+from .errors import UserError
+from .features import FeatureSaver
+from .models import load_classifier, load_tokenizer
+from .objective import Objective
+from .objective_classifier import ClassifierModel
+from .prepared import Prepared, order_of, steps_of, to_device
+
+logger = logging.getLogger(__name__)
+
+
+def prepare(arguments: TrainArguments, objective: Objective) -> Prepared:
+    """Read the data, open the model and adapt it. Raises UserError for what the user can mend."""
+    data = arguments.data_path or arguments.data
+    examples = load_examples(arguments.task, arguments.data_split, data, arguments.limit)
+    examples, changes = _corrupted(examples, arguments)
+    task = examples.task
+    tokenizer = load_tokenizer(arguments.model, trust_remote_code=arguments.trust_remote_code)
+    samples, encoded = encode_examples(tokenizer, examples, arguments.max_length)
+    order = order_of(arguments, samples)
+    steps = steps_of(arguments, len(samples))
+    if arguments.features_steps and max(arguments.features_steps) > steps:
+        raise UserError(
+            f"--features_steps: there is no step {max(arguments.features_steps)}, the run has {steps}; ask for earlier ones"
+        )
+    model, head = load_classifier(
+        arguments.model,
+        task.labels or None,
+        seed=arguments.seed,
+        dtype=arguments.dtype,
+        attn_implementation=arguments.attn_implementation,
+        trust_remote_code=arguments.trust_remote_code,
+    )
+    if arguments.model_dropout is not None:
+        set_dropout(model, arguments.model_dropout)
+    to_device(model, arguments.use_cpu)
+    student = attach(
+        model,
+        arguments.method,
+        rank=arguments.rank,
+        alpha=arguments.alpha,
+        target_modules=arguments.target_modules,
+        init=arguments.init,
+        seed=arguments.seed,
+        keep_initial=objective.lambda1 > 0,
+        dropout=arguments.dropout,
+        head=head,
+        total_steps=steps,
+    )
+    described = {
+        "name": task.name,
+        "labels": list(task.labels) or None,
+        "columns": list(task.columns),
+        "head": list(head),
+    }
+    described |= {"max_length": arguments.max_length, "data": data}
+    callbacks = []
+    if arguments.features_steps is not None:
+        callbacks.append(_feature_saver(arguments, student, tokenizer, examples, data))
+    return Prepared(
+        student,
+        tokenizer,
+        samples,
+        PadPairs(tokenizer, regression=not task.labels),
+        order,
+        partial(ClassifierModel, regularize=arguments.regularize),
+        {"task": described, "data": examples.report | encoded | {"corruption": changes}},
+        tuple(callbacks),
+        described,
+    )
+
+
+def set_dropout(model: nn.Module, rate: float) -> None:
+    """Give every dropout of the model this rate, those that its attention reads from the config included."""
+    for module in model.modules():
+        for name in ("p", "drop_prob"):
+            if "dropout" in type(module).__name__.lower() and isinstance(getattr(module, name, None), float):
+                setattr(module, name, rate)
+        if isinstance(getattr(module, "dropout_prob", None), float):
+            module.dropout_prob = rate
+    for name, value in model.config.to_dict().items():
+        if (
+            ("dropout" in name or name.endswith("_pdrop"))
+            and isinstance(value, int | float)
+            and not isinstance(value, bool)
+        ):
+            setattr(model.config, name, rate)
+
+
+def _corrupted(examples: Examples, arguments: TrainArguments) -> tuple[Examples, list[dict]]:
+    """The training examples with the classes thinned and the labels changed that the options ask for, and what was done."""
+    changes = []
+    if arguments.class_shares:
+        shares = dict(_share(text) for text in arguments.class_shares)
+        examples, record = thin(examples, shares, arguments.seed)
+        changes.append(record)
+    if arguments.label_noise:
+        examples, record = corrupt(examples, arguments.label_noise_kind, arguments.label_noise, arguments.seed)
+        changes.append(record)
+    if changes:
+        logger.warning("the fine-tuning labels are corrupted on purpose: %s", changes)
+    return examples, changes
+
+
+def _share(text: str) -> tuple[str, float]:
+    name, _, share = text.partition("=")
+    try:
+        return name, float(share)
+    except ValueError:
+        raise UserError(f"--class_shares {text}: write LABEL=SHARE, as negative=0.1") from None
+
+
+def _feature_saver(arguments: TrainArguments, student, tokenizer, examples: Examples, data) -> FeatureSaver:
+    """The callback that saves the last hidden layer on the first of the split named by --features_split."""
+    shown = load_examples(arguments.task, arguments.features_split, data, arguments.features_examples)
+    encoded, _ = encode_examples(tokenizer, shown, arguments.max_length)
+    return FeatureSaver(
+        student,
+        list(encoded),
+        PadPairs(tokenizer, regression=not shown.task.labels),
+        arguments.features_steps,
+        Path(arguments.output_dir) / "features",
+        labels=list(shown.task.labels),
+    )

@@ -1,0 +1,49 @@
+"""What a run has when everything is read and opened, whichever kind it is."""
+
+import os
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from datasets import Dataset
+from torch import nn
+
+from .arguments import TrainArguments
+from .step import StepModel
+from .trainer import FixedOrder
+
+
+class Prepared(NamedTuple):
+    """student: from `attach`. wrapper: what puts the objective around it. record: parts of run.json. callbacks: of the
+    Trainer. task: of a classifier, what is saved beside its weights."""
+
+    student: nn.Module
+    tokenizer: object
+    samples: Dataset
+    collate: Callable
+    order: FixedOrder
+    wrapper: Callable[..., StepModel]
+    record: dict
+    callbacks: tuple = ()
+    task: dict | None = None
+
+
+def order_of(arguments: TrainArguments, samples) -> FixedOrder:
+    """The order of the samples, for every method the same."""
+    if not arguments.group_by_length:
+        return FixedOrder(len(samples), arguments.seed)
+    lengths = [len(ids) for ids in samples["input_ids"]]
+    return FixedOrder(len(samples), arguments.seed, lengths, arguments.micro_batch_size, arguments.effective_batch_size)
+
+
+def to_device(model: nn.Module, use_cpu: bool) -> None:
+    """Move the model to this process's GPU, if it may and there is one: a decomposition takes minutes there, hours on a processor."""
+    if torch.cuda.is_available() and not use_cpu:
+        model.to(f"cuda:{os.environ.get('LOCAL_RANK', 0)}")
+
+
+def steps_of(arguments: TrainArguments, samples: int) -> int:
+    """Optimiser steps of the run."""
+    if arguments.max_steps > 0:
+        return arguments.max_steps
+    return max(1, round(arguments.epochs * -(-samples // arguments.effective_batch_size)))

@@ -1,0 +1,127 @@
+"""What the classification benchmarks share: opening a trained classifier, its logits on labelled texts, and their files.
+
+D/predictions.jsonl has one line an example, {"id", "logits", "label"}, from which every metric can be computed again.
+"""
+
+import argparse
+import json
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from tqdm import tqdm
+
+from ba_lora.data.glue import TASKS, Examples, Task
+from ba_lora.errors import UserError, choose
+from ba_lora.files import atomic_write, read_json
+
+PREDICTIONS = "predictions.jsonl"
+
+
+class Classifier(NamedTuple):
+    """model: in evaluation mode. task: what it was trained for. max_length: tokens of an example there."""
+
+    model: object
+    tokenizer: object
+    task: Task
+    max_length: int
+    base: str
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options that both commands have."""
+    add = parser.add_argument
+    add("--model", metavar="RUN", help="the folder of a training run with --task")
+    add("--output_dir", metavar="D", help="folder for the results (default: RUN/eval/NAME)")
+    add("--overwrite", action="store_true", help="replace the results that are there")
+    add("--limit", type=int, metavar="N", help="only the first N examples")
+    add("--batch_size", type=int, default=64, help="examples at once (default: %(default)s)")
+    add("--dtype", default="float32", help="float32, bfloat16, float16, or auto: as saved (default: %(default)s)")
+    add("--debug", action="store_true", help="show the traceback of an error")
+
+
+def check_options(args: argparse.Namespace) -> None:
+    """Refuse what cannot work before anything slow starts."""
+    for option in ("limit", "batch_size"):
+        value = getattr(args, option)
+        if value is not None and value < 1:
+            raise UserError(f"--{option} is {value}; it must be at least 1")
+
+
+def open_classifier(run: str, dtype: str = "float32") -> Classifier:
+    """What a run of classification trained. Raises UserError for a folder of another kind."""
+    from ba_lora.adapters import find_run, load
+    from ba_lora.models import load_tokenizer
+
+    record = Path(run) / "run.json"
+    described = read_json(record).get("task") if record.is_file() else None
+    if not described:
+        raise UserError(f"--model {run} is no run folder of a classifier; train one with: python train.py --task NAME")
+    base = find_run(run)[1]
+    task = TASKS[choose("task", described["name"], TASKS)]
+    if tuple(described["labels"] or ()) != task.labels:
+        raise UserError(
+            f"{record}: the labels {described['labels']} are not those of {task.name} ({list(task.labels)})"
+        )
+    model = load(run, dtype=dtype)
+    return Classifier(_to_accelerator(model), load_tokenizer(base), task, described["max_length"], base)
+
+
+def _to_accelerator(model):
+    import torch
+
+    return model.to("cuda") if torch.cuda.is_available() else model
+
+
+def predict(classifier: Classifier, examples: Examples, batch_size: int) -> tuple[np.ndarray, float]:
+    """(logits (N, D) in the order of the examples, seconds). Examples of like length go together."""
+    import torch
+
+    from ba_lora.data.pairs import PadPairs, encode_texts
+
+    encoded = encode_texts(classifier.tokenizer, examples.texts, classifier.max_length)
+    encoded.pop("truncated")
+    samples = [{name: values[row] for name, values in encoded.items()} for row in range(len(examples.ids))]
+    order = sorted(range(len(samples)), key=lambda row: len(samples[row]["input_ids"]))
+    collate, device = PadPairs(classifier.tokenizer), next(classifier.model.parameters()).device
+    logits, started = None, time.perf_counter()
+    with tqdm(total=len(order), desc=f"{examples.task.name} {examples.split}", unit="example", disable=None) as bar:
+        for start in range(0, len(order), batch_size):
+            rows = order[start : start + batch_size]
+            batch = {key: value.to(device) for key, value in collate([samples[row] for row in rows]).items()}
+            with torch.inference_mode():
+                made = classifier.model(**batch).logits.float().cpu().numpy()
+            logits = np.zeros((len(order), made.shape[1]), dtype=np.float32) if logits is None else logits
+            logits[rows] = made
+            bar.update(len(rows))
+    return logits, time.perf_counter() - started
+
+
+def write_predictions(folder: Path, examples: Examples, logits: np.ndarray) -> None:
+    """Write D/predictions.jsonl, whole or not at all."""
+    with atomic_write(folder / PREDICTIONS) as file:
+        for key, row, label in zip(examples.ids, logits.tolist(), examples.labels, strict=True):
+            file.write(json.dumps({"id": key, "logits": row, "label": label}) + "\n")
+
+
+def read_predictions(path: str | Path, task: Task) -> tuple[np.ndarray, list]:
+    """(logits (N, D), labels) of a predictions.jsonl. Raises UserError naming the line that does not fit."""
+    logits, labels, width = [], [], len(task.labels) or 1
+    if not Path(path).is_file():
+        raise UserError(f"--rescore {path} does not exist; give a {PREDICTIONS}")
+    with open(path, encoding="utf-8") as file:
+        for number, line in enumerate(file, 1):
+            try:
+                record = json.loads(line)
+                row, label = record["logits"], record["label"]
+                fits = len(row) == width and all(isinstance(value, int | float) for value in row)
+            except (ValueError, KeyError, TypeError):
+                fits = False
+            if not fits or label is None:
+                raise UserError(f"{path}, line {number}: not {{id, logits, label}} with {width} logits and a label")
+            logits.append(row)
+            labels.append(label)
+    if not logits:
+        raise UserError(f"{path} is empty")
+    return np.array(logits), labels

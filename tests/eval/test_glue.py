@@ -1,0 +1,216 @@
+"""A classifier from training to its scores: what is written, that it can be computed again, and what is refused."""
+
+import json
+import random
+
+import numpy as np
+import pytest
+import torch
+from sklearn.metrics import accuracy_score, matthews_corrcoef
+from transformers import AutoModelForSequenceClassification, BertConfig, BertModel, BertTokenizerFast
+
+from ba_lora.adapters import load
+from ba_lora.arguments import parse
+from ba_lora.errors import UserError
+from ba_lora.run import train
+from eval import glue, gluex
+
+GOOD, BAD = ["good", "great", "fine"], ["bad", "awful", "poor"]
+OTHERS = ["film", "story", "actor", "the", "a", "is", "was", "and"]
+
+
+def sentence(draw, label):
+    words = [draw.choice(OTHERS) for _ in range(draw.randint(2, 6))]
+    words.insert(draw.randint(0, len(words)), draw.choice(GOOD if label else BAD))
+    return " ".join(words)
+
+
+def write_rows(path, rows):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    """A folder with a tiny encoder and data of two tasks."""
+    home, draw = tmp_path_factory.mktemp("glue"), random.Random(0)
+    (home / "encoder").mkdir()
+    (home / "encoder/vocab.txt").write_text(
+        "\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *GOOD, *BAD, *OTHERS])
+    )
+    BertTokenizerFast(vocab=str(home / "encoder/vocab.txt")).save_pretrained(home / "encoder")
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
+    BertModel(BertConfig(vocab_size=19, max_position_embeddings=32, **sizes)).save_pretrained(home / "encoder")
+    for split, count in (("train", 160), ("validation", 60)):
+        labels = [draw.randint(0, 1) for _ in range(count)]
+        rows = [{"sentence": sentence(draw, label), "label": label, "idx": n} for n, label in enumerate(labels)]
+        write_rows(home / f"sst2/{split}.jsonl", rows)
+        write_rows(home / f"cola/{split}.jsonl", rows)
+        pairs = [
+            {"sentence1": row["sentence"], "sentence2": row["sentence"], "label": 5.0 * row["label"], "idx": row["idx"]}
+            for row in rows
+        ]
+        write_rows(home / f"stsb/{split}.jsonl", pairs)
+    write_rows(home / "sst2/test.jsonl", [{"sentence": sentence(draw, 1), "label": -1, "idx": n} for n in range(5)])
+    write_rows(home / "imdb.jsonl", [{"text": sentence(draw, n % 2), "label": n % 2} for n in range(40)])
+    return home
+
+
+def trained(home, name, task="sst2", *words):
+    common = ["--model", str(home / "encoder"), "--data", str(home / task), "--progress", "false", "--max_length", "16"]
+    rates = [
+        "--learning_rate",
+        "0.01",
+        "--max_steps",
+        "100",
+        "--micro_batch_size",
+        "16",
+        "--effective_batch_size",
+        "16",
+    ]
+    words = [*common, *rates, "--rank", "4", "--lr_scheduler", "constant", *words]
+    return train(parse(["--task", task, "--output_dir", str(home / name), *words]))
+
+
+@pytest.fixture(scope="module")
+def run(home):
+    return trained(home, "run")
+
+
+def read(path):
+    return json.loads(path.read_text())
+
+
+def test_a_run_learns_and_its_scores_can_be_computed_again(home, run, tmp_path):
+    assert glue.main(["--model", str(run)]) == 0
+    folder = run / "eval/glue"
+    score, lines = read(folder / "score.json"), (folder / "predictions.jsonl").read_text().splitlines()
+    records = [json.loads(line) for line in lines]
+    predicted = [int(np.argmax(record["logits"])) for record in records]
+    labels = [record["label"] for record in records]
+    assert score["n"] == len(records) == 60 and score["metric"] == "accuracy"
+    assert score["score"] == pytest.approx(accuracy_score(labels, predicted)) and score["score"] > 0.9
+    assert (folder / "reliability.png").stat().st_size > 1000
+    words = ["--rescore", str(folder / "predictions.jsonl"), "--task", "cola", "--output_dir", str(tmp_path)]
+    glue.main(words)
+    assert read(tmp_path / "score.json")["score"] == pytest.approx(matthews_corrcoef(labels, predicted))
+    with pytest.raises(UserError, match="already holds score.json; add --overwrite"):
+        glue.main(words)
+
+
+def test_batches_and_padding_change_no_logit(home, run, tmp_path):
+    for size in ("1", "60"):
+        glue.main(["--model", str(run), "--batch_size", size, "--output_dir", str(tmp_path / size)])
+    logits = [
+        np.array(
+            [json.loads(line)["logits"] for line in (tmp_path / size / "predictions.jsonl").read_text().splitlines()]
+        )
+        for size in ("1", "60")
+    ]
+    assert np.allclose(*logits, atol=1e-5) and np.ptp(logits[0]) > 0.1
+
+
+@pytest.mark.parametrize("method", ["full", "pfeiffer", "adalora"])
+def test_what_other_methods_trained_is_what_is_evaluated(home, method):
+    run = trained(home, method, "sst2", "--method", method, "--max_steps", "8")
+    glue.main(["--model", str(run)])
+    first = json.loads((run / "eval/glue/predictions.jsonl").read_text().splitlines()[0])
+    row = json.loads((home / "sst2/validation.jsonl").read_text().splitlines()[0])
+    inputs = BertTokenizerFast.from_pretrained(home / "encoder")(row["sentence"], return_tensors="pt")
+    with torch.no_grad():
+        alone = load(run)(**inputs).logits[0]
+        start = AutoModelForSequenceClassification.from_pretrained(home / "encoder")(**inputs).logits[0]
+    assert first["logits"] == pytest.approx(alone.tolist(), abs=1e-5) and first["label"] == row["label"]
+    assert first["logits"] != pytest.approx(start.tolist(), abs=1e-3)
+
+
+def test_a_regression_is_scored_by_its_correlations(home):
+    run = trained(home, "stsb-run", "stsb", "--method", "lora")
+    glue.main(["--model", str(run)])
+    score = read(run / "eval/glue/score.json")
+    assert score["metric"] == "pearson" and score["score"] > 0.8 and "spearman" in score
+    assert not (run / "eval/glue/reliability.png").exists()
+
+
+def test_the_test_split_is_predicted_in_glues_format(run, tmp_path):
+    glue.main(["--model", str(run), "--submission", "--output_dir", str(tmp_path)])
+    lines = (tmp_path / "SST-2.tsv").read_text().splitlines()
+    assert lines[0] == "index\tprediction" and len(lines) == 6
+    assert {line.split("\t")[1] for line in lines[1:]} <= {"0", "1"}
+    with pytest.raises(UserError, match="has no labels; to predict it add --submission"):
+        glue.main(["--model", str(run), "--split", "test", "--output_dir", str(tmp_path / "other")])
+
+
+def test_out_of_domain_sets_are_scored_and_those_not_at_hand_named(home, run, capsys):
+    gluex.main(["--model", str(run), "--at_hand", "--data", f"imdb={home / 'imdb.jsonl'}"])
+    whole = read(run / "eval/gluex/scores.json")
+    assert whole["scores"]["imdb"]["n"] == 40 and whole["scores"]["imdb"]["score"] > 0.8
+    assert "flipkart" in whole["left_out"] and "flipkart" in capsys.readouterr().out
+    assert len((run / "eval/gluex/imdb/predictions.jsonl").read_text().splitlines()) == 40
+
+
+@pytest.mark.parametrize(
+    ("command", "words", "message"),
+    [
+        (glue, [], "give either --model RUN"),
+        (glue, ["--model", "nowhere"], "--model nowhere is no run folder of a classifier"),
+        (glue, ["--model", "RUN", "--task", "cola"], "--task cola, but .* was trained on sst2"),
+        (glue, ["--model", "RUN", "--limit", "0"], "--limit is 0"),
+        (glue, ["--rescore", "nowhere.jsonl", "--task", "cola", "--output_dir", "OUT"], "nowhere.jsonl does not exist"),
+        (glue, ["--rescore", "x.jsonl", "--output_dir", "OUT"], "needs --task NAME"),
+        (gluex, [], "--model is missing"),
+        (gluex, ["--model", "RUN", "--sets", "imbd"], "set.*imbd"),
+        (gluex, ["--model", "RUN", "--data", "imdb"], "write NAME=PATH"),
+        (gluex, ["--model", "RUN", "--sets", "flipkart"], "flipkart has no copy on the hub"),
+    ],
+)
+def test_what_cannot_work_is_refused(run, tmp_path, command, words, message):
+    words = [{"RUN": str(run), "OUT": str(tmp_path / "out")}.get(word, word) for word in words]
+    extra = ["--output_dir", str(tmp_path / "out2")] if words and "--output_dir" not in words else []
+    with pytest.raises(UserError, match=message):
+        command.main([*words, *extra])
+
+
+def test_predictions_that_do_not_fit_are_named_by_line(tmp_path):
+    file = tmp_path / "predictions.jsonl"
+    file.write_text('{"id": 1, "logits": [0.1, 0.2], "label": 1}\n{"id": 2, "logits": [0.1], "label": 1}\n')
+    with pytest.raises(UserError, match=r"predictions.jsonl, line 2: not \{id, logits, label\} with 2 logits"):
+        glue.main(["--rescore", str(file), "--task", "cola", "--output_dir", str(tmp_path / "out")])
+
+
+# Options of training
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--task", "cloa"], "task 'cloa'.*cola"),
+        (["--task", "sst2"], "--model tiny generates"),
+        (["--task", "sst2", "--model", "x", "--template", "plain"], "--template is an option of generation"),
+        (["--task", "sst2", "--model", "x", "--label_noise", "1.5"], "--label_noise is a share"),
+        (["--task", "sst2", "--model", "x", "--method", "adalora", "--save_steps", "5"], "no checkpoints yet"),
+        (["--label_noise", "0.1"], "--label_noise is an option of classification; add --task"),
+    ],
+)
+def test_options_that_do_not_fit_the_kind_of_run_are_refused(words, message):
+    with pytest.raises(UserError, match=message):
+        parse([*words, "--output_dir", "out"])
+
+
+def test_corrupted_labels_are_recorded_in_the_run(home):
+    words = ["--label_noise", "0.25", "--class_shares", "negative=0.5", "--max_steps", "2"]
+    run = trained(home, "noisy", "sst2", *words)
+    thinned, noisy = read(run / "run.json")["data"]["corruption"]
+    assert thinned["change"] != "labels" and noisy["rate"] == 0.25
+    assert noisy["changed"] == round(0.25 * read(run / "run.json")["data"]["kept"])
+
+
+def test_features_are_saved_for_the_figure_and_asked_for_in_vain_beyond_the_end(home):
+    run = trained(
+        home, "features", "sst2", "--features_steps", "0", "4", "--max_steps", "5", "--features_examples", "20"
+    )
+    assert np.load(run / "features/features_step_4.npy").shape == (20, 32)
+    with pytest.raises(UserError, match="step 9"):
+        trained(home, "late", "sst2", "--features_steps", "9", "--max_steps", "5")
+    assert not (home / "late").exists()
