@@ -2,8 +2,9 @@
 
 import argparse
 import os
+from dataclasses import fields
 
-from ..errors import UserError, run_cli
+from ..errors import UserError, nearest, run_cli
 
 DEFAULT = "configs/experiments/embedded.yaml"
 
@@ -43,6 +44,13 @@ def make_parser() -> argparse.ArgumentParser:
         command.add_argument("--runs", default="runs", help="folder that holds the runs [runs]")
         command.add_argument("--debug", action="store_true", help="show the traceback of an error")
         if name != "tune":
+            command.add_argument(
+                "--set",
+                nargs="+",
+                default=[],
+                metavar="NAME=VALUE",
+                help="options of train.py for every run, such as data=FOLDER for a local copy",
+            )
             command.add_argument("--seeds", type=int, help="use the first N seeds of the file")
         if name != "table":
             command.add_argument("--jobs", type=int, default=os.cpu_count(), help="workers at once [one per core]")
@@ -58,6 +66,18 @@ def make_parser() -> argparse.ArgumentParser:
     )
     one.add_argument("config", help="a config file of train.py; its options may follow")
     return parser
+
+
+def _changes(words: list[str]) -> dict[str, str]:
+    """{option: value} from NAME=VALUE words."""
+    from ..arguments import TrainArguments
+
+    pairs = dict(word.partition("=")[::2] for word in words)
+    known = [item.name for item in fields(TrainArguments)]
+    for name, value in pairs.items():
+        if name not in known or not value:
+            raise UserError(f"--set {name}={value}: write OPTION=VALUE{nearest(name, known)}, as data=FOLDER")
+    return pairs
 
 
 def main() -> int:
@@ -84,7 +104,7 @@ def main() -> int:
     from .matrix import read_experiment
     from .table import write_table
 
-    experiment = read_experiment(arguments.file, arguments.runs, arguments.seeds)
+    experiment = read_experiment(arguments.file, arguments.runs, arguments.seeds, _changes(arguments.set))
     failed = []
     if arguments.command == "run":
         from .pool import run_all

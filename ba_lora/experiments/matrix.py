@@ -72,9 +72,15 @@ class Experiment:
     tuning: dict = field(default_factory=dict)
 
 
-def read_experiment(file: str | Path, runs: str | Path = "runs", seeds: int | None = None) -> Experiment:
-    """Parse `file`; its runs stand under the folder `runs`; `seeds` keeps the first so many. Raises UserError."""
+def read_experiment(
+    file: str | Path, runs: str | Path = "runs", seeds: int | None = None, changes: dict | None = None
+) -> Experiment:
+    """Parse `file`; its runs stand under the folder `runs`; `seeds` keeps the first so many; `changes`: options of every run
+    that go before those of the file. Raises UserError."""
     content = _read(file)
+    content["methods"] = {
+        method: {**options, **(changes or {})} if options else {} for method, options in content["methods"].items()
+    }
     chosen = content["seeds"][:seeds]
     evaluations = [Evaluation(name, **values) for name, values in content["evaluate"].items()]
     home = Path(runs) / content["name"]
