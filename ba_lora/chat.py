@@ -92,7 +92,7 @@ def voices_of(subject: Subject, args: argparse.Namespace) -> list[Voice]:
     if hasattr(subject.model, "disable_adapter"):
         base = Voice(label, subject.model, subject.model.disable_adapter)
     else:
-        logger.warning("this run saved a whole model; its base %s is loaded beside it", subject.base)
+        logger.warning("what this run saved cannot be switched off; its base %s is loaded beside it", subject.base)
         base = Voice(label, load_model(subject.base, args.dtype).to(subject.model.device))
     return [base] if args.only == "base" else [base, tuned]
 

@@ -191,6 +191,8 @@ def open_subject(args: argparse.Namespace | str, **options) -> Subject:
         check_template(args.template)
     base, trained = find_base(args.model, args.adapter), args.adapter or _trained(args.model)
     saved = str(find_run(trained)[0]) if trained else None
+    if saved and (Path(saved) / "task.json").is_file():
+        raise UserError(f"{trained} is a classifier, which writes no text; evaluate it with python -m eval.glue")
     is_adapter = saved is not None and any((Path(saved) / name).is_file() for name in ADAPTERS)
     weights, adapter = (base, saved) if is_adapter else (saved or args.model, None)
     code = {"trust_remote_code": args.trust_remote_code}

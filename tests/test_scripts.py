@@ -84,3 +84,19 @@ def test_the_other_methods_are_the_same_launcher_with_a_method(checkout, method)
     assert call(checkout, f"scripts/{method}.sh", "--seed", "1")[1].splitlines()[-1] == (
         f"-m ba_lora.experiments one configs/nlg/tiny.yaml --seed 1 {start}"
     )
+
+
+def test_the_launchers_of_classification_start_the_comparison_one_config_or_a_row(checkout):
+    assert call(checkout, "scripts/nlu.sh")[1].splitlines()[-1] == (
+        "-m ba_lora.experiments run configs/experiments/nlu-embedded.yaml"
+    )
+    _, calls = call(checkout, "scripts/nlu.sh", "configs/nlu/some.yaml", "--rank", "4")
+    assert calls.splitlines() == ["-m ba_lora.experiments one configs/nlu/some.yaml --rank 4"]
+    done, calls = call(checkout, "scripts/glue.sh", "bert-large", "lora", "cola", "rte", "--dry_run")
+    assert done.returncode == 0 and calls.splitlines() == [
+        f"-m ba_lora.experiments one configs/nlu/bert-large-{task}.yaml --method lora --dry_run"
+        for task in ("cola", "rte")
+    ]
+    assert len(call(checkout, "scripts/glue.sh", "bert-large", "lora")[1].splitlines()) == 8
+    done, _ = call(checkout, "scripts/glue.sh", "bert-large")
+    assert done.returncode == 2 and "sh scripts/glue.sh MODEL METHOD" in done.stderr

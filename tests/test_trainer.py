@@ -9,6 +9,7 @@ from accelerate.data_loader import BatchSamplerShard
 from torch.utils.data import BatchSampler
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
+from ba_lora.adalora import effective_ranks, start_rank
 from ba_lora.adapters import attach
 from ba_lora.objective import Objective
 from ba_lora.objective_model import ObjectiveModel
@@ -165,6 +166,16 @@ def test_a_non_finite_loss_stops_the_run_with_term_and_step(tmp_path):
 
     with pytest.raises(NonFiniteLoss, match="the task term is nan at step 3"):
         run(tmp_path, model=model, callbacks=[Poison()])
+
+
+def test_adaloras_penalty_is_in_the_loss_and_its_ranks_fall_under_the_trainer(tmp_path):
+    model = attach(small_llama(), "adalora", rank=4, alpha=4, total_steps=20)
+    run(tmp_path, objective=Objective(0.3), model=model, max_steps=20, logging_steps=1, learning_rate=0.02)
+    for row in lines(tmp_path):
+        assert row["penalty"] > 0
+        assert row["loss"] == pytest.approx(row["task"] + 0.3 * row["consistency"] + row["penalty"], rel=1e-5)
+    ranks = [sum(kept) for kept in effective_ranks(model).values()]
+    assert sum(ranks) / len(ranks) == pytest.approx(4, abs=0.5) and start_rank(4) > 4
 
 
 def test_the_last_step_of_an_epoch_may_have_fewer_micro_batches():

@@ -75,8 +75,8 @@ class Experiment:
 def read_experiment(
     file: str | Path, runs: str | Path = "runs", seeds: int | None = None, changes: dict | None = None
 ) -> Experiment:
-    """Parse `file`; its runs stand under the folder `runs`; `seeds` keeps the first so many; `changes`: options of every run
-    that go before those of the file. Raises UserError."""
+    """Parse `file`; its runs stand under the folder `runs`; `seeds` keeps the first so many; `changes`: options of every run,
+    in place of the file's. Raises UserError."""
     content = _read(file)
     content["methods"] = {
         method: {**options, **(changes or {})} if options else {} for method, options in content["methods"].items()

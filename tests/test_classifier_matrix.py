@@ -1,0 +1,108 @@
+"""An experiment of classifiers from its file to its table, on a tiny encoder; the embedded job of the README in the slow tier."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ba_lora.errors import UserError
+from ba_lora.experiments.__main__ import _changes
+from ba_lora.experiments.matrix import read_experiment
+from ba_lora.experiments.pool import do_run
+from ba_lora.experiments.table import make_table, write_table
+from tests.tiny_encoder import make_home
+
+ROOT = Path(__file__).parent.parent
+FILE = """
+name: small
+config: {config}
+methods:
+  lora: {{method: lora}}
+  ba-lora: {{method: ba-lora}}
+  ba-lora-noise: {{method: ba-lora, label_noise: 0.4}}
+seeds: [1, 2]
+evaluate:
+  test: {{data: "split:validation"}}
+  first: {{data: "split:validation", limit: 10}}
+compare: {{method: ba-lora, against: [lora]}}
+"""
+CONFIG = """
+task: {task}
+model: {model}
+rank: 4
+max_length: 16
+max_steps: 60
+learning_rate: 0.01
+lr_scheduler: constant
+effective_batch_size: 16
+micro_batch_size: 16
+"""
+
+
+def experiment(home, task="sst2"):
+    (home / f"{task}.yaml").write_text(CONFIG.format(task=task, model=home / "encoder"))
+    (home / f"{task}-matrix.yaml").write_text(FILE.format(config=home / f"{task}.yaml"))
+    return read_experiment(home / f"{task}-matrix.yaml", home / "runs" / task, changes={"data": str(home / task)})
+
+
+def test_runs_of_classifiers_are_measured_and_shown(tmp_path):
+    made = experiment(make_home(tmp_path))
+    for run in made.runs:
+        do_run(run, made.evaluations, retrain=True)
+    assert all(run.state(made.evaluations) == "measured" for run in made.runs)
+    measures = json.loads((made.runs[2].folder / "measures.json").read_text())
+    lines = [
+        json.loads(line) for line in (made.runs[2].folder / "eval/test/predictions.jsonl").read_text().splitlines()
+    ]
+    right = [int(np.argmax(line["logits"])) == line["label"] for line in lines]
+    assert measures["scores"]["test"] == measures["accuracy"]["test"] == pytest.approx(np.mean(right))
+    counts = np.bincount([line["label"] for line in lines])
+    of_rarest = [hit for hit, line in zip(right, lines, strict=True) if line["label"] == counts.argmin()]
+    assert measures["rarest_recall"]["test"] == pytest.approx(np.mean(of_rarest))
+    assert measures["majority"]["test"] == pytest.approx(counts.max() / 60)
+    table, path = write_table(made)
+    assert path.read_text() == table
+    for text in (
+        "| method | test % | first % | macro-F1 % |",
+        "| ba-lora-noise |",
+        "ba-lora − lora:",
+        "would be right in (%)",
+    ):
+        assert text in table
+    noisy = json.loads((made.runs[-1].folder / "run.json").read_text())
+    assert noisy["data"]["corruption"][0]["changed"] == 64
+
+
+def test_a_regression_has_a_table_without_classes(tmp_path):
+    made = experiment(make_home(tmp_path), "stsb")
+    for run in made.runs[:1]:
+        do_run(run, made.evaluations, retrain=True)
+    table = make_table(made)
+    assert "| lora |" in table and "would be right" not in table
+
+
+def test_set_takes_options_of_train_py_alone():
+    assert _changes(["data=FOLDER", "rank=4"]) == {"data": "FOLDER", "rank": "4"}
+    for word in ("dta=FOLDER", "data"):
+        with pytest.raises(UserError, match="write OPTION=VALUE"):
+            _changes([word])
+
+
+@pytest.mark.parametrize("name", ["nlu-embedded", "nlu-cola", "nlu-noise", "nlu-sensitivity"])
+def test_the_files_of_classification_expand(name):
+    made = read_experiment(ROOT / f"configs/experiments/{name}.yaml")
+    assert len(made.runs) == {"nlu-embedded": 3, "nlu-cola": 15, "nlu-noise": 45, "nlu-sensitivity": 39}[name]
+    assert all(run.arguments.task in ("reviews", "cola") for run in made.runs)
+
+
+@pytest.mark.slow
+def test_the_embedded_job_reaches_its_accuracy(tmp_path):
+    made = read_experiment(ROOT / "configs/experiments/nlu-embedded.yaml", tmp_path)
+    from ba_lora.experiments.pool import run_all
+
+    assert run_all(made, jobs=2) == []
+    scores = {run.method: json.loads((run.folder / "measures.json").read_text())["scores"] for run in made.runs}
+    assert scores["ba-lora"]["test"] >= 0.78
+    assert all(score["test"] > 0.7 for score in scores.values())
+    assert set(scores["lora"]) == {"test", "products", "tweets", "editorials"}
