@@ -16,6 +16,7 @@ from .errors import UserError, nearest
 from .files import atomic_write, read_json, write_json
 from .tsne_figure import FINAL, Panel, write_figures
 
+ALL = "all"  # the steps that the first folder has
 FACTS = "features.json"  # beside the features; features.py writes them
 NEIGHBOURS = 10  # of the purity
 
@@ -61,7 +62,8 @@ def visualise(
 ) -> list[Panel]:
     """Draw the features of every folder at every step and write everything into `output`; returns the panels, run by run.
 
-    classes: names of the classes 0, 1, ...; None takes features.json's. names: of the runs. limit: draw the same `limit` random
+    steps: of the training, "final", or "all" that the first folder has. classes: names of the classes 0, 1, ...; None takes
+    features.json's. names: of the runs. limit: draw the same `limit` random
     examples in every panel. Raises UserError for features that are missing, broken, or cannot be compared.
     """
     output, places = Path(output), [_features_folder(folder) for folder in folders]
@@ -72,6 +74,8 @@ def visualise(
         raise UserError(
             f"{len(places)} folders have the names {', '.join(names)}; give --names with a name of its own for each"
         )
+    if ALL in steps:
+        steps = saved_steps(places[0])
     clouds = {(place, step): read_features(place, step) for place in places for step in steps}
     facts = [_facts_of(place) for place in places]
     classes = _check_labels(clouds, facts, classes)
@@ -109,13 +113,18 @@ def visualise(
     return panels
 
 
+def saved_steps(folder: Path) -> list[int | str]:
+    """The steps whose features a folder holds, in order, the end last."""
+    names = [path.stem.removeprefix("features_step_") for path in folder.glob(features_file("", "*").name)]
+    return sorted(int(name) for name in names if name.isdigit()) + [name for name in names if name == FINAL]
+
+
 def read_features(folder: Path, step: int | str) -> tuple[np.ndarray, np.ndarray]:
     """(features (N, d), labels (N,)) of a step. UserError when they were not saved, are broken or do not fit each other."""
     file = features_file(folder, step)
     if not file.is_file():
-        saved = sorted(path.stem.removeprefix("features_step_") for path in folder.glob(features_file("", "*").name))
-        saved.sort(key=lambda name: (not name.isdigit(), int(name) if name.isdigit() else 0))
-        raise UserError(f"step {step} was not saved in {folder}; give --step one of: {', '.join(saved)}")
+        saved = ", ".join(str(each) for each in saved_steps(folder))
+        raise UserError(f"step {step} was not saved in {folder}; give --step one of: {saved}")
     features, beside = _read_array(file), labels_file(folder, step)
     labels = _read_array(beside)
     if features.ndim != 2 or not len(features) or features.shape[1] < 2 or features.dtype.kind not in "fiu":
@@ -284,7 +293,13 @@ def make_parser() -> argparse.ArgumentParser:
         help="folders with saved features, or runs; a row of panels each",
     )
     add("--output_dir", required=True, metavar="OUT", help="folder for the figures and scores.json")
-    add("--step", nargs="+", default=[FINAL], metavar="N", help="steps to draw, a number or 'final' (default: final)")
+    add(
+        "--step",
+        nargs="+",
+        default=[FINAL],
+        metavar="N",
+        help="steps to draw: numbers, 'final', or 'all' (default: final)",
+    )
     add("--labels", nargs="+", metavar="NAME", help="names of the classes 0, 1, ... (default: features.json's)")
     add("--names", nargs="+", metavar="NAME", help="names of the runs, one a folder (default: the folders')")
     add("--perplexity", type=float, default=30.0, help="about how many neighbours a point has (default: %(default)g)")
@@ -295,9 +310,9 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def _step(word: str) -> int | str:
-    if word == FINAL or (word.isascii() and word.isdigit()):
-        return word if word == FINAL else int(word)
-    raise UserError(f"--step '{word}' is neither a number nor 'final'{nearest(word, [FINAL])}")
+    if word in (FINAL, ALL) or (word.isascii() and word.isdigit()):
+        return word if word in (FINAL, ALL) else int(word)
+    raise UserError(f"--step '{word}' is neither a number nor 'final' or 'all'{nearest(word, [FINAL, ALL])}")
 
 
 def main(words: list[str] | None = None) -> None:

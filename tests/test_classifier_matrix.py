@@ -1,9 +1,13 @@
 """An experiment of classifiers from its file to its table, on a tiny encoder; the embedded job of the README in the slow tier."""
 
 import json
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 
 from ba_lora.errors import UserError
@@ -106,3 +110,19 @@ def test_the_embedded_job_reaches_its_accuracy(tmp_path):
     assert scores["ba-lora"]["test"] >= 0.78
     assert all(score["test"] > 0.7 for score in scores.values())
     assert set(scores["lora"]) == {"test", "products", "tweets", "editorials"}
+
+
+@pytest.mark.slow
+def test_workers_end_with_a_parent_that_was_killed(tmp_path):
+    made = experiment(make_home(tmp_path))
+    words = [sys.executable, "-m", "ba_lora.experiments", "run", str(made.file), "--runs", str(tmp_path / "killed")]
+    parent = subprocess.Popen([*words, "--set", f"data={tmp_path / 'sst2'}", "max_steps=100000"], cwd=ROOT)
+    ended = time.monotonic() + 90
+    while time.monotonic() < ended and not list((tmp_path / "killed").rglob("run.json")):
+        time.sleep(0.2)
+    workers = [child for child in psutil.Process(parent.pid).children() if "spawn_main" in " ".join(child.cmdline())]
+    assert workers, "no worker has begun to train"
+    parent.kill()
+    parent.wait()
+    _, alive = psutil.wait_procs(workers, timeout=20)
+    assert alive == []

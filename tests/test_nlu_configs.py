@@ -33,6 +33,7 @@ def test_there_is_a_recipe_for_every_model_and_task():
     assert {file.stem for file in FOLDER.glob("*.yaml")} == names | {
         "tsne-bert-large",
         "tsne-gpt2-xl",
+        "tsne-reviews",
         "reviews",
         "minilm-cola",
     }

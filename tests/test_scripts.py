@@ -100,3 +100,15 @@ def test_the_launchers_of_classification_start_the_comparison_one_config_or_a_ro
     assert len(call(checkout, "scripts/glue.sh", "bert-large", "lora")[1].splitlines()) == 8
     done, _ = call(checkout, "scripts/glue.sh", "bert-large")
     assert done.returncode == 2 and "sh scripts/glue.sh MODEL METHOD" in done.stderr
+
+
+def test_the_figure_of_the_features_is_two_runs_and_a_drawing(checkout):
+    done, calls = call(checkout, "scripts/tsne.sh", "configs/nlu/some.yaml", "--max_steps", "9")
+    one = "-m ba_lora.experiments one configs/nlu/some.yaml --method {0} --output_dir runs/some/{0} --overwrite --max_steps 9"
+    drawn = "tsne_visualization.py --features_dir runs/some/lora runs/some/ba-lora --names LoRA BA-LoRA --step all"
+    assert done.returncode == 0
+    assert calls.splitlines()[-3:] == [
+        one.format("lora"),
+        one.format("ba-lora"),
+        f"{drawn} --output_dir runs/some/figure",
+    ]

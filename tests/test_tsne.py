@@ -126,6 +126,10 @@ def test_two_runs_at_two_steps_give_a_figure_a_step_and_the_evolution(tmp_path):
     assert [(panel.run, panel.step) for panel in panels] == [
         (run, step) for run in ("lora", "ba-lora") for step in (0, "final")
     ]
+    again = visualise([tmp_path / "lora", tmp_path / "ba-lora"], ["all"], tmp_path / "all", perplexity=10)
+    assert [(panel.run, panel.step, panel.original) for panel in again] == [
+        (panel.run, panel.step, panel.original) for panel in panels
+    ]
     figures = [f"tsne_{name}.{ending}" for name in ("evolution", "step_0", "step_final") for ending in ("pdf", "png")]
     assert sorted(path.name for path in out.iterdir()) == sorted([*figures, "coordinates.csv", "scores.json"])
     for name in figures:

@@ -6,9 +6,11 @@ A worker calls the same functions as `python train.py` and `python -m eval.gsm8k
 import contextlib
 import io
 import multiprocessing
+import multiprocessing.connection
 import os
 import queue
 import sys
+import threading
 import time
 import traceback
 from dataclasses import replace
@@ -86,6 +88,7 @@ def _work(tasks, events, evaluations: list[Evaluation]) -> None:
     """A worker's life: take a run, do it, report, until there are none."""
     from ..errors import UserError
 
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     while (task := tasks.get()) is not None:
         index, run, retrain = task
         try:
@@ -98,6 +101,12 @@ def _work(tasks, events, evaluations: list[Evaluation]) -> None:
                 traceback.print_exc(file=log)
             line = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
             events.put((index, "failed", f"failed: {line} (see {run.folder / 'log.txt'})"))
+
+
+def _end_with_parent() -> None:
+    """A killed parent takes its workers along: they would train on, beside those of its next start."""
+    multiprocessing.connection.wait([multiprocessing.parent_process().sentinel])
+    os._exit(1)
 
 
 def do_run(run: Run, evaluations: list[Evaluation], retrain: bool, report=lambda fraction: None) -> str:

@@ -1,0 +1,18 @@
+#!/bin/sh
+# The paper's figures 5 to 8: the last hidden layer during training, LoRA beside BA-LoRA, by t-SNE.
+#   sh scripts/tsne.sh [CONFIG] [--option value ...]        default: the embedded task; options of train.py
+# For example configs/nlu/tsne-bert-large.yaml or tsne-gpt2-xl.yaml, which need a GPU. The figure goes to runs/NAME/figure.
+set -eu
+cd "$(dirname "$0")/.."
+. scripts/environment.sh
+config=configs/nlu/tsne-reviews.yaml
+case "${1:-}" in
+"" | -*) ;;
+*) config=$1 && shift ;;
+esac
+folder=runs/$(basename "$config" .yaml)
+for method in lora ba-lora; do
+    "$PYTHON" -m ba_lora.experiments one "$config" --method $method --output_dir "$folder/$method" --overwrite "$@"
+done
+exec "$PYTHON" tsne_visualization.py --features_dir "$folder/lora" "$folder/ba-lora" --names LoRA BA-LoRA --step all \
+    --output_dir "$folder/figure"
