@@ -24,6 +24,7 @@ from .data.glue import TASKS, load_examples
 from .data.sources import TINYMATH_ROWS, read_table
 from .errors import UserError, nearest
 from .memory import passing, standing
+from .methods import BOTTLENECKS
 from .models import DTYPES, beside_body
 from .objective import Objective
 from .sharding import zero_stage
@@ -276,15 +277,14 @@ def render(made: dict) -> str:
     source = {"limit": ", by the limit; the hub was not asked", "unknown": ": the hub was not asked"}
     source["published"] = ", as published; the hub was not asked"
     share = 100 * made["trainable_parameters"] / made["parameters"]
-    full = made["method"] in ("full", "bitfit")
+    factors = f"rank {made['rank']}, alpha {made['alpha']:g}, on {', '.join(made['targets'])}"
+    own = {"full": "none: all weights", "bitfit": "none: the biases"}
+    own |= dict.fromkeys(BOTTLENECKS, f"bottlenecks of width {made['rank']}")
     lines = [
         ("model", f"{made['model']}, {made['parameters']:,} parameters (from {made['numbers_from']})"),
         ("precision", made["dtype"]),
-        ("method", made["method"] + ("" if full else f" from a {made['start']} start")),
-        (
-            "adapter",
-            "none" if full else f"rank {made['rank']}, alpha {made['alpha']:g}, on {', '.join(made['targets'])}",
-        ),
+        ("method", made["method"] + ("" if made["method"] in own else f" from a {made['start']} start")),
+        ("adapter", own.get(made["method"], factors)),
         ("trainable parameters", f"{made['trainable_parameters']:,} ({share:.2f} % of the model)"),
         ("preset", f"{made['preset']}: {weights}; {forms}" if is_on else "regularizers off"),
         ("task", f"classification: {made['task']}") if made["task"] else ("template", made["template"]),
