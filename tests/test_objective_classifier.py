@@ -12,6 +12,7 @@ from ba_lora.errors import UserError
 from ba_lora.objective import Objective
 from ba_lora.objective_classifier import ClassifierModel, classifier_objective, powerless
 from ba_lora.teacher import teacher
+from tests.common import VOCABULARY
 
 ICLR, V5 = Objective.preset("iclr", "nlu"), Objective.preset("paper-v5", "nlu")
 ON = Objective(0.3, 0.2, 0.1, temperature=2.0, diversity="covariance", svd_k=1)
@@ -141,7 +142,7 @@ def test_what_cannot_act_is_named_with_a_remedy():
 def small_bert(labels=3, seed=0, dropout=0.0, **options):
     torch.manual_seed(seed)
     config = BertConfig(
-        vocab_size=60,
+        vocab_size=VOCABULARY,
         hidden_size=32,
         num_hidden_layers=2,
         num_attention_heads=2,
@@ -158,7 +159,7 @@ def small_bert(labels=3, seed=0, dropout=0.0, **options):
 def small_gpt2(labels=3):
     torch.manual_seed(0)
     config = GPT2Config(
-        vocab_size=60, n_positions=32, n_embd=32, n_layer=2, n_head=2, num_labels=labels, pad_token_id=0
+        vocab_size=VOCABULARY, n_positions=32, n_embd=32, n_layer=2, n_head=2, num_labels=labels, pad_token_id=0
     )
     return GPT2ForSequenceClassification(config).eval()
 

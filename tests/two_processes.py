@@ -1,38 +1,50 @@
 """Started by test_distributed.py under torchrun: train the small model and save its trained tensors and its losses.
 
-Arguments: a folder, the accumulation, the method, and a DeepSpeed config or nothing.
+Arguments: a folder, the accumulation, the method or "classifier" (BA-LoRA on one), and a DeepSpeed config or nothing.
 """
 
 import sys
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import torch
 
 from ba_lora.adapters import attach
+from ba_lora.data.pairs import PadPairs
 from ba_lora.objective import Objective
+from ba_lora.objective_classifier import ClassifierModel
+from ba_lora.objective_model import ObjectiveModel
 from ba_lora.run import leave_processes
 from ba_lora.sharding import gathered
 from ba_lora.trainer import BALoRATrainer
 from tests.common import collate, ragged_samples, small_llama
+from tests.test_objective_classifier import small_bert
 from tests.test_trainer import arguments
 
 OBJECTIVE = Objective(0.3, 0.2, 0.1, temperature=2.0, top_k=5, svd_k=3, svd_norm="frobenius")
 
 
 def main(folder: Path, accumulation: int, method: str, deepspeed: str | None = None) -> None:
-    model = attach(small_llama(), method, rank=4, alpha=4, keep_initial=True)
+    classify = method == "classifier"
+    base, method = (small_bert(), "ba-lora") if classify else (small_llama(), method)
+    model = attach(base, method, rank=4, alpha=4, keep_initial=True)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     trainer = BALoRATrainer(
         model,
-        OBJECTIVE,
+        replace(OBJECTIVE, top_k=None, svd_k=1, diversity="covariance") if classify else OBJECTIVE,
         arguments(folder, max_steps=20, gradient_accumulation_steps=accumulation, logging_steps=1, deepspeed=deepspeed),
         metrics=folder / "metrics.jsonl",
-        train_dataset=ragged_samples(160),
-        data_collator=collate,
+        train_dataset=[s | {"labels": s["input_ids"][1] % 3} for s in ragged_samples(160)]
+        if classify
+        else ragged_samples(160),
+        data_collator=PadPairs(SimpleNamespace(pad_token_id=0)) if classify else collate,
+        wrapper=ClassifierModel if classify else ObjectiveModel,
     )
     start = torch.cat([p.detach().flatten() for p in trained])
     trainer.train()
-    assert bool(trainer.objective_callback.model.parts) == (method != "full"), "which form trained"
+    if not classify:
+        assert bool(trainer.objective_callback.model.parts) == (method != "full"), "which form trained"
     with gathered(trained):
         end = torch.cat([p.detach().flatten() for p in trained])
     if trainer.is_world_process_zero():

@@ -11,6 +11,7 @@ from transformers import AutoModelForSequenceClassification, BertTokenizerFast
 from ba_lora.adapters import load
 from ba_lora.arguments import parse
 from ba_lora.errors import UserError
+from ba_lora.experiments.single import train_and_evaluate
 from ba_lora.run import train
 from eval import glue, gluex
 from tests.tiny_encoder import make_home
@@ -178,3 +179,19 @@ def test_features_are_saved_for_the_figure_and_asked_for_in_vain_beyond_the_end(
     with pytest.raises(UserError, match="step 9"):
         trained(home, "late", "sst2", "--features_steps", "9", "--max_steps", "5")
     assert not (home / "late").exists()
+
+
+def test_one_config_is_trained_evaluated_in_and_out_of_domain_and_described(home, tmp_path, capsys):
+    config = tmp_path / "small.yaml"
+    options = {"task": "sst2", "model": str(home / "encoder"), "data": str(home / "sst2"), "max_steps": 60, "rank": 4}
+    options |= {"learning_rate": 0.01, "effective_batch_size": 16, "micro_batch_size": 16, "max_length": 16}
+    options |= {"benchmarks": ["glue", "gluex"], "eval_data": [f"imdb={home / 'imdb.jsonl'}"], "progress": False}
+    config.write_text(json.dumps(options))
+    assert train_and_evaluate(str(config), ["--output_dir", str(tmp_path / "run")]) == 0
+    score = read(tmp_path / "run/eval/glue/score.json")["score"]
+    assert read(tmp_path / "run/eval/gluex/scores.json")["scores"]["imdb"]["n"] == 40
+    card = (tmp_path / "run/adapter/README.md").read_text()
+    assert "pipeline_tag: text-classification" in card and f"| accuracy | {score:.4f} |" in card
+    assert "sst2 (classes negative, positive)" in card and str(home) not in card
+    with pytest.raises(UserError, match="benchmark 'gsm8k'"):
+        train_and_evaluate(str(config), ["--output_dir", str(tmp_path / "other"), "--benchmarks", "gsm8k"])
