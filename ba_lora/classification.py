@@ -6,7 +6,6 @@ from pathlib import Path
 
 from torch import nn
 
-from .adapters import attach
 from .arguments import TrainArguments
 from .data.corruption import corrupt, thin
 from .data.glue import Examples, load_examples
@@ -16,7 +15,7 @@ from .features import FeatureSaver
 from .models import load_classifier, load_tokenizer
 from .objective import Objective
 from .objective_classifier import ClassifierModel
-from .prepared import Prepared, order_of, steps_of, to_device
+from .prepared import Prepared, adapt, order_of, steps_of, to_device
 
 logger = logging.getLogger(__name__)
 
@@ -46,19 +45,7 @@ def prepare(arguments: TrainArguments, objective: Objective) -> Prepared:
     if arguments.model_dropout is not None:
         set_dropout(model, arguments.model_dropout)
     to_device(model, arguments.use_cpu)
-    student = attach(
-        model,
-        arguments.method,
-        rank=arguments.rank,
-        alpha=arguments.alpha,
-        target_modules=arguments.target_modules,
-        init=arguments.init,
-        seed=arguments.seed,
-        keep_initial=objective.lambda1 > 0,
-        dropout=arguments.dropout,
-        head=head,
-        total_steps=steps,
-    )
+    student = adapt(arguments, model, objective, len(samples), head=head)
     described = {
         "name": task.name,
         "labels": list(task.labels) or None,

@@ -3,7 +3,6 @@
 import logging
 
 from . import teacher_cache
-from .adapters import attach
 from .arguments import TrainArguments
 from .data.cache import load_samples
 from .data.collator import PadRight
@@ -13,7 +12,7 @@ from .data.templates import make_template
 from .models import load_model, load_tokenizer
 from .objective import Objective
 from .objective_model import ObjectiveModel
-from .prepared import Prepared, order_of, steps_of, to_device
+from .prepared import Prepared, adapt, order_of, to_device
 
 logger = logging.getLogger(__name__)
 
@@ -38,18 +37,7 @@ def prepare(arguments: TrainArguments, objective: Objective) -> Prepared:
     if cache is not None:
         collate = PadRight(tokenizer, cache)
         samples = samples.add_column("sample", range(len(samples)))
-    student = attach(
-        model,
-        arguments.method,
-        rank=arguments.rank,
-        alpha=arguments.alpha,
-        target_modules=arguments.target_modules,
-        init=arguments.init,
-        seed=arguments.seed,
-        keep_initial=objective.lambda1 > 0,
-        dropout=arguments.dropout,
-        total_steps=steps_of(arguments, len(samples)),
-    )
+    student = adapt(arguments, model, objective, len(samples))
     record = {"template": vars(template), "data": report | encoded}
     record |= {"teacher_cache": cache.facts if cache is not None else None}
     return Prepared(student, tokenizer, samples, collate, order, ObjectiveModel, record)

@@ -1,5 +1,6 @@
 """What a run has when everything is read and opened, whichever kind it is."""
 
+import math
 import os
 from collections.abc import Callable
 from typing import NamedTuple
@@ -8,7 +9,9 @@ import torch
 from datasets import Dataset
 from torch import nn
 
+from .adapters import attach
 from .arguments import TrainArguments
+from .objective import Objective
 from .step import StepModel
 from .trainer import FixedOrder
 
@@ -26,6 +29,23 @@ class Prepared(NamedTuple):
     record: dict
     callbacks: tuple = ()
     task: dict | None = None
+
+
+def adapt(arguments: TrainArguments, model: nn.Module, objective: Objective, samples: int, **more) -> nn.Module:
+    """The model as the run's method trains it. more: the head of a classifier."""
+    return attach(
+        model,
+        arguments.method,
+        rank=arguments.rank,
+        alpha=arguments.alpha,
+        target_modules=arguments.target_modules,
+        init=arguments.init,
+        seed=arguments.seed,
+        keep_initial=objective.lambda1 > 0,
+        dropout=arguments.dropout,
+        total_steps=steps_of(arguments, samples),
+        **more,
+    )
 
 
 def order_of(arguments: TrainArguments, samples) -> FixedOrder:
@@ -46,4 +66,4 @@ def steps_of(arguments: TrainArguments, samples: int) -> int:
     """Optimiser steps of the run."""
     if arguments.max_steps > 0:
         return arguments.max_steps
-    return max(1, round(arguments.epochs * -(-samples // arguments.effective_batch_size)))
+    return max(1, math.ceil(arguments.epochs * math.ceil(samples / arguments.effective_batch_size)))

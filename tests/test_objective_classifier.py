@@ -5,9 +5,19 @@ import logging
 import numpy as np
 import pytest
 import torch
-from transformers import BertConfig, BertForSequenceClassification, GPT2Config, GPT2ForSequenceClassification
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    DebertaV2Config,
+    DebertaV2ForSequenceClassification,
+    GPT2Config,
+    GPT2ForSequenceClassification,
+    RobertaConfig,
+    RobertaForSequenceClassification,
+)
 
 from ba_lora.adapters import attach
+from ba_lora.classification import set_dropout
 from ba_lora.errors import UserError
 from ba_lora.objective import Objective
 from ba_lora.objective_classifier import ClassifierModel, classifier_objective, powerless
@@ -185,6 +195,28 @@ def test_without_dropout_consistency_starts_at_exactly_zero_and_with_it_does_not
     noisy = wrapped(ON, small_bert(dropout=0.3))
     noisy(**batch())
     assert noisy.sums["consistency"].item() > 1e-6
+
+
+@pytest.mark.parametrize("kind", ["bert", "roberta", "deberta", "gpt2"])
+def test_the_models_own_dropout_can_be_taken_away(kind):
+    """Of every kind of model, wherever it keeps its rates: then two forwards in training mode are equal."""
+    sizes = {"vocab_size": VOCABULARY, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    sizes |= {"intermediate_size": 48, "max_position_embeddings": 32, "num_labels": 3, "pad_token_id": 0}
+    noisy = {"hidden_dropout_prob": 0.3, "attention_probs_dropout_prob": 0.3}
+    made = {
+        "bert": lambda: small_bert(dropout=0.3),
+        "roberta": lambda: RobertaForSequenceClassification(RobertaConfig(**sizes, **noisy)),
+        "deberta": lambda: DebertaV2ForSequenceClassification(
+            DebertaV2Config(**sizes, **noisy, pooler_dropout=0.3, relative_attention=True, pos_att_type=["p2c", "c2p"])
+        ),
+        "gpt2": small_gpt2,  # 0.1 by default
+    }[kind]().train()
+    inputs = {key: value for key, value in batch().items() if key != "labels"}
+    assert not torch.equal(made(**inputs).logits, made(**inputs).logits)
+    set_dropout(made, 0.0)
+    assert torch.equal(made(**inputs).logits, made(**inputs).logits)
+    set_dropout(made, 0.5)
+    assert not torch.equal(made(**inputs).logits, made(**inputs).logits)
 
 
 def test_the_teacher_is_the_pretrained_body_with_the_heads_first_values_after_steps_too():

@@ -195,3 +195,11 @@ def test_one_config_is_trained_evaluated_in_and_out_of_domain_and_described(home
     assert "sst2 (classes negative, positive)" in card and str(home) not in card
     with pytest.raises(UserError, match="benchmark 'gsm8k'"):
         train_and_evaluate(str(config), ["--output_dir", str(tmp_path / "other"), "--benchmarks", "gsm8k"])
+
+
+def test_consistency_starts_at_exactly_zero_without_dropout_and_its_first_size_is_logged_with_it(home):
+    first = []
+    for name, words in (("still", ["--model_dropout", "0"]), ("moving", [])):
+        run = trained(home, name, "sst2", "--max_steps", "1", "--logging_steps", "1", *words)
+        first.append(json.loads((run / "metrics.jsonl").read_text().splitlines()[0])["consistency"])
+    assert first[0] == 0.0 and first[1] > 1e-6
