@@ -2,10 +2,9 @@
 
 from pathlib import Path
 
-import eval.gluex
-
 import eval.all
 import eval.glue
+import eval.gluex
 from eval.gsm8k import GSM8K
 
 from .. import launch
