@@ -45,9 +45,8 @@ def test_every_shipped_experiment_parses(file, monkeypatch):
     monkeypatch.chdir(ROOT)
     experiment = read_experiment(file)
     assert len({run.folder for run in experiment.runs}) == len(experiment.runs) > 1
-    assert experiment.evaluations and {experiment.compare["method"], *experiment.compare["against"]} <= {
-        run.method for run in experiment.runs
-    }
+    compared = {experiment.compare["method"], *experiment.compare["against"]} if experiment.compare else set()
+    assert experiment.evaluations and compared <= {run.method for run in experiment.runs}
     assert not experiment.tuning or tuning_runs(file).runs
 
 
