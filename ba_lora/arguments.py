@@ -397,7 +397,7 @@ def config_words(file: str | Path) -> list[str]:
     for key, value in values.items():
         if key not in known:
             raise UserError(f"{file}: unknown option '{key}'{nearest(key, known)}")
-        values_of_key = value if isinstance(value, list) else [value]
+        values_of_key = (value or [None]) if isinstance(value, list) else [value]
         words += [f"--{key}", *("none" if item is None else str(item) for item in values_of_key)]
     return words
 

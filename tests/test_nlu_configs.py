@@ -39,6 +39,13 @@ def test_there_is_a_recipe_for_every_model_and_task():
     }
 
 
+@pytest.mark.parametrize("file", sorted(FOLDER.glob("*.yaml")), ids=lambda file: file.stem)
+def test_every_recipe_plans(file):
+    made = plan(parse(["--config", str(file), "--dry_run"]), memory=False)
+    assert made["steps"] > 0 and set(made["benchmarks"]) <= {"glue", "gluex"}
+    assert (made["benchmarks"] == []) == file.stem.startswith("tsne")
+
+
 @pytest.mark.parametrize("task", TASKS)
 def test_deberta_has_the_published_hyperparameters(task):
     made = parse(["--config", str(FOLDER / f"deberta-v3-base-{task}.yaml"), "--dry_run"])
