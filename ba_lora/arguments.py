@@ -123,7 +123,7 @@ class TrainArguments:
         group="classification",
     )
     features_split: str = option("validation", "split whose features are saved", group="classification")
-    features_examples: int = option(1000, "its first so many examples", group="classification")
+    features_examples: int = option(1000, "a sample of so many of its examples", group="classification")
 
     preset: str = option("iclr", "weights and forms of the regularizers: iclr or paper-v5", group="objective")
     regularizers: str = option(

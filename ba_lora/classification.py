@@ -1,6 +1,7 @@
 """What a run of classification trains: labelled texts, a pre-trained body with a new head, and its adapter."""
 
 import logging
+import random
 from functools import partial
 from pathlib import Path
 
@@ -110,8 +111,11 @@ def _share(text: str) -> tuple[str, float]:
 
 
 def _feature_saver(arguments: TrainArguments, student, tokenizer, examples: Examples, data) -> FeatureSaver:
-    """The callback that saves the last hidden layer on the first of the split named by --features_split."""
-    shown = load_examples(arguments.task, arguments.features_split, data, arguments.features_examples)
+    """The callback that saves the last hidden layer on a sample of the split named by --features_split, the same for every
+    method and seed; the first rows would not do, because some sets stand in the order of their labels."""
+    shown = load_examples(arguments.task, arguments.features_split, data)
+    count = min(arguments.features_examples, len(shown.ids))
+    shown = shown.select(sorted(random.Random("features").sample(range(len(shown.ids)), count)))
     encoded, _ = encode_examples(tokenizer, shown, arguments.max_length)
     return FeatureSaver(
         student,
