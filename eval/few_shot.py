@@ -11,11 +11,13 @@ import argparse
 import random
 import re
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 from ba_lora.data.sources import read_table
 from ba_lora.errors import UserError
 
+from . import common
 from .common import Request, Sampling, Subject
 
 DRAW_SEED = 1234  # the harness' default for few-shot draws
@@ -132,9 +134,19 @@ def make_requests(layout: Layout, subject: Subject, problems: Sequence[dict], sh
     return requests
 
 
-def sampling(layout: Layout) -> Sampling:
-    """Greedy, up to the layout's stop strings."""
-    return Sampling(stop=layout.stop)
+def ask(
+    args: argparse.Namespace, folder: Path, layout: Layout, protocol: str, problems: Sequence[dict], data: str
+) -> tuple[list[dict], dict]:
+    """Ask `problems` with the layout's examples where --protocol is `protocol`, else with the run's template; as `common.ask`."""
+    if args.protocol != protocol:
+        subject = common.open_subject(args)
+        requests = [common.make_request(subject, p["id"], p[layout.fields[0]], p["reference"]) for p in problems]
+        return common.ask(args, folder, subject, requests, Sampling(), data)
+    shots = load_shots(layout, args.shots_data)
+    subject = common.open_subject(args)
+    requests = make_requests(layout, subject, problems, shots)
+    records, facts = common.ask(args, folder, subject, requests, Sampling(stop=layout.stop), data)
+    return records, facts | {"template": None}
 
 
 # Reading, as the harness reads.

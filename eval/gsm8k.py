@@ -140,18 +140,7 @@ def read_answer(completion: str, protocol: str) -> str | None:
 def ask(args: argparse.Namespace, folder) -> tuple[list[dict], dict]:
     """The first part: generate, write generations.jsonl → (its records, how they came about)."""
     data = args.data or default_data(common.find_base(args.model, args.adapter))
-    problems = load_problems(data, args.limit)
-    if args.protocol == LM_EVAL:
-        shots = few_shot.load_shots(few_shot.GSM8K, args.shots_data)
-        subject = common.open_subject(args)
-        requests = few_shot.make_requests(few_shot.GSM8K, subject, problems, shots)
-        records, facts = common.ask(args, folder, subject, requests, few_shot.sampling(few_shot.GSM8K), data)
-        return records, facts | {"template": None}
-    subject = common.open_subject(args)
-    requests = [
-        common.make_request(subject, problem["id"], problem["question"], problem["reference"]) for problem in problems
-    ]
-    return common.ask(args, folder, subject, requests, common.Sampling(), data)
+    return few_shot.ask(args, folder, few_shot.GSM8K, LM_EVAL, load_problems(data, args.limit), data)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -158,18 +158,7 @@ def _summarise(scored: list[dict]) -> dict:
 def ask(args: argparse.Namespace, folder) -> tuple[list[dict], dict]:
     """The first part: generate, write generations.jsonl → (its records, how they came about)."""
     data = args.data or HUB
-    problems = load_problems(data, args.limit)
-    if args.protocol == MINERVA:
-        shots = few_shot.load_shots(few_shot.MINERVA_MATH, args.shots_data)
-        subject = common.open_subject(args)
-        requests = few_shot.make_requests(few_shot.MINERVA_MATH, subject, problems, shots)
-        records, facts = common.ask(args, folder, subject, requests, few_shot.sampling(few_shot.MINERVA_MATH), data)
-        return records, facts | {"template": None}
-    subject = common.open_subject(args)
-    requests = [
-        common.make_request(subject, problem["id"], problem["problem"], problem["reference"]) for problem in problems
-    ]
-    return common.ask(args, folder, subject, requests, common.Sampling(), data)
+    return few_shot.ask(args, folder, few_shot.MINERVA_MATH, MINERVA, load_problems(data, args.limit), data)
 
 
 def main(argv: list[str] | None = None) -> int:
