@@ -12,14 +12,15 @@ from .errors import UserError, nearest
 logger = logging.getLogger(__name__)
 
 _ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
-_DECODER = (*_ATTENTION, "gate_proj", "up_proj", "down_proj")  # the paper's seven
+_MLP = ("gate_proj", "up_proj", "down_proj")
 # What is adapted when nothing is named, by transformers' model type; other types: all linear layers but the head, which is
 # the same for the dense types here. transformers stacks the experts of a mixture in one tensor a layer, which is no linear
-# layer: there only the attention is adapted, neither experts nor router.
+# layer: there the attention is adapted, and of Qwen2-MoE the expert that sees every token; never the stacked experts, the router,
+# or the gate of a shared expert. DeepSeek-V2's shared experts stay too: PEFT takes their layers' names for the stacked ones.
 DEFAULT_TARGETS = {
-    **dict.fromkeys(("llama", "mistral", "gemma", "gemma3_text", "qwen2"), _DECODER),
+    **dict.fromkeys(("llama", "mistral", "gemma", "gemma3_text", "qwen2", "qwen2_moe"), (*_ATTENTION, *_MLP)),
     "gpt2": ("c_attn", "c_proj", "c_fc"),
-    **dict.fromkeys(("mixtral", "qwen2_moe"), _ATTENTION),
+    "mixtral": _ATTENTION,
     "deepseek_v2": ("q_proj", "q_a_proj", "q_b_proj", "kv_a_proj_with_mqa", "kv_b_proj", "o_proj"),
 }
 
@@ -34,8 +35,10 @@ def default_targets(model: nn.Module, head: Sequence[str] = ()) -> list[str] | N
     stacked = stacked_experts(model)
     if stacked:
         logger.warning(
-            "the experts (%s, ...) are stacked tensors, no linear layers, and stay as they are; adapted: %s",
+            "the experts (%s, ... %s of the %s parameters) are stacked tensors, no linear layers, and stay as they are; adapted: %s",
             stacked[0],
+            f"{sum(model.get_parameter(name).numel() for name in stacked):,}",
+            f"{sum(parameter.numel() for parameter in model.parameters()):,}",
             ", ".join(targets or ["all linear layers"]),
         )
     return targets
