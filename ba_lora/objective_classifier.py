@@ -58,6 +58,7 @@ class ClassifierModel(StepModel):
         if self.needs_teacher():
             with teacher(self.student):
                 teacher_logits = self.student(**inputs).logits
+            self.clock.lap("teacher")
         logits, features = self._forward(inputs)
         if self.training and not self.warned:
             self._warn(len(labels), logits, features)

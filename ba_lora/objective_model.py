@@ -105,6 +105,7 @@ class ObjectiveModel(StepModel):
         if self.needs_teacher():
             with teacher(self.student):
                 teacher_logits = self.student(**inputs).logits[:, :-1][mask]
+            self.clock.lap("teacher")
         output = self.student(**inputs)
         lambdas = self._weights(
             lambda: schedules.confidence(teacher_logits, self.objective.temperature), rows=len(targets)
@@ -130,6 +131,7 @@ class ObjectiveModel(StepModel):
         elif stats is None:
             with teacher(self.student):
                 teacher_hidden = body(**inputs).last_hidden_state[:, :-1][mask]
+            self.clock.lap("teacher")
         hidden = body(**inputs).last_hidden_state[:, :-1][mask]
 
         with gathered(head.parameters()):

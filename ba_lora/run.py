@@ -92,6 +92,7 @@ def train(arguments: TrainArguments, callbacks: Sequence = ()) -> Path:
     trainer.accelerator.wait_for_everyone()
     started = time.perf_counter()
     with provenance.PeakMemory() as memory, reporting(trainer, folder):
+        trainer.objective_callback.gauges.memory = memory
         trainer.train(resume_from_checkpoint=_checkpoint(arguments, folder))
     seconds = time.perf_counter() - started
     kind = "model" if arguments.method == "full" else "adapter"

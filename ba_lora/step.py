@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from .errors import UserError
+from .gauges import StepClock
 from .objective import Objective
 from .teacher import initial_copy
 
@@ -31,7 +32,14 @@ class StepModel(nn.Module):
             )
         self.student, self.objective = student, objective
         self.all_terms, self.gradient_norms = all_terms, gradient_norms
+        self.clock = StepClock()
         self.begin_step(0, 1)
+
+    def __call__(self, *args, **kwargs):
+        self.clock.lap("data")
+        output = super().__call__(*args, **kwargs)
+        self.clock.lap("forward")
+        return output
 
     @property
     def config(self):
@@ -53,6 +61,7 @@ class StepModel(nn.Module):
         self.sums: dict[str, Tensor] = {}  # over this process's micro-batches; statistics of one already averaged
         self.rows: Tensor | int = 0  # counted tokens, likewise
         self.gradients: dict[str, list[Tensor]] = {}
+        self.clock.begin(logged)
 
     def needs_teacher(self) -> bool:
         """Whether this step looks at the teacher."""

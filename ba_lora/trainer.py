@@ -19,6 +19,7 @@ from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCall
 from .adapters import after_step
 from .errors import UserError
 from .files import atomic_write
+from .gauges import Gauges
 from .objective import TERMS, Objective
 from .objective_model import ObjectiveModel
 from .step import StepModel
@@ -83,6 +84,7 @@ class ObjectiveCallback(TrainerCallback):
     def __init__(self, model: StepModel, metrics: str | Path | None = None):
         self.model, self.metrics = model, Path(metrics) if metrics else None
         self.row: dict | None = None  # the last logged step
+        self.gauges = Gauges(model.clock)
 
     def on_train_begin(self, args, state, control, **objects):
         if args.world_size > 1 and not args.average_tokens_across_devices:
@@ -90,6 +92,7 @@ class ObjectiveCallback(TrainerCallback):
                 "average_tokens_across_devices must stay True: the objective counts the rows of all processes"
             )
         self.started, self.tokens, self.rows = time.perf_counter(), 0, 0
+        self.gauges.start()
         if self.metrics and args.process_index == 0:
             self._forget_from(state.global_step)
 
@@ -102,6 +105,7 @@ class ObjectiveCallback(TrainerCallback):
         if kept:
             last = json.loads(kept[-1])
             self.tokens, self.started = last["tokens"], self.started - last["seconds"]
+            self.gauges.start(last["seconds"], last["tokens"])
 
     def on_step_begin(self, args, state, control, train_dataloader=None, **objects):
         step = state.global_step
@@ -113,7 +117,16 @@ class ObjectiveCallback(TrainerCallback):
             logged=is_logged(step + 1, args, state),
         )
 
+    def on_substep_end(self, args, state, control, **objects):
+        self.model.clock.lap("backward")
+
+    def on_log(self, args, state, control, **objects):
+        self.model.clock.rest()
+
+    on_save = on_log
+
     def on_pre_optimizer_step(self, args, state, control, optimizer=None, **objects):
+        self.model.clock.lap("backward")
         sums = self.model.sums
         if not sums:
             return
@@ -130,6 +143,8 @@ class ObjectiveCallback(TrainerCallback):
         after_step(self.model.student, state.global_step)  # AdaLoRA looks at the gradients that are still there
 
     def on_step_end(self, args, state, control, **objects):
+        self.model.clock.lap("optimizer")
+        self.model.clock.rest()
         if not self.model.sums:
             return
         self.rows = self.rows + self.model.rows  # a tensor: no wait for the device before a step is logged
@@ -141,6 +156,7 @@ class ObjectiveCallback(TrainerCallback):
             control.should_log = True
         self.row = {"step": state.global_step, **self._reduced()}
         self.row |= {"lr": self.learning_rate, "seconds": time.perf_counter() - self.started, "tokens": self.tokens}
+        self.row |= self.gauges.row(self.row["seconds"], self.tokens)
         if self.model.gradients:
             self.row |= self._gradient_ratios()
         if self.metrics and args.process_index == 0:

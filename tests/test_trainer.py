@@ -11,6 +11,7 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from ba_lora.adalora import effective_ranks, start_rank
 from ba_lora.adapters import attach
+from ba_lora.gauges import PHASES
 from ba_lora.objective import Objective
 from ba_lora.objective_model import ObjectiveModel
 from ba_lora.trainer import (
@@ -108,7 +109,8 @@ def test_logged_loss_is_the_weighted_sum_of_the_logged_terms(tmp_path):
         assert row["loss"] == pytest.approx(row["task"] + sum(parts), rel=1e-5)
     assert set(rows[0]) == {
         *("step", "loss", "task", "consistency", "diversity", "spectrum", "lambda1", "lambda2", "lambda3"),
-        *("lr", "seconds", "tokens"),
+        *("lr", "seconds", "tokens", "tokens_per_second", "peak_memory"),
+        *(f"seconds_{phase}" for phase in PHASES),
     }
 
 
