@@ -180,6 +180,11 @@ class TrainArguments:
     weight_decay: float = option(0.0, "of AdamW (paper: 0)", group="training")
     max_grad_norm: float = option(1.0, "gradient clipping; 0 = none (published runs: 1.0)", group="training")
     gradient_checkpointing: bool = option(False, "recompute activations in the backward pass", group="training")
+    tf32: bool = option(
+        False,
+        "on a GPU, let float32 products round their inputs to TensorFloat-32 (10 bits of mantissa): faster, less exact",
+        group="training",
+    )
     seed: int = option(42, "of the start and the sample order (ICLR: 42, 1024, 2024)", group="training")
 
     logging_steps: int = option(10, "optimiser steps between lines of metrics.jsonl", group="run")
@@ -199,6 +204,11 @@ class TrainArguments:
     dry_run: bool = option(
         False,
         "print the resolved run with its predicted memory and disk, and stop; needs no weights or hub",
+        group="run",
+    )
+    devices: str | None = option(
+        None,
+        "with --dry_run: predict the time on these devices, such as 8xA40, and what fits them (configs/devices.yaml)",
         group="run",
     )
     deepspeed: str | None = option(
@@ -236,6 +246,10 @@ class TrainArguments:
             )
         if self.deepspeed and not Path(self.deepspeed).is_file():
             raise UserError(f"--deepspeed {self.deepspeed} does not exist; there is configs/deepspeed/zero2.json")
+        if self.devices and (self.task or not self.dry_run):
+            raise UserError(
+                f"--devices {self.devices} goes with --dry_run of a generation, which plans for them; leave it out"
+            )
         if self.save_steps and zero_stage(self.deepspeed) == 3:
             raise UserError("--save_steps: a run under ZeRO-3 has no checkpoints yet; set it to 0 or use ZeRO-2")
         if self.save_steps and self.method == "adalora":
@@ -427,5 +441,6 @@ def _config_of(words: list[str]) -> str | None:
 def as_config(arguments: TrainArguments) -> dict:
     """The options that shape the result, for run.json: without where it is written and how it is shown."""
     aside = {"output_dir", "resume", "overwrite", "progress", "report_to", "push_to_hub", "hub_public", "dry_run"}
+    aside |= {"devices"}
     aside.add("teacher_cache")  # a folder of this machine; the run's record says what was in it
     return {name: value for name, value in asdict(arguments).items() if name not in aside}

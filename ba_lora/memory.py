@@ -7,6 +7,7 @@ would be alive.
 
 import weakref
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -18,25 +19,96 @@ from .chunked import TeacherStats, chunked_objective
 from .objective import Objective, dense_objective
 from .teacher import COPY, initial_copy, teacher
 
+BUCKET = 200_000_000  # elements that DeepSpeed reduces at once, as configs/deepspeed says
+LIVE = 1_000_000_000  # parameters that ZeRO-3 keeps whole for a while, DeepSpeed's default
+NF4 = 0.5 + 4 / 64  # bytes a weight: 4 bits, and a float32 scale for a block of 64
 
-def standing(model: nn.Module, zero_stage: int = 0, processes: int = 1) -> dict[str, int]:
-    """Bytes that a run holds on each device from its first step to its last. `model` is from `attach`, on any device.
+
+class Held(NamedTuple):
+    """What one whole replica of a model from `attach` holds. Sizes in bytes, the rest in numbers."""
+
+    weights: int  # what is not trained
+    adapter: int  # what is
+    copy: int  # the teacher's part
+    trained: int
+    copied: int
+    linear: int  # weights of frozen linear layers beside the head: what a 4-bit base rounds
+    widest_linear: int  # those of the largest of them
+    weight_size: int  # bytes of one such weight
+    widest: int  # weights of the module that has most of its own, which ZeRO-3 gathers whole
+
+
+def held(model: nn.Module) -> Held:
+    """Count the tensors of `model`, which is from `attach`, on any device."""
+    copies = {id(parameter) for parameter in model._modules[COPY].parameters()} if initial_copy(model) else set()
+    parameters = list(model.parameters())
+    trained = [parameter for parameter in parameters if parameter.requires_grad]
+    copied = [parameter for parameter in parameters if id(parameter) in copies]
+    frozen = [p for p in parameters if not p.requires_grad and id(p) not in copies]
+    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    linear = [
+        module.weight.numel()
+        for module in model.modules()
+        if isinstance(module, nn.Linear) and module is not head and not module.weight.requires_grad
+    ]
+    return Held(
+        weights=sum(parameter.nbytes for parameter in frozen),
+        adapter=sum(parameter.nbytes for parameter in trained),
+        copy=sum(parameter.nbytes for parameter in copied),
+        trained=sum(parameter.numel() for parameter in trained),
+        copied=sum(parameter.numel() for parameter in copied),
+        linear=sum(linear),
+        widest_linear=max(linear, default=0),
+        weight_size=max((parameter.element_size() for parameter in frozen), default=4),
+        widest=max(_own(module) for name, module in model.named_modules() if COPY not in name),
+    )
+
+
+def _own(module: nn.Module) -> int:
+    """Weights that `module` has besides its parts'."""
+    return sum(parameter.numel() for parameter in module.parameters(recurse=False))
+
+
+def standing(
+    whole: Held,
+    zero_stage: int = 0,
+    processes: int = 1,
+    *,
+    cast: bool = False,
+    offload: bool = False,
+    nf4: bool = False,
+) -> dict[str, int]:
+    """Bytes that a run holds on each device from its first step to its last.
 
     weights: what is not trained; adapter: what is; initial copy: the teacher's part; gradients: as large as the adapter;
-    optimiser: AdamW's two moments, each like the adapter; with DeepSpeed both and a master copy in float32. ZeRO
-    divides by the processes: the optimiser from stage 1, the gradients from stage 2, all weights at stage 3.
+    optimiser: AdamW's two moments, each like the adapter; with DeepSpeed both and a master copy in float32; buckets: what
+    gradients are reduced in, as large as they are with DistributedDataParallel. ZeRO divides by
+    the processes: the optimiser from stage 1, the gradients from stage 2, all weights at stage 3, which gathers LIVE of them,
+    or the largest module, for use.
+
+    cast: DeepSpeed holds the adapter in bfloat16 like the base. offload: stage 3 keeps what it divides in the processors'
+    memory. nf4: the base's linear layers, the head aside, in 4 bits.
     """
-    copies = {id(parameter) for parameter in model._modules[COPY].parameters()} if initial_copy(model) else set()
-    parts = {"weights": 0, "adapter": 0, "initial copy": 0}
-    trained = 0
-    for parameter in model.parameters():
-        name = "adapter" if parameter.requires_grad else "initial copy" if id(parameter) in copies else "weights"
-        parts[name] += parameter.nbytes
-        trained += parameter.numel() if parameter.requires_grad else 0
     share = [processes if zero_stage >= stage else 1 for stage in range(4)]
-    parts = {name: size // share[3] for name, size in parts.items()}
-    parts["gradients"] = sum(p.nbytes for p in model.parameters() if p.requires_grad) // share[2]
-    parts["optimiser"] = (12 * trained if zero_stage else 2 * parts["adapter"]) // share[1]
+    size = 2 if zero_stage and cast else 0
+    adapter, copy = size * whole.trained or whole.adapter, size * whole.copied or whole.copy
+    weights = whole.weights - (int((whole.weight_size - NF4) * whole.linear) if nf4 else 0)
+    parts = {
+        "weights": weights // share[3],
+        "adapter": adapter // share[3],
+        "initial copy": copy // share[3],
+        "gradients": adapter // share[2],
+        "optimiser": (12 * whole.trained if zero_stage else 2 * adapter) // share[1],
+    }
+    if offload:
+        parts = dict.fromkeys(parts, 0)
+    if zero_stage == 3:
+        gathered = max(min(LIVE, whole.weights // whole.weight_size), whole.widest)
+        parts["gathered"] = gathered * whole.weight_size if processes > 1 or offload else 0
+    if zero_stage:  # two, where reducing overlaps with the backward pass
+        parts["buckets"] = BUCKET * (size or 4) * (2 if zero_stage < 3 else 1)
+    elif processes > 1:
+        parts["buckets"] = adapter
     return parts
 
 

@@ -17,13 +17,13 @@ from transformers import (
     AutoModelForSequenceClassification,
 )
 
-from . import launch
+from . import capacity, flops, launch
 from .adapters import NITER, attach, stacked_experts, start_of, trained_parameters
 from .arguments import TrainArguments
 from .data.glue import TASKS, load_examples
 from .data.sources import TINYMATH_ROWS, read_table
 from .errors import UserError, nearest
-from .memory import passing, standing
+from .memory import Held, held, passing, standing
 from .methods import BOTTLENECKS
 from .models import DTYPES, beside_body
 from .objective import Objective
@@ -88,7 +88,9 @@ class Sizes(NamedTuple):
     width: int  # of the hidden states
     trained: int
     targets: tuple[str, ...]
-    standing: dict[str, int]
+    largest_target: tuple[int, int]  # rows and columns
+    held: Held
+    work: flops.Work | None  # None of a classifier
     passing: dict[str, int] | None
 
 
@@ -108,8 +110,6 @@ class Job(NamedTuple):
     length: int
     checkpointing: bool
     autocast: bool
-    zero_stage: int
-    processes: int
     cached: bool
     outputs: int | None  # of a classifier
 
@@ -134,8 +134,11 @@ def sizes(job: Job, with_passing: bool) -> Sizes:
             total_steps=1000,  # no size depends on it
         )
     targets = tuple(sorted(model.peft_config["default"].target_modules)) if hasattr(model, "peft_config") else ()
-    trained, stands, passes = trained_parameters(model), standing(model, job.zero_stage, job.processes), None
-    if with_passing and not stacked_experts(model) and not job.outputs:  # what each expert gets depends on the data
+    adapted = [each.weight for name, each in model.named_modules() if name.endswith("base_layer")]
+    largest = tuple(max((weight.shape for weight in adapted), key=math.prod, default=(0, 0)))
+    trained, whole = trained_parameters(model), held(model)
+    work, passes = None if job.outputs else flops.work_of(model), None
+    if with_passing and not job.outputs and _has_known_shapes(model):
         passes = passing(
             model,
             job.objective,
@@ -145,7 +148,14 @@ def sizes(job: Job, with_passing: bool) -> Sizes:
             autocast=job.autocast,
             cached=job.cached,
         )
-    return Sizes(total, width, trained, targets, stands, passes)
+    return Sizes(total, width, trained, targets, largest, whole, work, passes)
+
+
+def _has_known_shapes(model) -> bool:
+    """Whether no shape depends on the data. So it is with experts that are one grouped product, transformers' default; what
+    stands in for tensors without storage knows that product in bfloat16 only."""
+    grouped = getattr(model.config.get_text_config(), "_experts_implementation", None) == "grouped_mm"
+    return not stacked_experts(model) or (grouped and model.dtype == torch.bfloat16)
 
 
 def plan(arguments: TrainArguments, *, memory: bool = True) -> dict:
@@ -153,8 +163,9 @@ def plan(arguments: TrainArguments, *, memory: bool = True) -> dict:
 
     steps = ceil(epochs × ceil(samples / effective batch)), or max_steps. Raises UserError for what would stop the run early.
     """
+    devices = capacity.read_devices(arguments.devices) if arguments.devices else None
     world = os.environ.get("WORLD_SIZE")
-    processes = int(world) if world else math.prod(launch.processes())
+    processes = devices.count if devices else int(world) if world else math.prod(launch.processes())
     accumulation = arguments.accumulation(processes)
     objective = arguments.objective()
     start = start_of(arguments.method, arguments.init)
@@ -173,8 +184,6 @@ def plan(arguments: TrainArguments, *, memory: bool = True) -> dict:
         arguments.max_length,
         arguments.gradient_checkpointing,
         arguments.dtype == "bfloat16" and not arguments.use_cpu,
-        stage,
-        processes,
         arguments.uses_teacher_cache(),
         (len(TASKS[arguments.task].labels) or 1) if arguments.task else None,
     )
@@ -211,8 +220,48 @@ def plan(arguments: TrainArguments, *, memory: bool = True) -> dict:
         "disk": _disk(arguments, size, start, steps),
         "teacher_cache": _teacher_cache(arguments, size.width, samples),
         "zero_stage": stage,
-        "memory": size.standing | (size.passing or {}),
+        "memory": standing(size.held, stage, processes, cast=job.autocast) | (size.passing or {}),
         "memory_is_whole": size.passing is not None,
+        "devices": _on_devices(devices, arguments, job, samples, steps, memory) if devices else None,
+    }
+
+
+def _on_devices(
+    devices: capacity.Devices, arguments: TrainArguments, job: Job, samples: int | None, steps: int | None, memory: bool
+) -> dict:
+    """What the run needs of `devices`, as it is planned and with gradient checkpointing: work, hours, bytes by placement."""
+    seen = steps * arguments.effective_batch_size if arguments.max_steps > 0 else samples and samples * arguments.epochs
+    counted = min(RESPONSE, arguments.max_length - 1)
+    precision = "bfloat16" if job.dtype in ("bfloat16", "float16") else "tf32" if arguments.tf32 else "float32"
+    jobs = {"as planned": job}
+    if not job.checkpointing:
+        jobs["with --gradient_checkpointing"] = job._replace(checkpointing=True)
+    forms = {}
+    for name, form in jobs.items():
+        size = sizes(form, memory)
+        a_sample = flops.of_a_sample(
+            size.work, form.objective, form.length, counted, checkpointing=form.checkpointing, cached=form.cached
+        )
+        work = seen and seen * a_sample
+        forms[name] = {
+            "flops": work,
+            "hours": work and capacity.hours(work, devices, precision),
+            "placements": size.passing and capacity.placements(size.held, size.passing, devices, form.autocast),
+        }
+    here = -(-devices.count // launch.processes()[1])
+    start = start_of(arguments.method, arguments.init)
+    return {
+        "count": devices.count,
+        "name": devices.name,
+        "memory": devices.memory,
+        "precision": precision,
+        "peak": devices.peaks[precision],
+        "samples": seen,
+        "tokens_a_sample": job.length,
+        "trained_a_sample": counted,
+        "forms": forms,
+        "processes_a_machine": here,
+        "host": capacity.host(size.held, start, size.largest_target, job.rank, here),
     }
 
 
@@ -239,7 +288,7 @@ def _samples(arguments: TrainArguments) -> tuple[int | None, str]:
 
 def _disk(arguments: TrainArguments, size: Sizes, start: str, steps: int | None) -> dict[str, int]:
     """Bytes of what a run leaves. An adapter from a PiSSA start is exported with twice its rank, for the original base."""
-    adapter, copy = size.standing["adapter"], size.standing["initial copy"]
+    adapter, copy = size.held.adapter, size.held.copy
     name = "model" if start == "full" else "adapter"
     disk = {name: adapter * (2 if start.startswith("pissa") else 1)}
     kept = min(CHECKPOINTS, (steps or 0) // arguments.save_steps) if arguments.save_steps else 0
@@ -299,6 +348,7 @@ def render(made: dict) -> str:
         ("disk, predicted", ", ".join(f"{name} {_size(size)}" for name, size in made["disk"].items())),
         *_teacher_lines(made["teacher_cache"]),
         *_memory_lines(made),
+        *(capacity.lines(made["devices"]) if made["devices"] else ()),
     ]
     width = max(len(name) for name, _ in lines) + 2
     return "\n".join([*(f"{name:<{width}}{text}" for name, text in lines), "Nothing was loaded or written."])

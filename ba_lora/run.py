@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 from transformers import TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
+from transformers.utils import is_torch_tf32_available
 
 from . import classification, generation, provenance
 from .adapters import export, export_merged, saved_parameters, trained_parameters
@@ -50,6 +51,8 @@ def train(arguments: TrainArguments, callbacks: Sequence = ()) -> Path:
     ranks = int(os.environ.get("WORLD_SIZE", 1))
     accumulation = arguments.accumulation(ranks)
     check_reporters(arguments.report_to or ())
+    if arguments.tf32 and not is_torch_tf32_available():
+        raise UserError("--tf32 needs a GPU of the Ampere generation or newer and there is none here; leave it out")
     objective = arguments.objective()
     if arguments.push_to_hub and int(os.environ.get("RANK", 0)) == 0:
         reserve(arguments.push_to_hub, arguments.hub_public)
@@ -152,6 +155,7 @@ def training_arguments(arguments: TrainArguments, accumulation: int) -> Training
         max_grad_norm=arguments.max_grad_norm,
         optim="adamw_torch",
         bf16=arguments.dtype == "bfloat16" and torch.cuda.is_available() and not arguments.use_cpu,
+        tf32=arguments.tf32 or None,
         gradient_checkpointing=arguments.gradient_checkpointing,
         gradient_checkpointing_kwargs={"use_reentrant": False} if arguments.gradient_checkpointing else None,
         logging_steps=arguments.logging_steps,

@@ -1,5 +1,6 @@
 """The memory that is predicted without storage is the memory that the same step takes."""
 
+import json
 import os
 import subprocess
 import sys
@@ -7,17 +8,18 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import MixtralConfig, MixtralForCausalLM
 
 from ba_lora.adapters import attach, trained_parameters
 from ba_lora.arguments import parse
 from ba_lora.errors import UserError
-from ba_lora.memory import Ledger, passing, standing
+from ba_lora.memory import BUCKET, Ledger, held, passing, standing
 from ba_lora.objective import Objective
 from ba_lora.objective_model import ObjectiveModel
 from ba_lora.packages import open_model
 from ba_lora.plan import plan
 from ba_lora.teacher import initial_copy
-from tests.common import small_llama
+from tests.common import SMALL, small_llama
 
 ROOT = Path(__file__).parent.parent
 BATCH, LENGTH = 3, 40
@@ -42,8 +44,8 @@ def predicted(checkpointing=False, objective=OBJECTIVE, **changes):
     return passing(on_meta(**changes), objective, BATCH, LENGTH, checkpointing=checkpointing, autocast=False)
 
 
-def measured(checkpointing, objective):
-    model = ObjectiveModel(attach(small_llama(), "lora", rank=4, alpha=4), objective).train()
+def measured(checkpointing, objective, model=None):
+    model = ObjectiveModel(attach(model or small_llama(), "lora", rank=4, alpha=4), objective).train()
     model.lambdas = (objective.lambda1, objective.lambda2, objective.lambda3)
     if checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
@@ -68,6 +70,17 @@ def test_the_predicted_peak_of_a_micro_batch_is_that_of_the_real_one(checkpointi
     assert sum(predicted(checkpointing, objective).values()) == pytest.approx(
         measured(checkpointing, objective), rel=0.1
     )
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_so_it_is_with_experts_that_are_one_grouped_product(checkpointing):
+    torch.manual_seed(0)
+    model = MixtralForCausalLM(MixtralConfig(**SMALL, num_local_experts=4, num_experts_per_tok=2)).to(torch.bfloat16)
+    with torch.device("meta"):
+        shapes = MixtralForCausalLM(model.config).to(torch.bfloat16)
+        shapes = attach(shapes, "lora", rank=4, alpha=4, keep_initial=True)
+    said = passing(shapes, OBJECTIVE, BATCH, LENGTH, checkpointing=checkpointing, autocast=False)
+    assert sum(said.values()) == pytest.approx(measured(checkpointing, OBJECTIVE, model), rel=0.1)
 
 
 def test_each_layer_adds_the_same_and_checkpointing_keeps_only_its_input():
@@ -102,29 +115,46 @@ def test_the_objective_stops_growing_with_the_vocabulary_where_a_chunk_is_full(m
 def test_what_stands_is_the_bytes_of_the_real_model(method):
     model = attach(small_llama(), method, rank=4, alpha=4, keep_initial=True)
     trained = trained_parameters(model)
-    parts = standing(model)
-    assert parts == standing(on_meta(method))
+    parts = standing(held(model))
+    assert parts == standing(held(on_meta(method)))
     assert parts["adapter"] == parts["gradients"] == parts["initial copy"] == 4 * trained
     assert parts["optimiser"] == 8 * trained
-    held = sum(parameter.nbytes for parameter in model.parameters())
-    assert parts["weights"] + parts["adapter"] + parts["initial copy"] == held
+    total = sum(parameter.nbytes for parameter in model.parameters())
+    assert parts["weights"] + parts["adapter"] + parts["initial copy"] == total
     assert initial_copy(model) is not None
 
 
 def test_zero_divides_by_stage():
     model = on_meta()
-    whole, zero = standing(model), {stage: standing(model, stage, 4) for stage in (1, 2, 3)}
+    whole, zero = standing(held(model)), {stage: standing(held(model), stage, 4) for stage in (1, 2, 3)}
     trained = trained_parameters(model)
     assert [zero[stage]["optimiser"] for stage in (1, 2, 3)] == [12 * trained // 4] * 3
     assert [zero[stage]["gradients"] for stage in (1, 2, 3)] == [whole["gradients"], *[whole["gradients"] // 4] * 2]
     assert [zero[stage]["weights"] for stage in (1, 2, 3)] == [whole["weights"]] * 2 + [whole["weights"] // 4]
 
 
+def test_buckets_are_as_large_as_the_gradients_or_as_deepspeed_makes_them():
+    whole = held(on_meta())
+    assert "buckets" not in standing(whole) and standing(whole, 0, 2)["buckets"] == standing(whole)["gradients"]
+    assert [standing(whole, stage, 2)["buckets"] for stage in (2, 3)] == [2 * 4 * BUCKET, 4 * BUCKET]
+    assert standing(whole, 2, 2, cast=True)["buckets"] == 2 * 2 * BUCKET
+    for file in ("zero2", "zero3"):
+        config = json.loads((ROOT / f"configs/deepspeed/{file}.json").read_text())["zero_optimization"]
+        assert config["reduce_bucket_size"] == BUCKET and "stage3_max_live_parameters" not in config
+
+
+def test_deepspeed_casts_the_adapter_and_keeps_a_master_copy():
+    whole, trained = held(on_meta()), trained_parameters(on_meta())
+    parts = standing(whole, 2, 1, cast=True)
+    assert [parts[name] for name in ("adapter", "initial copy", "gradients")] == [2 * trained] * 3
+    assert parts["optimiser"] == 12 * trained
+
+
 def test_bfloat16_halves_what_is_frozen_and_leaves_the_adapter_in_float32():
     with torch.device("meta"):
         model = attach(small_llama().to(torch.bfloat16), "lora", rank=4, alpha=4)
-    assert standing(model)["weights"] * 2 == standing(on_meta())["weights"]
-    assert standing(model)["adapter"] == standing(on_meta())["adapter"]
+    assert standing(held(model))["weights"] * 2 == standing(held(on_meta()))["weights"]
+    assert standing(held(model))["adapter"] == standing(held(on_meta()))["adapter"]
 
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux's /proc")

@@ -2,16 +2,21 @@
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
+from ba_lora import plan_table
 from ba_lora.adapters import attach, export, export_merged, trained_parameters
 from ba_lora.arguments import parse
+from ba_lora.capacity import RESERVE, hours, placements, read_devices, room
 from ba_lora.errors import UserError
+from ba_lora.memory import held
 from ba_lora.models import load_model
 from ba_lora.plan import NUMBERS, build, plan, read_numbers, render
 from tests.common import small_llama
@@ -135,11 +140,140 @@ def test_the_command_prints_the_plan_and_writes_nothing(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_activations_of_a_mixture_of_experts_are_not_guessed():
-    made = planned("--model", "mistralai/Mixtral-8x7B-v0.1", "--dtype", "bfloat16")
-    assert not made["memory_is_whole"] and "activations" not in made["memory"]
-    assert made["targets"] == ["k_proj", "o_proj", "q_proj", "v_proj"]
-    assert "GB: what an expert gets depends on the data, so activations and the objective are not in it" in render(made)
+def test_a_mixture_of_experts_is_predicted_where_its_experts_are_one_product(tmp_path):
+    small = read_numbers("mixtral-8x7b")[0] | {"num_hidden_layers": 1, "hidden_size": 256, "intermediate_size": 512}
+    (tmp_path / "config.json").write_text(json.dumps(small))
+    words = ["--model", str(tmp_path), "--max_length", "32", "--rank", "4"]
+    grouped, loop = planned(*words, "--dtype", "bfloat16"), planned(*words, "--dtype", "float32")
+    assert grouped["targets"] == ["k_proj", "o_proj", "q_proj", "v_proj"]
+    assert grouped["memory_is_whole"] and grouped["memory"]["activations"] > 0
+    assert not loop["memory_is_whole"] and "activations" not in loop["memory"]
+    assert "GB: what an expert gets" in render(loop) or "MB: what an expert gets" in render(loop)
+    assert "what passes through the layers was not predicted" in render(planned(*words, "--devices", "A40"))
+
+
+def test_mixtral_fits_eight_a40_in_pieces_only():
+    with torch.device("meta"):
+        model = attach(build("mixtral-8x7b", "bfloat16"), "lora", rank=128, alpha=128)
+    sizes = placements(held(model), {}, read_devices("8xA40"), cast=True)
+    available = room(read_devices("A40").memory)
+    assert [name for name, size in sizes.items() if size <= available] == ["ZeRO-3", "ZeRO-3, offloaded"]
+    # transformers stacks the experts, so 4 bits reach q, k, v and o of 32 layers alone
+    attention = 32 * 4096 * (2 * 4096 + 2 * 1024)
+    saved = attention * (2 - 0.5 - 4 / 64) - 2 * 4096 * 4096
+    assert sizes["a replica each"] - sizes["a replica each, base in 4 bits"] == pytest.approx(saved, rel=1e-3)
+
+
+def test_llama_3_70b_fits_eight_a40_in_pieces_only():
+    with torch.device("meta"):
+        model = attach(build("llama-3-70b", "bfloat16"), "lora", rank=128, alpha=128)
+    trained = 128 * 80 * (2 * 16_384 + 2 * 9_216 + 3 * 36_864)  # in + out of q and o, k and v, gate, up and down
+    sizes = placements(held(model), {}, read_devices("8xA40"), cast=True)
+    weights = 70_553_706_496
+    embedding = 128_256 * 8192  # the largest module, gathered whole
+    shared = (2 * weights + (2 + 2 + 2 + 12) * trained) / 8
+    assert sizes["ZeRO-3"] == pytest.approx(shared + 2 * embedding + 2 * 2e8, rel=1e-6)
+    assert sizes["ZeRO-2"] == pytest.approx(
+        2 * weights + 2 * 2 * trained + (2 + 12) * trained / 8 + 2 * 2 * 2e8, rel=1e-6
+    )
+    assert sizes["ZeRO-3, offloaded"] == pytest.approx(2 * embedding + 2 * 2e8, rel=1e-6)
+    replica = 2 * weights + (4 + 4 + 4 + 8 + 4) * trained  # the adapter in float32, and the buckets of its gradients
+    assert sizes["a replica each"] == pytest.approx(replica, rel=1e-6)
+    linear = 80 * 8192 * (2 * 8192 + 2 * 1024 + 3 * 28_672)
+    saved = linear * (2 - 0.5 - 4 / 64) - 2 * 8192 * 28_672
+    assert sizes["a replica each, base in 4 bits"] == pytest.approx(replica - saved, rel=1e-6)
+    available = room(read_devices("A40").memory)
+    assert [name for name, size in sizes.items() if size <= available] == ["ZeRO-3", "ZeRO-3, offloaded"]
+
+
+def test_the_time_is_the_work_over_what_the_devices_do():
+    eight = read_devices("8xA40")
+    shortest, longest = hours(1e18, eight, "bfloat16")
+    assert shortest == pytest.approx(1e18 / (8 * 149.7e12 * 0.45) / 3600) and longest == pytest.approx(shortest * 1.8)
+    assert hours(1e18, read_devices("a40"), "float32")[0] == pytest.approx(8 * shortest * 149.7 / 37.4)
+    made = planned("--rank", "4", "--devices", "2xRTX-4090", memory=False)["devices"]
+    form, checkpointed = made["forms"].values()
+    assert form["hours"] == hours(form["flops"], read_devices("2xRTX-4090"), "float32")
+    assert form["flops"] < checkpointed["flops"] < 1.5 * form["flops"]
+    assert planned("--rank", "4", "--devices", "A40", "--tf32", memory=False)["devices"]["peak"] == 74.8e12
+    assert planned("--rank", "4", "--max_steps", "10", "--devices", "A40", memory=False)["devices"]["samples"] == 320
+    twice = planned("--rank", "4", "--epochs", "2", "--devices", "2xRTX-4090", memory=False)["devices"]
+    assert twice["forms"]["as planned"]["flops"] == 2 * form["flops"]
+
+
+def test_devices_say_how_many_processes_there_are_and_what_a_machine_must_hold(monkeypatch):
+    monkeypatch.setenv("NPROC", "3")
+    made = planned("--rank", "4", "--devices", "8xA40", "--data", "someone/data", memory=False)
+    assert (made["processes"], made["accumulation"]) == (8, 1)
+    model = attach(load_model("tiny"), "pissa", rank=4, alpha=4)
+    whole = sum(parameter.nbytes for parameter in model.parameters())
+    rows, columns = max(
+        (each.weight.shape for each in model.modules() if hasattr(each, "lora_A")), key=lambda s: s[0] * s[1]
+    )
+    host = made["devices"]["host"]
+    assert host["loading"] == 8 * whole
+    assert host["decomposition"] == 8 * 4 * (rows * columns + (rows + columns + 1) * min(rows, columns))
+    assert "memory of a machine" in (text := render(made)) and "8 processes, a whole model in each" in text
+    assert "unknown: so is the number of rows" in text
+    monkeypatch.setenv("NNODES", "2")
+    assert planned("--rank", "4", "--devices", "8xA40", memory=False)["devices"]["host"]["loading"] == 4 * whole
+
+
+def test_devices_that_are_not_known_or_not_planned_for_are_refused():
+    for text, hint in (("8xA41", "did you mean 'A40'"), ("0xA40", "as in 8xA40"), ("A40x8", "as in 8xA40")):
+        with pytest.raises(UserError, match=f"--devices '{text}' is no COUNTxNAME of configs/devices.yaml.*{hint}"):
+            planned("--rank", "4", "--devices", text, memory=False)
+    with pytest.raises(UserError, match="--devices A40 goes with --dry_run of a generation"):
+        parse(["--devices", "A40", "--output_dir", "unused"])
+    with pytest.raises(UserError, match="--devices A40 goes with --dry_run of a generation"):
+        planned("--devices", "A40", "--task", "rte", "--model", "roberta-large", memory=False)
+
+
+def test_what_fits_is_printed_beside_the_reserve():
+    text = render(planned("--rank", "4", "--devices", "2xA40"))
+    assert f"{(1 - RESERVE) * 48:.1f} GB of 48.0 GB a device" in text
+    line = next(line for line in text.splitlines() if line.startswith("  ZeRO-2 "))
+    assert line.count(": fits") == 2 and "with --gradient_checkpointing" in line
+
+
+GUIDE = (ROOT / "docs" / "gpu.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    "file",
+    [
+        pytest.param(file, marks=() if file.stem == "llama-2-7b-metamath-iclr" else pytest.mark.slow)
+        for file in plan_table.published()
+    ],
+    ids=lambda file: file.stem,
+)
+def test_the_table_of_the_guide_is_what_the_planner_says_today(file):
+    assert plan_table.row(file) in GUIDE.splitlines()
+
+
+def test_the_table_of_the_guide_is_complete():
+    assert len(plan_table.published()) == 12
+    assert (
+        sum(
+            line.startswith(f"| {file.stem.replace('-metamath', '')} |")
+            for file in plan_table.published()
+            for line in GUIDE.splitlines()
+        )
+        == 12
+    )
+
+
+def test_the_commands_of_the_guide_cut_their_batch_evenly(monkeypatch):
+    commands = [line.strip() for line in GUIDE.splitlines() if line.startswith("    NPROC=")]
+    assert len(commands) >= 7
+    for command in commands:
+        count, *words = shlex.split(command, comments=True)
+        assert words[:2] == ["sh", "scripts/ba-lora.sh"]
+        monkeypatch.setenv("NPROC", count.partition("=")[2])
+        monkeypatch.chdir(ROOT)
+        made = planned("--config", *words[2:], memory=False)
+        together = made["micro_batch_size"] * made["accumulation"] * made["processes"]
+        assert together == made["effective_batch_size"] and str(made["processes"]) == count.partition("=")[2]
 
 
 def test_a_plan_is_plain_values():

@@ -172,6 +172,13 @@ def test_bad_input_ends_in_one_line_and_writes_nothing(tmp_path, words, message)
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
+def test_tf32_without_a_gpu_is_refused_and_writes_nothing(tmp_path):
+    with pytest.raises(UserError, match="--tf32 needs a GPU of the Ampere generation or newer and there is none here"):
+        run(tmp_path / "run", "--tf32")
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_folder_with_other_files_and_a_model_folder_without_weights_are_refused(tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("x")

@@ -1,0 +1,74 @@
+"""The counted operations are those that a counter sees in the real step, and those of published models."""
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from ba_lora.adapters import attach
+from ba_lora.flops import of_a_sample, work_of
+from ba_lora.objective import Objective
+from ba_lora.objective_model import ObjectiveModel
+from ba_lora.plan import build
+from tests.common import small_llama
+
+BATCH, LENGTH, COUNTED = 3, 40, 9
+OBJECTIVE = Objective(0.3, 0.2, 0.0, temperature=2.0, top_k=5)
+
+
+def compared(method, objective, checkpointing=False):
+    """(operations that a counter sees in a micro-batch, those that the formula says)."""
+    # the counter does not know the fused attention of a processor
+    model = attach(small_llama(attn_implementation="eager"), method, rank=4, alpha=4, keep_initial=True)
+    said = BATCH * of_a_sample(work_of(model), objective, LENGTH, COUNTED, checkpointing=checkpointing)
+    wrapped = ObjectiveModel(model, objective).train()
+    wrapped.lambdas = (objective.lambda1, objective.lambda2, objective.lambda3)
+    if checkpointing:
+        wrapped.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    ids = torch.randint(3, 97, (BATCH, LENGTH))
+    labels = torch.where(torch.arange(LENGTH) < LENGTH - COUNTED, -100, ids)
+    batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": labels}
+    wrapped(**batch).loss.backward()  # what is found out once is behind us
+    with FlopCounterMode(display=False) as counter:
+        wrapped(**batch).loss.backward()
+    return counter.get_total_flops(), said
+
+
+@pytest.mark.parametrize("objective", [Objective(), OBJECTIVE], ids=["task alone", "with the teacher"])
+def test_full_fine_tuning_takes_exactly_the_operations_of_the_formula(objective):
+    seen, said = compared("full", objective)
+    assert seen == said
+
+
+@pytest.mark.parametrize("objective", [Objective(), OBJECTIVE], ids=["task alone", "with the teacher"])
+def test_an_adapter_saves_the_first_layers_input_gradient_on_top(objective):
+    seen, said = compared("lora", objective)
+    query, key = 32 * 32, 32 * 16
+    assert said - seen == 2 * BATCH * LENGTH * (query + 2 * key + 3 * 4 * 32)  # base and A of q, k and v
+
+
+def test_checkpointing_recomputes_nearly_a_forward_pass():
+    seen, said = compared("lora", OBJECTIVE, checkpointing=True)
+    assert seen < said < 1.05 * seen
+
+
+def test_the_spectrum_adds_its_two_products():
+    with_it = Objective(0.3, 0.2, 0.1, temperature=2.0, top_k=5, svd_k=3)
+    (seen_before, said_before), (seen_after, said_after) = compared("lora", OBJECTIVE), compared("lora", with_it)
+    seen, said = seen_after - seen_before, said_after - said_before
+    assert said == BATCH * COUNTED * 4 * 32 * 32
+    assert said <= seen < 3 * said  # the decomposition's products too, which do not grow with the model
+
+
+def test_with_a_cache_no_teacher_runs():
+    work = work_of(attach(small_llama(), "lora", rank=4, alpha=4))
+    cached = of_a_sample(work, OBJECTIVE, LENGTH, COUNTED, checkpointing=False, cached=True)
+    assert cached == of_a_sample(work, Objective(), LENGTH, COUNTED, checkpointing=False)
+
+
+def test_a_token_meets_the_published_number_of_weights():
+    """LLaMA-2-7B: all but embedding, head and norms. Mixtral-8x7B: 12.9 B active, two of eight experts."""
+    for name, active in (("llama-2-7b", 6_738_415_616), ("mixtral-8x7b", 12.88e9)):
+        work = work_of(build(name, "bfloat16").requires_grad_(False))
+        assert work.frozen + 2 * 32_000 * 4096 + 65 * 4096 == pytest.approx(active, rel=1e-4)
+        assert (work.trained, work.vocabulary, work.width) == (0, 32_000, 4096)
+        assert work.attention == 32 * 4096
