@@ -93,10 +93,13 @@ def test_set_takes_options_of_train_py_alone():
             _changes([word])
 
 
-@pytest.mark.parametrize("name", ["nlu-embedded", "nlu-cola", "nlu-noise", "nlu-sensitivity"])
-def test_the_files_of_classification_expand(name):
+FILES = {"nlu-embedded": 3, "nlu-cola": 15, "nlu-noise": 45, "nlu-noise-long": 18, "nlu-sensitivity": 39}
+
+
+@pytest.mark.parametrize(("name", "runs"), FILES.items(), ids=FILES)
+def test_the_files_of_classification_expand(name, runs):
     made = read_experiment(ROOT / f"configs/experiments/{name}.yaml")
-    assert len(made.runs) == {"nlu-embedded": 3, "nlu-cola": 15, "nlu-noise": 45, "nlu-sensitivity": 39}[name]
+    assert len(made.runs) == runs
     assert all(run.arguments.task in ("reviews", "cola") for run in made.runs)
 
 
