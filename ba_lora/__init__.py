@@ -8,6 +8,7 @@ Public names (loaded on first use, so that `import ba_lora` stays light):
 """
 
 import importlib
+import logging
 
 __version__ = "0.1.0"
 
@@ -21,6 +22,10 @@ _HOMES = {
     "ObjectiveCallback": "trainer",
 }
 __all__ = ["__version__", *_HOMES]
+
+
+# transformers imports bitsandbytes, which then warns on some processors that an optional kernel is not installed
+logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 
 def __getattr__(name: str):

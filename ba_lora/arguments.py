@@ -22,6 +22,8 @@ from .methods import BOTTLENECKS, NO_DROPOUT
 from .models import DTYPES
 from .objective import Objective
 from .objective_classifier import PLACES
+from .quantisation import KINDS as QUANTISED
+from .quantisation import check_method as check_quantised_method
 from .sharding import zero_stage
 
 # Options that one kind of run alone has, beyond its data.
@@ -46,6 +48,12 @@ class TrainArguments:
     attn_implementation: str | None = option(
         None,
         "eager, sdpa or flash_attention_2 (needs a GPU and flash-attn); none = transformers' choice",
+        group="model",
+    )
+    quantize: str | None = option(
+        None,
+        "nf4 holds the frozen linear layers of the base in 4 bits: QLoRA, from a PiSSA start QPiSSA; with lora, pissa and "
+        "ba-lora; the adapter is saved for the full-precision base",
         group="model",
     )
     trust_remote_code: bool = option(
@@ -250,6 +258,13 @@ class TrainArguments:
             raise UserError(
                 f"--devices {self.devices} goes with --dry_run of a generation, which plans for them; leave it out"
             )
+        if self.quantize:
+            choose("--quantize", self.quantize, QUANTISED)
+            check_quantised_method(self.method)
+            if zero_stage(self.deepspeed) == 3:
+                raise UserError(
+                    "--quantize: ZeRO-3 cannot cut packed 4-bit weights; use ZeRO-2 or leave --quantize out"
+                )
         if self.save_steps and zero_stage(self.deepspeed) == 3:
             raise UserError("--save_steps: a run under ZeRO-3 has no checkpoints yet; set it to 0 or use ZeRO-2")
         if self.save_steps and self.method == "adalora":

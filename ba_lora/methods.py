@@ -106,7 +106,8 @@ def attach(
             )
         if getattr(model, "is_quantized", False) or getattr(model, "quantization_method", None):
             raise UserError(
-                "a PiSSA start decomposes full-precision weights and this base is quantised; load it unquantised"
+                "a PiSSA start decomposes full-precision weights and this base is quantised; give the full-precision model, "
+                "with --quantize nf4 to train it in 4 bits"
             )
     targets = target_modules or default_targets(model, head)
     if method == "adalora":

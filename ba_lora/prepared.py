@@ -9,6 +9,7 @@ import torch
 from datasets import Dataset
 from torch import nn
 
+from . import quantisation
 from .adapters import attach
 from .arguments import TrainArguments
 from .objective import Objective
@@ -33,7 +34,9 @@ class Prepared(NamedTuple):
 
 def adapt(arguments: TrainArguments, model: nn.Module, objective: Objective, samples: int, **more) -> nn.Module:
     """The model as the run's method trains it. more: the head of a classifier."""
-    return attach(
+    if arguments.quantize:
+        quantisation.check_model(model)
+    student = attach(
         model,
         arguments.method,
         rank=arguments.rank,
@@ -46,6 +49,9 @@ def adapt(arguments: TrainArguments, model: nn.Module, objective: Objective, sam
         total_steps=steps_of(arguments, samples),
         **more,
     )
+    if arguments.quantize:
+        quantisation.quantise(student)
+    return student
 
 
 def order_of(arguments: TrainArguments, samples) -> FixedOrder:

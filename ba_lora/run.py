@@ -18,7 +18,7 @@ from transformers import TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils import is_torch_tf32_available
 
-from . import classification, generation, provenance
+from . import classification, generation, provenance, quantisation
 from .adapters import export, export_merged, saved_parameters, trained_parameters
 from .arguments import TrainArguments, as_config
 from .card import write_card
@@ -53,6 +53,8 @@ def train(arguments: TrainArguments, callbacks: Sequence = ()) -> Path:
     check_reporters(arguments.report_to or ())
     if arguments.tf32 and not is_torch_tf32_available():
         raise UserError("--tf32 needs a GPU of the Ampere generation or newer and there is none here; leave it out")
+    if arguments.quantize:
+        quantisation.check_package()
     objective = arguments.objective()
     if arguments.push_to_hub and int(os.environ.get("RANK", 0)) == 0:
         reserve(arguments.push_to_hub, arguments.hub_public)
@@ -85,6 +87,7 @@ def train(arguments: TrainArguments, callbacks: Sequence = ()) -> Path:
         **work.record,
         "order_hash": digest([work.order.order(epoch) for epoch in range(2)]),
         "trained_parameters": trained_parameters(student),
+        "quantisation": quantisation.quantisation_of(student),
         "processes": ranks,
         "accumulation": accumulation,
         **provenance.record(),

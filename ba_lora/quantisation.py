@@ -1,0 +1,162 @@
+"""A frozen base in 4 bits (--quantize nf4): QLoRA, and from a PiSSA start QPiSSA.
+
+The model is loaded and adapted in full precision; then every frozen linear layer but the head holds its weight in NF4, through
+bitsandbytes. Of a PiSSA start that weight is the residual W_res, without W's leading singular values; the factors stay in
+float32. What is trained on is Q(W_res) + s·B0·A0, which is near W and not equal to it: `quantise` measures how near.
+
+PEFT's lora.Linear stays around the new layer: its forward only calls the base layer, and the export only reads the factors.
+PEFT's own lora.bnb.Linear4bit differs in that it can merge into the packed weight, which nothing here does: a merged model is
+made from the full-precision base. lora.Linear refuses that merge by an exception.
+"""
+
+import importlib.util
+import logging
+
+import torch
+from peft import PeftModel
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from .errors import UserError
+from .methods import NITER
+
+logger = logging.getLogger(__name__)
+
+KINDS = ("nf4",)
+TRAINED_BESIDE = ("lora", "pissa", "ba-lora")  # methods, and pissa_niter_N
+BLOCK = 64  # weights that share a scale, in the order of the rows
+REQUIREMENT = "bitsandbytes==0.50.2"
+
+
+def check_method(method: str) -> None:
+    """UserError for a method that does not train LoRA factors beside a frozen base."""
+    if method not in TRAINED_BESIDE and not NITER.fullmatch(method):
+        raise UserError(
+            f"--quantize does not go with method {method}; use {', '.join(TRAINED_BESIDE)}, or leave --quantize out"
+        )
+
+
+def check_package() -> None:
+    """UserError when bitsandbytes is not installed."""
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise UserError(
+            f"--quantize needs the package bitsandbytes, which is not installed; install it with: pip install {REQUIREMENT}"
+        )
+
+
+def check_model(model: nn.Module) -> None:
+    """UserError when `model`, before `attach`, has layers that cannot be held in 4 bits, or is so already."""
+    name = type(model).__name__
+    if getattr(model, "quantization_method", None):
+        raise UserError(f"--quantize: this {name} is quantised already; give the full-precision model")
+    for place, module in model.named_modules():
+        if isinstance(module, Conv1D):
+            raise UserError(f"--quantize: {place} of this {name} is a Conv1D, no nn.Linear; leave --quantize out")
+        if type(module) is nn.Linear and module is not _head(model) and module.in_features % BLOCK:
+            # bitsandbytes 0.50.2 on a processor reads the scales of such a matrix wrongly, without a word
+            raise UserError(
+                f"--quantize: {place} of this {name} has rows of {module.in_features}, no multiple of {BLOCK}; "
+                "leave --quantize out"
+            )
+
+
+def quantise(model: nn.Module) -> dict:
+    """Hold the frozen linear layers of `model` but its output head in NF4, in place. `model` is from `attach`, untrained.
+
+    Returns what run.json keeps: "matrices", "weights" (numbers in them), "bytes" (of them, the scales included),
+    "relative_error" ‖W − (Q(W_res) + s·B0·A0)‖_F / ‖W‖_F over all of them together, "relative_error_without_start" the same
+    of Q(W), and "better_matrices", how many the start brings nearer. From a LoRA start W_res is W.
+    W is taken as W_res + s·B0·A0 with W_res as it is held, that is in the model's precision.
+    """
+    whole = model.get_base_model() if isinstance(model, PeftModel) else model
+    head, matrices, weights, size, better = _head(whole), 0, 0, 0, 0
+    squares = torch.zeros(3, dtype=torch.float64)
+    for name, layer in list(model.named_modules()):
+        if type(layer) is not nn.Linear or layer is head or layer.weight.requires_grad:
+            continue
+        place, _, key = name.rpartition(".")
+        owner = model.get_submodule(place)
+        new = _in_4_bits(layer)
+        start = owner.get_delta_weight(model.active_adapter) if key == "base_layer" else None
+        found = _squares(layer.weight.detach(), dequantised(new), start)
+        setattr(owner, key, new)
+        matrices, weights = matrices + 1, weights + layer.weight.numel()
+        size += new.weight.nbytes + new.weight.quant_state.absmax.nbytes
+        better, squares = better + int(found[1] < found[2]), squares + found
+    whole_norm, lost, plain = squares.sqrt().tolist()
+    model.quantisation = {
+        "kind": "nf4",
+        "block": BLOCK,
+        "matrices": matrices,
+        "weights": weights,
+        "bytes": size,
+        "relative_error": lost / whole_norm,
+        "relative_error_without_start": plain / whole_norm,
+        "better_matrices": better,
+        "adapter_is_for": "the full-precision base, which differs from what was trained on by relative_error",
+    }
+    logger.warning(
+        "the base is in NF4: %d matrices with a relative error of %.4f (without the start %.4f); student and teacher start "
+        "from there, near the pre-trained model, and the adapter is saved for the full-precision base",
+        matrices,
+        lost / whole_norm,
+        plain / whole_norm,
+    )
+    return model.quantisation
+
+
+def quantisation_of(model: nn.Module) -> dict | None:
+    """What `quantise` returned of this model; None of any other."""
+    return vars(model).get("quantisation")
+
+
+def dequantised(layer: nn.Module) -> torch.Tensor:
+    """The weight that a bitsandbytes.nn.Linear4bit computes with: (out, in), in the precision it was quantised from."""
+    from bitsandbytes.functional import dequantize_4bit
+
+    return dequantize_4bit(layer.weight.data, layer.weight.quant_state)
+
+
+def _head(model: nn.Module) -> nn.Module | None:
+    return model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+
+
+def _in_4_bits(layer: nn.Linear) -> nn.Module:
+    """`layer` with its weight in NF4, on its device; one float32 scale a block, not quantised in its turn."""
+    from bitsandbytes.nn import Linear4bit, Params4bit
+
+    weight = layer.weight.detach()
+    new = Linear4bit(
+        layer.in_features,
+        layer.out_features,
+        bias=layer.bias is not None,
+        compute_dtype=weight.dtype,
+        compress_statistics=False,
+        quant_type="nf4",
+        device="meta",
+    )
+    packed = Params4bit(weight, blocksize=BLOCK, compress_statistics=False, quant_type="nf4", module=new)
+    new.weight, new.bias = packed.to(weight.device), layer.bias
+    # Else an evaluation forward on a processor with AVX512-BF16 packs the weight for a kernel that has no gradient and
+    # computes in bfloat16, and so does every later forward of the training.
+    new.support_avx512bf16_for_cpu = False
+    return new.train(layer.training)
+
+
+def _rounded(weight: torch.Tensor) -> torch.Tensor:
+    """`weight` in NF4 and back, in its precision."""
+    from bitsandbytes.functional import dequantize_4bit, quantize_4bit
+
+    return dequantize_4bit(*quantize_4bit(weight, blocksize=BLOCK, compress_statistics=False, quant_type="nf4"))
+
+
+def _squares(residual: torch.Tensor, stored: torch.Tensor, start: torch.Tensor | None) -> torch.Tensor:
+    """(‖W‖², ‖W_res − Q(W_res)‖², ‖W − Q(W)‖²) of one matrix, float64, on the processor. start: s·B0·A0, None for 0."""
+    whole, lost = residual.float(), residual.float() - stored.float()
+    plain = lost
+    if start is not None:
+        whole = whole + start.float()
+        plain = whole - _rounded(whole.to(residual.dtype)).float()
+    return torch.stack(
+        [torch.linalg.vector_norm(each, dtype=torch.float64) ** 2 for each in (whole, lost, plain)]
+    ).cpu()
