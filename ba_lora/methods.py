@@ -1,11 +1,12 @@
 """Method name → adapted model.
 
 PEFT does the adapting where it has the method. What is ours: the checks, BitFit and the bottlenecks (bottleneck.py), AdaLoRA's
-penalty (adalora.py), a head that is trained whole with every method, and the frozen initial copy for the teacher (teacher.py).
+penalty (adalora.py), PiSSA's start (pissa.py), a head that is trained whole with every method, and the frozen initial copy
+for the teacher (teacher.py).
 """
 
-import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -16,14 +17,15 @@ from transformers.pytorch_utils import Conv1D
 from .adalora import adalora_config, leave_loss_alone, start_rank
 from .bottleneck import add_bottlenecks
 from .conv1d import to_linear
+from .decomposition import NITER, Decomposer
 from .errors import UserError, choose, nearest
 from .models import beside_body, is_classifier
+from .pissa import Factors, start_from_factors, start_from_triplets
 from .targets import check_targets, default_targets, head_pattern, is_within, linear_layers
 from .teacher import keep_initial_copy
 
 METHODS = ("full", "bitfit", "houlsby", "pfeiffer", "lora", "loha", "dora", "adalora", "pissa", "ba-lora")
 INITS = ("lora", "pissa")  # and pissa_niter_N, which is a method too
-NITER = re.compile(r"pissa_niter_\d+")
 BOTTLENECKS = ("houlsby", "pfeiffer")
 OWN = ("bitfit", *BOTTLENECKS)  # PEFT has not these
 NO_DROPOUT = (*OWN, "loha")
@@ -69,6 +71,9 @@ def attach(
     dropout: float = 0.0,
     head: Sequence[str] = (),
     total_steps: int | None = None,
+    factors: Factors | None = None,
+    decomposition_cache: str | Path | None = None,
+    progress: bool = False,
 ) -> nn.Module:
     """Prepare `model` for training with `method` and return it; its forward(input_ids, labels=...) stays transformers' own.
 
@@ -80,6 +85,9 @@ def attach(
     others only when True (of full fine-tuning it is a second model). dropout: on the adapter's input; not with a PiSSA start,
     because W_res + dropout(B0·A0) is not W. head: names of modules that are trained whole and never adapted; () is none, and
     of a sequence classifier every module beside the body. total_steps: optimiser steps of the training, for adalora.
+    Of a PiSSA start only: factors = {layer's name: (A0, B0)} of an earlier one, used in place of a decomposition;
+    decomposition_cache: folder where decompositions are kept and looked for; progress: show a bar. With torch.distributed
+    initialised every process has to call this, and they share the work. The result's `decomposition` says what was done.
 
     Raises UserError for an unknown method, a rank above a target matrix, or a combination that cannot work.
     """
@@ -97,6 +105,8 @@ def attach(
             keep_initial_copy(model)
         return model
     start = start_of(method, init)
+    if factors is not None and start == "lora":
+        raise UserError(f"factors are those of a PiSSA start, and method '{method}' starts as 'lora'; leave them out")
     if rank < 1:
         raise UserError(f"rank must be at least 1, got {rank}")
     if start != "lora":
@@ -119,7 +129,14 @@ def attach(
     config = _peft_config(model, method, rank, alpha, start, dropout, total_steps, options)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        adapted = get_peft_model(model, config)
+        adapted = get_peft_model(model, config, low_cpu_mem_usage=start != "lora")  # else its factors are given here
+    if start != "lora":
+        config.init_lora_weights = start  # for the export
+        if factors is None:
+            decomposer = Decomposer(start, rank, seed, decomposition_cache)
+            adapted.decomposition = start_from_triplets(adapted, decomposer, progress)
+        else:
+            start_from_factors(adapted, factors)
     for name in head:
         model.get_submodule(name).requires_grad_(True)
     leave_loss_alone(adapted)
@@ -138,7 +155,7 @@ def _peft_config(
     options |= {"lora_dropout": dropout, "fan_in_fan_out": transposed}
     if method == "adalora":
         return adalora_config(rank, alpha, total_steps, **options)
-    init = True if start == "lora" else start
+    init = start == "lora"  # PiSSA's factors are written afterwards
     return LoraConfig(r=rank, lora_alpha=alpha, init_lora_weights=init, use_dora=method == "dora", **options)
 
 

@@ -47,6 +47,8 @@ def adapt(arguments: TrainArguments, model: nn.Module, objective: Objective, sam
         keep_initial=objective.lambda1 > 0,
         dropout=arguments.dropout,
         total_steps=steps_of(arguments, samples),
+        decomposition_cache=arguments.decomposition_folder(),
+        progress=arguments.progress,
         **more,
     )
     if arguments.quantize:

@@ -11,9 +11,11 @@ import shutil
 import sys
 import time
 from collections.abc import Sequence
+from datetime import timedelta
 from pathlib import Path
 
 import torch
+from accelerate import PartialState
 from transformers import TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils import is_torch_tf32_available
@@ -58,6 +60,8 @@ def train(arguments: TrainArguments, callbacks: Sequence = ()) -> Path:
     objective = arguments.objective()
     if arguments.push_to_hub and int(os.environ.get("RANK", 0)) == 0:
         reserve(arguments.push_to_hub, arguments.hub_public)
+    if ranks > 1:
+        join_processes(arguments)
     prepare = classification.prepare if arguments.task else generation.prepare
     work = prepare(arguments, objective)
     student, tokenizer = work.student, work.tokenizer
@@ -85,6 +89,7 @@ def train(arguments: TrainArguments, callbacks: Sequence = ()) -> Path:
         "config": as_config(arguments),
         "objective": vars(objective),
         **work.record,
+        "decomposition": getattr(student, "decomposition", None),
         "order_hash": digest([work.order.order(epoch) for epoch in range(2)]),
         "trained_parameters": trained_parameters(student),
         "quantisation": quantisation.quantisation_of(student),
@@ -95,6 +100,8 @@ def train(arguments: TrainArguments, callbacks: Sequence = ()) -> Path:
     if main:
         _prepare(arguments, folder)
         write_json(folder / "run.json", record)
+        if record["decomposition"]:
+            print(started_from(record["decomposition"]))
     trainer.accelerator.wait_for_everyone()
     started = time.perf_counter()
     with provenance.PeakMemory() as memory, reporting(trainer, folder):
@@ -127,6 +134,15 @@ def train(arguments: TrainArguments, callbacks: Sequence = ()) -> Path:
     return folder
 
 
+def join_processes(arguments: TrainArguments) -> None:
+    """Let this process and the others find each other before the model is adapted, which they do together.
+
+    TrainingArguments would do it too, but later, and would make transformers load the model in pieces under ZeRO-3.
+    """
+    cpu = arguments.use_cpu or not torch.cuda.is_available()
+    PartialState(cpu=cpu, timeout=timedelta(seconds=TrainingArguments.ddp_timeout))
+
+
 def leave_processes() -> None:
     """End this process with status 0, if it is one of several on processors, once nothing more will be trained.
 
@@ -141,6 +157,14 @@ def leave_processes() -> None:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(0)
+
+
+def started_from(facts: dict) -> str:
+    """What the decomposition of the weights was, as one line."""
+    return (
+        f"{facts['method']}: {facts['decomposed']} matrices decomposed, {facts['from_cache']} read from the cache, "
+        f"in {facts['seconds']:.1f} s; W_res holds up to {facts['residual']:.3f} of a matrix' norm"
+    )
 
 
 def training_arguments(arguments: TrainArguments, accumulation: int) -> TrainingArguments:

@@ -1,0 +1,96 @@
+"""PiSSA's start: W = W_res + s·B0·A0, with the r leading singular triplets U, S, V of W in the factors (arXiv 2404.02948).
+
+B0 = U·√(S/s) and A0 = √(S/s)·Vᵀ, s = alpha/rank, as PEFT defines them. PEFT would decompose each layer while it makes it, anew
+in every run and every process, and round the factors of a bfloat16 model to bfloat16; here they stay float32, as they are
+trained.
+"""
+
+import time
+from collections.abc import Mapping
+
+import torch
+from peft import PeftModel
+from peft.tuners.lora import LoraLayer
+from torch import Tensor, nn
+
+from .decomposition import Decomposer, decompose_all
+from .errors import UserError
+
+ADAPTER = "default"  # PEFT's name for the only adapter
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)  # that PEFT starts from too
+Factors = Mapping[str, tuple[Tensor, Tensor]]
+
+
+def start_from_triplets(adapted: PeftModel, decomposer: Decomposer, progress: bool = False) -> dict:
+    """Give every LoRA layer of `adapted`, whose factors have no values yet, its start; what was done, for run.json.
+
+    "residual": the largest ‖W_res‖_F / ‖W‖_F of a matrix, the part of it that the factors leave (the least that any factors
+    of this rank can leave, if the decomposition is exact). Raises UserError for weights of another type than DTYPES.
+    """
+    began, layers = time.perf_counter(), _layers(adapted)
+    shapes = {name: (layer.out_features, layer.in_features) for name, layer in layers.items()}
+    kept, residuals = [], []
+    for name, triplets, was_kept in decompose_all(shapes, lambda name: _matrix(layers[name]), decomposer, progress):
+        layer = layers[name]
+        root = torch.sqrt(triplets.s / layer.scaling[ADAPTER])
+        residuals.append(_write(layer, root[:, None] * triplets.vh, triplets.u * root))
+        kept.append(was_kept)
+    return {
+        "method": decomposer.start,
+        "decomposed": len(kept) - sum(kept),
+        "from_cache": sum(kept),
+        "residual": max(residuals),
+        "seconds": time.perf_counter() - began,
+    }
+
+
+def start_from_factors(adapted: PeftModel, factors: Factors) -> None:
+    """Give every LoRA layer its start from {name of the layer: (A0 (r, in), B0 (out, r))}, bit-equal to the start that they
+    were taken from. Raises UserError where they are not of this model's layers."""
+    layers = _layers(adapted)
+    strange = sorted(layers.keys() ^ factors.keys())
+    if strange:
+        known = "is not adapted" if strange[0] in factors else "has none"
+        raise UserError(f"factors: the layer {strange[0]} {known}; give those of the same model and target modules")
+    for name, layer in layers.items():
+        given = [tuple(tensor.shape) for tensor in factors[name]]
+        rank = layer.r[ADAPTER]
+        expected = [(rank, layer.in_features), (layer.out_features, rank)]
+        if given != expected:
+            raise UserError(
+                f"factors of the layer {name} have the shapes {given}, not {expected}; give those of rank {rank}"
+            )
+        _write(layer, *factors[name])
+
+
+def _layers(adapted: PeftModel) -> dict[str, LoraLayer]:
+    """{name in the model before it was adapted: layer}. UserError for weights that are not decomposed."""
+    layers = {name: m for name, m in adapted.get_base_model().named_modules() if isinstance(m, LoraLayer)}
+    for name, layer in layers.items():
+        dtype = layer.get_base_layer().weight.dtype
+        if dtype not in DTYPES:
+            raise UserError(
+                f"a PiSSA start decomposes float32, bfloat16 or float16 weights and {name} is {str(dtype).removeprefix('torch.')}; "
+                "load the model as one of them"
+            )
+    return layers
+
+
+def _matrix(layer: LoraLayer) -> Tensor:
+    """The layer's weight as (out, in)."""
+    weight = layer.get_base_layer().weight.detach()
+    return weight.T if layer.fan_in_fan_out else weight
+
+
+@torch.no_grad()
+def _write(layer: LoraLayer, a: Tensor, b: Tensor) -> float:
+    """Put A0 (r, in) and B0 (out, r) into the layer and take s·B0·A0 out of its weight; ‖W_res‖_F / ‖W‖_F."""
+    matrix = _matrix(layer)
+    a, b = (tensor.to(matrix.device, torch.float32).contiguous() for tensor in (a, b))
+    whole = matrix.float()
+    rest = whole - layer.scaling[ADAPTER] * b @ a
+    layer.lora_A[ADAPTER].weight = nn.Parameter(a)
+    layer.lora_B[ADAPTER].weight = nn.Parameter(b)
+    weight = rest.to(matrix.dtype)
+    layer.get_base_layer().weight.data = weight.T.contiguous() if layer.fan_in_fan_out else weight
+    return (torch.linalg.matrix_norm(rest) / torch.linalg.matrix_norm(whole)).item()
