@@ -1,6 +1,6 @@
 """Train one model: python train.py --config FILE [--option value ...]; --help lists every option."""
 
-from ba_lora.errors import run_cli
+from ba_lora.errors import Stopped, run_cli
 
 
 def main() -> None:
@@ -13,7 +13,12 @@ def main() -> None:
         from ba_lora.plan import show
 
         return show(arguments)
-    push_after(train(arguments), arguments)
+    try:
+        push_after(train(arguments), arguments)
+    except Stopped as stopped:
+        stopped.tell()
+        leave_processes(stopped.STATUS)
+        return stopped.STATUS
     leave_processes()
 
 

@@ -77,6 +77,35 @@ def after_step(model: nn.Module, step: int) -> None:
         model.base_model.update_and_allocate(step)
 
 
+def allocator_state(model: nn.Module) -> dict[str, Tensor]:
+    """What the allocation of the ranks goes by besides the trained tensors, for a checkpoint; {} for other methods."""
+    if not _is_adalora(model):
+        return {}
+    allocator = model.base_model.rankallocator
+    averages = {"ipt": allocator.exp_avg_ipt, "unc": allocator.exp_avg_unc}
+    state = {f"{kind}.{name}": tensor for kind, tensors in averages.items() for name, tensor in tensors.items()}
+    pattern = model.peft_config[model.active_adapter].rank_pattern or {}
+    return state | {f"kept.{name}": torch.tensor(kept) for name, kept in pattern.items()}
+
+
+def restore_allocator(model: nn.Module, state: dict[str, Tensor]) -> None:
+    """Put back what `allocator_state` gave; other tensors in `state` are left aside."""
+    if not _is_adalora(model):
+        return
+    devices = {name: parameter.device for name, parameter in model.base_model.model.named_parameters()}
+
+    def of(kind: str) -> dict[str, Tensor]:
+        names = [name for name in state if name.startswith(f"{kind}.")]
+        found = {name.removeprefix(f"{kind}."): state[name] for name in names}
+        return {name: tensor.to(devices[name]) for name, tensor in found.items()}
+
+    allocator = model.base_model.rankallocator
+    allocator.exp_avg_ipt, allocator.exp_avg_unc = of("ipt"), of("unc")
+    allocator.ipt = of("ipt")  # PEFT begins the averages anew where this has no entry, and overwrites the entry
+    pattern = {name: kept.tolist() for name, kept in of("kept").items()}
+    model.peft_config[model.active_adapter].rank_pattern = pattern or None
+
+
 def effective_ranks(model: PeftModel) -> dict[str, list[bool]] | None:
     """Which triplets have a singular value other than 0, by the name of their E; None before the first allocation.
 

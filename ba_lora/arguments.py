@@ -203,9 +203,15 @@ class TrainArguments:
     seed: int = option(42, "of the start and the sample order (ICLR: 42, 1024, 2024)", group="training")
 
     logging_steps: int = option(10, "optimiser steps between lines of metrics.jsonl", group="run")
-    save_steps: int = option(0, "optimiser steps between checkpoints; 0 = none", group="run")
+    save_steps: int = option(
+        0, "optimiser steps between checkpoints; 0 = only when a signal stops the run", group="run"
+    )
     merge: bool = option(False, "also write merged/, the adapter folded into its base", group="run")
-    resume: bool = option(False, "continue the run in output_dir from its last checkpoint", group="run")
+    resume: bool = option(
+        False,
+        "continue the run in output_dir from its newest whole checkpoint; without one from the start",
+        group="run",
+    )
     overwrite: bool = option(False, "replace the run in output_dir", group="run")
     progress: bool = option(True, "show the progress bar", group="run")
     use_cpu: bool = option(False, "train on the processor even where there is a GPU", group="run")
@@ -274,8 +280,6 @@ class TrainArguments:
                 )
         if self.save_steps and zero_stage(self.deepspeed) == 3:
             raise UserError("--save_steps: a run under ZeRO-3 has no checkpoints yet; set it to 0 or use ZeRO-2")
-        if self.save_steps and self.method == "adalora":
-            raise UserError("--save_steps: a run of adalora has no checkpoints yet (its ranks change); set it to 0")
         if self.resume and self.overwrite:
             raise UserError("--resume continues a run and --overwrite replaces it; give one of them")
         if self.merge and self.method == "full":

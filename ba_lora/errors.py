@@ -1,12 +1,40 @@
-"""Errors that a user can mend: one line that names the value and the remedy; the traceback only under --debug."""
+"""Errors that a user can mend: one line that names the value and the remedy; the traceback only under --debug.
+
+Exit statuses: 0 done, 1 something failed while running, 2 something that was given is wrong, 75 stopped by a signal with a
+checkpoint written (sysexits.h: try again), 130 Ctrl-C.
+"""
 
 import difflib
+import os
 import sys
 from collections.abc import Callable, Iterable
 
 
 class UserError(Exception):
     """Something the user gave is wrong. The message is one line: what, where, what to do."""
+
+    status = 2
+
+
+class RunFailure(UserError):
+    """The machine, a file or the numbers gave out in a run; the message is one line here too."""
+
+    status = 1
+
+
+class Stopped(SystemExit):
+    """A signal ended the run after a checkpoint was written. No Exception: nobody may take it for a failed run and go on."""
+
+    STATUS = os.EX_TEMPFAIL
+
+    def __init__(self, message: str):
+        super().__init__(self.STATUS)
+        self.message = message
+
+    def tell(self) -> None:
+        """Print the message, of several processes on the first one."""
+        if os.environ.get("RANK", "0") == "0":
+            print(f"stopped: {self.message}", file=sys.stderr)
 
 
 def nearest(value: str, choices: Iterable[str]) -> str:
@@ -24,22 +52,31 @@ def choose(what: str, value: str, choices: Iterable[str]) -> str:
 
 
 def run_cli(main: Callable[[], int | None]) -> None:
-    """Run an entry point and exit: status 0 when done, 2 on a UserError (one line), 130 on Ctrl-C.
+    """Run an entry point and exit with a status from this file's head; an error is one line.
 
     With --debug among the arguments every error keeps its traceback.
     """
-    if "--debug" in sys.argv:
-        sys.exit(main() or 0)
     try:
         status = main() or 0
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        status = 2
-    except KeyboardInterrupt:
-        print("error: interrupted", file=sys.stderr)
-        status = 130
-    except Exception as error:  # anything unforeseen is a fault of ours: still one line, and how to see the rest
-        first = (str(error).strip().splitlines() or [""])[0]
-        print(f"error: {type(error).__name__}: {first} (run again with --debug for the traceback)", file=sys.stderr)
-        status = 1
+    except Stopped as stopped:
+        stopped.tell()
+        status = stopped.STATUS
+    except BaseException as error:
+        if "--debug" in sys.argv or isinstance(error, SystemExit):
+            raise
+        status = _tell(error)
     sys.exit(status)
+
+
+def _tell(error: BaseException) -> int:
+    """Print `error` as one line; returns the status to exit with."""
+    if isinstance(error, UserError):
+        print(f"error: {error}", file=sys.stderr)
+        return error.status
+    if isinstance(error, KeyboardInterrupt):
+        print("error: interrupted", file=sys.stderr)
+        return 130
+    # anything unforeseen is a fault of ours: still one line, and how to see the rest
+    first = (str(error).strip().splitlines() or [""])[0]
+    print(f"error: {type(error).__name__}: {first} (run again with --debug for the traceback)", file=sys.stderr)
+    return 1

@@ -51,6 +51,12 @@ def atomic_folder(path: str | os.PathLike) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+def remove_leftovers(folder: Path) -> None:
+    """Remove what a killed process has left in `folder` under a temporary name."""
+    for path in (*folder.glob(".*.tmp"), *folder.glob(".*.old")):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
 def write_json(path: str | os.PathLike, value) -> None:
     """Write `value` as indented JSON, atomically."""
     with atomic_write(path) as file:

@@ -6,12 +6,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 from transformers import logging as transformers_logging
 
 from . import packages
-from .errors import UserError, choose
+from .errors import RunFailure, UserError, choose
 from .tiny import MODEL_DIR
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "auto": "auto"}
@@ -62,6 +63,8 @@ def load_model(
         )
     except (OSError, ValueError) as error:
         raise _cannot_open("model", name, error) from None
+    except SafetensorError as error:
+        raise _unreadable(name, place, error) from None
     missing = sorted(report["missing_keys"])
     if missing:
         raise UserError(
@@ -116,6 +119,8 @@ def load_classifier(
             )
     except (OSError, ValueError) as error:
         raise _cannot_open("model", name, error) from None
+    except SafetensorError as error:
+        raise _unreadable(name, place, error) from None
     except RuntimeError as error:
         if "mismatch" not in str(error):
             raise
@@ -198,6 +203,17 @@ def check_attention(attn_implementation: str | None, dtype: str) -> None:
         raise UserError(
             f"--attn_implementation flash_attention_2 works in bfloat16 and float16, not float32; change --dtype or {remedy}"
         )
+
+
+def _unreadable(name: str, place: str, error: SafetensorError) -> RunFailure:
+    """Names the file among a model's weights that cannot be read."""
+    for file in sorted(Path(place).glob("*.safetensors")) if Path(place).is_dir() else ():
+        try:
+            with safe_open(file, framework="pt"):
+                pass
+        except (OSError, SafetensorError) as of_file:
+            return RunFailure(f"{file}, a part of model {name}, cannot be read ({of_file}); copy or download it again")
+    return RunFailure(f"a file of model {name} cannot be read ({error}); download it again")
 
 
 def _cannot_open(what: str, name: str, error: Exception) -> UserError:

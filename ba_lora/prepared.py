@@ -3,6 +3,7 @@
 import math
 import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -10,8 +11,9 @@ from datasets import Dataset
 from torch import nn
 
 from . import quantisation
-from .adapters import attach
+from .adapters import attach, start_of
 from .arguments import TrainArguments
+from .checkpoints import START, initial_factors
 from .objective import Objective
 from .step import StepModel
 from .trainer import FixedOrder
@@ -33,9 +35,14 @@ class Prepared(NamedTuple):
 
 
 def adapt(arguments: TrainArguments, model: nn.Module, objective: Objective, samples: int, **more) -> nn.Module:
-    """The model as the run's method trains it. more: the head of a classifier."""
+    """The model as the run's method trains it. more: the head of a classifier.
+
+    A resumed run starts from the factors of its first start, without a decomposition.
+    """
     if arguments.quantize:
         quantisation.check_model(model)
+    decomposes = start_of(arguments.method, arguments.init).startswith("pissa")
+    kept = Path(arguments.output_dir) / "checkpoints" / START
     student = attach(
         model,
         arguments.method,
@@ -47,6 +54,7 @@ def adapt(arguments: TrainArguments, model: nn.Module, objective: Objective, sam
         keep_initial=objective.lambda1 > 0,
         dropout=arguments.dropout,
         total_steps=steps_of(arguments, samples),
+        factors=initial_factors(kept) if arguments.resume and decomposes else None,
         decomposition_cache=arguments.decomposition_folder(),
         progress=arguments.progress,
         **more,

@@ -4,31 +4,32 @@ Nothing is written before the data, the model and the options have been found go
 status "finished"; until then it says "running".
 """
 
-import contextlib
 import logging
 import os
 import shutil
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from datetime import timedelta
 from pathlib import Path
 
 import torch
 from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
 from transformers import TrainingArguments
-from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils import is_torch_tf32_available
 
-from . import classification, generation, provenance, quantisation
+from . import checkpoints, classification, generation, provenance, quantisation
 from .adapters import export, export_merged, saved_parameters, trained_parameters
 from .arguments import TrainArguments, as_config
 from .card import write_card
 from .errors import UserError
-from .files import digest, read_json, write_json
+from .files import digest, read_json, remove_leftovers, write_json
 from .hub import reserve
+from .interruptions import StopSignals, explained
 from .reporting import check_reporters, reporting
-from .sharding import gathered
+from .sharding import gathered, zero_stage
 from .trainer import BALoRATrainer
 
 logger = logging.getLogger(__name__)
@@ -63,12 +64,14 @@ def train(arguments: TrainArguments, callbacks: Sequence = ()) -> Path:
     if ranks > 1:
         join_processes(arguments)
     prepare = classification.prepare if arguments.task else generation.prepare
-    work = prepare(arguments, objective)
+    with explained(lambda: "while the data and the model were opened", folder):
+        work = prepare(arguments, objective)
     student, tokenizer = work.student, work.tokenizer
     if arguments.method == "full" and objective.lambda1 > 0:
         logger.warning(
             "full fine-tuning with lambda1 > 0 keeps a second, frozen copy of the whole model as its teacher"
         )
+    stop = StopSignals()
     trainer = BALoRATrainer(
         student,
         objective,
@@ -80,7 +83,7 @@ def train(arguments: TrainArguments, callbacks: Sequence = ()) -> Path:
         wrapper=work.wrapper,
         train_dataset=work.samples,
         data_collator=work.collate,
-        callbacks=[*work.callbacks, *callbacks],
+        callbacks=[stop, *work.callbacks, *callbacks],
     )
     main = trainer.is_world_process_zero()
     record = {
@@ -97,39 +100,28 @@ def train(arguments: TrainArguments, callbacks: Sequence = ()) -> Path:
         "accumulation": accumulation,
         **provenance.record(),
     }
-    if main:
-        _prepare(arguments, folder)
-        write_json(folder / "run.json", record)
-        if record["decomposition"]:
-            print(started_from(record["decomposition"]))
-    trainer.accelerator.wait_for_everyone()
-    started = time.perf_counter()
-    with provenance.PeakMemory() as memory, reporting(trainer, folder):
-        trainer.objective_callback.gauges.memory = memory
-        trainer.train(resume_from_checkpoint=_checkpoint(arguments, folder))
-    seconds = time.perf_counter() - started
-    kind = "model" if arguments.method == "full" else "adapter"
-    with gathered(saved_parameters(student)):
+    start = folder / "checkpoints" / checkpoints.START
+    stoppable = nullcontext() if zero_stage(arguments.deepspeed) == 3 else stop  # ZeRO-3 has no checkpoints yet
+    with stoppable, explained(lambda: f"after step {trainer.state.global_step}", folder):
         if main:
-            export(student, folder / kind, work.task)
-    if main:
-        with contextlib.suppress(OSError):  # not there, or not empty
-            (folder / "checkpoints").rmdir()
-        if kind == "model":
-            tokenizer.save_pretrained(folder / kind)
-        if arguments.merge:
-            export_merged(
-                folder / "adapter",
-                arguments.model,
-                folder / "merged",
-                arguments.dtype,
-                trust_remote_code=arguments.trust_remote_code,
-            )
-        steps = trainer.state.global_step
-        ended = {"status": "finished", "steps": steps, "train_seconds": seconds, "peak_memory": memory.peak}
-        write_json(folder / "run.json", record | ended)
-        write_card(folder)
-        print(f"{folder}: {steps} steps in {seconds:.0f} s, saved as {folder / kind}")
+            _prepare(arguments, folder)
+            write_json(folder / "run.json", record)
+            if record["decomposition"]:
+                print(started_from(record["decomposition"]))
+        checkpoints.keep_start(student, start, first=main)
+        trainer.accelerator.wait_for_everyone()
+        checkpoints.check_start(student, start)
+        started = time.perf_counter()
+        with provenance.PeakMemory() as memory, reporting(trainer, folder):
+            trainer.objective_callback.gauges.memory = memory
+            trainer.train(resume_from_checkpoint=_checkpoint(arguments, folder, main))
+        steps, seconds = trainer.state.global_step, time.perf_counter() - started
+        with gathered(saved_parameters(student)):
+            if main:
+                export(student, folder / _kind(arguments), work.task)
+        if main:
+            ended = {"status": "finished", "steps": steps, "train_seconds": seconds, "peak_memory": memory.peak}
+            _finish(arguments, folder, tokenizer, record | ended)
     trainer.accelerator.wait_for_everyone()
     return folder
 
@@ -143,8 +135,33 @@ def join_processes(arguments: TrainArguments) -> None:
     PartialState(cpu=cpu, timeout=timedelta(seconds=TrainingArguments.ddp_timeout))
 
 
-def leave_processes() -> None:
-    """End this process with status 0, if it is one of several on processors, once nothing more will be trained.
+def _kind(arguments: TrainArguments) -> str:
+    """The folder that the trained weights are saved in."""
+    return "model" if arguments.method == "full" else "adapter"
+
+
+def _finish(arguments: TrainArguments, folder: Path, tokenizer, record: dict) -> None:
+    """Write what belongs to a finished run beside its weights, and remove checkpoints that nobody asked for."""
+    kind = _kind(arguments)
+    if kind == "model":
+        tokenizer.save_pretrained(folder / kind)
+    if arguments.merge:
+        export_merged(
+            folder / "adapter",
+            arguments.model,
+            folder / "merged",
+            arguments.dtype,
+            trust_remote_code=arguments.trust_remote_code,
+        )
+    write_json(folder / "run.json", record)
+    if not arguments.save_steps:
+        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+    write_card(folder)
+    print(f"{folder}: {record['steps']} steps in {record['train_seconds']:.0f} s, saved as {folder / kind}")
+
+
+def leave_processes(status: int = 0) -> None:
+    """End this process with `status`, if it is one of several on processors, once nothing more will be trained.
 
     Gloo's threads outlive destroy_process_group (the wrapped model holds the group); one that drops a tensor while the
     interpreter shuts down aborts the process, and torchrun then reports a failed run after all work was done. So the
@@ -156,7 +173,7 @@ def leave_processes() -> None:
         distributed.destroy_process_group()
         sys.stdout.flush()
         sys.stderr.flush()
-        os._exit(0)
+        os._exit(status)
 
 
 def started_from(facts: dict) -> str:
@@ -238,14 +255,15 @@ def _is_finished(arguments: TrainArguments, folder: Path) -> bool:
 def _prepare(arguments: TrainArguments, folder: Path) -> None:
     """Make the folder; with --overwrite take the old run's parts (and nothing else) out of it."""
     folder.mkdir(parents=True, exist_ok=True)
+    for place in (folder, folder / "checkpoints"):
+        remove_leftovers(place)
     if arguments.overwrite:
         for name in PARTS:
             path = folder / name
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
 
-def _checkpoint(arguments: TrainArguments, folder: Path) -> str | None:
-    """The last checkpoint to continue from, or None to start at step 0."""
-    if not arguments.resume or not (folder / "checkpoints").is_dir():
-        return None
-    return get_last_checkpoint(folder / "checkpoints")
+def _checkpoint(arguments: TrainArguments, folder: Path, main: bool) -> str | None:
+    """The checkpoint to continue from, the same on every process, or None to start at step 0."""
+    found = checkpoints.newest(folder / "checkpoints") if arguments.resume and main else None
+    return broadcast_object_list([str(found) if found else None])[0]

@@ -1,10 +1,13 @@
 """DeepSpeed's ZeRO: its stage, and parameters that stage 3 has cut into pieces over the processes made whole for a while."""
 
 import json
-from collections.abc import Iterable
-from contextlib import AbstractContextManager, nullcontext
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
+from unittest import mock
 
+import torch
 from torch import nn
 
 from .errors import UserError
@@ -32,3 +35,17 @@ def zero_stage(file: str | None) -> int:
         return json.loads(Path(file).read_text(encoding="utf-8")).get("zero_optimization", {}).get("stage", 0)
     except (ValueError, AttributeError) as error:
         raise UserError(f"--deepspeed {file} is no DeepSpeed config ({error}); write one JSON object") from None
+
+
+@contextmanager
+def only_tensors() -> Iterator[None]:
+    """Inside the block torch.load, which DeepSpeed calls with everything allowed, reads tensors, plain values and DeepSpeed's own records."""
+    from deepspeed.runtime.fp16.loss_scaler import LossScaler
+    from deepspeed.runtime.zero.config import ZeroStageEnum
+    from deepspeed.utils.tensor_fragment import fragment_address
+
+    with (
+        mock.patch.dict(os.environ, TORCH_FORCE_WEIGHTS_ONLY_LOAD="1"),
+        torch.serialization.safe_globals([LossScaler, ZeroStageEnum, fragment_address]),
+    ):
+        yield

@@ -7,26 +7,30 @@ add ObjectiveCallback.
 import json
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor, distributed, nn
 from torch.utils.data import Sampler
 from tqdm import tqdm
 from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback
+from transformers.integrations.deepspeed import deepspeed_load_checkpoint
 
+from . import checkpoints
 from .adapters import after_step
-from .errors import UserError
+from .errors import RunFailure, UserError
 from .files import atomic_write
 from .gauges import Gauges
 from .objective import TERMS, Objective
 from .objective_model import ObjectiveModel
+from .sharding import only_tensors
 from .step import StepModel
-from .teacher import initial_copy
+
+PROGRESS = "progress"  # the name under which a checkpoint's trainer_state.json holds ObjectiveCallback.progress
 
 
-class NonFiniteLoss(UserError):
+class NonFiniteLoss(RunFailure):
     """A term of the loss became infinite or not a number; raised before the optimiser uses it."""
 
 
@@ -91,21 +95,22 @@ class ObjectiveCallback(TrainerCallback):
             raise UserError(
                 "average_tokens_across_devices must stay True: the objective counts the rows of all processes"
             )
-        self.started, self.tokens, self.rows = time.perf_counter(), 0, 0
-        self.gauges.start()
+        done = {"tokens": 0, "seconds": 0.0}
         if self.metrics and args.process_index == 0:
-            self._forget_from(state.global_step)
+            kept = forget_after(self.metrics, state.global_step)
+            done = kept[-1] if kept else done
+        self.gauges.start(done["seconds"], done["tokens"])
+        done = state.stateful_callbacks.get(PROGRESS, done)
+        self.tokens, self.rows = done["tokens"], 0
+        self.started = time.perf_counter() - done["seconds"]
 
-    def _forget_from(self, step: int) -> None:
-        """Keep the lines up to `step` (a resumed run writes the later ones again)."""
-        lines = self.metrics.read_text().splitlines() if step and self.metrics.exists() else []
-        kept = [line for line in lines if json.loads(line)["step"] <= step]
-        with atomic_write(self.metrics) as file:
-            file.writelines(line + "\n" for line in kept)
-        if kept:
-            last = json.loads(kept[-1])
-            self.tokens, self.started = last["tokens"], self.started - last["seconds"]
-            self.gauges.start(last["seconds"], last["tokens"])
+    def progress(self, device: torch.device) -> dict:
+        """What a resumed run counts on from: the trained tokens of all processes, each of which has to call this, and seconds."""
+        rows = torch.as_tensor(self.rows, dtype=torch.float64, device=device).clone()
+        if distributed.is_available() and distributed.is_initialized():
+            distributed.all_reduce(rows)
+        self.tokens, self.rows = self.tokens + int(rows), 0
+        return {"tokens": self.tokens, "seconds": time.perf_counter() - self.started}
 
     def on_step_begin(self, args, state, control, train_dataloader=None, **objects):
         step = state.global_step
@@ -196,6 +201,24 @@ class ObjectiveCallback(TrainerCallback):
         }
 
 
+def forget_after(metrics: Path, step: int) -> list[dict]:
+    """Keep the lines of metrics.jsonl up to `step`, a resumed run writes the later ones again; returns what they hold.
+
+    A line that a killed process has left unfinished is dropped: it belongs to a later step.
+    """
+    kept = []
+    for line in metrics.read_text(encoding="utf-8").splitlines() if step and metrics.exists() else ():
+        try:
+            row = json.loads(line)
+        except ValueError:
+            continue
+        if row["step"] <= step:
+            kept.append((line, row))
+    with atomic_write(metrics) as file:
+        file.writelines(line + "\n" for line, _ in kept)
+    return [row for _, row in kept]
+
+
 class StepBar(TrainerCallback):
     """A progress bar over the optimiser steps that shows the terms of the last logged one."""
 
@@ -259,7 +282,7 @@ class BALoRATrainer(Trainer):
         wrapper: Callable[..., StepModel] = ObjectiveModel,
         **options,
     ):
-        self.order = order
+        self.order, self.place = order, None
         args.logging_nan_inf_filter = False  # a non-finite loss is never replaced by an average
         wrapped = wrapper(model, objective, all_terms=all_terms, gradient_norms=gradient_norms)
         super().__init__(model=wrapped, args=args, **options)
@@ -295,41 +318,56 @@ class BALoRATrainer(Trainer):
             logs = {**logs, **{key: value for key, value in row.items() if value is not None}}
         super().log(logs, *more, **options)
 
+    def _prepare_for_training(self, max_steps, train_dataloader, resume_from_checkpoint):
+        """As transformers', but DeepSpeed's part of a checkpoint leaves the frozen tensors out and runs no pickled code."""
+        if not self.is_deepspeed_enabled:
+            return super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
+        prepared = super()._prepare_for_training(max_steps, train_dataloader, None)
+        engine = self.model_wrapped
+        engine.save_checkpoint = partial(engine.save_checkpoint, exclude_frozen_parameters=True)
+        if resume_from_checkpoint is not None:
+            with only_tensors():
+                deepspeed_load_checkpoint(engine, resume_from_checkpoint, load_module_strict=False)
+            self._load_optimizer_and_scheduler(resume_from_checkpoint)
+            self._load_scaler(resume_from_checkpoint)
+        return prepared
+
+    def _run_epoch(self, **options) -> None:
+        """Nothing, for a run that is resumed after its last step: transformers would take one more."""
+        if self.state.global_step < self.state.max_steps:
+            super()._run_epoch(**options)
+
+    def _get_output_dir(self, trial=None) -> str:
+        """Where transformers writes a checkpoint: at first under a temporary name."""
+        return str(self.place or super()._get_output_dir(trial))
+
+    def _save_checkpoint(self, model, trial) -> None:
+        """As transformers', but whole or not at all, and the older ones go only then."""
+        folder = Path(self.args.output_dir)
+        checkpoint = folder / f"{checkpoints.PREFIX}{self.state.global_step}"
+        first = self.is_world_process_zero()
+        self.state.stateful_callbacks[PROGRESS] = self.objective_callback.progress(self.args.device)
+        student = self.objective_callback.model.student
+
+        def fill(place: Path) -> None:
+            checkpoints.keep_start(student, folder / checkpoints.START, first=first)
+            self.place = place
+            try:
+                super(BALoRATrainer, self)._save_checkpoint(model, trial)
+            finally:
+                self.place = None
+
+        checkpoints.write(checkpoint, fill, first=first, device=self.args.device)
+        if first and self.args.save_total_limit:
+            checkpoints.prune(folder, checkpoint, self.args.save_total_limit)
+
     def _save(self, output_dir: str | None = None, state_dict=None) -> None:
-        """A checkpoint holds the trained tensors and their initial values, never the base model."""
+        """A checkpoint holds the trained tensors, never the base model."""
         folder = Path(output_dir or self.args.output_dir)
         folder.mkdir(parents=True, exist_ok=True)
-        save_file(resumable_tensors(self.objective_callback.model.student), folder / "trained.safetensors")
+        checkpoints.save_trained(self.objective_callback.model.student, folder / checkpoints.TRAINED)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None) -> None:
-        restore_tensors(self.objective_callback.model.student, Path(resume_from_checkpoint) / "trained.safetensors")
-
-
-def resumable_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """What a checkpoint keeps of `model`: "trained.NAME" and, where there is a teacher, "initial.NAME"."""
-    tensors = {f"trained.{n}": p.detach().cpu().contiguous() for n, p in model.named_parameters() if p.requires_grad}
-    copy = initial_copy(model)
-    if copy is not None:
-        pairs = zip(copy.places, copy.copies, strict=True)
-        tensors |= {f"initial.{names[0]}": kept.detach().cpu().contiguous() for names, kept in pairs}
-    return tensors
-
-
-def restore_tensors(model: nn.Module, file: Path) -> None:
-    """Put a checkpoint's tensors back. Raises UserError when they are of another model or another start.
-
-    The residual is not saved: it comes from the same decomposition, so the initial values must agree with today's.
-    """
-    saved, present = load_file(file), resumable_tensors(model)
-    if saved.keys() != present.keys():
-        raise UserError(f"{file} belongs to another model or method; resume with the options of the first run")
-    for name, value in saved.items():
-        if name.startswith("initial.") and not torch.allclose(value, present[name], rtol=1e-4, atol=1e-6):
-            raise UserError(
-                f"{file}: the initial value of {name} differs from today's; the run cannot be continued, start again"
-            )
-    parameters = dict(model.named_parameters())
-    with torch.no_grad():
-        for name, value in saved.items():
-            if name.startswith("trained."):
-                parameters[name.removeprefix("trained.")].copy_(value)
+        folder, student = Path(resume_from_checkpoint), self.objective_callback.model.student
+        checkpoints.check_start(student, folder.parent / checkpoints.START)
+        checkpoints.restore_trained(student, folder / checkpoints.TRAINED)

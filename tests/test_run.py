@@ -2,7 +2,6 @@
 
 import json
 import math
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -108,20 +107,6 @@ def test_a_folder_that_holds_a_run_is_kept_unless_told_otherwise(tmp_path):
     run(folder, "--overwrite", "--learning_rate", "0.002")
     assert (folder / "notes.txt").read_text() == "mine"
     assert (folder / "adapter" / "adapter_model.safetensors").read_bytes() != before
-
-
-def test_an_interrupted_run_resumes_to_the_same_adapter(tmp_path):
-    words = ["--limit", "256", "--save_steps", "3"]
-    whole = run(tmp_path / "whole", *words)
-    cut = run(tmp_path / "cut", *words)
-    assert (cut / "checkpoints" / "checkpoint-6").exists()
-    shutil.rmtree(cut / "checkpoints" / "checkpoint-6")
-    shutil.rmtree(cut / "adapter")
-    (cut / "run.json").write_text(json.dumps(record(cut) | {"status": "running"}))
-    run(cut, *words, "--resume")
-    weights = [(folder / "adapter" / "adapter_model.safetensors").read_bytes() for folder in (whole, cut)]
-    assert weights[0] == weights[1]
-    assert [row["step"] for row in metrics(cut)] == list(range(1, 9))
 
 
 def test_a_run_on_conversations_records_what_was_read_left_out_and_grouped(tmp_path):

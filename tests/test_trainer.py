@@ -6,13 +6,17 @@ import random
 import pytest
 import torch
 from accelerate.data_loader import BatchSamplerShard
+from safetensors.torch import load_file
 from torch.utils.data import BatchSampler
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from ba_lora.adalora import effective_ranks, start_rank
 from ba_lora.adapters import attach
+from ba_lora.data.pairs import PadPairs
+from ba_lora.errors import UserError
 from ba_lora.gauges import PHASES
 from ba_lora.objective import Objective
+from ba_lora.objective_classifier import ClassifierModel
 from ba_lora.objective_model import ObjectiveModel
 from ba_lora.trainer import (
     BALoRATrainer,
@@ -21,7 +25,8 @@ from ba_lora.trainer import (
     ObjectiveCallback,
     micro_batches_of,
 )
-from tests.common import collate, ragged_samples, small_llama
+from tests.common import TokenIds, collate, ragged_samples, small_llama
+from tests.test_objective_classifier import small_bert
 
 ALL_ON = Objective(0.3, 0.2, 0.1, temperature=2.0, top_k=5, svd_k=3)
 
@@ -250,20 +255,61 @@ def test_every_method_sees_the_samples_in_the_same_order(tmp_path):
     ]
 
 
-@pytest.mark.parametrize("method", ["ba-lora", "lora", "full"])
-def test_a_resumed_run_ends_as_the_uninterrupted_one(tmp_path, method):
-    whole = run(tmp_path / "whole", model=student(method))
-    options = {"save_strategy": "steps", "save_steps": 4}
-    run(tmp_path / "cut", model=student(method), **options)
-    saved = tmp_path / "cut" / "checkpoint-4"
+RESUMED = {
+    "ba-lora": {},
+    "lora": {"dropout": 0.1},
+    "full": {},
+    "dora": {},
+    "adalora": {"total_steps": 6},  # its ranks fall in steps 1 to 3
+    "pfeiffer": {},
+}
+
+
+@pytest.mark.parametrize(("method", "at"), [*((method, 4) for method in RESUMED), ("adalora", 2)])
+def test_a_resumed_run_ends_as_the_uninterrupted_one(tmp_path, method, at):
+    def fresh():
+        return attach(small_llama(), method, rank=4, alpha=4, keep_initial=True, **RESUMED[method])
+
+    whole = run(tmp_path / "whole", model=fresh())
+    options = {"save_strategy": "steps", "save_steps": at}
+    run(tmp_path / "cut", model=fresh(), **options)
+    saved = tmp_path / "cut" / f"checkpoint-{at}"
     assert (saved / "trained.safetensors").exists() and not (saved / "model.safetensors").exists()
-    resumed = run(tmp_path / "cut", model=student(method), resume=str(saved), **options)
+    resumed = run(tmp_path / "cut", model=fresh(), resume=str(saved), **options)
     assert torch.equal(resumed, whole)
     assert [row["step"] for row in lines(tmp_path / "cut")] == [1, 2, 4, 6]
     keep = ("step", "loss", "task", "consistency", "diversity", "spectrum", "lr", "tokens")
     assert [[row[k] for k in keep] for row in lines(tmp_path / "cut")] == [
         [row[k] for k in keep] for row in lines(tmp_path / "whole")
     ]
+
+
+def test_a_resumed_classifier_ends_as_the_uninterrupted_one(tmp_path):
+    def train(folder, resume=None):
+        model = attach(small_bert(dropout=0.1), "ba-lora", rank=4, alpha=4, keep_initial=True)
+        trainer = BALoRATrainer(
+            model,
+            Objective.preset("iclr", "nlu", svd_k=1),
+            arguments(folder, save_strategy="steps", save_steps=4),
+            train_dataset=[sample | {"labels": sample["input_ids"][1] % 3} for sample in ragged_samples(24)],
+            data_collator=PadPairs(TokenIds()),
+            wrapper=ClassifierModel,
+        )
+        trainer.train(resume_from_checkpoint=resume)
+        return trained(model)
+
+    whole = train(tmp_path)
+    assert torch.equal(train(tmp_path, str(tmp_path / "checkpoint-4")), whole)
+    assert any("classifier" in name for name in load_file(tmp_path / "start.safetensors"))
+
+
+def test_a_run_resumed_after_its_last_step_takes_no_more(tmp_path):
+    """24 samples are 6 steps of 4: the run ends within an epoch."""
+    options = {"save_strategy": "steps", "save_steps": 4, "max_steps": 4, "lr_scheduler_type": "constant"}
+    whole = run(tmp_path, **options)
+    assert torch.equal(run(tmp_path, resume=str(tmp_path / "checkpoint-4"), **options), whole)
+    with pytest.raises(UserError, match=r"trained\.safetensors belongs to another model or method"):
+        run(tmp_path, model=student("full"), resume=str(tmp_path / "checkpoint-4"), **options)
 
 
 def test_a_stock_trainer_with_our_objective_ends_where_ours_does(tmp_path):
