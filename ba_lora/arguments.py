@@ -25,7 +25,7 @@ from .objective import Objective
 from .objective_classifier import PLACES
 from .quantisation import KINDS as QUANTISED
 from .quantisation import check_method as check_quantised_method
-from .sharding import zero_stage
+from .sharding import check_config, zero_stage
 
 # Options that one kind of run alone has, beyond its data.
 CLASSIFICATION = ("regularize", "model_dropout", "label_noise", "class_shares", "features_steps")
@@ -267,6 +267,10 @@ class TrainArguments:
             )
         if self.deepspeed and not Path(self.deepspeed).is_file():
             raise UserError(f"--deepspeed {self.deepspeed} does not exist; there is configs/deepspeed/zero2.json")
+        if self.deepspeed:
+            check_config(self.deepspeed)
+        if self.log_gradient_norms and zero_stage(self.deepspeed) == 3:
+            raise UserError("--log_gradient_norms needs whole gradients, which ZeRO-3 cuts; use ZeRO-2 or leave it out")
         if self.devices and (self.task or not self.dry_run):
             raise UserError(
                 f"--devices {self.devices} goes with --dry_run of a generation, which plans for them; leave it out"
@@ -278,8 +282,6 @@ class TrainArguments:
                 raise UserError(
                     "--quantize: ZeRO-3 cannot cut packed 4-bit weights; use ZeRO-2 or leave --quantize out"
                 )
-        if self.save_steps and zero_stage(self.deepspeed) == 3:
-            raise UserError("--save_steps: a run under ZeRO-3 has no checkpoints yet; set it to 0 or use ZeRO-2")
         if self.resume and self.overwrite:
             raise UserError("--resume continues a run and --overwrite replaces it; give one of them")
         if self.merge and self.method == "full":

@@ -7,6 +7,7 @@ import hashlib
 from typing import NamedTuple
 
 import torch
+from filelock import FileLock
 from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors import SafetensorError
@@ -63,12 +64,14 @@ def cached_factor(head: nn.Linear) -> Tensor:
     name = hashlib.sha256(values.data).hexdigest()
     folder = cache_home() / "heads" / f"{name[:32]}-{weight.shape[0]}x{weight.shape[1]}"
     file = folder / "factor.safetensors"
-    if file.is_file():
-        try:
-            return load_file(file)["factor"].to(weight.device)
-        except (OSError, SafetensorError):
-            pass  # damaged: made anew
-    factor = factor_of(weight)
-    with atomic_folder(folder) as place:
-        save_file({"factor": factor.cpu()}, place / file.name)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder.with_name(f".{folder.name}.lock")):  # of several processes one makes it and the others wait
+        if file.is_file():
+            try:
+                return load_file(file)["factor"].to(weight.device)
+            except (OSError, SafetensorError):
+                pass  # damaged: made anew
+        factor = factor_of(weight)
+        with atomic_folder(folder) as place:
+            save_file({"factor": factor.cpu()}, place / file.name)
     return factor

@@ -1,13 +1,17 @@
-"""How a training is started: in this process, or by torchrun or the deepspeed launcher on several.
+"""How a training is started: in this process, or by torchrun or the deepspeed launcher on several, here or on several machines.
 
 The environment says how many, in the launchers' own words:
     NPROC                    processes on this machine; by default one for each GPU, else one
     LAUNCHER                 torchrun (default) or deepspeed
-    NNODES, NODE_RANK, MASTER_ADDR, MASTER_PORT      several machines: run the same command on each of them
+    NNODES, NODE_RANK, MASTER_ADDR, MASTER_PORT      several machines: run the same command on each of them, with its NODE_RANK
+    HOSTFILE                 DeepSpeed's list of machines, a line "HOST slots=N" each, in place of NNODES, NPROC and MASTER_ADDR
+With LAUNCHER=deepspeed, HOSTFILE and no NODE_RANK the deepspeed launcher starts the other machines itself, over ssh.
 The batch is cut so that an optimiser step always has the config's effective_batch_size.
 """
 
 import os
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -19,6 +23,7 @@ from .errors import UserError, choose
 
 LAUNCHERS = ("torchrun", "deepspeed")
 TRAIN = Path(__file__).resolve().parent.parent / "train.py"
+HOST = re.compile(r"(\S+)\s+slots=([1-9]\d*)(\s+#.*)?")
 
 
 def _whole(name: str, default: int, lowest: int = 1) -> int:
@@ -29,18 +34,82 @@ def _whole(name: str, default: int, lowest: int = 1) -> int:
 
 
 def processes() -> tuple[int, int]:
-    """(processes on this machine, machines)."""
-    return _whole("NPROC", max(torch.cuda.device_count(), 1)), _whole("NNODES", 1)
+    """(processes on each machine, machines). Raises UserError for values that are no numbers or contradict each other."""
+    hosts = _hosts()
+    if not hosts:
+        return _whole("NPROC", max(torch.cuda.device_count(), 1)), _whole("NNODES", 1)
+    found = {"NPROC": next(iter(hosts.values())), "NNODES": len(hosts)}
+    for name, number in found.items():
+        if _whole(name, number) != number:
+            raise UserError(f"{name} is {os.environ[name]} and HOSTFILE says {number}; leave {name} out")
+    return found["NPROC"], found["NNODES"]
 
 
-def _machines(nodes: int) -> list[str]:
-    if nodes == 1:
-        return ["--standalone"]
-    address = os.environ.get("MASTER_ADDR")
+def _hosts() -> dict[str, int]:
+    """{machine: its processes} of HOSTFILE, the first machine first; {} without one."""
+    file = os.environ.get("HOSTFILE")
+    if not file:
+        return {}
+    if not Path(file).is_file():
+        raise UserError(f"HOSTFILE {file} does not exist; write one line 'HOST slots=N' for each machine")
+    hosts = {}
+    for number, line in enumerate(Path(file).read_text(encoding="utf-8").splitlines(), 1):
+        line = line.strip()
+        if not line or line.startswith("#"):
+            continue
+        match = HOST.fullmatch(line)
+        if match is None or match[1] in hosts:
+            raise UserError(f"HOSTFILE {file}, line {number} is '{line}'; write 'HOST slots=N', each machine once")
+        hosts[match[1]] = int(match[2])
+    if not hosts:
+        raise UserError(f"HOSTFILE {file} names no machine; write one line 'HOST slots=N' for each")
+    if len(set(hosts.values())) > 1:
+        raise UserError(f"HOSTFILE {file} gives its machines different slots; give each the same number of processes")
+    return hosts
+
+
+def is_first_machine() -> bool:
+    """Whether what follows the training is to be done here: one machine of several does it, the first."""
+    return processes()[1] == 1 or _whole("NODE_RANK", 0, lowest=0) == 0
+
+
+def _meeting(nodes: int) -> list[str]:
+    """Where the processes of several machines meet, as both launchers spell it. UserError when it is not known."""
+    address = os.environ.get("MASTER_ADDR") or next(iter(_hosts()), None)
     if not address:
         raise UserError(f"NNODES is {nodes} and MASTER_ADDR is not set; give the first machine's address")
-    rank, port = _whole("NODE_RANK", 0, lowest=0), _whole("MASTER_PORT", 29500)
-    return ["--nnodes", str(nodes), "--node_rank", str(rank), "--master_addr", address, "--master_port", str(port)]
+    if not os.environ.get("NODE_RANK"):
+        raise UserError(f"there are {nodes} machines and NODE_RANK is not set; give 0 on the first, 1 on the next ...")
+    rank = _whole("NODE_RANK", 0, lowest=0)
+    if rank >= nodes:
+        raise UserError(f"NODE_RANK is {rank} and there are {nodes} machines; the last one has {nodes - 1}")
+    return ["--node_rank", str(rank), "--master_addr", address, "--master_port", str(_whole("MASTER_PORT", 29500))]
+
+
+def _torchrun(here: int, nodes: int) -> list[str]:
+    where = ["--standalone"] if nodes == 1 else ["--nnodes", str(nodes), *_meeting(nodes)]
+    return ["torch.distributed.run", "--nproc_per_node", str(here), *where]
+
+
+def _deepspeed(here: int, nodes: int) -> list[str]:
+    start, file = ["deepspeed.launcher.runner", "--no_local_rank"], os.environ.get("HOSTFILE")
+    if nodes == 1:
+        return [*start, "--num_accelerators", str(here)]
+    if not file:
+        raise UserError(
+            f"NNODES is {nodes} with LAUNCHER=deepspeed, which takes its machines from a host file; set HOSTFILE, "
+            "or use LAUNCHER=torchrun"
+        )
+    start += ["--hostfile", file]
+    if os.environ.get("NODE_RANK"):
+        return [*start, "--no_ssh", *_meeting(nodes)]
+    if shutil.which("pdsh") is None:
+        raise UserError(
+            "LAUNCHER=deepspeed starts the machines of HOSTFILE over ssh with pdsh, which is not installed; install it, "
+            "or run this command on each machine with its NODE_RANK"
+        )
+    start += ["--master_port", str(_whole("MASTER_PORT", 29500))]
+    return start + (["--master_addr", os.environ["MASTER_ADDR"]] if os.environ.get("MASTER_ADDR") else [])
 
 
 def command(arguments: TrainArguments, words: list[str]) -> list[str] | None:
@@ -53,15 +122,7 @@ def command(arguments: TrainArguments, words: list[str]) -> list[str] | None:
     if here * nodes == 1 and not arguments.deepspeed:
         return None
     launcher = choose("LAUNCHER", os.environ.get("LAUNCHER") or "torchrun", LAUNCHERS)
-    if launcher == "torchrun":
-        start = ["torch.distributed.run", "--nproc_per_node", str(here), *_machines(nodes)]
-    elif nodes > 1:
-        raise UserError(
-            f"NNODES is {nodes} with LAUNCHER=deepspeed, which takes its machines from a host file; "
-            "use LAUNCHER=torchrun, or start train.py with the deepspeed command and its --hostfile"
-        )
-    else:
-        start = ["deepspeed.launcher.runner", "--no_local_rank", "--num_accelerators", str(here)]
+    start = (_torchrun if launcher == "torchrun" else _deepspeed)(here, nodes)
     return [sys.executable, "-m", *start, str(TRAIN), *words]
 
 

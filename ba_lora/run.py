@@ -10,14 +10,15 @@ import shutil
 import sys
 import time
 from collections.abc import Sequence
-from contextlib import nullcontext
 from datetime import timedelta
 from pathlib import Path
 
 import torch
 from accelerate import PartialState
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import broadcast_object_list, gather_object
 from transformers import TrainingArguments
+from transformers import logging as transformers_logging
+from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 from transformers.utils import is_torch_tf32_available
 
 from . import checkpoints, classification, generation, provenance, quantisation
@@ -29,13 +30,15 @@ from .files import digest, read_json, remove_leftovers, write_json
 from .hub import reserve
 from .interruptions import StopSignals, explained
 from .reporting import check_reporters, reporting
-from .sharding import gathered, zero_stage
+from .sharding import gathered, refuse_fsdp
 from .trainer import BALoRATrainer
 
 logger = logging.getLogger(__name__)
 
 # What a run folder may hold.
 PARTS = ("run.json", "metrics.jsonl", "adapter", "model", "merged", "features", "checkpoints", "logs", "eval")
+# What has to be the same on every process, beside the data.
+AGREED = ("order_hash", "objective", "trained_parameters", "accumulation")
 
 
 def train(arguments: TrainArguments, callbacks: Sequence = ()) -> Path:
@@ -46,6 +49,10 @@ def train(arguments: TrainArguments, callbacks: Sequence = ()) -> Path:
         return folder
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else DeepSpeed, once imported, prints that it found no other
+    refuse_fsdp()
+    if int(os.environ.get("RANK", 0)):  # what concerns the run is said once, by the first process
+        logging.getLogger("ba_lora").setLevel(logging.ERROR)
+        transformers_logging.disable_progress_bar()
     if arguments.deepspeed and "RANK" not in os.environ:
         raise UserError(
             "--deepspeed needs a launcher, even for one process: torchrun --nproc_per_node 1 train.py ..., "
@@ -101,8 +108,8 @@ def train(arguments: TrainArguments, callbacks: Sequence = ()) -> Path:
         **provenance.record(),
     }
     start = folder / "checkpoints" / checkpoints.START
-    stoppable = nullcontext() if zero_stage(arguments.deepspeed) == 3 else stop  # ZeRO-3 has no checkpoints yet
-    with stoppable, explained(lambda: f"after step {trainer.state.global_step}", folder):
+    with stop, explained(lambda: f"after step {trainer.state.global_step}", folder):
+        _check_agreement(record)  # waits for all: each has seen the folder as it was before this run
         if main:
             _prepare(arguments, folder)
             write_json(folder / "run.json", record)
@@ -146,6 +153,7 @@ def _finish(arguments: TrainArguments, folder: Path, tokenizer, record: dict) ->
     if kind == "model":
         tokenizer.save_pretrained(folder / kind)
     if arguments.merge:
+        unset_hf_deepspeed_config()  # under ZeRO-3 the base would be opened in pieces, with processes that do not come
         export_merged(
             folder / "adapter",
             arguments.model,
@@ -250,6 +258,16 @@ def _is_finished(arguments: TrainArguments, folder: Path) -> bool:
             "give the first run's options, or --overwrite"
         )
     return before["status"] == "finished"
+
+
+def _check_agreement(record: dict) -> None:
+    """UserError when another process, on another machine, has read other data or got another objective or adapter."""
+    mine = {"data": record["data"]["hash"], **{name: record[name] for name in AGREED}}
+    for name, value in mine.items():
+        if len(set(gather_object([digest(value)]))) > 1:
+            raise UserError(
+                f"the processes do not agree on {name}; give every machine the same options, data and model"
+            )
 
 
 def _prepare(arguments: TrainArguments, folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""DeepSpeed's ZeRO: its stage, and parameters that stage 3 has cut into pieces over the processes made whole for a while."""
+"""Training cut over processes: what a DeepSpeed config may say, parameters that ZeRO-3 has cut made whole for a while, no FSDP."""
 
 import json
 import os
@@ -11,6 +11,18 @@ import torch
 from torch import nn
 
 from .errors import UserError
+
+# {what a DeepSpeed config must leave "auto": the option that fills it}. Of a key with a dot, where its section is there.
+LEFT_TO_OPTIONS = {
+    "train_micro_batch_size_per_gpu": "--micro_batch_size",
+    "gradient_accumulation_steps": "--effective_batch_size",
+    "train_batch_size": "--effective_batch_size",
+    "gradient_clipping": "--max_grad_norm",
+    "bf16.enabled": "--dtype",
+    "fp16.enabled": "--dtype",
+    "optimizer.params.lr": "--learning_rate",
+    "optimizer.params.weight_decay": "--weight_decay",
+}
 
 
 def gathered(parameters: Iterable[nn.Parameter]) -> AbstractContextManager:
@@ -29,12 +41,42 @@ def gathered(parameters: Iterable[nn.Parameter]) -> AbstractContextManager:
 
 def zero_stage(file: str | None) -> int:
     """The ZeRO stage that a DeepSpeed config names; 0 without one. UserError for a file that is no config."""
-    if file is None:
-        return 0
+    return _read(file).get("zero_optimization", {}).get("stage", 0) if file else 0
+
+
+def check_config(file: str) -> None:
+    """UserError where a DeepSpeed config says itself what the options say, or is silent: DeepSpeed would take its default."""
+    config = _read(file)
+    if "scheduler" in config:
+        raise UserError(f"--deepspeed {file}: its scheduler would replace --lr_scheduler; leave it out")
+    for key, name in LEFT_TO_OPTIONS.items():
+        section, _, _ = key.partition(".")
+        if section != key and section not in config:
+            continue
+        value = config
+        for part in key.split("."):
+            value = value.get(part) if isinstance(value, dict) else None
+        if value != "auto":
+            raise UserError(f'--deepspeed {file}: {key} is {json.dumps(value)}; write "auto", {name} fills it')
+
+
+def _read(file: str) -> dict:
     try:
-        return json.loads(Path(file).read_text(encoding="utf-8")).get("zero_optimization", {}).get("stage", 0)
+        config = json.loads(Path(file).read_text(encoding="utf-8"))
+        config.get("zero_optimization", {}).get("stage")
     except (ValueError, AttributeError) as error:
         raise UserError(f"--deepspeed {file} is no DeepSpeed config ({error}); write one JSON object") from None
+    return config
+
+
+def refuse_fsdp() -> None:
+    """UserError when accelerate was told to use FSDP, whose pieces `gathered` does not know."""
+    if os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true":
+        raise UserError(
+            "ACCELERATE_USE_FSDP is true and FSDP is not supported: on a processor accelerate would run plain "
+            "DistributedDataParallel in its place, and on a GPU the result would not be gathered; "
+            "use --deepspeed configs/deepspeed/zero3.json, or torchrun alone"
+        )
 
 
 @contextmanager

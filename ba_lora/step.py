@@ -12,7 +12,7 @@ from .teacher import initial_copy
 class StepModel(nn.Module):
     """An adapted model whose forward returns the whole objective as its loss, so that any trainer can drive it.
 
-    DistributedDataParallel, DeepSpeed and FSDP see one forward and one backward; the teacher runs inside. `student` is the
+    DistributedDataParallel and DeepSpeed see one forward and one backward; the teacher runs inside. `student` is the
     model from `attach`. `begin_step` is called once an optimiser step (ObjectiveCallback does it); a forward in training
     adds its terms by `record`.
 

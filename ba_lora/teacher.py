@@ -2,7 +2,7 @@
 
 A low-rank method writes W = W_res + s·B0·A0 and trains the factors. The pre-trained model is therefore the adapted model
 with its trained tensors at their initial values. Those values are kept as frozen parameters of the model (so they follow
-its device, dtype and partitioning) and are put in the trained tensors' place for the teacher's forward.
+its device, dtype and partitioning) and stand in the trained tensors' place for the teacher's forward.
 
 PEFT's `disable_adapter()` would give the residual W_res: for a PiSSA start that is a damaged model, not the teacher.
 """
@@ -13,6 +13,8 @@ from contextlib import contextmanager
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
+
+from .sharding import gathered
 
 COPY = "initial_copy"  # the name under which the model holds its InitialCopy
 
@@ -67,6 +69,9 @@ def teacher(model: nn.Module) -> Iterator[nn.Module]:
 
     Afterwards, and after an exception, it is the student again with every mode and flag as before. Raises ValueError when
     no initial copy was kept or when adapters are merged into the base weights (the student cannot be taken out of them).
+
+    An initial value shadows the trained tensor as an attribute of its module and leaves it where ZeRO-3 looks for it: that
+    learns which parameters each module has, and fails where they change from one forward to the next.
     """
     copy = _require_copy(model)
     modules = dict(model.named_modules())
@@ -75,23 +80,23 @@ def teacher(model: nn.Module) -> Iterator[nn.Module]:
         raise ValueError("the adapter is merged into the base weights; unmerge it before the teacher is used")
     modes = [(module, module.training) for module in modules.values()]
     flags = [(layer, layer._disable_adapters) for layer in tuner_layers]
-    swapped = []
+    initial = list(copy.parameters())
+    shadowed = []
     try:
         for module, _ in modes:
             module.training = False
         for layer, _ in flags:
             layer._disable_adapters = False
-        for names, tensor in zip(copy.places, copy.copies, strict=True):
+        for names, tensor in zip(copy.places, initial, strict=True):
             for name in names:
                 owner, _, key = name.rpartition(".")
-                parameters = modules[owner]._parameters
-                swapped.append((parameters, key, parameters[key]))
-                parameters[key] = tensor
-        with torch.no_grad():
+                vars(modules[owner])[key] = tensor
+                shadowed.append((modules[owner], key))
+        with gathered(initial), torch.no_grad():
             yield model
     finally:
-        for parameters, key, trained in swapped:
-            parameters[key] = trained
+        for module, key in shadowed:
+            del vars(module)[key]
         for layer, disabled in flags:
             layer._disable_adapters = disabled
         for module, training in modes:

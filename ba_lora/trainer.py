@@ -18,13 +18,13 @@ from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCall
 from transformers.integrations.deepspeed import deepspeed_load_checkpoint
 
 from . import checkpoints
-from .adapters import after_step
+from .adapters import after_step, saved_parameters
 from .errors import RunFailure, UserError
 from .files import atomic_write
 from .gauges import Gauges
 from .objective import TERMS, Objective
 from .objective_model import ObjectiveModel
-from .sharding import only_tensors
+from .sharding import gathered, only_tensors
 from .step import StepModel
 
 PROGRESS = "progress"  # the name under which a checkpoint's trainer_state.json holds ObjectiveCallback.progress
@@ -112,8 +112,8 @@ class ObjectiveCallback(TrainerCallback):
         self.tokens, self.rows = self.tokens + int(rows), 0
         return {"tokens": self.tokens, "seconds": time.perf_counter() - self.started}
 
-    def on_step_begin(self, args, state, control, train_dataloader=None, **objects):
-        step = state.global_step
+    def on_step_begin(self, args, state, control, train_dataloader=None, optimizer=None, **objects):
+        step, self.learning_rate = state.global_step, optimizer.param_groups[0]["lr"]
         self.model.begin_step(
             step,
             state.max_steps,
@@ -130,7 +130,7 @@ class ObjectiveCallback(TrainerCallback):
 
     on_save = on_log
 
-    def on_pre_optimizer_step(self, args, state, control, optimizer=None, **objects):
+    def on_pre_optimizer_step(self, args, state, control, **objects):
         self.model.clock.lap("backward")
         sums = self.model.sums
         if not sums:
@@ -142,7 +142,6 @@ class ObjectiveCallback(TrainerCallback):
                 f"the {bad[0]} term is {sums[bad[0]].item()} at step {state.global_step + 1}; "
                 "lower --learning_rate or that term's weight, or use float32"
             )
-        self.learning_rate = optimizer.param_groups[0]["lr"]
 
     def on_optimizer_step(self, args, state, control, **objects):
         after_step(self.model.student, state.global_step)  # AdaLoRA looks at the gradients that are still there
@@ -360,6 +359,12 @@ class BALoRATrainer(Trainer):
         checkpoints.write(checkpoint, fill, first=first, device=self.args.device)
         if first and self.args.save_total_limit:
             checkpoints.prune(folder, checkpoint, self.args.save_total_limit)
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """`_save` by the first process, of tensors that are whole; transformers would gather the whole model under DeepSpeed."""
+        with gathered(saved_parameters(self.objective_callback.model.student)):
+            if self.args.should_save:
+                self._save(output_dir)
 
     def _save(self, output_dir: str | None = None, state_dict=None) -> None:
         """A checkpoint holds the trained tensors, never the base model."""

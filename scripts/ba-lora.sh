@@ -6,7 +6,11 @@
 # lora.sh, pissa.sh and full.sh run a CONFIG with that method. The environment says where (ba_lora/launch.py):
 #   NPROC=2                                                 processes; by default one for each GPU, else one
 #   LAUNCHER=deepspeed                                      instead of torchrun
-#   NNODES=2 NODE_RANK=0 MASTER_ADDR=first-machine          several machines, the same command on each
+#   NNODES=2 NODE_RANK=0 MASTER_ADDR=first-machine          several machines, the same command on each with its NODE_RANK;
+#                                                           MASTER_PORT where 29500 is taken
+#   HOSTFILE=hosts                                          a line "HOST slots=PROCESSES" each, in place of NNODES, NPROC and
+#                                                           MASTER_ADDR; LAUNCHER=deepspeed then starts them all over ssh
+# docs/nodes.md has examples.
 # Without a POSIX shell: pip install -r requirements.txt, then python -m ba_lora.experiments run (or: one CONFIG).
 set -eu
 cd "$(dirname "$0")/.."

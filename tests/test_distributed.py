@@ -54,11 +54,23 @@ def test_two_processes_train_as_one(alone, tmp_path, method):
     assert_trained_alike(alone(method), launch(tmp_path / "two", 2, 2, method))
 
 
-@pytest.mark.parametrize("stage", [pytest.param(2, marks=pytest.mark.slow), 3])  # test_launch.py has stage 2 too
-def test_two_processes_under_zero_train_as_one(alone, tmp_path, stage):
+def cut_finely(file, stage):
+    """A ZeRO config for a small model: of stage 3 the smallest tensor is cut too, and only the next few are fetched ahead."""
     config = json.loads((ROOT / f"configs/deepspeed/zero{stage}.json").read_text())
     if stage == 3:
-        config["zero_optimization"]["stage3_param_persistence_threshold"] = 0  # cut the smallest tensor too
-    file = tmp_path / "zero.json"
+        config["zero_optimization"] |= {"stage3_param_persistence_threshold": 0, "stage3_prefetch_bucket_size": 1000}
     file.write_text(json.dumps(config))
-    assert_trained_alike(alone("ba-lora"), launch(tmp_path / "two", 2, 2, "ba-lora", str(file)))
+    return str(file)
+
+
+@pytest.mark.parametrize("stage", [pytest.param(2, marks=pytest.mark.slow), 3])  # test_launch.py has stage 2 too
+def test_two_processes_under_zero_train_as_one(alone, tmp_path, stage):
+    config = cut_finely(tmp_path / "zero.json", stage)
+    assert_trained_alike(alone("ba-lora"), launch(tmp_path / "two", 2, 2, "ba-lora", config))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["delayed", "full", "classifier", "dora"])
+def test_zero_3_cuts_what_each_kind_of_run_has(alone, tmp_path, method):
+    config = cut_finely(tmp_path / "zero.json", 3)
+    assert_trained_alike(alone(method), launch(tmp_path / "two", 2, 2, method, config))

@@ -1,6 +1,8 @@
 """Which models come apart into body and frozen head; that the two ways of training agree; the factor on disk."""
 
 import logging
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -169,7 +171,18 @@ def test_the_factor_is_made_once_for_the_same_values_and_again_for_others(counte
     assert torch.equal(first, factor_of(linear(0).weight))
     assert not torch.equal(cached_factor(linear(1)), first)
     cached_factor(linear(0, torch.bfloat16))
-    assert len(counted_factors) == 3 and len(list((tmp_path / "heads").iterdir())) == 3
+    assert len(counted_factors) == 3 and len(list((tmp_path / "heads").glob("[!.]*"))) == 3
+
+
+def test_of_several_that_ask_at_the_same_moment_one_makes_the_factor(counted_factors, tmp_path, monkeypatch):
+    def slowly(weight, made=head_module.factor_of):
+        time.sleep(0.2)
+        return made(weight)
+
+    monkeypatch.setattr(head_module, "factor_of", slowly)
+    with ThreadPoolExecutor(4) as pool:
+        factors = list(pool.map(lambda _: cached_factor(linear(0)), range(4)))
+    assert len(counted_factors) == 1 and all(torch.equal(factor, factors[0]) for factor in factors)
 
 
 def test_a_damaged_file_is_made_anew(counted_factors, tmp_path):

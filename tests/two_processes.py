@@ -1,6 +1,7 @@
 """Started by test_distributed.py under torchrun: train the small model and save its trained tensors and its losses.
 
-Arguments: a folder, the accumulation, the method or "classifier" (BA-LoRA on one), and a DeepSpeed config or nothing.
+Arguments: a folder, the accumulation, the method, "classifier" (BA-LoRA on one) or "delayed" (BA-LoRA whose teacher comes
+after some steps), and a DeepSpeed config or nothing.
 """
 
 import sys
@@ -26,13 +27,14 @@ OBJECTIVE = Objective(0.3, 0.2, 0.1, temperature=2.0, top_k=5, svd_k=3, svd_norm
 
 
 def main(folder: Path, accumulation: int, method: str, deepspeed: str | None = None) -> None:
-    classify = method == "classifier"
-    base, method = (small_bert(), "ba-lora") if classify else (small_llama(), method)
-    model = attach(base, method, rank=4, alpha=4, keep_initial=True)
+    classify, delayed = method == "classifier", method == "delayed"
+    objective = replace(OBJECTIVE, lambda1_schedule="two_phase") if delayed else OBJECTIVE
+    method = "ba-lora" if classify or delayed else method
+    model = attach(small_bert() if classify else small_llama(), method, rank=4, alpha=4, keep_initial=True)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     trainer = BALoRATrainer(
         model,
-        replace(OBJECTIVE, top_k=None, svd_k=1, diversity="covariance") if classify else OBJECTIVE,
+        replace(OBJECTIVE, top_k=None, svd_k=1, diversity="covariance") if classify else objective,
         arguments(folder, max_steps=20, gradient_accumulation_steps=accumulation, logging_steps=1, deepspeed=deepspeed),
         metrics=folder / "metrics.jsonl",
         train_dataset=[s | {"labels": s["input_ids"][1] % 3} for s in ragged_samples(160)]

@@ -20,6 +20,7 @@ CLASSIFICATION = ("glue", "gluex")  # the benchmarks of a run with --task
 def train_and_evaluate(config: str, words: list[str]) -> int:
     """Train `config` with the options `words`, then each of its benchmarks into RUN/eval/; returns 0.
 
+    Of several machines (launch.py) only the first evaluates, and only it needs the run folder and the benchmarks' data.
     Without --output_dir the run goes to runs/NAME OF THE CONFIG, with the method behind it where it is not the config's.
     """
     if "--dry_run" in words:
@@ -35,6 +36,10 @@ def train_and_evaluate(config: str, words: list[str]) -> int:
     benchmarks = [choose("benchmark", name, known) for name in arguments.benchmarks or ()]
     tests = {} if arguments.task else _test_data(arguments, benchmarks)
     command = launch.command(arguments, [*words, "--push_to_hub", "none", "--hub_public", "false"])
+    if not launch.is_first_machine():
+        launch.start(command)
+        print(f"The first machine evaluates and holds the run folder: {arguments.output_dir}")
+        return 0
     for name in () if arguments.task else benchmarks:  # what cannot be read is said before the training
         eval.all.check_data(name, tests.get(name), arguments.model, arguments.eval_limit)
     if arguments.push_to_hub:
