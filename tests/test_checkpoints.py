@@ -46,8 +46,8 @@ def life(folder, *words, before=lambda: None, resume=True):
     if child == 0:
         status = 99
         try:
-            with open(said, "w") as file:
-                os.dup2(file.fileno(), 1), os.dup2(file.fileno(), 2)
+            with open(said, "w") as file, open(os.devnull, "w") as nowhere:
+                os.dup2(nowhere.fileno(), 1), os.dup2(file.fileno(), 2)
             sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")
             disable_progress_bar()
             torch.set_num_threads(1)  # the parent's threads are not here
