@@ -475,6 +475,15 @@ def _config_of(words: list[str]) -> str | None:
 def as_config(arguments: TrainArguments) -> dict:
     """The options that shape the result, for run.json: without where it is written and how it is shown."""
     aside = {"output_dir", "resume", "overwrite", "progress", "report_to", "push_to_hub", "hub_public", "dry_run"}
-    aside.add("devices")
-    aside |= {"teacher_cache", "decomposition_cache"}  # folders of this machine; the record says what was in them
+    aside |= {"devices", "teacher_cache", "decomposition_cache"}  # the record says what was in the two folders
     return {name: value for name, value in asdict(arguments).items() if name not in aside}
+
+
+def changed_options(recorded: dict, arguments: TrainArguments) -> dict[str, tuple]:
+    """{option: (value in a run.json's config, value now)} of those that differ.
+
+    A config that an earlier version wrote lacks the options that came later: they count as at their defaults.
+    """
+    defaults, now = {each.name: each.default for each in fields(TrainArguments)}, as_config(arguments)
+    before = {name: recorded.get(name, defaults[name]) for name in now}
+    return {name: (before[name], value) for name, value in now.items() if before[name] != value}

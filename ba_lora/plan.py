@@ -332,7 +332,10 @@ def render(made: dict) -> str:
     own |= dict.fromkeys(BOTTLENECKS, f"bottlenecks of width {made['rank']}")
     lines = [
         ("model", f"{made['model']}, {made['parameters']:,} parameters (from {made['numbers_from']})"),
-        ("precision", made["dtype"] + (f", the frozen linear layers in {made['quantize']}" if made["quantize"] else "")),
+        (
+            "precision",
+            made["dtype"] + (f", the frozen linear layers in {made['quantize']}" if made["quantize"] else ""),
+        ),
         ("method", made["method"] + ("" if made["method"] in own else f" from a {made['start']} start")),
         ("adapter", own.get(made["method"], factors)),
         ("trainable parameters", f"{made['trainable_parameters']:,} ({share:.2f} % of the model)"),

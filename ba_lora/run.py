@@ -23,7 +23,7 @@ from transformers.utils import is_torch_tf32_available
 
 from . import checkpoints, classification, generation, provenance, quantisation
 from .adapters import export, export_merged, saved_parameters, trained_parameters
-from .arguments import TrainArguments, as_config
+from .arguments import TrainArguments, as_config, changed_options
 from .card import write_card
 from .errors import UserError
 from .files import digest, read_json, remove_leftovers, write_json
@@ -249,13 +249,9 @@ def _is_finished(arguments: TrainArguments, folder: Path) -> bool:
             f"--output_dir {folder} holds a run already; add --resume to continue it or --overwrite to replace it"
         )
     before = read_json(folder / "run.json")
-    now = as_config(arguments)
-    changed = [name for name, value in now.items() if before["config"].get(name) != value]
-    if changed:
-        name = changed[0]
+    for name, (was, now) in changed_options(before["config"], arguments).items():
         raise UserError(
-            f"--resume: {name} is {now[name]} and was {before['config'].get(name)} in {folder}; "
-            "give the first run's options, or --overwrite"
+            f"--resume: {name} is {now} and was {was} in {folder}; give the first run's options, or --overwrite"
         )
     return before["status"] == "finished"
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from ba_lora.arguments import config_words, make_parser, parse
+from ba_lora.arguments import as_config, changed_options, config_words, make_parser, parse
 from ba_lora.errors import UserError
 
 ROOT = Path(__file__).parent.parent
@@ -108,3 +108,14 @@ def test_an_unknown_option_ends_the_command_with_status_2_and_one_line():
     assert done.returncode == 2
     assert done.stderr.strip().splitlines()[-1].startswith("error: unknown option --lerning_rate")
     assert "Traceback" not in done.stderr
+
+
+def test_a_config_of_an_earlier_version_differs_only_in_what_was_set():
+    arguments = parse(["--output_dir", "somewhere", "--rank", "4"])
+    recorded = as_config(arguments)
+    assert changed_options(recorded, arguments) == {}
+    earlier = {name: value for name, value in recorded.items() if name != "tf32"} | {"gone_since": 3}
+    assert changed_options(earlier, arguments) == {}
+    assert changed_options(recorded | {"rank": 8}, arguments) == {"rank": (8, 4)}
+    arguments.tf32 = True
+    assert changed_options(earlier, arguments) == {"tf32": (False, True)}

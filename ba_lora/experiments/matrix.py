@@ -17,7 +17,7 @@ from pathlib import Path
 
 import yaml
 
-from ..arguments import TrainArguments, as_config, config_words, make_parser
+from ..arguments import TrainArguments, changed_options, config_words, make_parser
 from ..errors import UserError, nearest
 from ..files import read_json
 
@@ -52,7 +52,7 @@ class Run:
         if self.arguments is not None:
             record = self.folder / "run.json"
             before = read_json(record) if record.is_file() else {}
-            if before.get("status") != "finished" or before.get("config") != as_config(self.arguments):
+            if before.get("status") != "finished" or changed_options(before["config"], self.arguments):
                 return "missing"
         measured = self.folder / "measures.json"
         wanted = [vars(evaluation) for evaluation in evaluations]
