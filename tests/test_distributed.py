@@ -49,7 +49,10 @@ def assert_trained_alike(one, two):
             assert a[name] == pytest.approx(b[name], rel=1e-4, abs=1e-6), (a["step"], name)
 
 
-@pytest.mark.parametrize("method", ["ba-lora", "full", "classifier"])
+SLOW = [pytest.param(method, marks=pytest.mark.slow) for method in ("full", "classifier")]
+
+
+@pytest.mark.parametrize("method", ["ba-lora", *SLOW])
 def test_two_processes_train_as_one(alone, tmp_path, method):
     assert_trained_alike(alone(method), launch(tmp_path / "two", 2, 2, method))
 

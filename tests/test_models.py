@@ -11,31 +11,12 @@ from ba_lora.adapters import DEFAULT_TARGETS, attach, default_targets
 from ba_lora.errors import UserError
 from ba_lora.models import load_model
 from tests.common import SMALL, small_llama
+from tests.test_architectures import CASES
 
 DENSE = {
     **dict.fromkeys(("llama", "mistral", "qwen2"), SMALL),
     **dict.fromkeys(("gemma", "gemma3_text"), SMALL | {"head_dim": 16}),
     "gpt2": {"vocab_size": 97, "n_embd": 32, "n_layer": 2, "n_head": 2, "bos_token_id": 1, "eos_token_id": 2},
-}
-EXPERTS = {
-    "mixtral": SMALL | {"num_local_experts": 4},
-    "qwen2_moe": SMALL | {"num_experts": 4, "moe_intermediate_size": 16, "shared_expert_intermediate_size": 16},
-    "deepseek_v2": SMALL
-    | {
-        "num_key_value_heads": 2,
-        "n_routed_experts": 4,
-        "n_shared_experts": 1,
-        "num_experts_per_tok": 2,
-        "moe_intermediate_size": 16,
-        "first_k_dense_replace": 1,
-        "n_group": 1,
-        "topk_group": 1,
-        "q_lora_rank": None,
-        "kv_lora_rank": 16,
-        "qk_rope_head_dim": 8,
-        "qk_nope_head_dim": 8,
-        "v_head_dim": 16,
-    },
 }
 
 
@@ -56,17 +37,9 @@ def test_the_default_layers_of_a_dense_decoder_are_all_linear_layers_but_the_hea
     assert not [name for name in adapted(named) if "lm_head" in name]
 
 
-@pytest.mark.parametrize("kind", EXPERTS)
-def test_of_a_mixture_the_attention_is_adapted_and_the_rest_is_named(kind, caplog):
-    model = attach(small(kind, EXPERTS[kind]), "pissa", rank=2, alpha=2)
-    assert adapted(model) and all(".self_attn." in name for name in adapted(model))
-    assert "experts" in caplog.text and "stay as they are; adapted: q_proj" in caplog.text
-    ids = torch.arange(3, 20)[None]
-    model(ids, labels=ids).loss.backward()
-
-
 def test_every_type_in_the_table_is_tested():
-    assert set(DEFAULT_TARGETS) == set(DENSE) | set(EXPERTS)
+    mixtures = {case.config.model_type for case in CASES.values() if case.left}
+    assert set(DEFAULT_TARGETS) == set(DENSE) | mixtures
 
 
 @pytest.fixture

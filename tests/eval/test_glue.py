@@ -154,7 +154,6 @@ def test_predictions_that_do_not_fit_are_named_by_line(tmp_path):
         (["--task", "sst2"], "--model tiny generates"),
         (["--task", "sst2", "--model", "x", "--template", "plain"], "--template is an option of generation"),
         (["--task", "sst2", "--model", "x", "--label_noise", "1.5"], "--label_noise is a share"),
-        (["--task", "sst2", "--model", "x", "--method", "adalora", "--save_steps", "5"], "no checkpoints yet"),
         (["--label_noise", "0.1"], "--label_noise is an option of classification; add --task"),
     ],
 )
