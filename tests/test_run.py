@@ -90,6 +90,9 @@ def test_the_same_seed_gives_the_same_run_and_another_seed_another_order(tmp_pat
     assert record(other)["data"]["hash"] == record(one)["data"]["hash"]
     pissa = run(tmp_path / "pissa", "--method", "pissa")
     assert record(pissa)["order_hash"] == record(one)["order_hash"]
+    assert record(pissa)["decomposition"]["from_cache"] == 28  # which BA-LoRA's runs have filled
+    aside = run(tmp_path / "aside", "--method", "pissa", "--decomposition_cache", "none", "--max_steps", "1")
+    assert record(aside)["decomposition"]["decomposed"] == 28
 
 
 def test_a_folder_that_holds_a_run_is_kept_unless_told_otherwise(tmp_path):
