@@ -111,10 +111,12 @@ def train(arguments: TrainArguments, callbacks: Sequence = ()) -> Path:
     with stop, explained(lambda: f"after step {trainer.state.global_step}", folder):
         _check_agreement(record)  # waits for all: each has seen the folder as it was before this run
         if main:
-            _prepare(arguments, folder)
-            write_json(folder / "run.json", record)
             if record["decomposition"]:
                 print(started_from(record["decomposition"]))
+            elif arguments.resume and (folder / "run.json").is_file():
+                record["decomposition"] = read_json(folder / "run.json").get("decomposition")  # of the first start
+            _prepare(arguments, folder)
+            write_json(folder / "run.json", record)
         checkpoints.keep_start(student, start, first=main)
         trainer.accelerator.wait_for_everyone()
         checkpoints.check_start(student, start)

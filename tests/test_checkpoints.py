@@ -25,9 +25,8 @@ from safetensors.torch import load_file, save_file
 from transformers import Trainer
 from transformers.utils.logging import disable_progress_bar
 
-from ba_lora import checkpoints, interruptions, run
+from ba_lora import checkpoints, interruptions, pissa, run
 from ba_lora.arguments import parse
-from ba_lora.decomposition import Decomposer
 from ba_lora.errors import RunFailure, Stopped
 from ba_lora.models import load_model
 from ba_lora.step import StepModel
@@ -134,7 +133,7 @@ def test_a_run_killed_in_a_step_and_in_its_checkpoint_ends_as_the_uninterrupted_
         assert steps_in(folder) == left, number
         with open(folder / "metrics.jsonl", "a") as file:
             file.write('{"step": 9, "lo')  # as a kill within a line leaves it
-    assert life(folder, *words, before=on_call(Decomposer, "__call__", 1))[0] == 0  # it decomposes nothing again
+    assert life(folder, *words)[0] == 0
     assert_same(folder, whole)
     assert steps_in(folder) == [6, 8]
     for tensors in map(load_file, (folder / "checkpoints").rglob("trained.safetensors")):
@@ -191,6 +190,17 @@ def test_checkpoints_that_are_not_whole_are_skipped_and_named(tmp_path, caplog):
     (folder / "run.json").write_text(json.dumps(record | {"status": "running"}))
     run.train(parse([*words, "--resume"]))
     assert weights(folder) == end and steps_in(folder) == [4, 6]
+
+
+def test_a_resumed_run_decomposes_nothing(whole, tmp_path):
+    folder, words = tmp_path / "run", [*ADAPTIVE, "--decomposition_cache", "none"]
+    stop = on_call(StepModel, "begin_step", 4, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    assert life(folder, *words, before=stop)[0] == 75
+    decomposes = on_call(pissa, "decompose_all", 1)
+    assert life(tmp_path / "other", *words, before=decomposes)[0] == -signal.SIGKILL
+    assert life(folder, *words, before=decomposes)[0] == 0
+    assert_same(folder, whole)
+    assert json.loads((folder / "run.json").read_text())["decomposition"]["decomposed"] > 0  # of the first start
 
 
 def test_another_start_is_refused(tmp_path):
@@ -346,12 +356,12 @@ def test_twenty_random_kills_lose_nothing(tmp_path):
             (owner, name), call = chance.choice(writing), chance.randint(1, 12)
             kills += life(folder, *words, before=on_call(owner, name, call))[0] == -signal.SIGKILL
         else:
-            record = folder / "run.json"
+            record = folder / "metrics.jsonl"
             before = record.stat().st_mtime_ns if record.exists() else 0
             process = start(folder)
             while process.poll() is None and (not record.exists() or record.stat().st_mtime_ns == before):
-                time.sleep(0.02)  # the training begins now
-            time.sleep(chance.uniform(0, 2))
+                time.sleep(0.02)  # the training begins when the file is rewritten
+            time.sleep(chance.uniform(0, 3))
             process.kill()
             kills += process.wait() == -signal.SIGKILL
         reached.append(max(steps_in(folder), default=0))
