@@ -5,12 +5,13 @@ penalty (adalora.py), PiSSA's start (pissa.py), a head that is trained whole wit
 for the teacher (teacher.py).
 """
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from peft import LoHaConfig, LoraConfig, PeftConfig, get_peft_model
+from peft import LoHaConfig, LoraConfig, PeftConfig, PeftModel, get_peft_model
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
@@ -21,8 +22,18 @@ from .decomposition import NITER, Decomposer
 from .errors import UserError, choose, nearest
 from .models import beside_body, is_classifier
 from .pissa import Factors, start_from_factors, start_from_triplets
-from .targets import check_targets, default_targets, head_pattern, is_within, linear_layers
+from .targets import (
+    check_targets,
+    default_targets,
+    head_pattern,
+    is_within,
+    left_out,
+    linear_layers,
+    stacked_experts,
+)
 from .teacher import keep_initial_copy
+
+logger = logging.getLogger(__name__)
 
 METHODS = ("full", "bitfit", "houlsby", "pfeiffer", "lora", "loha", "dora", "adalora", "pissa", "ba-lora")
 INITS = ("lora", "pissa")  # and pissa_niter_N, which is a method too
@@ -137,6 +148,8 @@ def attach(
             adapted.decomposition = start_from_triplets(adapted, decomposer, progress)
         else:
             start_from_factors(adapted, factors)
+    if stacked_experts(model) and not target_modules:
+        _say_what_is_left(adapted, head)
     for name in head:
         model.get_submodule(name).requires_grad_(True)
     leave_loss_alone(adapted)
@@ -157,6 +170,17 @@ def _peft_config(
         return adalora_config(rank, alpha, total_steps, **options)
     init = start == "lora"  # PiSSA's factors are written afterwards
     return LoraConfig(r=rank, lora_alpha=alpha, init_lora_weights=init, use_dora=method == "dora", **options)
+
+
+def _say_what_is_left(adapted: PeftModel, head: Sequence[str]) -> None:
+    left, frozen = left_out(adapted, head), (p for p in adapted.parameters() if not p.requires_grad)
+    logger.warning(
+        "experts are stacked in one tensor a layer, no linear layers; adapted: %s; left as they are: %s, %s of %s parameters",
+        ", ".join(sorted(adapted.peft_config["default"].target_modules)),
+        ", ".join(left),
+        f"{sum(left.values()):,}",
+        f"{sum(parameter.numel() for parameter in frozen):,}",
+    )
 
 
 def _attach_own(

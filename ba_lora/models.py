@@ -46,9 +46,9 @@ def load_model(
 ):
     """A causal language model in evaluation mode.
 
-    dtype: float32, bfloat16, float16, or auto (as saved). attn_implementation: one of ATTENTIONS; None is transformers' choice.
-    trust_remote_code: run Python code that comes with the model. Raises UserError when it cannot be opened so, or when the
-    files lack some of its weights.
+    dtype: float32, bfloat16, float16, or auto (as saved). attn_implementation: one of ATTENTIONS; None is transformers' choice,
+    of Gemma-2 eager. trust_remote_code: run Python code that comes with the model. Raises UserError when it cannot be opened
+    so, or when the files lack some of its weights.
     """
     choose("dtype", dtype, DTYPES)
     check_attention(attn_implementation, dtype)
@@ -74,6 +74,7 @@ def load_model(
     if name == "tiny" or name.startswith(packages.PREFIX):
         # an exported adapter names its base so, not by a folder of this machine
         model.name_or_path = model.config._name_or_path = name
+    _keep_soft_cap(model, attn_implementation)
     return model.eval()
 
 
@@ -136,7 +137,20 @@ def load_classifier(
         raise UserError(f"model {name} has no weights for {lacking[0]}, which is no part of a head; give a whole model")
     if name == "tiny" or name.startswith(packages.PREFIX):
         model.name_or_path = model.config._name_or_path = name
+    _keep_soft_cap(model, attn_implementation)
     return model.eval(), head
+
+
+def _keep_soft_cap(model: nn.Module, attn_implementation: str | None) -> None:
+    """Gemma-2 caps its attention scores, which transformers' sdpa leaves out without a word: eager in its place, UserError
+    where sdpa was asked for."""
+    if not getattr(model.config, "attn_logit_softcapping", None) or model.config._attn_implementation != "sdpa":
+        return
+    if attn_implementation == "sdpa":
+        raise UserError(
+            f"--attn_implementation sdpa leaves out the soft cap on the attention of this {type(model).__name__}; use eager"
+        )
+    model.set_attn_implementation("eager")
 
 
 @contextlib.contextmanager

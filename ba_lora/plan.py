@@ -24,10 +24,11 @@ from .data.glue import TASKS, load_examples
 from .data.sources import TINYMATH_ROWS, read_table
 from .errors import UserError, nearest
 from .memory import Held, held, passing, standing
-from .methods import BOTTLENECKS
+from .methods import BOTTLENECKS, attached_to
 from .models import DTYPES, beside_body
 from .objective import Objective
 from .sharding import zero_stage
+from .targets import left_out
 from .teacher_cache import row_bytes
 from .tiny import MODEL_DIR
 
@@ -88,6 +89,7 @@ class Sizes(NamedTuple):
     width: int  # of the hidden states
     trained: int
     targets: tuple[str, ...]
+    left: dict[str, int]  # numbers in the matrices that are not adapted, by name
     largest_target: tuple[int, int]  # rows and columns
     held: Held
     work: flops.Work | None  # None of a classifier
@@ -133,7 +135,10 @@ def sizes(job: Job, with_passing: bool) -> Sizes:
             head=beside_body(model) if job.outputs else (),
             total_steps=1000,  # no size depends on it
         )
-    targets = tuple(sorted(model.peft_config["default"].target_modules)) if hasattr(model, "peft_config") else ()
+    targets, left = (), {}
+    if hasattr(model, "peft_config"):
+        targets = tuple(sorted(model.peft_config["default"].target_modules))
+        left = left_out(model, attached_to(model).head)
     adapted = [each.weight for name, each in model.named_modules() if name.endswith("base_layer")]
     largest = tuple(max((weight.shape for weight in adapted), key=math.prod, default=(0, 0)))
     trained, whole = trained_parameters(model), held(model)
@@ -148,7 +153,7 @@ def sizes(job: Job, with_passing: bool) -> Sizes:
             autocast=job.autocast,
             cached=job.cached,
         )
-    return Sizes(total, width, trained, targets, largest, whole, work, passes)
+    return Sizes(total, width, trained, targets, left, largest, whole, work, passes)
 
 
 def _has_known_shapes(model) -> bool:
@@ -203,6 +208,7 @@ def plan(arguments: TrainArguments, *, memory: bool = True) -> dict:
         "rank": arguments.rank,
         "alpha": arguments.alpha,
         "targets": list(size.targets),
+        "left_out": size.left,
         "trainable_parameters": size.trained,
         "preset": arguments.preset,
         "objective": vars(objective),
@@ -338,6 +344,7 @@ def render(made: dict) -> str:
         ),
         ("method", made["method"] + ("" if made["method"] in own else f" from a {made['start']} start")),
         ("adapter", own.get(made["method"], factors)),
+        *_left_lines(made["left_out"]),
         ("trainable parameters", f"{made['trainable_parameters']:,} ({share:.2f} % of the model)"),
         ("preset", f"{made['preset']}: {weights}; {forms}" if is_on else "regularizers off"),
         ("task", f"classification: {made['task']}") if made["task"] else ("template", made["template"]),
@@ -356,6 +363,10 @@ def render(made: dict) -> str:
     ]
     width = max(len(name) for name, _ in lines) + 2
     return "\n".join([*(f"{name:<{width}}{text}" for name, text in lines), "Nothing was loaded or written."])
+
+
+def _left_lines(left: dict[str, int]) -> list[tuple[str, str]]:
+    return [("not adapted", f"{', '.join(left)}: {sum(left.values()):,} parameters")] if left else []
 
 
 def _teacher_lines(cache: dict | None) -> list[tuple[str, str]]:

@@ -1,47 +1,47 @@
 """Which layers of a model are adapted, and whether they can be: by name, never the head."""
 
-import logging
 import re
 from collections.abc import Sequence
 
+from peft.utils.transformers_weight_conversion import _MODEL_TO_CONVERSION_PATTERN, _MOE_TARGET_MODULE_MAPPING
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from .errors import UserError, nearest
 
-logger = logging.getLogger(__name__)
-
 _ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 _MLP = ("gate_proj", "up_proj", "down_proj")
-# What is adapted when nothing is named, by transformers' model type; other types: all linear layers but the head, which is
-# the same for the dense types here. transformers stacks the experts of a mixture in one tensor a layer, which is no linear
-# layer: there the attention is adapted, and of Qwen2-MoE the expert that sees every token; never the stacked experts, the router,
-# or the gate of a shared expert. DeepSeek-V2's shared experts stay too: PEFT takes their layers' names for the stacked ones.
+# What is adapted when nothing is named, by transformers' model type; other types: all linear layers but the head, of a mixture
+# without router and gates, which is the same for the types here but two. transformers stacks the experts of a mixture in one
+# tensor a layer, which is no linear layer. Of Qwen2-MoE the expert that sees every token is adapted too, not its gate.
 DEFAULT_TARGETS = {
     **dict.fromkeys(("llama", "mistral", "gemma", "gemma3_text", "qwen2", "qwen2_moe"), (*_ATTENTION, *_MLP)),
     "gpt2": ("c_attn", "c_proj", "c_fc"),
     "mixtral": _ATTENTION,
     "deepseek_v2": ("q_proj", "q_a_proj", "q_b_proj", "kv_a_proj_with_mqa", "kv_b_proj", "o_proj"),
 }
+_ROUTER = re.compile(r"(.+\.)?(router|gate|\w+_gate)(\..+)?")
 
 
 def default_targets(model: nn.Module, head: Sequence[str] = ()) -> list[str] | None:
-    """The layers of `model` that DEFAULT_TARGETS names for its type, else all linear layers outside `head`; None for a
-    causal model of a type that it does not know."""
+    """The layers of `model` that DEFAULT_TARGETS names for its type, else all linear layers outside `head`, of a mixture of
+    experts without its router; None for a dense causal model of a type that it does not know."""
     known = DEFAULT_TARGETS.get(getattr(getattr(model, "config", None), "model_type", None), ())
     linears = linear_layers(model, head)
     present = {name.rpartition(".")[2] for name in linears}
-    targets = [name for name in known if name in present] or (sorted(present) if head else None)
-    stacked = stacked_experts(model)
-    if stacked:
-        logger.warning(
-            "the experts (%s, ... %s of the %s parameters) are stacked tensors, no linear layers, and stay as they are; adapted: %s",
-            stacked[0],
-            f"{sum(model.get_parameter(name).numel() for name in stacked):,}",
-            f"{sum(parameter.numel() for parameter in model.parameters()):,}",
-            ", ".join(targets or ["all linear layers"]),
-        )
-    return targets
+    targets = [name for name in known if name in present]
+    if not targets and stacked_experts(model):
+        output, taken = model.get_output_embeddings(), taken_for_experts(model)
+        beside = (name for name, layer in linears.items() if layer is not output and not _ROUTER.fullmatch(name))
+        return sorted({name.rpartition(".")[2] for name in beside} - taken)
+    return targets or (sorted(present) if head else None)
+
+
+def taken_for_experts(model: nn.Module) -> set[str]:
+    """Names of layers that PEFT, whatever layers have them now, takes for a mixture's stacked experts or router, which had them
+    before transformers 5."""
+    pattern = _MODEL_TO_CONVERSION_PATTERN.get(getattr(getattr(model, "config", None), "model_type", None))
+    return set(_MOE_TARGET_MODULE_MAPPING.get(pattern, ()))
 
 
 def linear_layers(model: nn.Module, head: Sequence[str] = ()) -> dict[str, nn.Module]:
@@ -68,6 +68,20 @@ def stacked_experts(model: nn.Module) -> list[str]:
     return [name for name, parameter in model.named_parameters() if "expert" in name and parameter.dim() > 2]
 
 
+def left_out(adapted: nn.Module, head: Sequence[str] = ()) -> dict[str, int]:
+    """{name within a layer: how many numbers} of the matrices that an adapted model leaves as they are: stacked experts and
+    linear layers, beside `head` and the output embeddings. The layers of the model are counted together."""
+    output, left = adapted.get_output_embeddings() if hasattr(adapted, "get_output_embeddings") else None, {}
+    sizes = {name: adapted.get_parameter(name).numel() for name in stacked_experts(adapted)}
+    for name, layer in linear_layers(adapted, head).items():
+        if layer is not output and not name.endswith(".base_layer") and ".lora_" not in name:
+            sizes[name] = layer.weight.numel()
+    for name, size in sizes.items():
+        name = re.sub(r"^.*?\.\d+\.", "", name)
+        left[name] = left.get(name, 0) + size
+    return left
+
+
 def check_targets(
     model: nn.Module, target_modules: Sequence[str] | None, rank: int, head: Sequence[str] = (), why: str = ""
 ) -> None:
@@ -77,7 +91,12 @@ def check_targets(
     """
     linears = linear_layers(model, head)
     output = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    taken = taken_for_experts(model) if stacked_experts(model) else ()
     for target in target_modules or ():
+        if target.rpartition(".")[2] in taken:
+            raise UserError(
+                f"target module '{target}' of a {type(model).__name__} is for PEFT its stacked experts or its router; leave it out"
+            )
         if not any(_matches(name, target) for name in linears):
             known = sorted({name.rpartition(".")[2] for name in linears})
             raise UserError(
