@@ -48,7 +48,7 @@ class TrainArguments:
     dtype: str = option("float32", "precision of the weights", choices=tuple(DTYPES), group="model")
     attn_implementation: str | None = option(
         None,
-        "eager, sdpa or flash_attention_2 (needs a GPU and flash-attn); none = transformers' choice",
+        "eager, sdpa or flash_attention_2 (needs a GPU and flash-attn); none = transformers' choice, of Gemma-2 eager",
         group="model",
     )
     quantize: str | None = option(

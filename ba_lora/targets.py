@@ -9,16 +9,13 @@ from transformers.pytorch_utils import Conv1D
 
 from .errors import UserError, nearest
 
-_ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
-_MLP = ("gate_proj", "up_proj", "down_proj")
-# What is adapted when nothing is named, by transformers' model type; other types: all linear layers but the head, of a mixture
-# without router and gates, which is the same for the types here but two. transformers stacks the experts of a mixture in one
-# tensor a layer, which is no linear layer. Of Qwen2-MoE the expert that sees every token is adapted too, not its gate.
+_DECODER = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")  # the paper's seven
+# What is adapted when nothing is named, by transformers' model type; other types: all linear layers but the head, which is
+# the same for the dense types here, and of a mixture neither router nor gates. transformers stacks the experts of a mixture in
+# one tensor a layer, which is no linear layer: what is left is the attention, of Qwen2-MoE the expert that sees every token too.
 DEFAULT_TARGETS = {
-    **dict.fromkeys(("llama", "mistral", "gemma", "gemma3_text", "qwen2", "qwen2_moe"), (*_ATTENTION, *_MLP)),
+    **dict.fromkeys(("llama", "mistral", "gemma", "gemma3_text", "qwen2"), _DECODER),
     "gpt2": ("c_attn", "c_proj", "c_fc"),
-    "mixtral": _ATTENTION,
-    "deepseek_v2": ("q_proj", "q_a_proj", "q_b_proj", "kv_a_proj_with_mqa", "kv_b_proj", "o_proj"),
 }
 _ROUTER = re.compile(r"(.+\.)?(router|gate|\w+_gate)(\..+)?")
 

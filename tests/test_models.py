@@ -11,7 +11,6 @@ from ba_lora.adapters import DEFAULT_TARGETS, attach, default_targets
 from ba_lora.errors import UserError
 from ba_lora.models import load_model
 from tests.common import SMALL, small_llama
-from tests.test_architectures import CASES
 
 DENSE = {
     **dict.fromkeys(("llama", "mistral", "qwen2"), SMALL),
@@ -35,6 +34,10 @@ def test_the_default_layers_of_a_dense_decoder_are_all_linear_layers_but_the_hea
     assert default_targets(named) is None
     assert adapted(named) == adapted(attach(small(kind, DENSE[kind]), "lora", rank=2, alpha=2))
     assert not [name for name in adapted(named) if "lm_head" in name]
+
+
+def test_every_type_in_the_table_is_tested():
+    assert set(DEFAULT_TARGETS) == set(DENSE)
 
 
 @pytest.fixture

@@ -146,6 +146,9 @@ def test_a_mixture_of_experts_is_predicted_where_its_experts_are_one_product(tmp
     words = ["--model", str(tmp_path), "--max_length", "32", "--rank", "4"]
     grouped, loop = planned(*words, "--dtype", "bfloat16"), planned(*words, "--dtype", "float32")
     assert grouped["targets"] == ["k_proj", "o_proj", "q_proj", "v_proj"]
+    left = {"mlp.experts.gate_up_proj": 8 * 2 * 512 * 256, "mlp.experts.down_proj": 8 * 256 * 512}
+    assert grouped["left_out"] == left
+    assert "mlp.experts.gate_up_proj, mlp.experts.down_proj: 3,145,728 parameters" in render(grouped)
     assert grouped["memory_is_whole"] and grouped["memory"]["activations"] > 0
     assert not loop["memory_is_whole"] and "activations" not in loop["memory"]
     assert "GB: what an expert gets" in render(loop) or "MB: what an expert gets" in render(loop)
