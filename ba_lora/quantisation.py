@@ -60,6 +60,7 @@ def check_model(model: nn.Module) -> None:
             )
 
 
+@torch.no_grad()
 def quantise(model: nn.Module) -> dict:
     """Hold the frozen linear layers of `model` but its output head in NF4, in place. `model` is from `attach`, untrained.
 
@@ -68,26 +69,24 @@ def quantise(model: nn.Module) -> dict:
     of Q(W), and "better_matrices", how many the start brings nearer. From a LoRA start W_res is W.
     W is taken as W_res + s·B0·A0 with W_res as it is held, that is in the model's precision.
     """
-    whole = model.get_base_model() if isinstance(model, PeftModel) else model
-    head, matrices, weights, size, better = _head(whole), 0, 0, 0, 0
+    names = _frozen_linears(model)
+    weights = size = better = 0
     squares = torch.zeros(3, dtype=torch.float64)
-    for name, layer in list(model.named_modules()):
-        if type(layer) is not nn.Linear or layer is head or layer.weight.requires_grad:
-            continue
+    for name in names:  # one full weight after the other is freed
         place, _, key = name.rpartition(".")
-        owner = model.get_submodule(place)
+        owner, layer = model.get_submodule(place), model.get_submodule(name)
         new = _in_4_bits(layer)
         start = owner.get_delta_weight(model.active_adapter) if key == "base_layer" else None
         found = _squares(layer.weight.detach(), dequantised(new), start)
         setattr(owner, key, new)
-        matrices, weights = matrices + 1, weights + layer.weight.numel()
+        weights += layer.weight.numel()
         size += new.weight.nbytes + new.weight.quant_state.absmax.nbytes
         better, squares = better + int(found[1] < found[2]), squares + found
     whole_norm, lost, plain = squares.sqrt().tolist()
     model.quantisation = {
         "kind": "nf4",
         "block": BLOCK,
-        "matrices": matrices,
+        "matrices": len(names),
         "weights": weights,
         "bytes": size,
         "relative_error": lost / whole_norm,
@@ -98,7 +97,7 @@ def quantise(model: nn.Module) -> dict:
     logger.warning(
         "the base is in NF4: %d matrices with a relative error of %.4f (without the start %.4f); student and teacher start "
         "from there, near the pre-trained model, and the adapter is saved for the full-precision base",
-        matrices,
+        len(names),
         lost / whole_norm,
         plain / whole_norm,
     )
@@ -115,6 +114,16 @@ def dequantised(layer: nn.Module) -> torch.Tensor:
     from bitsandbytes.functional import dequantize_4bit
 
     return dequantize_4bit(layer.weight.data, layer.weight.quant_state)
+
+
+def _frozen_linears(model: nn.Module) -> list[str]:
+    """Names of the linear layers of a model from `attach` that training does not change, but for the output head."""
+    head = _head(model.get_base_model() if isinstance(model, PeftModel) else model)
+    return [
+        name
+        for name, module in model.named_modules()
+        if type(module) is nn.Linear and module is not head and not module.weight.requires_grad
+    ]
 
 
 def _head(model: nn.Module) -> nn.Module | None:
