@@ -10,7 +10,6 @@ model is in none: W_res = W - s·B0·A0 comes from the base and start.safetensor
 resumed run decomposes nothing and continues bit for bit.
 """
 
-import hashlib
 import logging
 import os
 import shutil
@@ -24,7 +23,7 @@ from torch import Tensor, nn
 
 from .adalora import allocator_state, restore_allocator
 from .errors import RunFailure, UserError
-from .files import read_json, write_json
+from .files import read_json, sha256, write_json
 from .interruptions import cause, on_any_process
 from .methods import attached_to
 from .sharding import gathered
@@ -79,7 +78,7 @@ def _seal(filled: Path, folder: Path) -> None:
     files = {str(path.relative_to(filled)): path for path in sorted(filled.rglob("*")) if path.is_file()}
     for path in files.values():
         _sync(path)
-    entries = {name: {"bytes": path.stat().st_size, "sha256": _hash(path)} for name, path in files.items()}
+    entries = {name: {"bytes": path.stat().st_size, "sha256": sha256(path)} for name, path in files.items()}
     write_json(filled / MANIFEST, {"files": entries})
     for path in (filled, *(path for path in filled.rglob("*") if path.is_dir())):
         _sync(path)
@@ -96,14 +95,6 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def _hash(path: Path) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
 def flaw(checkpoint: Path, hashes: bool = True) -> str | None:
     """What is wrong with a checkpoint: a file that is missing, too short or altered; None when it is whole.
 
@@ -116,7 +107,7 @@ def flaw(checkpoint: Path, hashes: bool = True) -> str | None:
                 return f"{name} is missing"
             if path.stat().st_size != entry["bytes"]:
                 return f"{name} has {path.stat().st_size} bytes and had {entry['bytes']}"
-            if hashes and _hash(path) != entry["sha256"]:
+            if hashes and sha256(path) != entry["sha256"]:
                 return f"{name} was altered"
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         return f"{MANIFEST} cannot be read" if not isinstance(error, OSError) else f"{error.strerror}: {error.filename}"

@@ -16,6 +16,15 @@ def cache_home() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ba-lora"
 
 
+def sha256(path: Path) -> str:
+    """SHA-256 (hex) of a file."""
+    state = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            state.update(block)
+    return state.hexdigest()
+
+
 @contextmanager
 def atomic_write(path: str | os.PathLike) -> Iterator:
     """Open a text file (UTF-8) for writing; it appears at `path` only if the block ends without an exception."""

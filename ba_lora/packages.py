@@ -5,7 +5,6 @@ converted to what transformers writes (float32 safetensors and a tokenizer), wit
 the source and of every file.
 """
 
-import hashlib
 import io
 import logging
 import shutil
@@ -19,7 +18,7 @@ from pathlib import Path
 from filelock import FileLock
 
 from .errors import UserError, choose
-from .files import atomic_folder, cache_home, read_json, write_json
+from .files import atomic_folder, cache_home, read_json, sha256, write_json
 
 PREFIX = "package:"
 CHECKSUMS = "checksums.json"
@@ -258,15 +257,6 @@ def _verify(folder: Path) -> None:
             raise UserError(f"{folder / name} is missing; {remedy}")
         if sha256(folder / name) != expected:
             raise UserError(f"{folder / name} has a wrong checksum; {remedy}")
-
-
-def sha256(path: Path) -> str:
-    """SHA-256 (hex) of a file."""
-    state = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            state.update(block)
-    return state.hexdigest()
 
 
 def _alone(folder: Path) -> FileLock:

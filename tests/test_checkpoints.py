@@ -348,7 +348,7 @@ def test_twenty_random_kills_lose_nothing(tmp_path):
 
     whole, folder, chance = tmp_path / "whole", tmp_path / "run", random.Random(7)
     assert start(whole).wait() == 0
-    writing = [(checkpoints, "_sync"), (checkpoints, "_hash"), (checkpoints, "save_file"), (checkpoints, "write_json")]
+    writing = [(checkpoints, "_sync"), (checkpoints, "sha256"), (checkpoints, "save_file"), (checkpoints, "write_json")]
     writing += [(torch, "save"), (os, "rename"), (shutil, "rmtree"), (Trainer, "_save_rng_state")]
     begun, kills, reached = time.perf_counter(), 0, []
     for number in range(20):
