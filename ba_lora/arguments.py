@@ -147,7 +147,16 @@ class TrainArguments:
     lambda1: float | None = option(None, "weight of consistency; none = the preset's", group="objective")
     lambda2: float | None = option(None, "weight of diversity; none = the preset's", group="objective")
     lambda3: float | None = option(None, "weight of the spectrum; none = the preset's", group="objective")
+    consistency: str | None = option(
+        None, "kl or mse (of v5's classifiers); mse needs the logits; none = the preset's", group="objective"
+    )
     temperature: float | None = option(None, "of consistency; none = the preset's", group="objective")
+    diversity: str | None = option(
+        None,
+        "entropy (of generation) or covariance (of classification; needs the logits, and on a vocabulary V × V numbers); "
+        "none = the preset's",
+        group="objective",
+    )
     top_k: int | None = option(None, "classes that diversity looks at; 0 = all; none = the preset's", group="objective")
     svd_k: int | None = option(None, "leading singular values; none = the preset's", group="objective")
     svd_norm: str | None = option(None, "nuclear or frobenius; none = the preset's", group="objective")
