@@ -1,0 +1,212 @@
+"""What in the published numbers does not agree: with their own average, with another table, with the model's shape.
+
+Every disagreement that is found here stands among the file's `errors`, in our words, and every error with a `check` is found
+here: tests/test_paper.py holds both. Figures that were digitised may be off by their reading error.
+"""
+
+from collections.abc import Iterator
+from decimal import ROUND_HALF_UP, Decimal
+from functools import cache
+from typing import NamedTuple
+
+import yaml
+
+from .paper import CONFIGS, Published, Row, read_paper
+
+OURS = ("cr", "dr", "svdr", "ba-lora", "ba-lora-entropy")
+BASELINES = ("lora", "pissa")
+FACTORED = (*BASELINES, "corda", "ba-lora")  # with rank · (in + out) trained parameters a matrix
+NO_RESULT = ("parameters", "average")
+Found = Iterator[tuple[str, str]]  # (where, what)
+
+
+class Disagreement(NamedTuple):
+    """check: which of CHECKS found it. where: the name of a row, a column or a cell."""
+
+    check: str
+    where: str
+    what: str
+
+
+def disagreements(published: Published) -> list[Disagreement]:
+    """All that is found in one table or figure."""
+    return [Disagreement(name, *found) for name, find in CHECKS.items() for found in find(published)]
+
+
+def rounded(value: Decimal, printed: Decimal) -> Decimal:
+    """`value` with as many digits as `printed` has, halves upwards."""
+    return value.quantize(printed, ROUND_HALF_UP)
+
+
+def recomputed_average(published: Published, row: Row) -> Decimal | None:
+    """The mean of the averaged columns; None where one was not recovered."""
+    cells = [row.cells.get(key) for key, column in published.columns.items() if column.averaged]
+    return sum(cell.mean for cell in cells) / len(cells) if cells and all(cells) else None
+
+
+def _averages(published: Published) -> Found:
+    for row in published.rows:
+        printed, mean = row.cells.get("average"), recomputed_average(published, row)
+        if printed and mean is not None and rounded(mean, printed.mean) != printed.mean:
+            yield f"{row.name} average", f"printed {printed}, recomputed {rounded(mean, printed.mean)}"
+
+
+def _units(published: Published) -> Found:
+    units = {column.unit for column in published.columns.values() if column.averaged}
+    if "average" in published.columns and len(units) > 1:
+        yield "average", f"a mean of numbers in {' and '.join(sorted(units))}"
+
+
+@cache
+def _described(model: str) -> dict:
+    file = CONFIGS / "models" / f"{model}.yaml"
+    return yaml.safe_load(file.read_text(encoding="utf-8"))
+
+
+def matrices(model: str) -> list[tuple[int, int]]:
+    """(in, out) of every linear layer of a dense model of configs/models but its head."""
+    numbers = _described(model)["numbers"]
+    hidden, inner, heads = (numbers[key] for key in ("hidden_size", "intermediate_size", "num_attention_heads"))
+    size = numbers.get("head_dim", hidden // heads)
+    keys = numbers.get("num_key_value_heads", heads)
+    attention = [(hidden, heads * size), *[(hidden, keys * size)] * 2, (heads * size, hidden)]
+    gated = numbers["model_type"] in ("llama", "mistral", "gemma", "qwen2")
+    return (attention + [(hidden, inner)] * (2 if gated else 1) + [(inner, hidden)]) * numbers["num_hidden_layers"]
+
+
+def trained_parameters(model: str, method: str, rank: int) -> int | None:
+    """Parameters that a method trains on all linear layers; of full fine-tuning the model's; None for other methods."""
+    if method == "full":
+        return _described(model)["parameters"]
+    if method not in (*FACTORED, "dora"):
+        return None
+    magnitudes = sum(width for _, width in matrices(model)) if method == "dora" else 0
+    return rank * sum(map(sum, matrices(model))) + magnitudes
+
+
+def implied_rank(published: Published, row: Row) -> int | None:
+    """The rank at which LoRA has the printed number of parameters; None without one."""
+    if row.method not in FACTORED or "parameters" not in row.cells:
+        return None
+    return round(row.cells["parameters"].mean * 10**6 / sum(map(sum, matrices(row.model))))
+
+
+def _parameters(published: Published) -> Found:
+    for row in published.rows:
+        printed = row.cells.get("parameters")
+        count = printed and trained_parameters(row.model, row.method, published.rank)
+        if count and rounded(count / Decimal(10**6), printed.mean) != printed.mean:
+            yield f"{row.name} parameters", f"printed {printed}M, counted {count:,}"
+
+
+def _equal_results(published: Published) -> Iterator[tuple[str, Row, Row, list[str], bool]]:
+    """(file, row, its row there, columns with the same mean, whether these are all that both have), where two or more are
+    the same: one alone may be chance."""
+    for name in published.apart_from:
+        for row in published.rows:
+            theirs = read_paper(name).row(row.model, row.method)
+            both = [key for key in row.cells if theirs and key in theirs.cells and key not in NO_RESULT]
+            equal = [key for key in both if row.cells[key].mean == theirs.cells[key].mean]
+            if len(equal) > 1:
+                yield name, row, theirs, equal, equal == both
+
+
+def _copied(published: Published) -> Found:
+    for name, row, _, equal, whole in _equal_results(published):
+        for where in [row.name] if whole else [f"{row.name} {key}" for key in equal]:
+            yield where, f"the same in {name}"
+
+
+def _deviations(published: Published) -> Found:
+    for name, row, theirs, equal, _ in _equal_results(published):
+        for key in equal:
+            printed, other = row.cells[key], theirs.cells[key]
+            if None not in (printed.sd, other.sd) and printed.sd != other.sd:
+                yield f"{row.name} {key}", f"{printed}, but {other} in {name}"
+
+
+def _repeated(published: Published) -> Iterator[tuple[str, Row, str, bool]]:
+    """(file, its row, column, whether the two agree) of each result of `published` that another file prints too."""
+    for name in () if published.gain_over else published.same_as:
+        other = read_paper(name)
+        for row in published.rows:
+            theirs = other.row(row.model, row.method, row.rank or published.rank)
+            for key in row.cells if theirs else ():
+                if key in theirs.cells:
+                    apart = abs(row.cells[key].mean - theirs.cells[key].mean)
+                    yield name, row, key, apart <= published.columns[key].reading_error
+
+
+def _differs(published: Published) -> Found:
+    for name, row, key, agrees in _repeated(published):
+        if not agrees:
+            theirs = read_paper(name).value(row.model, row.method, key, row.rank or published.rank)
+            yield f"{row.name} {key}", f"{row.cells[key]}, but {theirs} in {name}"
+
+
+def _ranks(published: Published) -> Found:
+    for name, row, key, agrees in _repeated(published):
+        other = read_paper(name)
+        rank = implied_rank(other, other.row(row.model, row.method, row.rank or published.rank))
+        if row.rank and agrees and rank not in (None, row.rank):
+            yield f"{row.name} {key}", f"the same in {name}, where the parameters are those of rank {rank}"
+
+
+def _second(published: Published) -> Found:
+    for row in published.rows:
+        for key in row.second:
+            others = [each.cells[key].mean for each in published.rows if each.model == row.model and key in each.cells]
+            best = sorted(others, reverse=published.columns[key].better == "higher")
+            if row.cells[key].mean != best[1]:
+                yield f"{row.name} {key}", f"{row.cells[key]} is marked second best, which {best[1]} is"
+
+
+def _gains(published: Published) -> Found:
+    for row in published.rows if published.gain_over and published.same_as else ():
+        for key, gain in row.cells.items():
+            tables = [read_paper(name) for name in published.same_as]
+            pairs = [
+                (t.value(row.model, row.method, key), t.value(row.model, published.gain_over, key)) for t in tables
+            ]
+            known = [ours.mean - theirs.mean for ours, theirs in pairs if ours and theirs]
+            if gain.mean not in known:
+                yield f"{row.name} {key}", f"printed {gain}, but {' or '.join(map(str, known))}"
+
+
+def _behind(published: Published) -> Found:
+    """A result of the method that a plain adapter reaches, here or where it was published first."""
+    tables = [published, *map(read_paper, published.apart_from)]
+    for row in published.rows if not published.gain_over else ():
+        for key, cell in row.cells.items() if row.method in OURS else ():
+            others = {(t.name, m): t.value(row.model, m, key, row.rank) for t in tables for m in BASELINES}
+            above = [f"{m} has {o} in {name}" for (name, m), o in others.items() if o and o.mean >= cell.mean]
+            if published.columns[key].better == "higher" and above:
+                yield f"{row.name} {key}", f"{cell}, but {', '.join(above)}"
+
+
+def _teacher(published: Published) -> Found:
+    """Memory beside PiSSA's for which there is no second model in bfloat16."""
+    for row in published.rows:
+        plain = published.value(row.model, "pissa", "memory")
+        if row.method == "ba-lora" and plain:
+            extra, whole = (
+                row.cells["memory"].mean - plain.mean,
+                2 * _described(row.model)["parameters"] / Decimal(10**9),
+            )
+            if extra < whole:
+                yield f"{row.name} memory", f"{extra} GB more than PiSSA, a second model has {whole:.2f} GB"
+
+
+CHECKS = {
+    "average": _averages,
+    "units": _units,
+    "parameters": _parameters,
+    "copied": _copied,
+    "deviation": _deviations,
+    "differs": _differs,
+    "rank": _ranks,
+    "second": _second,
+    "gain": _gains,
+    "behind": _behind,
+    "teacher": _teacher,
+}
