@@ -1,66 +1,88 @@
 """Floating-point operations of a training run, counted from the model's shapes.
 
 A product of a token with a matrix of W weights is 2·W operations. Per token of a sample of T tokens, with F weights in frozen
-matrices and A in trained ones that a token meets (of a mixture of experts those of its own experts alone), and attention in L
-layers of width w = heads × head size (the whole square, as if nothing were masked):
+matrices and A in trained ones that a token meets (of a mixture of experts those of its own experts alone; of LoHa the whole
+product of its factors), and attention in L layers of width w = heads × head size (the whole square, as if nothing were masked;
+R relative positions beside the T tokens, of DeBERTa alone):
 
-    forward          2·(F + A) + 4·L·T·w
+    forward          2·(F + A) + 4·L·(T + R)·w
     teacher          one more forward, where it runs beside the student
-    backward         2·F + 4·A + 8·L·T·w: the input's gradient everywhere, the weights' for trained ones only
+    backward         2·F + 4·A + 8·L·(T + R)·w: the input's gradient everywhere, the weights' for trained ones only
     recomputation    one more forward, with gradient checkpointing
 
-and per trained token, with a frozen head of V×d (chunked.py):
+and of a language model per trained token, with a frozen head of V×d (chunked.py):
 
     head             2·V·d for the logits, 2·V·d for the gradient, 2·V·d for the teacher's logits
     spectrum         4·d·min(V, d): the product with the head's factor, and its gradient
 
-A head that is trained meets every token: 2·V·d forward, 4·V·d backward. Embeddings, norms, softmaxes and decompositions are
-not in it; DoRA's and LoHa's own products neither.
+A head that is trained meets every token: 2·V·d forward, 4·V·d backward. The backward pass is counted down to the first layer,
+though it ends at the first trained weight (of Houlsby's bottlenecks above the first attention). Embeddings, norms, softmaxes and
+decompositions are not in it, nor a covariance of the vocabulary, nor what is done once a micro-batch or sample: a classifier's
+pooler and head, DeBERTa's projections of the relative positions, DoRA's norms, the product of LoHa's factors.
 """
 
 from typing import NamedTuple
 
+from peft import PeftModel
+from peft.tuners.loha import LoHaLayer
 from torch import nn
+from transformers import PretrainedConfig
 
+from .models import beside_body
 from .objective import Objective
 from .teacher import initial_copy
 
 
 class Work(NamedTuple):
-    """What a token meets: numbers of weights, and the attention's layers times their width."""
+    """What a token meets: numbers of weights, the attention's layers times their width, and the language model's head."""
 
     frozen: int
     trained: int
     attention: int
-    vocabulary: int
+    vocabulary: int  # 0 of a classifier
     width: int
     trains_head: bool
+    positions: int  # relative ones that each token is compared with
 
 
 def work_of(model: nn.Module) -> Work:
-    """Count the matrices of `model`, a causal language model from `attach` on any device."""
-    copies = {id(parameter) for parameter in (initial_copy(model) or nn.Module()).parameters()}
-    head = model.get_output_embeddings().weight
-    tables = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
-    aside = copies | tables | {id(head)}
-    config = model.config.get_text_config()
-    counts = {True: 0, False: 0}
-    for parameter in model.parameters():
-        if id(parameter) in aside or parameter.dim() < 2:
+    """Count the matrices of `model`, a causal language model or a classifier from `attach` on any device."""
+    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    head, config = base.get_output_embeddings(), base.config.get_text_config()
+    aside = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
+    aside |= {id(parameter) for parameter in (initial_copy(model) or nn.Module()).parameters()}
+    if head is None:
+        pooled = [each for name, each in base.named_modules() if name in beside_body(base) or name.endswith("pooler")]
+        aside |= {id(parameter) for module in pooled for parameter in module.parameters()}
+    else:
+        aside.add(id(head.weight))
+    layers = [module.base_layer.weight for module in model.modules() if isinstance(module, LoHaLayer)]
+    counts = {True: sum(weight.numel() for weight in layers if id(weight) not in aside), False: 0}
+    for name, parameter in model.named_parameters():
+        if id(parameter) in aside or parameter.dim() < 2 or ".hada_" in name:
             continue
         stacked = parameter.dim() == 3  # the experts of a layer: a token meets num_experts_per_tok of them
         used = parameter.numel() * config.num_experts_per_tok // len(parameter) if stacked else parameter.numel()
         counts[parameter.requires_grad] += used
     heads = config.num_attention_heads
     size = getattr(config, "head_dim", None) or config.hidden_size // heads
-    return Work(counts[False], counts[True], config.num_hidden_layers * heads * size, *head.shape, head.requires_grad)
+    shape = (0, 0, False) if head is None else (*head.weight.shape, head.weight.requires_grad)
+    return Work(counts[False], counts[True], config.num_hidden_layers * heads * size, *shape, _positions(config))
+
+
+def _positions(config: PretrainedConfig) -> int:
+    """Relative positions that DeBERTa compares each token with: 2·span for each of pos_att_type, a product of its own."""
+    if not getattr(config, "relative_attention", False):
+        return 0
+    span = config.position_buckets if config.position_buckets > 0 else config.max_relative_positions
+    return len(config.pos_att_type) * span
 
 
 def of_a_sample(
     work: Work, objective: Objective, length: int, counted: int, *, checkpointing: bool, cached: bool = False
 ) -> int:
     """Operations of one sample of `length` tokens of which `counted` are trained. cached: the teacher does not run."""
-    attention = 4 * length * work.attention
+    attention = 4 * (length + work.positions) * work.attention
     forward = 2 * (work.frozen + work.trained) + attention
     backward = 2 * work.frozen + 4 * work.trained + 2 * attention
     has_teacher = objective.lambda1 > 0 and not cached

@@ -6,12 +6,13 @@ from pathlib import Path
 import torch
 from peft import LoraConfig
 from safetensors.torch import save_file
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import AutoConfig, AutoModelForSequenceClassification, LlamaConfig, LlamaForCausalLM
 
 from ba_lora.arguments import as_config, parse
 from ba_lora.data.collator import PadRight
 from ba_lora.data.templates import TEMPLATES
 from ba_lora.files import write_json
+from ba_lora.plan import read_numbers
 
 VOCABULARY = 97
 # Numbers of a small model, for any of transformers' configs.
@@ -44,6 +45,27 @@ def small_llama(seed: int = 0, **changes) -> LlamaForCausalLM:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         return LlamaForCausalLM(LlamaConfig(**options | changes)).eval()
+
+
+def small_classifier(name: str, seed: int = 0, **changes):
+    """A random classifier of 3 outputs, of the class and with the flags of a model of configs/models."""
+    numbers = dict(read_numbers(name)[0])
+    sizes = {**SMALL, "max_position_embeddings": 64, "num_labels": 3}
+    if name == "gpt2-xl":
+        sizes = {"vocab_size": VOCABULARY, "n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 64, "num_labels": 3}
+        sizes["pad_token_id"] = 0
+    config = AutoConfig.for_model(numbers.pop("model_type"), **numbers | sizes | changes)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return AutoModelForSequenceClassification.from_config(config)
+
+
+def classifier_batch(rows: int, length: int) -> dict[str, torch.Tensor]:
+    """Random samples for `small_classifier`, the first with a padding token."""
+    ids = torch.randint(3, VOCABULARY, (rows, length))
+    mask = torch.ones_like(ids)
+    mask[0, -1] = 0
+    return {"input_ids": ids, "attention_mask": mask, "labels": torch.arange(rows) % 3}
 
 
 def move(model) -> None:

@@ -7,9 +7,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from ba_lora.adapters import attach
 from ba_lora.flops import of_a_sample, work_of
 from ba_lora.objective import Objective
+from ba_lora.objective_classifier import ClassifierModel
 from ba_lora.objective_model import ObjectiveModel
 from ba_lora.plan import build
-from tests.common import small_llama
+from tests.common import classifier_batch, small_classifier, small_llama
 
 BATCH, LENGTH, COUNTED = 3, 40, 9
 OBJECTIVE = Objective(0.3, 0.2, 0.0, temperature=2.0, top_k=5)
@@ -72,3 +73,53 @@ def test_a_token_meets_the_published_number_of_weights():
         assert work.frozen + 2 * 32_000 * 4096 + 65 * 4096 == pytest.approx(active, rel=1e-4)
         assert (work.trained, work.vocabulary, work.width) == (0, 32_000, 4096)
         assert work.attention == 32 * 4096
+
+
+CLASSIFIERS = ("bert-large", "roberta-large", "deberta-v3-base", "gpt2-xl")
+CLASSIFICATION = Objective(0.3, 0.2, 0.1, diversity="covariance", svd_k=2)
+SPAN = 8
+
+
+def compared_classifier(name, method, objective=CLASSIFICATION, checkpointing=False, layers=2):
+    """(operations that a counter sees in a micro-batch, those that the formula says)."""
+    changes = {"position_buckets": SPAN} if name.startswith("deberta") else {}
+    model = small_classifier(name, num_hidden_layers=layers, attn_implementation="eager", **changes)
+    model = attach(model, method, rank=4, alpha=4, keep_initial=objective.lambda1 > 0, total_steps=10)
+    said = BATCH * of_a_sample(work_of(model), objective, LENGTH, 0, checkpointing=checkpointing)
+    wrapped = ClassifierModel(model, objective).train()
+    wrapped.lambdas = (objective.lambda1, objective.lambda2, objective.lambda3)
+    if checkpointing:
+        wrapped.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    batch = classifier_batch(BATCH, LENGTH)
+    with FlopCounterMode(display=False) as counter:
+        wrapped(**batch).loss.backward()
+    return counter.get_total_flops(), said
+
+
+@pytest.mark.parametrize("name", CLASSIFIERS)
+def test_all_that_full_fine_tuning_of_a_classifier_takes_beside_the_formula_is_its_head_and_its_positions(name):
+    seen, said = compared_classifier(name, "full", Objective())
+    pooler, outputs = 32 * 32, 32 * 3
+    beside = {"gpt2-xl": BATCH * LENGTH * outputs}.get(
+        name, BATCH * (pooler + outputs)
+    )  # GPT-2's head sees every token
+    if name == "deberta-v3-base":
+        beside += 2 * 2 * SPAN * 2 * 32 * 32  # in 2 layers the positions pass through the matrices of query and key
+    assert seen - said == 3 * 2 * beside
+
+
+# A counter sees less by the gradient that ends in the first layer (of Houlsby's bottlenecks above its attention), and more by
+# DeBERTa's positions and by what DoRA and LoHa do once a micro-batch, which is a large one in a real run.
+@pytest.mark.parametrize("method", ["bitfit", "houlsby", "lora", "loha", "dora", "adalora"])
+@pytest.mark.parametrize("name", CLASSIFIERS)
+def test_every_method_takes_the_operations_of_the_formula_but_for_its_ends(name, method):
+    seen, said = compared_classifier(name, method, layers=6)
+    assert seen == pytest.approx(said, rel=0.07)
+
+
+@pytest.mark.parametrize("name", ["bert-large", "gpt2-xl"])
+def test_checkpointing_a_classifier_recomputes_nearly_a_forward_pass(name):
+    (seen_before, said_before), (seen, said) = (
+        compared_classifier(name, "lora", layers=6, checkpointing=each) for each in (False, True)
+    )
+    assert said / said_before == pytest.approx(seen / seen_before, rel=0.03) and said > 1.2 * said_before
