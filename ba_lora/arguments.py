@@ -280,10 +280,8 @@ class TrainArguments:
             check_config(self.deepspeed)
         if self.log_gradient_norms and zero_stage(self.deepspeed) == 3:
             raise UserError("--log_gradient_norms needs whole gradients, which ZeRO-3 cuts; use ZeRO-2 or leave it out")
-        if self.devices and (self.task or not self.dry_run):
-            raise UserError(
-                f"--devices {self.devices} goes with --dry_run of a generation, which plans for them; leave it out"
-            )
+        if self.devices and not self.dry_run:
+            raise UserError(f"--devices {self.devices} goes with --dry_run, which plans for them; leave it out")
         if self.quantize:
             choose("--quantize", self.quantize, QUANTISED)
             check_quantised_method(self.method)

@@ -27,12 +27,13 @@ PLACEMENTS = {
 
 
 class Devices(NamedTuple):
-    """So many of one kind. memory: bytes of one; peaks: {precision: operations a second of one}."""
+    """So many of one kind. Of one: memory in bytes, peaks as {precision: operations a second}, bandwidth in bytes a second."""
 
     count: int
     name: str
     memory: int
     peaks: dict[str, float]
+    bandwidth: float
 
 
 @lru_cache(maxsize=1)
@@ -52,7 +53,7 @@ def read_devices(text: str) -> Devices:
         )
     found = table()[known[name.lower()]]
     peaks = {precision: found[precision] * 1e12 for precision in ("bfloat16", "tf32", "float32")}
-    return Devices(int(count or 1), known[name.lower()], int(found["memory"] * 1e9), peaks)
+    return Devices(int(count or 1), known[name.lower()], int(found["memory"] * 1e9), peaks, found["bandwidth"] * 1e9)
 
 
 def hours(flops: float, devices: Devices, precision: str) -> tuple[float, float]:
@@ -108,10 +109,7 @@ def lines(made: dict) -> list[tuple[str, str]]:
     if made["samples"]:
         work = ", ".join(f"{form['flops']:.2e} FLOPs {name}" for name, form in forms.items())
         time = ", ".join("{:.1f} to {:.1f} h ".format(*form["hours"]) + name for name, form in forms.items())
-        work += (
-            f"; {made['samples']:,.0f} samples, taken to have {made['tokens_a_sample']} tokens each, "
-            f"{made['trained_a_sample']} of them trained"
-        )
+        work += f"; {made['samples']:,.0f} samples, {made['sample']}"
         low, high = (f"{100 * share:.0f} %" for share in UTILISATION)
         time += f"; {high} to {low} of {made['peak'] / 1e12:g} TFLOP/s in {made['precision']} assumed, arithmetic alone"
     rows = [

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
+from peft.tuners.loha import LoHaLayer
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -17,6 +18,7 @@ from torch.utils._pytree import tree_leaves
 
 from .chunked import TeacherStats, chunked_objective
 from .objective import Objective, dense_objective
+from .objective_classifier import classifier_objective
 from .teacher import COPY, initial_copy, teacher
 
 BUCKET = 200_000_000  # elements that DeepSpeed reduces at once, as configs/deepspeed says
@@ -126,14 +128,14 @@ def passing(
 
     activations: what the student's layers keep for the backward pass (all of it, or with gradient checkpointing the layers'
     inputs); objective: the rest of the peak, that is a chunk of logits of student and teacher and what the terms make of them,
-    all weights on and every position counted; all logits where the head is trained. cached: the teacher's part comes from a
-    cache. `model` is from `attach` on the meta device, and is used up.
+    all weights on and every position counted; all logits where the terms need them, the head is trained or the model is a
+    classifier. cached: the teacher's part comes from a cache. `model` is from `attach` on the meta device, and is used up.
 
     The kernels are a processor's; a GPU's may keep a little more or less. Not in it: what the numerical libraries allocate for
     themselves, fragmentation, and the driver's context (about 0.5 GB).
     """
     ledger = Ledger()
-    with FakeTensorMode():
+    with FakeTensorMode(allow_non_fake_inputs=True):  # DeBERTa's constants
         _without_storage(model)
         for parameter in model.parameters():
             ledger.leave_out(parameter)
@@ -141,10 +143,13 @@ def passing(
                 parameter.grad = torch.empty_like(parameter)
                 ledger.leave_out(parameter.grad)
         model.train()
+        for module in model.modules():
+            if isinstance(module, LoHaLayer):
+                module.training = False  # else it reads a random number: whether to drop itself
         if checkpointing:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         ids = torch.zeros(micro_batch, length, dtype=torch.long)
-        inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "use_cache": False}
+        inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
         with ledger, torch.autocast("cpu", torch.bfloat16, enabled=autocast):
             forward, finish = _forms(model, objective, ids[:, 1:].reshape(-1))
             teacher_rows = stats = None
@@ -166,12 +171,25 @@ def _forms(model: nn.Module, objective: Objective, targets: torch.Tensor) -> tup
     weights = (objective.lambda1, objective.lambda2, objective.lambda3)
     causal = model.get_base_model() if hasattr(model, "get_base_model") else model
     head = causal.get_output_embeddings()
-    if head.weight.requires_grad or getattr(head, "bias", None) is not None or causal.base_model is causal:
+    if head is None:  # a classifier
+
+        def classified(rows, teacher_rows, stats):
+            labels, regression = targets[: len(rows)], rows.shape[1] == 1
+            return classifier_objective(rows, teacher_rows, labels, objective, weights, regression=regression)[0]
+
+        return lambda **inputs: model(**inputs).logits, classified
+    needs_logits = (objective.consistency, objective.diversity) != ("kl", "entropy")
+    if (
+        needs_logits
+        or head.weight.requires_grad
+        or getattr(head, "bias", None) is not None
+        or causal.base_model is causal
+    ):
 
         def dense(rows, teacher_rows, stats):
             return dense_objective(rows, teacher_rows, targets, objective, weights)[0]
 
-        return lambda **inputs: model(**inputs).logits, dense
+        return lambda **inputs: model(**inputs, use_cache=False).logits, dense
     options = {name: getattr(objective, name) for name in ("temperature", "top_k", "svd_k", "svd_norm")}
     factor = torch.empty(min(head.weight.shape), head.weight.shape[1])
 
@@ -181,12 +199,12 @@ def _forms(model: nn.Module, objective: Objective, targets: torch.Tensor) -> tup
             rows, teacher_rows, head.weight, targets, lambdas=weights, head_factor=factor, **options
         )[0]
 
-    return lambda **inputs: causal.base_model(**inputs).last_hidden_state, chunked
+    return lambda **inputs: causal.base_model(**inputs, use_cache=False).last_hidden_state, chunked
 
 
 def _rows(output: torch.Tensor) -> torch.Tensor:
-    """(B, T, V) or (B, T, d) → (B·(T−1), …): every position that has a next token."""
-    return output[:, :-1].reshape(-1, output.shape[-1])
+    """(B, T, V) or (B, T, d) → (B·(T−1), …): every position that has a next token. A classifier's (N, D) as they are."""
+    return output if output.dim() == 2 else output[:, :-1].reshape(-1, output.shape[-1])
 
 
 def _without_storage(model: nn.Module) -> None:

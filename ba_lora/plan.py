@@ -3,24 +3,28 @@
 import json
 import math
 import os
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 import yaml
+from torch import nn
 from transformers import (
     CONFIG_MAPPING,
     AutoConfig,
     AutoModel,
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
+    PretrainedConfig,
 )
 
 from . import capacity, flops, launch
 from .adapters import NITER, attach, stacked_experts, start_of, trained_parameters
 from .arguments import TrainArguments
 from .data.glue import TASKS, load_examples
+from .data.glue_sizes import ROWS, padded_tokens
 from .data.sources import TINYMATH_ROWS, read_table
 from .errors import UserError, nearest
 from .memory import Held, held, passing, standing
@@ -61,10 +65,16 @@ def read_numbers(name: str) -> tuple[dict, str]:
     )
 
 
-def build(name: str, dtype: str, attn_implementation: str | None = None, outputs: int | None = None):
+def build(
+    name: str,
+    dtype: str,
+    attn_implementation: str | None = None,
+    outputs: int | None = None,
+    layers: int | None = None,
+):
     """The model `name` on the meta device: every tensor has its shape and dtype, none has storage.
 
-    A causal language model, or an encoder's body; with `outputs` a classifier of so many.
+    A causal language model, or an encoder's body; with `outputs` a classifier of so many; with `layers` only the first of them.
     """
     numbers, source = read_numbers(name)
     numbers = {key: value for key, value in numbers.items() if key not in ("dtype", "architectures")}
@@ -72,18 +82,30 @@ def build(name: str, dtype: str, attn_implementation: str | None = None, outputs
     if kind not in CONFIG_MAPPING:
         raise UserError(f"{source}: transformers has no model type '{kind}' of its own; such a model cannot be planned")
     config = AutoConfig.for_model(kind, **numbers)
+    if layers:
+        _keep_layers(config, layers)
     attention = None if attn_implementation == "flash_attention_2" else attn_implementation  # keeps what sdpa keeps
     kinds = AutoModel if kind in ENCODERS else AutoModelForCausalLM
     if outputs:
         kinds, config.num_labels = AutoModelForSequenceClassification, outputs
+        config.pad_token_id = config.pad_token_id or 0  # GPT-2 has none, and a batch needs one
     with torch.device("meta"):
         return kinds.from_config(
             config, dtype=torch.float32 if dtype == "auto" else DTYPES[dtype], attn_implementation=attention
         )
 
 
+def _keep_layers(config: PretrainedConfig, layers: int) -> None:
+    """Make `config` one of so many layers, in what it says of each layer too."""
+    depth = config.num_hidden_layers
+    for name, value in vars(config).items():
+        if isinstance(value, list) and len(value) == depth:
+            setattr(config, name, value[:layers])
+    config.num_hidden_layers = layers
+
+
 class Sizes(NamedTuple):
-    """Of a model with its adapter. `passing` is None when it was not asked for or cannot be found beforehand."""
+    """Of a model with its adapter."""
 
     parameters: int
     width: int  # of the hidden states
@@ -92,8 +114,7 @@ class Sizes(NamedTuple):
     left: dict[str, int]  # numbers in the matrices that are not adapted, by name
     largest_target: tuple[int, int]  # rows and columns
     held: Held
-    work: flops.Work | None  # None of a classifier
-    passing: dict[str, int] | None
+    work: flops.Work
 
 
 class Job(NamedTuple):
@@ -116,17 +137,37 @@ class Job(NamedTuple):
     outputs: int | None  # of a classifier
 
 
-@lru_cache(maxsize=64)
-def sizes(job: Job, with_passing: bool) -> Sizes:
-    """Parameters and bytes. The model is built on the meta device and adapted by the same `attach`, from a start without SVD."""
-    model = build(job.model, job.dtype, job.attn_implementation, job.outputs)
+def job_of(arguments: TrainArguments) -> Job:
+    """Runs that differ in what no size depends on, as seeds, rates, positive weights or a PiSSA start, have the same."""
+    objective, method = arguments.objective(), arguments.method
+    on = {name: float(getattr(objective, name) > 0) for name in ("lambda1", "lambda2", "lambda3")}
+    return Job(
+        arguments.model,
+        arguments.dtype,
+        arguments.attn_implementation,
+        "lora" if method in ("pissa", "ba-lora") or NITER.fullmatch(method) else method,
+        arguments.rank,
+        arguments.alpha,
+        tuple(arguments.target_modules) if arguments.target_modules else None,
+        arguments.dropout,
+        replace(objective, **on),
+        arguments.micro_batch_size,
+        arguments.max_length,
+        arguments.gradient_checkpointing,
+        arguments.dtype == "bfloat16" and not arguments.use_cpu,
+        arguments.uses_teacher_cache(),
+        (len(TASKS[arguments.task].labels) or 1) if arguments.task else None,
+    )
+
+
+def _adapted(job: Job, layers: int | None = None) -> tuple[nn.Module, int]:
+    """(the job's model on the meta device, adapted by the same `attach`, from a start without SVD; its parameters before)."""
+    model = build(job.model, job.dtype, job.attn_implementation, job.outputs, layers)
     total = sum(parameter.numel() for parameter in model.parameters())
-    width = model.get_input_embeddings().weight.shape[1]
-    decomposed = job.method in ("pissa", "ba-lora") or NITER.fullmatch(job.method)
     with torch.device("meta"):
         model = attach(
             model,
-            "lora" if decomposed else job.method,
+            job.method,
             rank=job.rank,
             alpha=job.alpha,
             target_modules=list(job.target_modules) if job.target_modules else None,
@@ -135,25 +176,56 @@ def sizes(job: Job, with_passing: bool) -> Sizes:
             head=beside_body(model) if job.outputs else (),
             total_steps=1000,  # no size depends on it
         )
+    return model, total
+
+
+@lru_cache(maxsize=256)
+def sizes(job: Job) -> Sizes:
+    """Parameters and bytes of what stands."""
+    model, total = _adapted(job)
+    width = model.get_input_embeddings().weight.shape[1]
     targets, left = (), {}
     if hasattr(model, "peft_config"):
         targets = tuple(sorted(model.peft_config["default"].target_modules))
         left = left_out(model, attached_to(model).head)
     adapted = [each.weight for name, each in model.named_modules() if name.endswith("base_layer")]
     largest = tuple(max((weight.shape for weight in adapted), key=math.prod, default=(0, 0)))
-    trained, whole = trained_parameters(model), held(model)
-    work, passes = None if job.outputs else flops.work_of(model), None
-    if with_passing and not job.outputs and _has_known_shapes(model):
-        passes = passing(
-            model,
-            job.objective,
-            job.micro_batch,
-            job.length,
-            checkpointing=job.checkpointing,
-            autocast=job.autocast,
-            cached=job.cached,
-        )
-    return Sizes(total, width, trained, targets, left, largest, whole, work, passes)
+    return Sizes(total, width, trained_parameters(model), targets, left, largest, held(model), flops.work_of(model))
+
+
+@lru_cache(maxsize=256)
+def passing_of(job: Job) -> dict[str, int] | None:
+    """What passes through the job's model in a micro-batch, see `passing`; None where it cannot be found beforehand.
+
+    Found on models of two and three layers where all but the first are alike, as each further one adds the same.
+    """
+    model, _ = _adapted(job)
+    if not _has_known_shapes(model):
+        return None
+    depth = model.config.get_text_config().num_hidden_layers
+    if depth <= 3 or not _is_uniform(model, depth):
+        return _passing(job, model)
+    two, three = (_passing(job, _adapted(job, layers)[0]) for layers in (2, 3))
+    return {name: size + (depth - 2) * (three[name] - size) for name, size in two.items()}
+
+
+def _passing(job: Job, model: nn.Module) -> dict[str, int]:
+    return passing(
+        model,
+        job.objective,
+        job.micro_batch,
+        job.length,
+        checkpointing=job.checkpointing,
+        autocast=job.autocast,
+        cached=job.cached,
+    )
+
+
+def _is_uniform(model: nn.Module, depth: int) -> bool:
+    """Whether the layers of `model` after the first have parameters of the same shapes."""
+    stacks = [each for each in model.modules() if isinstance(each, nn.ModuleList) and len(each) == depth]
+    kinds = {tuple(parameter.shape for parameter in layer.parameters()) for stack in stacks for layer in stack[1:]}
+    return len(kinds) == 1
 
 
 def _has_known_shapes(model) -> bool:
@@ -175,24 +247,8 @@ def plan(arguments: TrainArguments, *, memory: bool = True) -> dict:
     objective = arguments.objective()
     start = start_of(arguments.method, arguments.init)
     stage = zero_stage(arguments.deepspeed)
-    job = Job(
-        arguments.model,
-        arguments.dtype,
-        arguments.attn_implementation,
-        arguments.method,
-        arguments.rank,
-        arguments.alpha,
-        tuple(arguments.target_modules) if arguments.target_modules else None,
-        arguments.dropout,
-        objective,
-        arguments.micro_batch_size,
-        arguments.max_length,
-        arguments.gradient_checkpointing,
-        arguments.dtype == "bfloat16" and not arguments.use_cpu,
-        arguments.uses_teacher_cache(),
-        (len(TASKS[arguments.task].labels) or 1) if arguments.task else None,
-    )
-    size = sizes(job, memory)
+    job = job_of(arguments)
+    size, passes = sizes(job), passing_of(job) if memory else None
     samples, samples_from = _samples(arguments)
     steps = arguments.max_steps if arguments.max_steps > 0 else None
     if steps is None and samples is not None:
@@ -227,33 +283,71 @@ def plan(arguments: TrainArguments, *, memory: bool = True) -> dict:
         "disk": _disk(arguments, size, start, steps),
         "teacher_cache": _teacher_cache(arguments, size.width, samples),
         "zero_stage": stage,
-        "memory": standing(size.held, stage, processes, cast=job.autocast) | (size.passing or {}),
-        "memory_is_whole": size.passing is not None,
-        "devices": _on_devices(devices, arguments, job, samples, steps, memory) if devices else None,
+        "memory": standing(size.held, stage, processes, cast=job.autocast) | (passes or {}),
+        "memory_is_whole": passes is not None,
+        "devices": _on_devices(devices, arguments, job, memory) if devices else None,
     }
 
 
-def _on_devices(
-    devices: capacity.Devices, arguments: TrainArguments, job: Job, samples: int | None, steps: int | None, memory: bool
-) -> dict:
+class Sample(NamedTuple):
+    """What a sample is taken to be: tokens, how many of them are trained (None of a classifier), and in words."""
+
+    tokens: int
+    trained: int | None
+    described: str
+
+
+def sample_of(arguments: TrainArguments) -> Sample:
+    """Of a generation full; of GLUE as long as the published size of the task makes likely; otherwise at most max_length."""
+    most = arguments.max_length
+    if not arguments.task:
+        trained = min(RESPONSE, most - 1)
+        return Sample(most, trained, f"taken to have {most} tokens each, {trained} of them trained")
+    if arguments.task not in ROWS:
+        return Sample(most, None, f"taken to have {most} tokens each, which is the most")
+    tokens = min(padded_tokens(arguments.task), most)
+    return Sample(
+        tokens,
+        None,
+        f"taken to have {tokens} tokens each with their padding, from the published size of {arguments.task}",
+    )
+
+
+def samples_seen(arguments: TrainArguments) -> float | None:
+    """Samples of all steps together; None where the number of rows is not known."""
+    if arguments.max_steps > 0:
+        return arguments.max_steps * arguments.effective_batch_size
+    rows, _ = _samples(arguments)
+    return rows and rows * arguments.epochs
+
+
+def flops_of(arguments: TrainArguments, job: Job, seen: float) -> float:
+    """Operations of `seen` samples."""
+    sample, form = sample_of(arguments), {"checkpointing": job.checkpointing, "cached": job.cached}
+    return seen * flops.of_a_sample(sizes(job).work, job.objective, sample.tokens, sample.trained or 0, **form)
+
+
+def precision_of(arguments: TrainArguments) -> str:
+    """The precision of its products, as configs/devices.yaml names them."""
+    if arguments.dtype in ("bfloat16", "float16"):
+        return "bfloat16"
+    return "tf32" if arguments.tf32 else "float32"
+
+
+def _on_devices(devices: capacity.Devices, arguments: TrainArguments, job: Job, memory: bool) -> dict:
     """What the run needs of `devices`, as it is planned and with gradient checkpointing: work, hours, bytes by placement."""
-    seen = steps * arguments.effective_batch_size if arguments.max_steps > 0 else samples and samples * arguments.epochs
-    counted = min(RESPONSE, arguments.max_length - 1)
-    precision = "bfloat16" if job.dtype in ("bfloat16", "float16") else "tf32" if arguments.tf32 else "float32"
+    seen, size, sample = samples_seen(arguments), sizes(job), sample_of(arguments)
+    precision = precision_of(arguments)
     jobs = {"as planned": job}
     if not job.checkpointing:
         jobs["with --gradient_checkpointing"] = job._replace(checkpointing=True)
     forms = {}
     for name, form in jobs.items():
-        size = sizes(form, memory)
-        a_sample = flops.of_a_sample(
-            size.work, form.objective, form.length, counted, checkpointing=form.checkpointing, cached=form.cached
-        )
-        work = seen and seen * a_sample
+        work, passes = seen and flops_of(arguments, form, seen), passing_of(form) if memory else None
         forms[name] = {
             "flops": work,
             "hours": work and capacity.hours(work, devices, precision),
-            "placements": size.passing and capacity.placements(size.held, size.passing, devices, form.autocast),
+            "placements": passes and capacity.placements(size.held, passes, devices, form.autocast),
         }
     here = -(-devices.count // launch.processes()[1])
     start = start_of(arguments.method, arguments.init)
@@ -264,33 +358,37 @@ def _on_devices(
         "precision": precision,
         "peak": devices.peaks[precision],
         "samples": seen,
-        "tokens_a_sample": job.length,
-        "trained_a_sample": counted,
+        "tokens_a_sample": sample.tokens,
+        "trained_a_sample": sample.trained,
+        "sample": sample.described,
         "forms": forms,
         "processes_a_machine": here,
         "host": capacity.host(size.held, start, size.largest_target, job.rank, here),
     }
 
 
-GLUE_ROWS = {  # of the training splits
-    **{"cola": 8_551, "sst2": 67_349, "mrpc": 3_668, "stsb": 5_749, "qqp": 363_846},
-    **{"mnli": 392_702, "qnli": 104_743, "rte": 2_490, "wnli": 635},
-}
-
-
 def _samples(arguments: TrainArguments) -> tuple[int | None, str]:
     """(rows that training reads, how that is known). A hub is not asked; the limit is taken at its word there."""
     data, path = arguments.data, arguments.data_path
     if arguments.task and not (path or data):
-        rows = GLUE_ROWS.get(arguments.task)
+        rows = ROWS.get(arguments.task)
         return (min(rows, arguments.limit or rows), "published") if rows else (arguments.limit, "unknown")
+    where = (data, path, arguments.data_split, arguments.limit)
     if arguments.task:
-        return len(load_examples(arguments.task, arguments.data_split, path or data, arguments.limit).ids), "counted"
+        return _counted(arguments.task, *where), "counted"
     if data.startswith("tinymath:") and not path:
         return arguments.limit or TINYMATH_ROWS, "generated"
     if path or Path(data).exists() or Path(data.rpartition(":")[0] or data).exists():
-        return len(read_table(data, path, arguments.data_split, arguments.limit).rows), "counted"
+        return _counted(None, *where), "counted"
     return (arguments.limit, "limit") if arguments.limit else (None, "unknown")
+
+
+@lru_cache(maxsize=64)
+def _counted(task: str | None, data: str | None, path: str | None, split: str, limit: int | None) -> int:
+    """Rows of data that are here, which are read once for all runs on them."""
+    return len(
+        load_examples(task, split, path or data, limit).ids if task else read_table(data, path, split, limit).rows
+    )
 
 
 def _disk(arguments: TrainArguments, size: Sizes, start: str, steps: int | None) -> dict[str, int]:
@@ -382,8 +480,8 @@ def _memory_lines(made: dict) -> list[tuple[str, str]]:
     total = _size(sum(made["memory"].values()))
     head = f"{total} at the peak of a full micro-batch{zero}; without the driver's own"
     if not made["memory_is_whole"]:
-        why = "" if made["task"] else "what an expert gets depends on the data, so "
-        head = f"more than {total}{zero}: {why}activations and the objective are not in it"
+        why = "what an expert gets depends on the data"
+        head = f"more than {total}{zero}: {why}, so activations and the objective are not in it"
     return [("memory per GPU, predicted", head), *((f"  {name}", _size(size)) for name, size in made["memory"].items())]
 
 

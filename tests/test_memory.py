@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,11 +16,12 @@ from ba_lora.arguments import parse
 from ba_lora.errors import UserError
 from ba_lora.memory import BUCKET, Ledger, held, passing, standing
 from ba_lora.objective import Objective
+from ba_lora.objective_classifier import ClassifierModel
 from ba_lora.objective_model import ObjectiveModel
 from ba_lora.packages import open_model
-from ba_lora.plan import plan
+from ba_lora.plan import job_of, passing_of, plan
 from ba_lora.teacher import initial_copy
-from tests.common import SMALL, small_llama
+from tests.common import SMALL, classifier_batch, small_classifier, small_llama
 
 ROOT = Path(__file__).parent.parent
 BATCH, LENGTH = 3, 40
@@ -53,6 +55,10 @@ def measured(checkpointing, objective, model=None):
     mask = torch.ones_like(ids)
     mask[0, -1] = 0  # without padding the attention makes no mask
     batch = {"input_ids": ids, "attention_mask": mask, "labels": ids}
+    return peak(model, batch)
+
+
+def peak(model, batch):
     model(**batch).loss.backward()  # the gradients are there now
     ledger = RealLedger()
     for parameter in model.parameters():
@@ -72,6 +78,13 @@ def test_the_predicted_peak_of_a_micro_batch_is_that_of_the_real_one(checkpointi
     )
 
 
+def test_so_it_is_where_a_term_needs_the_logits():
+    objective = replace(OBJECTIVE, diversity="covariance")
+    said = sum(predicted(objective=objective).values())
+    assert said == pytest.approx(measured(False, objective), rel=0.1)
+    assert said > 1.1 * sum(predicted().values())
+
+
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_so_it_is_with_experts_that_are_one_grouped_product(checkpointing):
     torch.manual_seed(0)
@@ -81,6 +94,42 @@ def test_so_it_is_with_experts_that_are_one_grouped_product(checkpointing):
         shapes = attach(shapes, "lora", rank=4, alpha=4, keep_initial=True)
     said = passing(shapes, OBJECTIVE, BATCH, LENGTH, checkpointing=checkpointing, autocast=False)
     assert sum(said.values()) == pytest.approx(measured(checkpointing, OBJECTIVE, model), rel=0.1)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("method", ["full", "houlsby", "lora", "loha", "dora", "adalora"])
+@pytest.mark.parametrize("name", ["bert-large", "deberta-v3-base", "gpt2-xl"])
+def test_so_it_is_with_classifiers_of_every_method(name, method, checkpointing):
+    objective, rows = Objective(0.3, 0.2, 0.1, diversity="covariance", svd_k=2), 8
+    options = {"rank": 4, "alpha": 4, "keep_initial": True, "total_steps": 10}
+    with torch.device("meta"):
+        shapes = attach(small_classifier(name), method, **options)
+    said = passing(shapes, objective, rows, LENGTH, checkpointing=checkpointing, autocast=False)
+    model = ClassifierModel(attach(small_classifier(name), method, **options), objective).train()
+    model.lambdas = (objective.lambda1, objective.lambda2, objective.lambda3)
+    if checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    assert sum(said.values()) == pytest.approx(peak(model, classifier_batch(rows, LENGTH)), rel=0.05)
+
+
+DEEP = [
+    "nlg/tiny.yaml --gradient_checkpointing",
+    "nlg/gemma-7b-metamath-v5.yaml --model gemma3-270m --max_length 64",
+    "nlg/llama-3-8b-metamath-iclr.yaml --model mixtral-8x7b --max_length 64",
+    "nlu/deberta-v3-base-mnli.yaml",
+    "nlu/gpt2-xl-mnli.yaml --gradient_checkpointing",
+]
+
+
+@pytest.mark.parametrize(
+    "words", [pytest.param(each, marks=() if "tiny" in each else pytest.mark.slow) for each in DEEP]
+)
+def test_a_deep_model_takes_what_two_and_three_of_its_layers_say(words, monkeypatch):
+    config, *more = words.split()
+    job = job_of(parse(["--config", str(ROOT / "configs" / config), *more, "--dry_run"]))
+    short = passing_of.__wrapped__(job)
+    monkeypatch.setattr("ba_lora.plan._is_uniform", lambda *of: False)
+    assert short == passing_of.__wrapped__(job)
 
 
 def test_each_layer_adds_the_same_and_checkpointing_keeps_only_its_input():

@@ -15,6 +15,8 @@ from ba_lora import plan_table
 from ba_lora.adapters import attach, export, export_merged, trained_parameters
 from ba_lora.arguments import parse
 from ba_lora.capacity import RESERVE, hours, placements, read_devices, room
+from ba_lora.data.glue import TASKS
+from ba_lora.data.glue_sizes import BYTES, ROWS, mean_tokens
 from ba_lora.errors import UserError
 from ba_lora.memory import held
 from ba_lora.models import load_model
@@ -226,10 +228,8 @@ def test_devices_that_are_not_known_or_not_planned_for_are_refused():
     for text, hint in (("8xA41", "did you mean 'A40'"), ("0xA40", "as in 8xA40"), ("A40x8", "as in 8xA40")):
         with pytest.raises(UserError, match=f"--devices '{text}' is no COUNTxNAME of configs/devices.yaml.*{hint}"):
             planned("--rank", "4", "--devices", text, memory=False)
-    with pytest.raises(UserError, match="--devices A40 goes with --dry_run of a generation"):
+    with pytest.raises(UserError, match="--devices A40 goes with --dry_run, which plans for them"):
         parse(["--devices", "A40", "--output_dir", "unused"])
-    with pytest.raises(UserError, match="--devices A40 goes with --dry_run of a generation"):
-        planned("--devices", "A40", "--task", "rte", "--model", "roberta-large", memory=False)
 
 
 def test_what_fits_is_printed_beside_the_reserve():
@@ -237,6 +237,34 @@ def test_what_fits_is_printed_beside_the_reserve():
     assert f"{(1 - RESERVE) * 48:.1f} GB of 48.0 GB a device" in text
     line = next(line for line in text.splitlines() if line.startswith("  ZeRO-2 "))
     assert line.count(": fits") == 2 and "with --gradient_checkpointing" in line
+
+
+def test_a_classification_says_how_long_its_samples_are_taken_to_be():
+    words = ["--config", str(ROOT / "configs/nlu/bert-large-mnli.yaml"), "--devices", "1xA40"]
+    made = planned(*words)
+    devices = made["devices"]
+    assert made["memory_is_whole"] and devices["forms"]["as planned"]["placements"]["a replica each"] < 20e9
+    assert (devices["tokens_a_sample"], devices["trained_a_sample"]) == (82, None)
+    assert (
+        "1,963,510 samples, taken to have 82 tokens each with their padding, from the published size of mnli"
+        in render(made)
+    )
+    short = planned(*words, "--max_length", "41", memory=False)["devices"]
+    assert short["tokens_a_sample"] == 41
+    works = [each["forms"]["as planned"]["flops"] for each in (short, devices)]
+    assert 2 * works[0] < works[1] < 2.2 * works[0]  # attention grows with the square
+    other = planned("--config", str(ROOT / "configs/nlu/reviews.yaml"), "--devices", "A40", memory=False)["devices"]
+    assert "which is the most" in other["sample"]
+
+
+def test_tokens_follow_from_the_published_bytes():
+    assert {task: round(mean_tokens(task)) for task in ("cola", "sst2", "mnli", "rte")} == {
+        "cola": 11,
+        "sst2": 14,
+        "mnli": 41,
+        "rte": 74,
+    }
+    assert ROWS.keys() == BYTES.keys() == TASKS.keys() - {"reviews"}
 
 
 GUIDE = (ROOT / "docs" / "gpu.md").read_text(encoding="utf-8")
