@@ -8,18 +8,13 @@ import sys
 from pathlib import Path
 
 from .arguments import parse
-from .capacity import room
+from .capacity import read_devices
+from .cost import Fit, first_fit, samples_of
 from .errors import run_cli
-from .plan import plan
+from .plan import flops_of, job_of
 
 FOLDER = Path(__file__).resolve().parent.parent / "configs" / "nlg"
 DEVICES = ("1xA40", "2xA40", "4xA40", "8xA40", "1xH100-80")
-ORDER = [  # (placement, form, mark)
-    ("a replica each", "as planned", ""),
-    ("a replica each", "with --gradient_checkpointing", " c"),
-    ("ZeRO-3", "as planned", " z"),
-    ("ZeRO-3", "with --gradient_checkpointing", " cz"),
-]
 
 
 def published() -> list[Path]:
@@ -29,21 +24,18 @@ def published() -> list[Path]:
 
 def row(config: Path) -> str:
     """One line of the table, in Markdown."""
-    cells = []
-    for devices in DEVICES:
-        made = plan(parse(["--config", str(config), "--dry_run", "--devices", devices]))["devices"]
-        cells.append(_cell(made))
-    work = made["forms"]["as planned"]["flops"]
+    arguments = parse(["--config", str(config), "--dry_run"])
+    cells = [_cell(first_fit(arguments, read_devices(devices))) for devices in DEVICES]
+    work = flops_of(arguments, job_of(arguments), samples_of(arguments))
     return f"| {config.stem.replace('-metamath', '')} | {work:.2e} | {' | '.join(cells)} |"
 
 
-def _cell(made: dict) -> str:
-    for placement, name, mark in ORDER:
-        form = made["forms"][name]
-        size = form["placements"][placement]
-        if size <= room(made["memory"]) and (made["count"] > 1 or placement == "a replica each"):
-            return "{:.1f} GB{}, {:.1f}–{:.1f} h".format(size / 1e9, mark, *form["hours"])
-    return "does not fit"
+def _cell(fit: Fit | None) -> str:
+    if fit is None:
+        return "does not fit"
+    mark = "c" * fit.checkpointing + "z" * (fit.placement == "ZeRO-3")
+    low, high = fit.hours
+    return f"{fit.size / 1e9:.1f} GB{' ' * bool(mark)}{mark}, {low:.1f}–{high:.1f} h"
 
 
 def main() -> None:

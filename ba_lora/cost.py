@@ -1,0 +1,110 @@
+"""What a run takes on the fewest devices that hold it, and what answering a benchmark takes: for lists of many runs.
+
+Predictions like those of capacity.py, and as little compared with a GPU.
+"""
+
+import math
+from typing import NamedTuple
+
+from . import capacity
+from .arguments import TrainArguments
+from .errors import UserError, choose
+from .memory import standing
+from .plan import flops_of, job_of, passing_of, precision_of, samples_seen, sizes
+
+COUNTS = (1, 2, 4, 8)
+ORDER = [
+    ("a replica each", False),
+    ("a replica each", True),
+    ("ZeRO-3", False),
+    ("ZeRO-3", True),
+]  # with checkpointing?
+QUANTISED = [("a replica each, base in 4 bits", False), ("a replica each, base in 4 bits", True)]
+
+# Of greedy answers to a benchmark: problems, and tokens of a completion (assumed). One token of a batch takes one reading
+# of all weights, which is what binds small batches; the batch waits for its longest completion, which the low speed allows for.
+ANSWERS = {
+    "gsm8k": (1_319, 200),
+    "math": (5_000, 300),
+    "humaneval": (164, 200),
+    "mbpp": (500, 100),
+    "mt_bench": (80, 400),
+}
+BATCH = 64  # prompts at once, as the evaluations have it
+READING = (0.2, 0.6)  # of the memory's bandwidth, assumed
+
+
+class Fit(NamedTuple):
+    """A way to place a run on devices. size: bytes a device; hours: (shortest, longest), arithmetic alone."""
+
+    placement: str
+    checkpointing: bool
+    size: int
+    flops: float
+    hours: tuple[float, float]
+
+
+class Cost(NamedTuple):
+    """Of a run. gpu_hours: (least, most), arithmetic alone; devices, such as 2xA40, and fit: None where none is known to fit."""
+
+    flops: float
+    gpu_hours: tuple[float, float]
+    devices: str | None
+    fit: Fit | None
+
+
+def first_fit(arguments: TrainArguments, devices: capacity.Devices) -> Fit | None:
+    """The first placement in ORDER that is known to fit; None where none is.
+
+    What passes through the layers takes a second or so to find, and is found only where what stands leaves room. Raises
+    UserError where the number of rows is not known, or the batch cannot be cut for so many devices.
+    """
+    arguments.accumulation(devices.count)
+    job, seen, available = job_of(arguments), samples_of(arguments), capacity.room(devices.memory)
+    whole = sizes(job).held
+    for placement, checkpointing in QUANTISED if arguments.quantize else ORDER:
+        options = {"processes": devices.count, "cast": job.autocast, **capacity.PLACEMENTS[placement]}
+        pointless = placement == "ZeRO-3" and devices.count == 1
+        if pointless or sum(standing(whole, **options).values()) > available:
+            continue
+        form = job._replace(checkpointing=job.checkpointing or checkpointing)
+        passes = passing_of(form)
+        size = passes and capacity.placements(whole, passes, devices, job.autocast)[placement]
+        if size and size <= available:
+            flops = flops_of(arguments, form, seen)
+            hours = capacity.hours(flops, devices, precision_of(arguments))
+            return Fit(placement, form.checkpointing, size, flops, hours)
+    return None
+
+
+def cost_of(arguments: TrainArguments, name: str = "A40") -> Cost:
+    """The cost on the fewest of 1, 2, 4 and 8 devices `name` that the batch can be cut for and a placement is known to fit.
+
+    Where there is none the work is that of the run as planned. Raises UserError, saying why, where no hours can be predicted:
+    a model that cannot be planned, or an unknown number of rows.
+    """
+    micro_batches = arguments.effective_batch_size // arguments.micro_batch_size
+    for count in (count for count in COUNTS if micro_batches % count == 0):
+        if fit := first_fit(arguments, capacity.read_devices(f"{count}x{name}")):
+            return Cost(fit.flops, (count * fit.hours[0], count * fit.hours[1]), f"{count}x{name}", fit)
+    flops = flops_of(arguments, job_of(arguments), samples_of(arguments))
+    return Cost(flops, capacity.hours(flops, capacity.read_devices(name), precision_of(arguments)), None, None)
+
+
+def samples_of(arguments: TrainArguments) -> float:
+    """Samples of all steps together. Raises UserError where the number of rows is not known."""
+    seen = samples_seen(arguments)
+    if seen is None:
+        raise UserError(f"how many rows {arguments.data} has is not known; set --limit or --max_steps")
+    return seen
+
+
+def evaluation_hours(benchmark: str, weights: int, devices: capacity.Devices) -> tuple[float, float]:
+    """Very roughly, (shortest, longest) hours of a model of `weights` bytes to answer `benchmark`, cut over all of `devices`.
+
+    Without loading, prompts, the keys and values, judging, and running programs.
+    """
+    problems, tokens = ANSWERS[choose("benchmark", benchmark, ANSWERS)]
+    readings = math.ceil(problems / BATCH) * tokens
+    seconds = readings * weights / (devices.count * devices.bandwidth)
+    return seconds / READING[1] / 3600, seconds / READING[0] / 3600
