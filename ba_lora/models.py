@@ -101,6 +101,7 @@ def load_classifier(
     try:
         config = AutoConfig.from_pretrained(place, trust_remote_code=trust_remote_code)
         config.num_labels = outputs  # gives the classes placeholder names
+        config.use_cache = False  # a decoder's keys and values, for tokens that never come
         config.problem_type = "regression" if labels is None else "single_label_classification"
         if labels is not None:
             config.id2label = dict(enumerate(labels))

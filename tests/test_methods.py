@@ -216,6 +216,7 @@ def test_the_seed_alone_gives_the_head(base, bases):
 def test_the_loader_sets_classes_regression_and_padding(bases):
     model, _ = load_classifier(bases["gpt2"], LABELS)
     assert model.config.pad_token_id == 2 and model.config.label2id["mixed"] == 2 and not model.training
+    assert model(**batch_for(model)).past_key_values is None
     model, head = load_classifier(bases["bert"], None)
     assert (model.config.num_labels, model.config.problem_type, head) == (1, "regression", ["classifier"])
     assert model(**batch_for(model)).logits.shape == (4, 1)
