@@ -52,7 +52,8 @@ def work_of(model: nn.Module) -> Work:
     aside = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
     aside |= {id(parameter) for parameter in (initial_copy(model) or nn.Module()).parameters()}
     if head is None:
-        pooled = [each for name, each in base.named_modules() if name in beside_body(base) or name.endswith("pooler")]
+        beside = beside_body(base)
+        pooled = [each for name, each in base.named_modules() if name in beside or name.endswith("pooler")]
         aside |= {id(parameter) for module in pooled for parameter in module.parameters()}
     else:
         aside.add(id(head.weight))

@@ -88,6 +88,7 @@ def build(
     kinds = AutoModel if kind in ENCODERS else AutoModelForCausalLM
     if outputs:
         kinds, config.num_labels = AutoModelForSequenceClassification, outputs
+        config.use_cache = False  # as load_classifier has it
         config.pad_token_id = config.pad_token_id or 0  # GPT-2 has none, and a batch needs one
     with torch.device("meta"):
         return kinds.from_config(
@@ -115,6 +116,9 @@ class Sizes(NamedTuple):
     largest_target: tuple[int, int]  # rows and columns
     held: Held
     work: flops.Work
+    layers: int
+    alike: bool  # the layers after the first, in the shapes of their parameters
+    has_known_shapes: bool  # none depends on the data
 
 
 class Job(NamedTuple):
@@ -179,9 +183,13 @@ def _adapted(job: Job, layers: int | None = None) -> tuple[nn.Module, int]:
     return model, total
 
 
-@lru_cache(maxsize=256)
 def sizes(job: Job) -> Sizes:
     """Parameters and bytes of what stands."""
+    return _sizes(job._replace(micro_batch=1, length=1, checkpointing=False, cached=False))
+
+
+@lru_cache(maxsize=256)
+def _sizes(job: Job) -> Sizes:
     model, total = _adapted(job)
     width = model.get_input_embeddings().weight.shape[1]
     targets, left = (), {}
@@ -190,7 +198,20 @@ def sizes(job: Job) -> Sizes:
         left = left_out(model, attached_to(model).head)
     adapted = [each.weight for name, each in model.named_modules() if name.endswith("base_layer")]
     largest = tuple(max((weight.shape for weight in adapted), key=math.prod, default=(0, 0)))
-    return Sizes(total, width, trained_parameters(model), targets, left, largest, held(model), flops.work_of(model))
+    depth = model.config.get_text_config().num_hidden_layers
+    return Sizes(
+        total,
+        width,
+        trained_parameters(model),
+        targets,
+        left,
+        largest,
+        held(model),
+        flops.work_of(model),
+        depth,
+        _are_alike(model, depth),
+        _has_known_shapes(model),
+    )
 
 
 @lru_cache(maxsize=256)
@@ -199,17 +220,17 @@ def passing_of(job: Job) -> dict[str, int] | None:
 
     Found on models of two and three layers where all but the first are alike, as each further one adds the same.
     """
-    model, _ = _adapted(job)
-    if not _has_known_shapes(model):
+    size = sizes(job)
+    if not size.has_known_shapes:
         return None
-    depth = model.config.get_text_config().num_hidden_layers
-    if depth <= 3 or not _is_uniform(model, depth):
-        return _passing(job, model)
-    two, three = (_passing(job, _adapted(job, layers)[0]) for layers in (2, 3))
-    return {name: size + (depth - 2) * (three[name] - size) for name, size in two.items()}
+    if size.layers <= 3 or not size.alike:
+        return _passing(job)
+    two, three = (_passing(job, layers) for layers in (2, 3))
+    return {name: two[name] + (size.layers - 2) * (three[name] - two[name]) for name in two}
 
 
-def _passing(job: Job, model: nn.Module) -> dict[str, int]:
+def _passing(job: Job, layers: int | None = None) -> dict[str, int]:
+    model, _ = _adapted(job, layers)
     return passing(
         model,
         job.objective,
@@ -221,8 +242,8 @@ def _passing(job: Job, model: nn.Module) -> dict[str, int]:
     )
 
 
-def _is_uniform(model: nn.Module, depth: int) -> bool:
-    """Whether the layers of `model` after the first have parameters of the same shapes."""
+def _are_alike(model: nn.Module, depth: int) -> bool:
+    """Whether all of the `depth` layers of `model` but the first have parameters of the same shapes."""
     stacks = [each for each in model.modules() if isinstance(each, nn.ModuleList) and len(each) == depth]
     kinds = {tuple(parameter.shape for parameter in layer.parameters()) for stack in stacks for layer in stack[1:]}
     return len(kinds) == 1

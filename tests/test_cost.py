@@ -8,7 +8,7 @@ from ba_lora.arguments import parse
 from ba_lora.capacity import read_devices, room
 from ba_lora.cost import ANSWERS, cost_of, evaluation_hours, first_fit
 from ba_lora.errors import UserError
-from ba_lora.plan import passing_of, plan, sizes
+from ba_lora.plan import _sizes, passing_of, plan
 from eval.all import BENCHMARKS
 
 CONFIGS = Path(__file__).parent.parent / "configs"
@@ -78,11 +78,11 @@ def test_what_cannot_be_priced_says_why():
 def test_runs_that_differ_in_seed_rate_weights_or_start_are_planned_once():
     words = ["nlu/bert-large-cola.yaml", "--max_length", "16", "--rank", "3"]
     cost_of(arguments(*words))
-    built = sizes.cache_info().misses, passing_of.cache_info().misses
+    built = _sizes.cache_info().misses, passing_of.cache_info().misses
     cost_of(arguments(*words, "--seed", "7", "--learning_rate", "1e-4", "--lambda2", "0.5", "--init", "lora"))
-    assert (sizes.cache_info().misses, passing_of.cache_info().misses) == built
+    assert (_sizes.cache_info().misses, passing_of.cache_info().misses) == built
     cost_of(arguments(*words, "--lambda2", "0"))
-    assert sizes.cache_info().misses == built[0] + 1
+    assert _sizes.cache_info().misses == built[0] + 1
 
 
 def test_answering_takes_a_reading_of_the_weights_for_each_token_of_a_batch():
