@@ -7,10 +7,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .files import atomic_write
+from .experiments.canvas import save, style
 
 FINAL = "final"
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")  # Okabe and Ito's
 MARKERS = ("o", "^", "s", "D", "v")
 
 
@@ -44,31 +43,30 @@ def write_figures(
 
 def _draw(rows: list[list[Panel]], classes: list[str], caption: str, stem: Path) -> None:
     """The grid of panels as stem.pdf and stem.png."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+    from matplotlib import rcParams
+    from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
 
     side = 5.0 if len(rows) == len(rows[0]) == 1 else 3.2  # inches
-    styles = list(zip(classes, cycle(COLOURS), cycle(MARKERS), strict=False))
-    with plt.rc_context({"pdf.fonttype": 42, "font.size": 9, "axes.titlesize": 10}):
+    with style():
+        colours = rcParams["axes.prop_cycle"].by_key()["color"]
+        styles = list(zip(classes, cycle(colours), cycle(MARKERS), strict=False))
         size = (max(side * len(rows[0]), 5.0), (side + 0.35) * len(rows) + 0.8)
-        figure, axes = plt.subplots(len(rows), len(rows[0]), figsize=size, squeeze=False, layout="constrained")
+        figure = Figure(figsize=size)
+        axes = figure.subplots(len(rows), len(rows[0]), squeeze=False)
         for axis, panel in zip(axes.flat, (panel for row in rows for panel in row), strict=True):
             axis.set_title(panel.title, parse_math=False)
             axis.set(xticks=[], yticks=[])
+            axis.spines[:].set_visible(True)
             axis.set_aspect("equal", adjustable="datalim")
             _scatter(axis, panel, styles)
         handles = [
-            plt.Line2D([], [], linestyle="", marker=marker, color=colour, markersize=7, label=name)
+            Line2D([], [], linestyle="", marker=marker, color=colour, markersize=7, label=name)
             for name, colour, marker in styles
         ]
-        figure.supxlabel(caption, fontsize=8)
-        figure.legend(handles=handles, loc="outside upper center", ncols=min(len(classes), 4), frameon=False)
-        for ending, metadata in (("pdf", {"CreationDate": None}), ("png", {"Software": None})):
-            with atomic_write(stem.with_name(f"{stem.name}.{ending}")) as file:
-                figure.savefig(file.buffer, format=ending, dpi=200, metadata=metadata)
-        plt.close(figure)
+        figure.supxlabel(caption)
+        figure.legend(handles=handles, loc="outside upper center", ncols=min(len(classes), 4))
+        save(figure, stem)
 
 
 def _scatter(axis, panel: Panel, styles: list[tuple[str, str, str]]) -> None:

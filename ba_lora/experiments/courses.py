@@ -1,0 +1,131 @@
+"""What goes on inside runs: the loss and its terms over the steps, the weights' schedules, and singular values."""
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from .canvas import BEFORE, Estimate, Lines, Section
+from .estimates import about_seeds, group_of
+from .statistics import mean_sd
+
+if TYPE_CHECKING:  # they import torch, which no figure needs
+    from .matrix import Experiment
+    from .results import Result
+
+STEP = "optimiser step"
+# Each term with its option and the unit of each form.
+TERMS = {
+    "loss": (None, {None: "nats per token"}),
+    "task": (None, {None: "nats per token"}),
+    "consistency": ("consistency", {"kl": "T²·KL, nats", "mse": "squared error"}),
+    "diversity": ("diversity", {"entropy": "−entropy, nats", "covariance": "squared covariances"}),
+    "spectrum": ("svd_norm", {"nuclear": "−Σσ / nuclear norm", "frobenius": "−Σσ / Frobenius norm"}),
+}
+LAMBDAS = {"lambda1": "λ1, consistency", "lambda2": "λ2, diversity", "lambda3": "λ3, spectrum"}
+WIDE = 30  # largest over smallest value, from which on the axis is logarithmic
+SMALLEST = 1e-6  # of a weight's norm: what is below it in an update is float32's rounding
+
+
+def figures(experiment: "Experiment", results: Sequence["Result"]) -> Iterator[tuple[str, list[Section]]]:
+    """(file name, sections) of the trained runs' figures, one of each for each model and data."""
+    groups = defaultdict(list)
+    for result in results:
+        groups[group_of(result)].append(result)
+    for name, some in groups.items():
+        ending = "_" + name.replace(", ", "_").replace("/", "-") if len(groups) > 1 else ""
+        title = f"{experiment.title}, {name}" if len(groups) > 1 else experiment.title
+        yield f"terms{ending}", _terms(experiment, title, some)
+        yield f"schedules{ending}", _schedules(title, some)
+        yield f"spectra{ending}", _spectra(title, some)
+
+
+def _section(heading: str, results: Sequence["Result"], panels: Sequence[Lines], more: str = "") -> list[Section]:
+    names = {name: name for panel in panels for name in panel.lines}
+    return [Section(heading, about_seeds(results, "bands") + more, panels, names)] if panels else []
+
+
+def _by_method(results: Sequence["Result"]) -> dict[str, list["Result"]]:
+    methods = defaultdict(list)
+    for result in results:
+        methods[result.variant.method].append(result)
+    return methods
+
+
+def _terms(experiment: "Experiment", title: str, results: Sequence["Result"]) -> list[Section]:
+    """A panel for each term, and for each form of it, which have units of their own; a line a method."""
+    objectives = {run.method: run.arguments.objective() for run in experiment.runs if run.arguments}
+    panels = []
+    for term, (option, units) in TERMS.items():
+        lines = {method: _over_steps(some, term) for method, some in _by_method(results).items()}
+        for form, unit in units.items():
+            of_form = {
+                method: line
+                for method, line in lines.items()
+                if line and (option is None or getattr(objectives.get(method), option, None) == form)
+            }
+            if of_form:
+                panels.append(Lines(STEP, unit, of_form, title=term, log_y=_is_wide(of_form), band=True))
+    return _section(f"{title}: loss and terms", results, panels)
+
+
+def _is_wide(lines: dict[str, list[tuple[float, Estimate]]]) -> bool:
+    """Whether one line would press the others flat."""
+    means = [point.mean for line in lines.values() for _, point in line]
+    return max(means) > WIDE * min(means) > 0
+
+
+def _over_steps(results: Sequence["Result"], name: str) -> list[tuple[float, Estimate]]:
+    """The mean over the seeds at each logged step."""
+    values = defaultdict(list)
+    for result in results:
+        for step, value in zip(result.curves.get("step", ()), result.curves.get(name, ()), strict=False):
+            if value is not None:
+                values[step].append(value)
+    return [(step, Estimate(*mean_sd(values[step]))) for step in sorted(values)]
+
+
+def _schedules(title: str, results: Sequence["Result"]) -> list[Section]:
+    """A panel for each course that the three weights take, under the names of the methods that take it."""
+    courses = {}
+    for method, some in _by_method(results).items():
+        lines = {label: tuple(_over_steps(some, name)) for name, label in LAMBDAS.items()}
+        if any(point.mean for line in lines.values() for _, point in line):
+            courses.setdefault(tuple(lines.values()), []).append(method)
+    panels = []
+    for course, methods in courses.items():
+        lines = {
+            label: line for label, line in zip(LAMBDAS.values(), course, strict=True) if any(p.mean for _, p in line)
+        }
+        panels.append(Lines(STEP, "weight in the loss", lines, title=", ".join(methods), band=True))
+    return _section(f"{title}: weights of the terms", results, panels, " Weights that stay 0 are not drawn.")
+
+
+def _spectra(title: str, results: Sequence["Result"]) -> list[Section]:
+    """Singular values before and after: of the logits, and of the weights beside their update."""
+    spectra = [
+        (result.variant.method, result.measures["spectra"]) for result in results if "spectra" in result.measures
+    ]
+    logits, weights = defaultdict(list), defaultdict(list)
+    for method, spectrum in spectra:
+        logits[BEFORE].append(spectrum["logits"]["base"])
+        logits[method].append(spectrum["logits"]["tuned"])
+        if "update" in spectrum:
+            weights[BEFORE].append(spectrum["weights"])
+            weights[method].append(spectrum["update"])
+    panels = []
+    for name, norm, of in (
+        ("logits Z", "‖Z‖", logits),
+        ("weights W before, and update ΔW", "‖W‖", weights),
+    ):
+        if of:
+            lines = {method: _over_numbers(rows) for method, rows in of.items()}
+            label = f"singular value, share of {norm}"
+            panels.append(Lines("number of the singular value", label, lines, title=name, log_y=True, band=True))
+    more = " Logits of the trained tokens of test problems; weights: mean over the layers; Frobenius norms."
+    return _section(f"{title}: singular values", results, panels, more)
+
+
+def _over_numbers(rows: Sequence[Sequence[float]]) -> list[tuple[float, Estimate]]:
+    """The mean of each singular value over the seeds, as far as it is more than rounding."""
+    columns = [Estimate(*mean_sd(column)) for column in zip(*rows, strict=False)]
+    return [(number, each) for number, each in enumerate(columns, 1) if each.mean > SMALLEST]

@@ -1,0 +1,87 @@
+"""What figures show of results: quantities with their units, as means over seeds with their deviation."""
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+from .canvas import Estimate
+from .statistics import mean_sd
+
+if TYPE_CHECKING:  # it imports torch, which no figure needs
+    from .results import Result
+
+
+class Quantity(NamedTuple):
+    """Something measured of each run. label: with its unit; of: its number or None; digits: after the point."""
+
+    label: str
+    of: Callable[["Result"], float | None]
+    digits: int = 1
+
+
+def quantities(results: Sequence["Result"]) -> list[Quantity]:
+    """The scores that any result has, then what was measured beside them; of classes for the first score."""
+    metrics = {name: score.metric for result in results for name, score in result.scores.items()}
+    made = [_score(name, metric) for name, metric in metrics.items()]
+    first = next(iter(metrics), None)
+    for key, what in (("macro_f1", "macro-F1, %"), ("rarest_recall", "rarest class's\nrecall, %")):
+        made.append(Quantity(f"{first}: {what}", _of_classes(key, first)))
+    for key, what in (("text_loss", "text loss"), ("kl_to_base", "KL(base ‖ model)")):
+        made.append(Quantity(f"{what},\nnats per token", _measure(key), 3))
+    return [each for each in made if any(each.of(result) is not None for result in results)]
+
+
+def _score(name: str, metric: str) -> Quantity:
+    """A judge's rating as it is, everything else in percent."""
+    is_rating = "1 to 10" in metric
+    scale = 1 if is_rating else 100
+
+    def of(result: "Result") -> float | None:
+        score = result.scores.get(name)
+        return None if score is None or score.score is None else scale * score.score
+
+    return Quantity(f"{name}: {metric}" + ("" if is_rating else ", %"), of, 2 if is_rating else 1)
+
+
+def _measure(key: str) -> Callable:
+    return lambda result: result.measures.get(key)
+
+
+def _of_classes(key: str, name: str | None) -> Callable:
+    def of(result: "Result") -> float | None:
+        value = result.measures.get(key, {}).get(name)
+        return None if value is None else 100 * value
+
+    return of
+
+
+def estimate(results: Sequence["Result"], quantity: Quantity) -> Estimate | None:
+    """Mean and deviation over seeds; None where nothing was measured. Of two results of a seed the first counts."""
+    by_seed = {}
+    for result in results:
+        value = quantity.of(result)
+        if value is not None:
+            by_seed.setdefault(result.seed, value)
+    if not by_seed:
+        return None
+    mean, sd = mean_sd(list(by_seed.values()))
+    text = f"{mean:.{quantity.digits}f}" + ("" if sd is None else f" ± {sd:.{quantity.digits}f}")
+    return Estimate(mean, sd, tuple(by_seed.values()), text)
+
+
+def group_of(result: "Result") -> str:
+    """Model and data: what runs must share to be compared by their course or cost."""
+    return ", ".join(part for part in (result.variant.model, result.data) if part)
+
+
+def about_seeds(results: Sequence["Result"], error: str = "error bars") -> str:
+    """How many seeds are behind a mean, and what its error is: a sentence for a caption."""
+    seeds = {}
+    for result in results:
+        if result.seed is not None:
+            seeds.setdefault((result.variant, result.data), set()).add(result.seed)
+    counts = sorted({len(each) for each in seeds.values()}) or [1]
+    if counts == [1]:
+        return f"1 seed, so no {error}."
+    base = " The base is one model." if any(result.seed is None for result in results) else ""
+    some = f"{counts[0]} to {counts[-1]}" if len(counts) > 1 else str(counts[0])
+    return f"Mean over {some} seeds; {error}: ± 1 standard deviation over the seeds.{base}"
