@@ -1,0 +1,174 @@
+"""Experiments as one HTML page: tables, figures, where each number comes from, and a filter by model and method.
+
+The page needs no network and no other file. It is report.html beside this module, filled in by Jinja2, which escapes whatever
+a result file says.
+"""
+
+import base64
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+import jinja2
+
+from ..errors import UserError
+from ..files import atomic_write
+from .matrix import Experiment, Variant
+from .paper import Cell as Printed
+from .paper import Published
+from .results import Result
+from .table import HERE, NOT_RUN, Column, Row, Table, build, marks
+from .table_formats import EMPTY, STATISTICS, STATISTICS_NOTE, comparison_lines, known_errors, notes, text_of
+
+CAPTIONS = {
+    "bars": "Scores by method",
+    "curves": "Scores over every option that is varied",
+    "terms": "Loss and terms over the steps",
+    "schedules": "Weights of the terms over the steps",
+    "spectra": "Singular values before and after",
+    "cost": "Training time and peak memory",
+}
+
+
+class Number(NamedTuple):
+    """A cell: its text, what its column is sorted by, and "best", "second" or None."""
+
+    text: str
+    value: float | None = None
+    mark: str | None = None
+
+
+class Line(NamedTuple):
+    """A row. where: "here", "not run here", or which paper's; numbers: one a column, none where nothing was run."""
+
+    variant: Variant
+    where: str
+    seeds: int
+    numbers: list[Number]
+
+
+class Grid(NamedTuple):
+    """A table of the page. titles: of the columns of numbers; source: of a table of the paper alone; errors: known ones."""
+
+    titles: list[str]
+    lines: list[Line]
+    source: str = ""
+    errors: tuple[str, ...] = ()
+
+    @property
+    def is_varied(self) -> bool:
+        return any(line.variant.varied for line in self.lines)
+
+
+def write_report(
+    experiments: Iterable[tuple[Experiment, list[Result]]], output: Path, figures: Path | None = None
+) -> Path:
+    """Write the page about the experiments that have results or published numbers to `output`, atomically; returns it.
+
+    figures: the folder whose NAME/*.png are shown with the experiment NAME. Raises UserError when there is nothing to show.
+    """
+    tables = [build(experiment, results) for experiment, results in experiments]
+    sections = [_section(table, figures) for table in tables if table.results or table.beside or table.published]
+    if not sections:
+        raise UserError(f"{output}: nothing to report; first run: python -m ba_lora.experiments run")
+    lines = [line for section in sections for grid in section["grids"] for line in grid.lines]
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    page = environment.get_template("report.html").render(
+        sections=sections,
+        statistics=STATISTICS,
+        statistics_note=STATISTICS_NOTE,
+        models=sorted({line.variant.model for line in lines}),
+        methods=list(dict.fromkeys(line.variant.method for line in lines)),
+        rows=len(lines),
+    )
+    with atomic_write(output) as file:
+        file.write(page)
+    return Path(output)
+
+
+def _section(table: Table, figures: Path | None) -> dict:
+    """What the template shows of one experiment."""
+    environments = _environments(table.results)
+    return {
+        "experiment": table.experiment,
+        "grids": [_grid(table), *(_grid_of_paper(paper) for paper in table.published)],
+        "notes": notes(table),
+        "comparisons": list(zip(table.comparisons, comparison_lines(table), strict=True)),
+        "figures": _figures(figures / table.experiment.name) if figures else [],
+        "scored": _scored(table.results),
+        "runs": [(result, environments.get(_key(result))) for result in table.results],
+        "environments": [json.loads(key) for key in environments],
+    }
+
+
+def _grid(table: Table) -> Grid:
+    found = marks(table)
+    lines = []
+    for number, row in enumerate(table.rows):
+        where = row.source if row.source in (HERE, NOT_RUN) else f"paper: {row.source}"
+        numbers = []
+        for column in table.columns if row.source != NOT_RUN else ():
+            numbers.append(_number(row, column)._replace(mark=found.get((number, column.key))))
+        lines.append(Line(row.variant, where, row.seeds, numbers))
+    errors = tuple(error for paper in table.beside for error in known_errors(paper))
+    return Grid([column.title for column in table.columns], lines, errors=errors)
+
+
+def _number(row: Row, column: Column) -> Number:
+    if column.key in row.printed:
+        return _printed(row.printed[column.key])
+    if column.key in row.cells:
+        cell = row.cells[column.key]
+        return Number(text_of(cell, column), cell.mean * column.scale)
+    return Number(EMPTY)
+
+
+def _grid_of_paper(paper: Published) -> Grid:
+    lines = []
+    for row in paper.rows:
+        variant = Variant(row.model, row.method, ("rank", str(row.rank)) if row.rank else None)
+        lines.append(Line(variant, "paper", 0, [_printed(row.cells.get(key)) for key in paper.columns]))
+    titles = [f"{column.label} {column.unit}".strip() for column in paper.columns.values()]
+    source = f"The paper's, not measured here: {paper.title}; {paper.version}. Read from {paper.source}."
+    return Grid(titles, lines, source, tuple(known_errors(paper)))
+
+
+def _printed(cell: Printed | None) -> Number:
+    if cell is None:
+        return Number(EMPTY)
+    return Number(f"{cell}\ncorrected: {cell.corrected}" if cell.corrected else str(cell), float(cell.mean))
+
+
+def _figures(folder: Path) -> list[tuple[str, str]]:
+    """(caption, base64) of the PNG files in `folder`."""
+    found = []
+    for file in sorted(folder.glob("*.png")):
+        option = file.stem.removeprefix("curves_")
+        caption = f"Scores over {option}" if option != file.stem else CAPTIONS.get(file.stem, file.stem)
+        found.append((caption, base64.b64encode(file.read_bytes()).decode()))
+    return found
+
+
+def _scored(results: list[Result]) -> list[str]:
+    """How each column was scored, a line each; read_results has made sure that it is one way."""
+    scores = {name: score for result in results for name, score in result.scores.items()}
+    return [
+        f"{name}: {score.metric} on {score.n:,} items, protocol {score.protocol}, data hash {score.data_hash}"
+        for name, score in scores.items()
+    ]
+
+
+def _environments(results: list[Result]) -> dict[str, int]:
+    """{commit, versions and machine as JSON: its number, from 1}, each once."""
+    return {key: number for number, key in enumerate(dict.fromkeys(filter(None, map(_key, results))), start=1)}
+
+
+def _key(result: Result) -> str:
+    return json.dumps(result.provenance) if result.provenance else ""
