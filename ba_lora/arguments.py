@@ -7,6 +7,7 @@ the command line overrides both.
 import argparse
 import sys
 from dataclasses import MISSING, asdict, dataclass, field, fields, replace
+from functools import cache
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import get_args
@@ -401,6 +402,7 @@ def _converter(kind):
     return or_none
 
 
+@cache
 def make_parser() -> argparse.ArgumentParser:
     """The parser of train.py; its --help lists every option by group with its default."""
     parser = _Parser(

@@ -7,6 +7,7 @@ set -eu
 cd "$(dirname "$0")/.."
 . scripts/environment.sh
 case "${1:-}" in
-"" | -*) exec "$PYTHON" -m ba_lora.experiments run configs/experiments/nlu-embedded.yaml "$@" ;;
+"" | -*) exec "$PYTHON" -m ba_lora.experiments run configs/experiments/nlu-main-embedded.yaml \
+    --untuned --seeds 1 --methods lora pissa ba-lora "$@" ;;
 *) exec "$PYTHON" -m ba_lora.experiments one "$@" ;;
 esac

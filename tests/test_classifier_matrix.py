@@ -14,7 +14,9 @@ from ba_lora.errors import UserError
 from ba_lora.experiments.__main__ import _changes
 from ba_lora.experiments.matrix import read_experiment
 from ba_lora.experiments.pool import do_run
-from ba_lora.experiments.table import make_table, write_table
+from ba_lora.experiments.results import collect, read_results
+from ba_lora.experiments.table import build
+from ba_lora.experiments.table_formats import render
 from tests.tiny_encoder import make_home
 
 ROOT = Path(__file__).parent.parent
@@ -29,7 +31,7 @@ seeds: [1, 2]
 evaluate:
   test: {{data: "split:validation"}}
   first: {{data: "split:validation", limit: 10}}
-compare: {{method: ba-lora, against: [lora]}}
+reference: lora
 """
 CONFIG = """
 task: {task}
@@ -51,7 +53,8 @@ def experiment(home, task="sst2"):
 
 
 def test_runs_of_classifiers_are_measured_and_shown(tmp_path):
-    made = experiment(make_home(tmp_path))
+    home = make_home(tmp_path)
+    made = experiment(home)
     for run in made.runs:
         do_run(run, made.evaluations, retrain=True)
     assert all(run.state(made.evaluations) == "measured" for run in made.runs)
@@ -65,15 +68,18 @@ def test_runs_of_classifiers_are_measured_and_shown(tmp_path):
     of_rarest = [hit for hit, line in zip(right, lines, strict=True) if line["label"] == counts.argmin()]
     assert measures["rarest_recall"]["test"] == pytest.approx(np.mean(of_rarest))
     assert measures["majority"]["test"] == pytest.approx(counts.max() / 60)
-    table, path = write_table(made)
-    assert path.read_text() == table
+    table = render(build(made, read_results(made, home / "none")), "markdown")
     for text in (
-        "| method | test % | first % | macro-F1 % |",
-        "| ba-lora-noise |",
-        "ba-lora − lora:",
-        "would be right in (%)",
+        "| method | seeds | test % | first % | macro-F1 % |",
+        "| ba-lora-noise | 2 |",
+        "| test | ba-lora − lora |",
+        f"right for the commonest class alone: test {100 * counts.max() / 60:.1f}",
     ):
         assert text in table
+    assert len(collect(made, home / "results")) == 6
+    (made.home / "lora-s1").rename(made.home / "elsewhere")  # its file stands for it now
+    assert render(build(made, read_results(made, home / "results")), "markdown") == table
+    assert "| lora | 1 |" in render(build(made, read_results(made, home / "none")), "markdown")
     noisy = json.loads((made.runs[-1].folder / "run.json").read_text())
     assert noisy["data"]["corruption"][0]["changed"] == 64
 
@@ -82,8 +88,8 @@ def test_a_regression_has_a_table_without_classes(tmp_path):
     made = experiment(make_home(tmp_path), "stsb")
     for run in made.runs[:1]:
         do_run(run, made.evaluations, retrain=True)
-    table = make_table(made)
-    assert "| lora |" in table and "would be right" not in table
+    table = render(build(made, read_results(made, tmp_path / "none")), "markdown")
+    assert "| lora | here | 1 |" in table and "commonest class" not in table
 
 
 def test_set_takes_options_of_train_py_alone():
@@ -93,20 +99,12 @@ def test_set_takes_options_of_train_py_alone():
             _changes([word])
 
 
-FILES = {"nlu-embedded": 3, "nlu-cola": 15, "nlu-noise": 45, "nlu-noise-long": 18, "nlu-sensitivity": 39}
-
-
-@pytest.mark.parametrize(("name", "runs"), FILES.items(), ids=FILES)
-def test_the_files_of_classification_expand(name, runs):
-    made = read_experiment(ROOT / f"configs/experiments/{name}.yaml")
-    assert len(made.runs) == runs
-    assert all(run.arguments.task in ("reviews", "cola") for run in made.runs)
-
-
 @pytest.mark.slow
 def test_the_embedded_job_reaches_its_accuracy(tmp_path):
-    made = read_experiment(ROOT / "configs/experiments/nlu-embedded.yaml", tmp_path)
     from ba_lora.experiments.pool import run_all
+
+    methods, file = ["lora", "pissa", "ba-lora"], ROOT / "configs/experiments/nlu-main-embedded.yaml"
+    made = read_experiment(file, tmp_path, seeds=1, tuned=False, methods=methods)
 
     assert run_all(made, jobs=2) == []
     scores = {run.method: json.loads((run.folder / "measures.json").read_text())["scores"] for run in made.runs}

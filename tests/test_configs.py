@@ -33,6 +33,16 @@ VERSIONS = {
 }
 
 
+SIZES = {  # of the figure over models: trained parameters at rank 128; of Mixtral the attention alone
+    "llama-2-13b": 500_695_040,
+    "llama-3-70b": 1_656_750_080,
+    "qwen1.5-7b": 319_815_680,
+    "yi-1.5-34b": 983_040_000,
+    "mixtral-8x7b": 109_051_904,
+}
+PLANNED_QUICKLY = ("qwen1.5-7b",)
+
+
 def planned(file, *words):
     return plan(parse(["--config", str(file), *words, "--dry_run"]), memory=False)
 
@@ -61,6 +71,25 @@ def test_a_published_recipe_plans_to_the_published_run(file):
     assert (arguments.learning_rate, arguments.lr_scheduler, arguments.warmup_ratio) == (2e-5, "cosine", 0.03)
     assert (arguments.weight_decay, arguments.epochs, arguments.max_length, arguments.seed) == (0.0, 1, 512, 42)
     assert file.read_text().startswith("# ")
+
+
+def test_the_recipes_of_other_sizes_are_complete():
+    names = {f"{model}-{data}" for model in (*SIZES, "deepseek-moe-16b") for data in ("metamath", "code")}
+    assert {file.stem for file in (FOLDER / "sizes").glob("*.yaml")} == names
+    for name in names:
+        arguments = parse(["--config", str(FOLDER / "sizes" / f"{name}.yaml"), "--dry_run"])
+        data, benchmarks = DATA[name.rpartition("-")[2]]
+        assert (arguments.data, arguments.benchmarks) == (data, benchmarks[:1])  # the figure has GSM8K and HumanEval
+        assert (arguments.rank, arguments.effective_batch_size, arguments.dtype) == (128, 32, "bfloat16")
+        assert (arguments.quantize == "nf4") == name.startswith(("llama-3-70b", "yi", "deepseek"))
+
+
+@pytest.mark.parametrize(
+    "model", [pytest.param(model, marks=() if model in PLANNED_QUICKLY else pytest.mark.slow) for model in SIZES]
+)
+def test_a_recipe_of_another_size_trains_what_its_shapes_say(model):
+    made = planned(FOLDER / "sizes" / f"{model}-metamath.yaml")
+    assert (made["trainable_parameters"], made["steps"]) == (SIZES[model], 3125)
 
 
 def test_rank_64_of_llama_2_is_half_of_the_printed_number():

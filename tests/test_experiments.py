@@ -6,17 +6,13 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from ba_lora.errors import UserError
 from ba_lora.experiments.figure import draw_terms
 from ba_lora.experiments.matrix import read_experiment, tuning_runs
-from ba_lora.experiments.statistics import mean_sd, paired_interval
-from ba_lora.experiments.table import make_table
 
 ROOT = Path(__file__).parent.parent
-EXPERIMENTS = sorted((ROOT / "configs" / "experiments").glob("*.yaml"))
 
 SMALL = """
 name: small
@@ -28,7 +24,7 @@ methods:
 seeds: [42, 1024]
 evaluate:
   test: {data: "tinymath:test", limit: 12}
-compare: {method: ba-lora, against: [lora]}
+reference: lora
 tuning: {seed: 7, data: "tinymath:validation", limit: 5, learning_rates: [1e-3, 0.002]}
 """
 
@@ -40,24 +36,71 @@ def small(tmp_path):
     return file
 
 
-@pytest.mark.parametrize("file", EXPERIMENTS, ids=lambda path: path.stem)
-def test_every_shipped_experiment_parses(file, monkeypatch):
-    monkeypatch.chdir(ROOT)
-    experiment = read_experiment(file)
-    assert len({run.folder for run in experiment.runs}) == len(experiment.runs) > 1
-    compared = {experiment.compare["method"], *experiment.compare["against"]} if experiment.compare else set()
-    assert experiment.evaluations and compared <= {run.method for run in experiment.runs}
-    assert not experiment.tuning or tuning_runs(file).runs
-
-
 def test_runs_have_stable_names_and_the_base_is_measured_once(small):
     experiment = read_experiment(small, "out")
     names = [str(run.folder) for run in experiment.runs]
     assert names == ["out/small/base"] + [f"out/small/{m}-s{s}" for m in ("lora", "ba-lora") for s in (42, 1024)]
     assert [run.name for run in read_experiment(small, "out", seeds=1).runs] == ["base", "lora-s42", "ba-lora-s42"]
     tuned = tuning_runs(small, "out")
-    assert [run.name for run in tuned.runs][:2] == ["lora-lr0.001-s7", "lora-lr0.002-s7"]
+    assert [run.name for run in tuned.runs] == ["ba-lora-lr0.001-s7", "ba-lora-lr0.002-s7"]  # lora has its own rate
     assert tuned.runs[0].arguments.learning_rate == 0.001 and tuned.runs[0].arguments.seed == 7
+
+
+AXES = """
+name: axes
+config: CONFIGS/{model}-{data}-v5.yaml
+models: {llama-2-7b: {}, mistral-7b: {config: "CONFIGS/mistral-7b-{data}-v5-r64.yaml"}}
+data: [metamath, code]
+methods: {lora: {method: lora, init: null}, ba-lora: {method: ba-lora}}
+vary: {rank: [1, 2], batch: {"64": {effective_batch_size: 64}}}
+seeds: [42, 1024]
+rates_of: other
+"""
+
+
+@pytest.fixture
+def axes(tmp_path):
+    file = tmp_path / "axes.yaml"
+    file.write_text(AXES.replace("CONFIGS", str(ROOT / "configs/nlg")))
+    return file
+
+
+def test_models_data_methods_and_varied_values_make_the_runs(axes):
+    experiment = read_experiment(axes, "out")
+    assert len(experiment.runs) == 2 * 2 * 2 * 4 * 2 == len({run.name for run in experiment.runs})
+    run = next(run for run in experiment.runs if run.name == "mistral-7b-code-ba-lora-rank=2-s1024")
+    assert run.variant == ("mistral-7b", "ba-lora", ("rank", "2")) and run.data == "code"
+    assert run.arguments.rank == 2 and run.arguments.seed == 1024 and run.benchmarks == ["humaneval", "mbpp"]
+    assert run.words[0].endswith("mistral-7b-code-v5-r64.yaml") and run.folder == Path("out/axes") / run.name
+    plain = next(run for run in experiment.runs if run.name == "mistral-7b-code-ba-lora-s1024")
+    assert plain.arguments.rank == 64 and plain.arguments.effective_batch_size == 128
+    other = next(run for run in experiment.runs if run.name == "llama-2-7b-metamath-lora-batch=64-s42")
+    assert other.arguments.effective_batch_size == 64 and other.model == "meta-llama/Llama-2-7b-hf"
+    assert len(experiment.variants) == 2 * 2 * 4
+
+
+def test_a_chosen_rate_fills_what_no_other_gives(axes, small, tmp_path):
+    (tmp_path / "results/other").mkdir(parents=True)
+    rates = {"mistral-7b-code-ba-lora": 0.5}
+    (tmp_path / "results/other/tuning.json").write_text(json.dumps({"best": rates}))
+    experiment = read_experiment(axes, "out", results=tmp_path / "results")
+    chosen = {run.name for run in experiment.runs if run.arguments.learning_rate == 0.5}
+    assert experiment.is_tuned and len(chosen) == 8 and all("mistral-7b-code-ba-lora" in name for name in chosen)
+    untuned = read_experiment(axes, "out", results=tmp_path / "results", tuned=False)
+    assert not untuned.is_tuned and untuned.home == Path("out/axes-untuned")
+    assert all(run.arguments.learning_rate == 2e-5 for run in untuned.runs)
+    (tmp_path / "results/small").mkdir()
+    (tmp_path / "results/small/tuning.json").write_text(json.dumps({"best": {"lora": 0.5, "ba-lora": 0.25}}))
+    rates = {
+        run.method: run.arguments.learning_rate for run in read_experiment(small, results=tmp_path / "results").runs[1:]
+    }
+    assert rates == {"lora": 4e-3, "ba-lora": 0.25}  # lora's stands in the file
+
+
+def test_rates_of_another_experiment_must_be_there(axes, capsys):
+    words = [sys.executable, "-m", "ba_lora.experiments", "run", str(axes)]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2 and "experiments tune configs/experiments/other.yaml (or add --untuned)" in done.stderr
 
 
 def test_bad_experiment_files_end_in_one_line(tmp_path):
@@ -66,6 +109,7 @@ def test_bad_experiment_files_end_in_one_line(tmp_path):
         ("name: x", "'config' is missing or empty"),
         ("[", "is not valid YAML"),
         ("- 1", "must hold the keys"),
+        ("compare: {}", "unknown key 'compare'"),
     ]:
         (tmp_path / "e.yaml").write_text(text)
         with pytest.raises(UserError, match=message):
@@ -74,48 +118,23 @@ def test_bad_experiment_files_end_in_one_line(tmp_path):
         read_experiment(tmp_path / "none.yaml")
 
 
-def test_mean_and_deviation_over_seeds():
-    assert mean_sd([1.0, 2.0, 3.0]) == (2.0, 1.0)
-    assert mean_sd([5.0]) == (5.0, None)
-
-
-def test_the_paired_interval_covers_a_known_difference_and_is_narrow_for_a_constant_one():
-    random = np.random.default_rng(1)
-    theirs = (random.random((3, 400)) < 0.5).astype(int)
-    better = theirs.copy()
-    wrong = np.flatnonzero(theirs.sum(0) == 0)[:40]
-    better[:, wrong] = 1
-    difference, low, high = paired_interval(better, theirs)
-    assert difference == pytest.approx(len(wrong) / 400)
-    assert 0 < low < difference < high < 2 * difference
-    assert paired_interval(theirs, theirs) == (0.0, 0.0, 0.0)
-    with pytest.raises(ValueError, match="equal"):
-        paired_interval(better, theirs[:2])
-
-
-def test_the_paired_interval_holds_the_truth_about_95_times_in_100():
-    random, held = np.random.default_rng(2), 0
-    for trial in range(60):
-        hard = random.random(200)
-        theirs, ours = ((random.random((5, 200)) < chance).astype(int) for chance in (hard, hard * 0.9 + 0.05))
-        _, low, high = paired_interval(ours, theirs, seed=trial)
-        truth = (hard * 0.9 + 0.05 - hard).mean()
-        held += low <= truth <= high
-    assert held >= 52
-
-
 def test_workers_do_the_runs_equal_to_the_command_and_a_second_call_does_nothing(small, tmp_path):
     words = [sys.executable, "-m", "ba_lora.experiments", "run", str(small), "--runs", str(tmp_path), "--seeds", "1"]
     threads = str(max(1, os.cpu_count() // 2))  # what one of two workers gets; sums then add up alike
     alike = os.environ | {"OMP_NUM_THREADS": threads}
     first = subprocess.run([*words, "--jobs", "2"], cwd=ROOT, env=alike, capture_output=True, text=True, timeout=300)
     assert first.returncode == 0, first.stderr[-2000:]
-    assert "| ba-lora |" in first.stdout and "ba-lora − lora:" in first.stdout
+    assert "validation accuracy in percent, seed 7, 5 problems" in first.stdout  # rates had to be chosen first
+    assert "| ba-lora | 1 |" in first.stdout and "| ba-lora − lora |" in first.stdout
     assert (tmp_path / "small" / "table.md").read_text() in first.stdout
+    assert "- ba-lora (" in first.stdout  # its answers
     again = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert again.returncode == 0 and "3 finished runs are kept" in again.stdout
 
+    chosen = json.loads((tmp_path / "small" / "tuning.json").read_text())
+    assert set(chosen["scores"]["ba-lora"]) == {"0.001", "0.002"} and list(chosen["best"]) == ["ba-lora"]
     command = [sys.executable, "train.py", "--config", "configs/nlg/tiny.yaml", "--limit", "64", "--progress", "false"]
+    command += ["--learning_rate", str(chosen["best"]["ba-lora"])]
     by_hand = subprocess.run(
         [*command, "--output_dir", str(tmp_path / "hand")], cwd=ROOT, env=alike, capture_output=True, timeout=120
     )
@@ -140,16 +159,18 @@ def test_a_failed_run_is_named_and_the_others_are_done(small, tmp_path):
         small.read_text().replace("lora: {method: lora, limit: 64", "lora: {method: lora, data: none.jsonl")
     )
     words = [sys.executable, "-m", "ba_lora.experiments", "run", str(small), "--runs", str(tmp_path), "--seeds", "1"]
+    words += ["--untuned"]
     done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 2
     assert "lora-s42" in done.stdout and "data file none.jsonl does not exist" in done.stdout
     assert "error: 1 of 3 runs failed: lora-s42" in done.stderr
-    assert (tmp_path / "small" / "ba-lora-s42" / "measures.json").exists()
-
-
-def test_a_table_without_results_says_how_to_get_them(small, tmp_path):
-    with pytest.raises(UserError, match="no run of .* has been measured; start with"):
-        make_table(read_experiment(small, tmp_path))
+    assert (tmp_path / "small-untuned" / "ba-lora-s42" / "measures.json").exists()
+    again = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert again.returncode == 2 and "lora-s42 failed before (--retry tries again): data file none" in again.stdout
+    (tmp_path / "mended.yaml").write_text(SMALL.replace("CONFIG", str(ROOT / "configs/nlg/tiny.yaml")))
+    words[4] = str(tmp_path / "mended.yaml")
+    retried = subprocess.run([*words, "--retry"], cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert retried.returncode == 0 and "2 finished runs are kept" in retried.stdout
 
 
 def test_a_figure_needs_a_run(tmp_path):

@@ -88,7 +88,7 @@ def test_the_other_methods_are_the_same_launcher_with_a_method(checkout, method)
 
 def test_the_launchers_of_classification_start_the_comparison_one_config_or_a_row(checkout):
     assert call(checkout, "scripts/nlu.sh")[1].splitlines()[-1] == (
-        "-m ba_lora.experiments run configs/experiments/nlu-embedded.yaml"
+        "-m ba_lora.experiments run configs/experiments/nlu-main-embedded.yaml --untuned --seeds 1 --methods lora pissa ba-lora"
     )
     _, calls = call(checkout, "scripts/nlu.sh", "configs/nlu/some.yaml", "--rank", "4")
     assert calls.splitlines() == ["-m ba_lora.experiments one configs/nlu/some.yaml --rank 4"]

@@ -1,4 +1,4 @@
-"""python -m ba_lora.experiments run|table|tune FILE, figure RUN, or one CONFIG."""
+"""python -m ba_lora.experiments run|tune|table|figure|report|collect FILE, or one CONFIG."""
 
 import argparse
 import os
@@ -6,23 +6,40 @@ from dataclasses import fields
 
 from ..errors import UserError, nearest, run_cli
 
-DEFAULT = "configs/experiments/embedded.yaml"
+DEFAULT = "configs/experiments/nlg-main-embedded.yaml"
 
 EXAMPLES = """\
 examples:
-  the main job: five models, three seeds, and the table
+  the main job: five models, five seeds, learning rates chosen on validation problems, and the table
     python -m ba_lora.experiments run
   the same with one seed, in about three minutes
     python -m ba_lora.experiments run --seeds 1
-  the table again, from the results that are there
-    python -m ba_lora.experiments table
-  choose each method's learning rate on validation problems
+  what a file would run, and what that would cost on GPUs
+    python -m ba_lora.experiments run configs/experiments/nlg-main.yaml --list
+    python -m ba_lora.experiments run configs/experiments/nlg-main.yaml --dry_run
+  choose each method's learning rate again
     python -m ba_lora.experiments tune
-  the weights and terms of one run over its steps, as a figure
-    python -m ba_lora.experiments figure runs/embedded/ba-lora-s42
+  the table from the results that are there, the paper's numbers beside; as Markdown, CSV or LaTeX
+    python -m ba_lora.experiments table configs/experiments/nlg-main.yaml --format latex
+  its figures; or the weights and terms of one run over its steps
+    python -m ba_lora.experiments figure configs/experiments/ranks-embedded.yaml
+    python -m ba_lora.experiments figure runs/nlg-embedded/ba-lora-s42
+  one page of everything in results/, to open in a browser
+    python -m ba_lora.experiments report
+  keep what was measured as small files in results/
+    python -m ba_lora.experiments collect
   one run, trained and evaluated, with options of train.py
     python -m ba_lora.experiments one configs/nlg/tiny.yaml --output_dir runs/mine --method pissa
 """
+
+FIGURE = "draw an experiment's figures, or the terms and weights of one run over its steps"
+REPORT = "write one HTML page with the tables, figures and provenance of several experiments"
+COMMANDS = {
+    "run": "train and measure what is not done yet, then print the table",
+    "tune": "choose learning rates on validation problems, the same grid for every method",
+    "table": "print the table of what has been measured, the paper's numbers beside it",
+    "collect": "write what has been measured into the results folder, a small file a run",
+}
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -34,16 +51,14 @@ def make_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(dest="command", required=True)
-    for name, text in (
-        ("run", "train and measure what is not done yet, then print the table"),
-        ("table", "print the table of what has been measured"),
-        ("tune", "compare learning rates on validation problems"),
-    ):
+    for name, text in COMMANDS.items():
         command = commands.add_parser(name, help=text, description=text)
         command.add_argument("file", nargs="?", default=DEFAULT, help=f"experiment file [{DEFAULT}]")
-        command.add_argument("--runs", default="runs", help="folder that holds the runs [runs]")
-        command.add_argument("--debug", action="store_true", help="show the traceback of an error")
+        _add_places(command)
         if name != "tune":
+            command.add_argument("--methods", nargs="+", metavar="NAME", help="only these methods of the file")
+            command.add_argument("--seeds", type=int, help="use the first N seeds of the file")
+            command.add_argument("--untuned", action="store_true", help="the config's learning rates, not the tuned")
             command.add_argument(
                 "--set",
                 nargs="+",
@@ -51,21 +66,45 @@ def make_parser() -> argparse.ArgumentParser:
                 metavar="NAME=VALUE",
                 help="options of train.py for every run, such as data=FOLDER for a local copy",
             )
-            command.add_argument("--seeds", type=int, help="use the first N seeds of the file")
-        if name != "table":
+        if name == "table":
+            command.add_argument(
+                "--format", choices=("markdown", "csv", "latex"), default="markdown", help="what to print"
+            )
+            command.add_argument("--output", help="folder for the table in all three formats [runs/NAME]")
+            command.add_argument("--quiet", action="store_true", help="print the files' names alone")
+            command.add_argument(
+                "--average_with_mt_bench",
+                action="store_true",
+                help="average the percentages with MT-Bench's 1 to 10, as the paper does",
+            )
+        if name in ("run", "tune"):
             command.add_argument("--jobs", type=int, default=os.cpu_count(), help="workers at once [one per core]")
             command.add_argument("--overwrite", action="store_true", help="repeat finished runs")
-    figure = commands.add_parser(
-        "figure", help="draw a run's terms and weights", description="draw a run's terms and weights"
+            command.add_argument("--retry", action="store_true", help="try runs again that failed before")
+        if name == "run":
+            command.add_argument("--list", action="store_true", help="print the runs and their state, do nothing")
+            command.add_argument("--dry_run", action="store_true", help="print what the runs would cost, do nothing")
+    figure = commands.add_parser("figure", help=FIGURE, description=FIGURE)
+    figure.add_argument("target", help="experiment file, or run folder, or a metrics.jsonl")
+    figure.add_argument(
+        "--output", help="folder for an experiment's figures [runs/NAME]; file of a run [RUN/terms.png]"
     )
-    figure.add_argument("run", help="run folder, or a metrics.jsonl")
-    figure.add_argument("--output", help="file to write, .png or .pdf [RUN/terms.png]")
-    figure.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    _add_places(figure)
+    report = commands.add_parser("report", help=REPORT, description=REPORT)
+    report.add_argument("files", nargs="*", help="experiment files [those with a folder in the results folder]")
+    report.add_argument("--output", default="report.html", help="page to write [report.html]")
+    _add_places(report)
     one = commands.add_parser(
         "one", help="train one config and evaluate it", description="train one config and evaluate it"
     )
     one.add_argument("config", help="a config file of train.py; its options may follow")
     return parser
+
+
+def _add_places(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--runs", default="runs", help="folder that holds the runs [runs]")
+    command.add_argument("--results", default="results", help="folder that holds the small result files [results]")
+    command.add_argument("--debug", action="store_true", help="show the traceback of an error")
 
 
 def _changes(words: list[str]) -> dict[str, str]:
@@ -90,30 +129,146 @@ def main() -> int:
     if rest:
         raise UserError(f"unknown option {rest[0]}; see --help")
     if arguments.command == "figure":
-        from .figure import draw_terms
-
-        print(f"Saved as {draw_terms(arguments.run, arguments.output)}")
-        return 0
+        return _draw(arguments)
+    if arguments.command == "report":
+        return _report(arguments)
     for name in ("seeds", "jobs"):
         if (getattr(arguments, name, None) or 1) < 1:
             raise UserError(f"--{name} must be at least 1, got {getattr(arguments, name)}")
     if arguments.command == "tune":
         from .tuning import tune
 
-        return tune(arguments.file, arguments.runs, arguments.jobs, arguments.overwrite)
-    from .matrix import read_experiment
-    from .table import write_table
+        tune(arguments.file, arguments.runs, arguments.jobs, arguments.overwrite, arguments.retry)
+        return 0
+    return _on_experiment(arguments)
 
-    experiment = read_experiment(arguments.file, arguments.runs, arguments.seeds, _changes(arguments.set))
+
+def _draw(arguments: argparse.Namespace) -> int:
+    if not arguments.target.endswith((".yaml", ".yml")):
+        from .figure import draw_terms
+
+        print(f"Saved as {draw_terms(arguments.target, arguments.output)}")
+        return 0
+    from .figures import draw
+    from .matrix import read_experiment
+    from .results import read_results
+
+    experiment = read_experiment(arguments.target, arguments.runs, results=arguments.results)
+    folder = arguments.output or experiment.home.parent / experiment.name
+    files = draw(experiment, read_results(experiment, arguments.results), folder)
+    if not files:
+        raise UserError(f"{arguments.target} has no result and names no published numbers, so there is nothing to draw")
+    print("Saved as " + ", ".join(str(file) for file in files))
+    return 0
+
+
+def _report(arguments: argparse.Namespace) -> int:
+    import tempfile
+    from pathlib import Path
+
+    from .figures import draw
+    from .matrix import FOLDER, read_experiment
+    from .report import write_report
+    from .results import read_results
+
+    files = arguments.files or [
+        FOLDER / f"{folder.name}.yaml" for folder in sorted(Path(arguments.results).glob("*")) if folder.is_dir()
+    ]
+    if not files:
+        raise UserError(f"{arguments.results} holds no results; run an experiment and collect them, or name files")
+    found = []
+    with tempfile.TemporaryDirectory() as figures:
+        for file in files:
+            experiment = read_experiment(file, arguments.runs, results=arguments.results)
+            found.append((experiment, read_results(experiment, arguments.results)))
+            draw(*found[-1], Path(figures) / experiment.name)
+        path = write_report(found, Path(arguments.output), Path(figures))
+    print(f"Saved as {path}: {len(found)} experiments")
+    return 0
+
+
+def _on_experiment(arguments: argparse.Namespace) -> int:
+    from .matrix import read_experiment
+
+    def read():
+        return read_experiment(
+            arguments.file,
+            arguments.runs,
+            arguments.seeds,
+            _changes(arguments.set),
+            results=arguments.results,
+            tuned=not arguments.untuned,
+            methods=arguments.methods,
+        )
+
+    experiment = read()
+    if arguments.command == "collect":
+        from .results import collect
+
+        files = collect(experiment, arguments.results)
+        print(f"{len(files)} files of {len(experiment.runs)} runs → {arguments.results}/{experiment.name}")
+        return 0
+    if arguments.command == "run" and arguments.list:
+        return _list(experiment)
+    if arguments.command == "run" and arguments.dry_run:
+        from .cost import check, price, render
+
+        check(experiment)
+        print(render(price(experiment)))
+        return 0
     failed = []
     if arguments.command == "run":
         from .pool import run_all
 
-        failed = run_all(experiment, arguments.jobs, arguments.overwrite)
-    text, path = write_table(experiment)
-    print(f"\n{text}\nSaved as {path}")
+        experiment = _with_rates(experiment, arguments, read)
+        failed = run_all(experiment, arguments.jobs, arguments.overwrite, arguments.retry)
+    _show(experiment, arguments)
     if failed:
         raise UserError(f"{len(failed)} of {len(experiment.runs)} runs failed: {', '.join(run.name for run in failed)}")
+    return 0
+
+
+def _show(experiment, arguments: argparse.Namespace) -> None:
+    """Print the table and save it in every format."""
+    from pathlib import Path
+
+    from .examples import examples
+    from .results import read_results
+    from .table import build
+    from .table_formats import render, write_tables
+
+    averaged = getattr(arguments, "average_with_mt_bench", False)
+    table = build(experiment, read_results(experiment, arguments.results), averaged)
+    folder = Path(getattr(arguments, "output", None) or experiment.home.parent / experiment.name)
+    files = write_tables(table, folder)
+    if not getattr(arguments, "quiet", False):
+        print(f"\n{render(table, getattr(arguments, 'format', 'markdown'))}")
+    if arguments.command == "run" and (text := examples(experiment)):
+        print(text + "\n")
+    print(f"Saved as {', '.join(str(file) for file in files)}")
+
+
+def _with_rates(experiment, arguments: argparse.Namespace, read):
+    """The experiment with its learning rates chosen, which is done now where it has not been."""
+    from .tuning import tune
+
+    if arguments.untuned or experiment.is_tuned:
+        return experiment
+    if not experiment.tuning:
+        raise UserError(
+            f"{experiment.file} takes the learning rates of {experiment.rates_of}, which has none yet; first run: "
+            f"python -m ba_lora.experiments tune configs/experiments/{experiment.rates_of}.yaml (or add --untuned)"
+        )
+    tune(arguments.file, arguments.runs, arguments.jobs, retry=arguments.retry)
+    return read()
+
+
+def _list(experiment) -> int:
+    """Print every run: its state and its plain command."""
+    for run in experiment.runs:
+        words = f"one {' '.join(run.words)}" if run.arguments else f"(measures {run.model} as it is)"
+        print(f"{run.state(experiment.evaluations):9} {run.name}: {words}")
+    print(f"{len(experiment.runs)} runs, in {experiment.home}")
     return 0
 
 

@@ -1,27 +1,46 @@
 """An experiment file → the list of its runs, with stable names and folders.
 
-name: embedded                        # the runs go to runs/NAME
-config: configs/nlg/tiny.yaml         # options of every run, as train.py takes them
+name: ranks                           # results go to results/NAME
+title: Rank                           # heading of its table and figure
+paper: [ranks]                        # published numbers to show beside (configs/paper)
+folder: nlg-embedded                  # the runs go to runs/FOLDER [NAME]; experiments may share runs of the same name
+config: configs/nlg/{model}-{data}-v5.yaml   # options of every run, as train.py takes them
+models: [llama-2-7b, mistral-7b]      # fill {model}; a mapping gives options of each: {mistral-7b: {rank: 64}}, its config too
+data: [metamath, code]                # fill {data}: a run for each, and one row of the table for all
 methods:                              # name → what differs; {} without a method is the untouched base model
   base: {}
   ba-lora: {method: ba-lora, learning_rate: 0.002}
+vary:                                 # each method with each value, one at a time; METHOD-OPTION=VALUE
+  rank: [1, 2, 4]
+  imbalance: {"0.5": {class_shares: ["negative=0.5"]}}   # or a label and its options
 seeds: [42, 1024, 2024]
 evaluate:                             # name → problems; of a classifier "split:test" or "shift:products"
-  test: {data: "tinymath:test", limit: 500}
-compare: {method: ba-lora, against: [pissa, lora]}
+  test: {data: "tinymath:test", limit: 500}   # without `evaluate`: the benchmarks that the config names
+reference: pissa                      # the method that the others are compared with [pissa, where it is there]
+note: One generated task.             # what a reader should know, printed below the table
 tuning: {seed: 7, data: "tinymath:validation", limit: 300, learning_rates: [0.001, 0.002]}
+rates_of: nlg-main-embedded           # or the rates that another experiment's tuning chose
+devices: 2xA40                        # what --dry_run prices the runs on
 """
 
-from dataclasses import dataclass, field
+import itertools
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import yaml
 
-from ..arguments import TrainArguments, changed_options, config_words, make_parser
-from ..errors import UserError, nearest
+from ..arguments import TrainArguments, changed_options, parse
+from ..errors import UserError, choose, nearest
 from ..files import read_json
 
-KEYS = ("name", "config", "methods", "seeds", "evaluate", "compare", "tuning")
+FOLDER = Path("configs/experiments")
+NEEDED = ("name", "config", "methods", "seeds")
+KEYS = (
+    *NEEDED,
+    *("title", "note", "paper", "folder", "models", "data", "vary", "evaluate", "reference", "tuning", "rates_of"),
+    "devices",
+)
 
 
 @dataclass(frozen=True)
@@ -33,30 +52,70 @@ class Evaluation:
     limit: int | None = None
 
 
+class Variant(NamedTuple):
+    """What stands in one row of a table: the runs of one model and method, over data and seeds. varied: (option, value)."""
+
+    model: str
+    method: str
+    varied: tuple[str, str] | None = None
+
+
 @dataclass(frozen=True)
 class Run:
     """One training (arguments) or the base model (None), and where it is kept."""
 
-    method: str
+    variant: Variant
+    data: str | None
     seed: int | None
     folder: Path
-    model: str
+    model: str  # as --model takes it
+    words: tuple[str, ...]  # config and options, as `python -m ba_lora.experiments one` takes them
     arguments: TrainArguments | None
+    is_tuned: bool = False  # its learning rate was chosen on validation data
 
     @property
     def name(self) -> str:
         return self.folder.name
 
+    @property
+    def method(self) -> str:
+        return self.variant.method
+
+    @property
+    def failure(self) -> Path:
+        """The file that says why the run failed the last time."""
+        return self.folder.with_name(f"{self.name}.failed")
+
+    @property
+    def log(self) -> Path:
+        """What it printed; beside the folder, which is the training's own."""
+        return self.folder.with_name(f"{self.name}.log")
+
+    def is_trained(self) -> bool:
+        """Whether a finished training with exactly these options stands."""
+        if self.arguments is None:
+            return True
+        record = self.folder / "run.json"
+        before = read_json(record) if record.is_file() else {}
+        return before.get("status") == "finished" and not changed_options(before["config"], self.arguments)
+
     def state(self, evaluations: list[Evaluation]) -> str:
-        """ "measured" when training and measurements stand for exactly this run, "trained", or "missing"."""
-        if self.arguments is not None:
-            record = self.folder / "run.json"
-            before = read_json(record) if record.is_file() else {}
-            if before.get("status") != "finished" or changed_options(before["config"], self.arguments):
-                return "missing"
+        """ "measured" when training and measurements stand for exactly this run, "trained", "failed", or "missing"."""
+        if self.failure.is_file():
+            return "failed"
+        if not self.is_trained():
+            return "missing"
+        if not evaluations:
+            scores = [self.folder / "eval" / name / "score.json" for name in self.benchmarks]
+            return "measured" if all(file.is_file() for file in scores) else "trained"
         measured = self.folder / "measures.json"
         wanted = [vars(evaluation) for evaluation in evaluations]
         return "measured" if measured.is_file() and read_json(measured).get("evaluations") == wanted else "trained"
+
+    @property
+    def benchmarks(self) -> list[str]:
+        """Those of its config."""
+        return list(self.arguments.benchmarks or ()) if self.arguments else []
 
 
 @dataclass(frozen=True)
@@ -64,67 +123,186 @@ class Experiment:
     """A parsed experiment file."""
 
     name: str
+    title: str
     file: Path
+    home: Path  # where the runs stand
     runs: list[Run]
     evaluations: list[Evaluation]
     seeds: list[int]
-    compare: dict = field(default_factory=dict)
+    paper: list[str] = field(default_factory=list)
+    reference: str | None = None
+    note: str | None = None
     tuning: dict = field(default_factory=dict)
+    rates_of: str | None = None
+    devices: str | None = None
+
+    @property
+    def varies(self) -> bool:
+        """Whether an option takes several values."""
+        return any(run.variant.varied for run in self.runs)
+
+    @property
+    def is_tuned(self) -> bool:
+        """Whether the learning rates that its runs should have are known: chosen, or all given."""
+        return not (self.tuning or self.rates_of) or any(run.is_tuned for run in self.runs)
+
+    @property
+    def variants(self) -> list[Variant]:
+        """The rows of its table, in the order of the file."""
+        return list(dict.fromkeys(run.variant for run in self.runs))
 
 
 def read_experiment(
-    file: str | Path, runs: str | Path = "runs", seeds: int | None = None, changes: dict | None = None
+    file: str | Path,
+    runs: str | Path = "runs",
+    seeds: int | None = None,
+    changes: dict | None = None,
+    *,
+    results: str | Path = "results",
+    tuned: bool = True,
+    methods: list[str] | None = None,
 ) -> Experiment:
     """Parse `file`; its runs stand under the folder `runs`; `seeds` keeps the first so many; `changes`: options of every run,
-    in place of the file's. Raises UserError."""
-    content = _read(file)
-    content["methods"] = {
-        method: {**options, **(changes or {})} if options else {} for method, options in content["methods"].items()
-    }
+    in place of the file's. The rates that a tuning chose are taken from `runs`, else from `results`; tuned=False leaves the
+    config's. methods: only these of the file. Raises UserError."""
+    content = read_file(file)
+    for method in methods or ():
+        choose("method", method, content["methods"])
+    content["methods"] = {name: own for name, own in content["methods"].items() if not methods or name in methods}
     chosen = content["seeds"][:seeds]
-    evaluations = [Evaluation(name, **values) for name, values in content["evaluate"].items()]
-    home = Path(runs) / content["name"]
+    home = Path(runs) / (content.get("folder") or content["name"])
+    rates = {}
+    if content.get("tuning") or content.get("rates_of"):
+        if tuned:
+            rates = tuned_rates(content.get("rates_of") or content["name"], runs, results)
+        else:
+            home = home.with_name(f"{home.name}-untuned")
     made = []
-    for method, changes in content["methods"].items():
-        for seed in chosen if changes else [None]:
-            made.append(make_run(content, method, changes, seed, home))
+    for cell in _cells(content):
+        made += _runs(cell, changes or {}, chosen, home, rates.get(cell.group))
     return Experiment(
-        content["name"], Path(file), made, evaluations, chosen, content.get("compare", {}), content.get("tuning", {})
+        content["name"],
+        content.get("title") or content["name"],
+        Path(file),
+        home,
+        made,
+        _evaluations(content),
+        chosen,
+        content.get("paper", []),
+        content.get("reference") or ("pissa" if "pissa" in content["methods"] else None),
+        content.get("note"),
+        content.get("tuning", {}),
+        content.get("rates_of"),
+        content.get("devices"),
     )
 
 
 def tuning_runs(file: str | Path, runs: str | Path = "runs") -> Experiment:
     """The runs that choose a learning rate for each method: one seed, a grid, judged on validation problems."""
-    content = _read(file)
+    content = read_file(file)
     tuning = content.get("tuning")
     if not tuning:
         raise UserError(f"{file} has no 'tuning:' with seed, data, limit and learning_rates")
-    home = Path(runs) / f"{content['name']}-tuning"
+    home = Path(runs) / f"{content.get('folder') or content['name']}-tuning"
     rates = [float(rate) for rate in tuning["learning_rates"]]
     made = [
-        make_run(content, method, changes | {"learning_rate": rate}, tuning["seed"], home, suffix=f"-lr{rate:g}")
-        for method, changes in content["methods"].items()
-        if changes
+        run
+        for cell in _cells(content)
+        if cell.own and "learning_rate" not in cell.own and not cell.variant.varied
         for rate in rates
+        for run in _runs(cell, {"learning_rate": rate}, [tuning["seed"]], home, suffix=f"-lr{rate:g}")
     ]
-    evaluations = [Evaluation("validation", tuning["data"], tuning["limit"])]
-    return Experiment(content["name"], Path(file), made, evaluations, [tuning["seed"]], tuning=tuning)
+    evaluations = [Evaluation("validation", tuning["data"], tuning.get("limit"))]
+    name = content["name"]
+    return Experiment(name, name, Path(file), home, made, evaluations, [tuning["seed"]], tuning=tuning)
 
 
-def make_run(content: dict, method: str, changes: dict, seed: int | None, home: Path, suffix: str = "") -> Run:
-    """One run: the common options, the method's, the seed."""
-    words = config_words(content["config"])
-    folder = home / (f"{method}{suffix}-s{seed}" if seed is not None else method)
-    for key, value in {**changes, "seed": seed if seed is not None else 0, "output_dir": folder}.items():
-        values = value if isinstance(value, list) else [value]
+def tuned_rates(name: str, runs: str | Path, results: str | Path) -> dict[str, float]:
+    """{group: learning rate} that the tuning of the experiment `name` chose; {} where it has not been done."""
+    for file in (Path(runs) / name / "tuning.json", Path(results) / name / "tuning.json"):
+        if file.is_file():
+            return read_json(file)["best"]
+    return {}
+
+
+class _Cell(NamedTuple):
+    """The runs that differ in their seed alone. own: the method's options, {} of the base; options: all, over the config's."""
+
+    variant: Variant
+    data: str | None
+    config: str
+    own: dict
+    options: dict
+
+    @property
+    def group(self) -> str:
+        """What one learning rate is chosen for: model, data and method."""
+        return "-".join(part for part in (self.variant.model, self.data, self.variant.method) if part)
+
+
+def _cells(content: dict) -> list[_Cell]:
+    """Every combination of model, data, method and varied value."""
+    models, data = _axis(content.get("models")), _axis(content.get("data"))
+    cells = []
+    for (model, of_model), (method, own) in itertools.product(models.items(), content["methods"].items()):
+        for varied, values in _values(content.get("vary") or {}, own):
+            for part, of_data in data.items():
+                options = {"config": content["config"], **of_model, **of_data, **own, **values}
+                config = options.pop("config").format(model=model, data=part)
+                cells.append(_Cell(Variant(model or "", method, varied), part, config, own, options))
+    return cells
+
+
+def _axis(given: list | dict | None) -> dict:
+    """{name: its options}; one without a name where the file has no such axis."""
+    if isinstance(given, list):
+        return {name: {} for name in given}
+    return given or {None: {}}
+
+
+def _values(vary: dict, own: dict) -> list[tuple]:
+    """[((option, value), options)] of a method: first as it is, then each value of each option."""
+    made = [(None, {})]
+    for option, values in vary.items() if own else ():
+        labelled = values if isinstance(values, dict) else {str(value): {option: value} for value in values}
+        made += [((option, label), options) for label, options in labelled.items()]
+    return made
+
+
+def _runs(
+    cell: _Cell, changes: dict, seeds: list[int], home: Path, rate: float | None = None, suffix: str = ""
+) -> list[Run]:
+    """A run a seed, or the base model: the config's options, the cell's, the tuned rate where nothing else gives one, `changes`."""
+    varied = f"-{'='.join(cell.variant.varied)}" if cell.variant.varied else ""
+    name = f"{cell.group}{varied}{suffix}"
+    is_tuned = rate is not None and "learning_rate" not in cell.options
+    words = _words(({"learning_rate": rate} if is_tuned else {}) | cell.options | changes)
+    parsed = parse(["--config", cell.config, *words, "--output_dir", str(home / name)])
+    variant = cell.variant if cell.variant.model else cell.variant._replace(model=parsed.model)
+    made = []
+    for seed in seeds if cell.own else [None]:
+        folder = home / (name if seed is None else f"{name}-s{seed}")
+        whole = (cell.config, *words, *_words({"seed": seed or 0, "output_dir": folder}))
+        arguments = None if seed is None else replace(parsed, seed=seed, output_dir=str(folder))
+        made.append(Run(variant, cell.data, seed, folder, parsed.model, whole, arguments, is_tuned))
+    return made
+
+
+def _words(options: dict) -> list[str]:
+    """{option: value} as command-line words."""
+    words = []
+    for key, value in options.items():
+        values = (value or [None]) if isinstance(value, list) else [value]
         words += [f"--{key}", *("none" if item is None else str(item) for item in values)]
-    given = vars(make_parser().parse_args(words))
-    given.pop("config"), given.pop("debug")
-    arguments = TrainArguments(**given)
-    return Run(method, seed, folder, arguments.model, arguments if seed is not None else None)
+    return words
 
 
-def _read(file: str | Path) -> dict:
+def _evaluations(content: dict) -> list[Evaluation]:
+    return [Evaluation(name, **values) for name, values in (content.get("evaluate") or {}).items()]
+
+
+def read_file(file: str | Path) -> dict:
+    """The content of an experiment file, its keys checked. Raises UserError naming file and key."""
     path = Path(file)
     if not path.is_file():
         raise UserError(f"experiment file {file} does not exist")
@@ -137,7 +315,7 @@ def _read(file: str | Path) -> dict:
     for key in content:
         if key not in KEYS:
             raise UserError(f"{file}: unknown key '{key}'{nearest(key, KEYS)}")
-    for key in ("name", "config", "methods", "seeds", "evaluate"):
+    for key in NEEDED:
         if not content.get(key):
             raise UserError(f"{file}: '{key}' is missing or empty")
     return content

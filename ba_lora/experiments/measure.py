@@ -15,9 +15,11 @@ from ..files import write_json
 from ..models import load_model, load_tokenizer
 from ..objective import counted
 from .matrix import Evaluation, Run
+from .spectra import logits_spectrum, update_spectra
 
 TEXTS = 200  # held-out pre-training texts, for the loss
 KL_PROBLEMS = 200  # test problems with their worked responses, for the KL to the base
+SPECTRUM_PROBLEMS = 50  # of them, for the singular values of the logits
 MAX_NEW_TOKENS = 96  # twice the longest worked response
 
 
@@ -50,15 +52,18 @@ def measure(run: Run, evaluations: list[Evaluation], extra: dict, report=lambda 
     problems = generate("test", KL_PROBLEMS)
     exchanges = [exchange(item["question"], item["answer"]) for item in problems]
     samples = [encode_sample(tokenizer, template, conversation, max_length=512) for conversation in exchanges]
+    collator, some = PadRight(tokenizer), samples[:SPECTRUM_PROBLEMS]
     measures = {
         "method": run.method,
         "seed": run.seed,
         "evaluations": [vars(evaluation) for evaluation in evaluations],
         "scores": scores,
         "text_loss": text_loss(model, tokenizer, plain_text("pretrain-test", TEXTS)),
-        "kl_to_base": kl_to_base(base, model, PadRight(tokenizer), samples),
+        "kl_to_base": kl_to_base(base, model, collator, samples),
         **extra,
     }
+    logits = {name: logits_spectrum(each, collator, some) for name, each in (("base", base), ("tuned", model))}
+    measures["spectra"] = {"logits": logits} | (update_spectra(base, model) if run.arguments else {})
     write_json(run.folder / "measures.json", measures)
     report(1.0)
     return measures

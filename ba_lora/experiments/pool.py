@@ -1,6 +1,6 @@
 """Runs of an experiment on local worker processes: each carries many runs, because loading the libraries takes seconds.
 
-A worker calls the same functions as `python train.py` and `python -m eval.gsm8k`. Its output goes to RUN/log.txt.
+A worker calls the same functions as `python train.py` and `python -m eval.gsm8k`. Its output goes to RUN.log.
 """
 
 import contextlib
@@ -9,34 +9,44 @@ import multiprocessing
 import multiprocessing.connection
 import os
 import queue
+import subprocess
 import sys
 import threading
 import time
 import traceback
 from dataclasses import replace
-from pathlib import Path
 
 from tqdm import tqdm
 
+from ..arguments import changed_options
+from ..errors import RunFailure, Stopped, UserError
+from ..files import atomic_write, read_json
 from .matrix import Evaluation, Experiment, Run
 
 TRAIN_SHARE = 0.75  # of a run's time, for the progress bar
 
 
-def run_all(experiment: Experiment, jobs: int, overwrite: bool = False) -> list[Run]:
-    """Do every run that is not done; returns the runs that failed. Finished runs are kept unless `overwrite`."""
-    todo = [run for run in experiment.runs if overwrite or run.state(experiment.evaluations) != "measured"]
-    kept = len(experiment.runs) - len(todo)
+def run_all(experiment: Experiment, jobs: int, overwrite: bool = False, retry: bool = False) -> list[Run]:
+    """Do every run that is not done; returns the runs that failed, now or before.
+
+    Finished runs are kept unless `overwrite`; those that failed before are left alone unless `retry` (or `overwrite`).
+    """
+    states = [(run, run.state(experiment.evaluations)) for run in experiment.runs]
+    kept = [run for run, state in states if state == "measured" and not overwrite]
+    left = [run for run, state in states if state == "failed" and not (overwrite or retry)]
+    todo = [run for run in experiment.runs if run not in kept and run not in left]
     if kept:
-        print(f"{kept} finished runs are kept (--overwrite repeats them)", flush=True)
+        print(f"{len(kept)} finished runs are kept (--overwrite repeats them)", flush=True)
+    for run in left:
+        print(f"{run.name} failed before (--retry tries again): {run.failure.read_text(encoding='utf-8').strip()}")
     if not todo:
-        return []
+        return left
     jobs = max(1, min(jobs, len(todo)))
     os.environ["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // jobs))  # read by the workers' torch
     context = multiprocessing.get_context("spawn")
     tasks, events = context.Queue(), context.Queue()
     for index, run in enumerate(todo):
-        tasks.put((index, run, overwrite or run.state(experiment.evaluations) == "missing"))
+        tasks.put((index, run, overwrite or not run.is_trained()))
     workers = [
         context.Process(target=_work, args=(tasks, events, experiment.evaluations), daemon=True) for _ in range(jobs)
     ]
@@ -44,7 +54,7 @@ def run_all(experiment: Experiment, jobs: int, overwrite: bool = False) -> list[
         tasks.put(None)
         worker.start()
     try:
-        return [todo[index] for index in _watch(todo, workers, events)]
+        return left + [todo[index] for index in _watch(todo, workers, events)]
     finally:
         for worker in workers:
             worker.terminate()
@@ -86,21 +96,26 @@ def _watch(todo: list[Run], workers: list, events) -> list[int]:
 
 def _work(tasks, events, evaluations: list[Evaluation]) -> None:
     """A worker's life: take a run, do it, report, until there are none."""
-    from ..errors import UserError
-
     threading.Thread(target=_end_with_parent, daemon=True).start()
     while (task := tasks.get()) is not None:
         index, run, retrain = task
+        run.failure.unlink(missing_ok=True)
         try:
-            events.put(
-                (index, "done", do_run(run, evaluations, retrain, lambda f, i=index: events.put((i, "progress", f))))
-            )
+            if evaluations:
+                line = do_run(run, evaluations, retrain, lambda f, i=index: events.put((i, "progress", f)))
+            else:
+                line = do_command(run)
+            events.put((index, "done", line))
+        except Stopped as stopped:
+            events.put((index, "failed", f"stopped {stopped.message}"))
         except Exception as error:
-            run.folder.mkdir(parents=True, exist_ok=True)
-            with open(run.folder / "log.txt", "a", encoding="utf-8") as log:
+            run.log.parent.mkdir(parents=True, exist_ok=True)
+            with open(run.log, "a", encoding="utf-8") as log:
                 traceback.print_exc(file=log)
             line = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
-            events.put((index, "failed", f"failed: {line} (see {run.folder / 'log.txt'})"))
+            with atomic_write(run.failure) as file:
+                file.write(line + "\n")
+            events.put((index, "failed", f"failed: {line} (see {run.log})"))
 
 
 def _end_with_parent() -> None:
@@ -111,7 +126,6 @@ def _end_with_parent() -> None:
 
 def do_run(run: Run, evaluations: list[Evaluation], retrain: bool, report=lambda fraction: None) -> str:
     """Train (unless it stands) and measure one run; returns a line that says what came out."""
-    from ..files import read_json
     from ..run import train
     from .measure import measure, remove_stale
     from .measure_classifier import measure_classifier
@@ -131,10 +145,30 @@ def do_run(run: Run, evaluations: list[Evaluation], retrain: bool, report=lambda
         started = time.perf_counter()
         measured = measure_classifier if run.arguments and run.arguments.task else measure
         measures = measured(run, evaluations, extra, lambda f: report(share + (1 - share) * f))
-    Path(run.folder / "log.txt").write_text(log.getvalue(), encoding="utf-8")
+    run.log.write_text(log.getvalue(), encoding="utf-8")
     scores = ", ".join(f"{name} {100 * score:.1f}%" for name, score in measures["scores"].items())
     trained = f"trained {extra['train_seconds']:.0f} s, " if "train_seconds" in extra else ""
     return f"{scores} ({trained}measured {time.perf_counter() - started:.0f} s)"
+
+
+def do_command(run: Run) -> str:
+    """Train and evaluate one run by the command, on as many processes as the environment says; returns what came out.
+
+    A training that was cut short goes on from its newest checkpoint.
+    """
+    before = run.folder / "run.json"
+    is_same = before.is_file() and not changed_options(read_json(before)["config"], run.arguments)
+    words = [sys.executable, "-m", "ba_lora.experiments", "one", *run.words, "--resume" if is_same else "--overwrite"]
+    run.log.parent.mkdir(parents=True, exist_ok=True)
+    started = time.perf_counter()
+    with open(run.log, "w", encoding="utf-8") as log:
+        status = subprocess.run(words, stdout=log, stderr=subprocess.STDOUT, check=False).returncode
+    if status == Stopped.STATUS:
+        raise Stopped("by a signal, with a checkpoint; the next start goes on from there")
+    lines = run.log.read_text(encoding="utf-8").splitlines()
+    if status:
+        raise RunFailure(f"status {status}: {lines[-1] if lines else 'no output'}")
+    return f"trained and evaluated in {time.perf_counter() - started:.0f} s"
 
 
 def _progress_callback(report):

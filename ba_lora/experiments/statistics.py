@@ -1,8 +1,10 @@
-"""Means over seeds, and the interval of a difference between two methods on the same problems."""
+"""Means over seeds, and what can be said of a difference between two methods on the same problems."""
 
 import numpy as np
+from scipy.stats import ttest_rel
 
 RESAMPLES = 10_000
+LEVEL = 0.05  # of the corrected p below which two methods are told apart
 
 
 def mean_sd(values: list[float]) -> tuple[float, float | None]:
@@ -30,3 +32,33 @@ def paired_interval(ours: np.ndarray, theirs: np.ndarray, seed: int = 0) -> tupl
         means[resample] = (weights @ differences)[chosen].sum() / (seeds * problems)
     low, high = np.quantile(means, [0.025, 0.975])
     return float(differences.mean()), float(low), float(high)
+
+
+def paired_p(ours: list[float], theirs: list[float]) -> float | None:
+    """Two-sided p of the paired t-test over seeds. None from fewer than two seeds, or where every difference is the same.
+
+    ours, theirs: (seeds,) scores of the same seeds in the same order.
+    """
+    differences = np.subtract(ours, theirs)
+    if len(differences) < 2 or np.ptp(differences) < 1e-12:
+        return None
+    return float(ttest_rel(ours, theirs).pvalue)
+
+
+def holm(values: list[float | None]) -> list[float | None]:
+    """p values corrected for their number, after Holm (1979): the smallest times n, the next times n − 1, never decreasing.
+
+    None stays None and does not count.
+    """
+    order = sorted((value, place) for place, value in enumerate(values) if value is not None)
+    corrected, highest = list(values), 0.0
+    for rank, (value, place) in enumerate(order):
+        highest = max(highest, min(1.0, value * (len(order) - rank)))
+        corrected[place] = highest
+    return corrected
+
+
+def is_apart(interval: tuple[float, float] | None, corrected: float | None) -> bool:
+    """Whether two methods are told apart: the corrected p is below LEVEL and the interval, where there is one, excludes 0."""
+    excludes = interval is None or not interval[0] <= 0 <= interval[1]
+    return excludes and corrected is not None and corrected < LEVEL

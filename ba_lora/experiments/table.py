@@ -1,169 +1,266 @@
-"""The results of an experiment as a Markdown table, with what they show and what they do not."""
+"""The table of an experiment: what was measured here, the paper's numbers beside it, and what can be said of the differences.
 
-import json
-from pathlib import Path
+Columns are scores in percent (MT-Bench 1 to 10), then what else was measured, then what training took. In a group of rows that
+differ in their method alone the best mean is bold and the second underlined, as printed, so equal ones share a mark; the
+untouched base takes no part. Rendering is in table_formats.py.
+"""
+
+from dataclasses import dataclass, field
+from decimal import ROUND_HALF_UP, Decimal
+from typing import NamedTuple
 
 import numpy as np
 
-from ..errors import UserError
-from ..files import atomic_write, read_json
-from .matrix import Experiment, Run
-from .statistics import mean_sd, paired_interval
+from .matrix import Experiment, Variant
+from .paper import Cell as Printed
+from .paper import Published, read_paper
+from .results import Result, columns
+from .statistics import holm, is_apart, mean_sd, paired_interval, paired_p
 
-EXAMPLES = 3  # problems shown with each model's answer
-
-
-def make_table(experiment: Experiment) -> str:
-    """The whole report in Markdown. Raises UserError when nothing of the experiment has been measured."""
-    results = {}
-    for run in experiment.runs:
-        if run.state(experiment.evaluations) == "measured":
-            results.setdefault(run.method, []).append((run, read_json(run.folder / "measures.json")))
-    if not results:
-        raise UserError(f"no run of {experiment.file} has been measured; start with: python -m ba_lora.experiments run")
-    parts = [f"# {experiment.name}", _rows(experiment, results), _notes(experiment, results)]
-    parts += [_comparisons(experiment, results), _examples(experiment, results)]
-    return "\n\n".join(part for part in parts if part) + "\n"
+BASE = "base"
+HERE, NOT_RUN = "here", "not run here"
+MT_BENCH = "mt_bench"
+LABELS = {
+    **{"gsm8k": "GSM8K", "math": "MATH", "humaneval": "HumanEval", "mbpp": "MBPP", MT_BENCH: "MT-Bench"},
+    **{"cola": "CoLA", "sst2": "SST-2", "mrpc": "MRPC", "stsb": "STS-B", "qqp": "QQP", "mnli": "MNLI", "qnli": "QNLI"},
+    "rte": "RTE",
+}
 
 
-def write_table(experiment: Experiment) -> tuple[str, Path]:
-    """Make the table and save it beside the runs; returns it and its path."""
-    text = make_table(experiment)
-    path = experiment.runs[0].folder.parent / "table.md"
-    with atomic_write(path) as file:
-        file.write(text)
-    return text, path
+class Column(NamedTuple):
+    """better: higher, lower, or None where neither is; scale: what a value is multiplied by; kind: score, average, printed (the paper's alone), measure
+    or cost."""
+
+    key: str
+    title: str
+    scale: float = 1.0
+    digits: int = 2
+    better: str | None = None
+    kind: str = "score"
 
 
-def _cell(values: list[float | None], scale: float, digits: int) -> str:
-    values = [value * scale for value in values if value is not None]
-    if not values:
-        return "–"
-    mean, sd = mean_sd(values)
-    return f"{mean:.{digits}f}" + (f" ± {sd:.{digits}f}" if sd is not None else "")
+class Cell(NamedTuple):
+    """Mean over seeds and its standard deviation, as stored: not yet scaled."""
+
+    mean: float
+    sd: float | None
 
 
-# The columns behind the scores: title, key in measures.json, scale, digits. A classifier's are of the first evaluation.
-GENERATOR = (("text loss", "text_loss", 1, 3), ("KL to base", "kl_to_base", 1, 3))
-CLASSIFIER = (
-    ("macro-F1 %", "macro_f1", 100, 1),
-    ("rarest class's recall %", "rarest_recall", 100, 1),
-    ("calibration error %", "ece", 100, 1),
+# Of a generator and of a classifier, the latter on the first evaluation.
+MEASURES = (
+    Column("text_loss", "text loss", 1, 3, "lower", "measure"),
+    Column("kl_to_base", "KL to base", 1, 3, None, "measure"),
+    Column("macro_f1", "macro-F1 %", 100, 1, "higher", "measure"),
+    Column("rarest_recall", "rarest class's recall %", 100, 1, "higher", "measure"),
+    Column("ece", "calibration error %", 100, 1, "lower", "measure"),
+)
+COSTS = (
+    Column("learning_rate", "learning rate", 1, -1, None, "cost"),
+    Column("trained_parameters", "trained parameters", 1, 0, None, "cost"),
+    Column("train_seconds", "train s", 1, 0, None, "cost"),
+    Column("peak_memory", "peak GB", 1e-9, 2, None, "cost"),
 )
 
 
-def _is_classifier(results: dict) -> bool:
-    return "accuracy" in next(iter(results.values()))[0][1]
+@dataclass(frozen=True)
+class Row:
+    """source: "here", "not run here", or the paper's version. printed: the paper's cells, as published."""
+
+    source: str
+    variant: Variant
+    seeds: int = 0
+    cells: dict[str, Cell] = field(default_factory=dict)
+    printed: dict[str, Printed] = field(default_factory=dict)
 
 
-def _of(value: float | dict | None, name: str) -> float | None:
-    return value.get(name) if isinstance(value, dict) else value
+@dataclass(frozen=True)
+class Comparison:
+    """`variant` minus `reference` in one column, a fraction. interval: over items and seeds; p: over seeds; corrected: after Holm."""
+
+    column: str
+    variant: Variant
+    reference: Variant
+    seeds: int
+    difference: float
+    interval: tuple[float, float] | None
+    p: float | None
+    corrected: float | None = None
+
+    @property
+    def verdict(self) -> str:
+        if self.seeds == 1:
+            return "one seed"
+        return "told apart" if is_apart(self.interval, self.corrected) else "not told apart"
 
 
-def _rows(experiment: Experiment, results: dict) -> str:
-    names = [evaluation.name for evaluation in experiment.evaluations]
-    kinds = CLASSIFIER if _is_classifier(results) else GENERATOR
-    head = ["method", *(f"{name} %" for name in names), *(title for title, *_ in kinds)]
-    head += ["learning rate", "trained parameters", "train s", "peak GB"]
-    lines = [head, ["---"] + ["---:"] * (len(head) - 1)]
-    for method, runs in results.items():
-        measures = [measured for _, measured in runs]
-        cells = [method, *(_cell([m["scores"][name] for m in measures], 100, 1) for name in names)]
-        cells += [_cell([_of(m[key], names[0]) for m in measures], scale, digits) for _, key, scale, digits in kinds]
-        arguments, parameters = runs[0][0].arguments, measures[0].get("trained_parameters", 0)
-        cells += [f"{arguments.learning_rate:g}" if arguments else "–", f"{parameters:,}"]
-        cells += [_cell([m.get("train_seconds") for m in measures], 1, 0)]
-        cells += [_cell([m.get("peak_memory") for m in measures], 1e-9, 2)]
-        lines.append(cells)
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+@dataclass(frozen=True)
+class Table:
+    """published: tables of the paper that do not fit between these rows; beside: those whose rows stand between them."""
+
+    experiment: Experiment
+    columns: list[Column]
+    rows: list[Row]
+    comparisons: list[Comparison]
+    beside: list[Published]
+    published: list[Published]
+    results: list[Result]
+    with_mt_bench: bool = False  # in the average
 
 
-def _notes(experiment: Experiment, results: dict) -> str:
-    seeds = ", ".join(str(seed) for seed in experiment.seeds)
-    if _is_classifier(results):
-        return _classifier_notes(experiment, next(iter(results.values()))[0][1], seeds)
-    problems = "; ".join(f"{e.name}: {e.limit} problems of {e.data}" for e in experiment.evaluations)
-    return (
-        f"Mean ± standard deviation over the seeds {seeds}; the base is one model. Accuracy in percent ({problems}). "
-        "Text loss: nats per token on held-out pre-training text, higher is more forgotten. "
-        "KL to base: mean KL(base ‖ model) on the response tokens of test problems, nats per token. "
-        "Peak: resident memory of the training process, libraries included."
+def build(experiment: Experiment, results: list[Result], average_with_mt_bench: bool = False) -> Table:
+    """The table of `results`. average_with_mt_bench: average percentages with MT-Bench's 1 to 10, as the paper does."""
+    names = columns(experiment)
+    names += [name for result in results for name in result.scores if name not in names]
+    names = list(dict.fromkeys(names))
+    shown = [_score_column(name) for name in names]
+    averaged = [name for name in names if name != MT_BENCH or average_with_mt_bench]
+    if not experiment.evaluations and len(averaged) > 1:
+        shown.append(Column("average", "average" if MT_BENCH in averaged else "average %", 100, 2, "higher", "average"))
+    shown += [column for column in MEASURES if any(_values([result], column) for result in results)]
+    shown += [column for column in COSTS if any(column.key in result.training for result in results)]
+    by_variant: dict[Variant, list[Result]] = {}
+    for result in results:
+        by_variant.setdefault(result.variant, []).append(result)
+    variants = list(dict.fromkeys([*experiment.variants, *by_variant]))
+    papers = [read_paper(name) for name in experiment.paper]
+    beside = [paper for paper in papers if any(_paper_row(paper, variant, names, averaged) for variant in variants)]
+    if any("parameters" in paper.columns for paper in beside):
+        shown.insert(len(names), Column("parameters", "parameters, M", 1, 0, None, "printed"))
+    rows = []
+    for variant in variants:
+        there = by_variant.get(variant, [])
+        rows.append(_row(variant, there, shown, averaged) if there else Row(NOT_RUN, variant))
+        rows += [row for paper in beside if (row := _paper_row(paper, variant, names, averaged))]
+    comparisons = _compare(experiment.reference, by_variant, names, bool(experiment.varies))
+    others = [paper for paper in papers if paper not in beside]
+    return Table(experiment, shown, rows, comparisons, beside, others, results, average_with_mt_bench)
+
+
+def _score_column(name: str) -> Column:
+    label = LABELS.get(name, name)
+    if name == MT_BENCH:
+        return Column(name, label, 1, 2, "higher")
+    return Column(name, f"{label} %", 100, 2 if name in LABELS else 1, "higher")
+
+
+def _row(variant: Variant, results: list[Result], shown: list[Column], averaged: list[str]) -> Row:
+    """Mean and deviation over the seeds; the results of one seed on several data make one row."""
+    seeds = {result.seed for result in results}
+    cells = {}
+    for column in shown:
+        values = _averages(results, averaged) if column.kind == "average" else _values(results, column)
+        if values:
+            cells[column.key] = Cell(*mean_sd(values))
+    return Row(HERE, variant, len(seeds), cells)
+
+
+def _values(results: list[Result], column: Column) -> list[float]:
+    values = []
+    for result in results if column.kind != "printed" else ():
+        if column.kind == "score":
+            value = result.scores[column.key].score if column.key in result.scores else None
+        else:
+            value = (result.measures if column.kind == "measure" else result.training).get(column.key)
+            if isinstance(value, dict):  # of a classifier: by evaluation
+                value = value.get(next(iter(result.scores)))
+        values += [] if value is None else [value]
+    return values
+
+
+def _averages(results: list[Result], averaged: list[str]) -> list[float]:
+    """Of each seed that has all columns. MT-Bench's score counts as that many percent."""
+    by_seed: dict = {}
+    for result in results:
+        by_seed.setdefault(result.seed, {}).update({name: score.score for name, score in result.scores.items()})
+    whole = [scores for scores in by_seed.values() if all(scores.get(name) is not None for name in averaged)]
+    return [float(np.mean([scores[name] / (100 if name == MT_BENCH else 1) for name in averaged])) for scores in whole]
+
+
+def _rank(variant: Variant) -> int | None:
+    option, value = variant.varied or (None, None)
+    return int(value) if option == "rank" else None
+
+
+def _paper_row(paper: Published, variant: Variant, names: list[str], averaged: list[str]) -> Row | None:
+    """The paper's row of a variant; None without a number in our columns."""
+    if variant.varied and variant.varied[0] != "rank":
+        return None
+    row = paper.row(variant.model, variant.method, _rank(variant))
+    if row is None or not row.cells.keys() & set(names):
+        return None
+    printed = {name: cell for name, cell in row.cells.items() if name in (*names, "parameters", "average")}
+    if set(averaged) != {name for name, column in paper.columns.items() if column.averaged}:
+        printed.pop("average", None)  # of other columns than ours
+        if all(name in printed for name in averaged):
+            mean = sum(printed[name].mean for name in averaged) / len(averaged)
+            printed["average"] = Printed(mean.quantize(Decimal("0.01"), ROUND_HALF_UP))
+    return Row(paper.version, variant, printed=printed)
+
+
+def _compare(reference: str | None, by_variant: dict, names: list[str], varies: bool) -> list[Comparison]:
+    """Every other method against the reference, on the same model and value; where all rows are of the reference, each value
+    against the one that is not varied. Holm's correction is over the rows of one column."""
+    others = {variant.method for variant in by_variant} - {reference, BASE}
+    made = []
+    for name in names[:1] if varies else names:
+        family = []
+        for variant, results in by_variant.items():
+            if variant.method == BASE or (variant.method == reference and (others or not variant.varied)):
+                continue
+            opposite = variant._replace(method=reference) if others else variant._replace(varied=None)
+            if opposite in by_variant:
+                family.append(_comparison(name, variant, opposite, results, by_variant[opposite]))
+        family = [each for each in family if each]
+        corrected = holm([each.p for each in family])
+        made += [_with(each, value) for each, value in zip(family, corrected, strict=True)]
+    return made
+
+
+def _with(comparison: Comparison, corrected: float | None) -> Comparison:
+    return Comparison(**{**vars(comparison), "corrected": corrected})
+
+
+def _comparison(name, variant, opposite, results: list[Result], against: list[Result]) -> Comparison | None:
+    """None where no seed has both."""
+    sides = [{r.seed: r.scores[name] for r in side if name in r.scores} for side in (results, against)]
+    shared = sorted(
+        seed for seed in set(sides[0]) & set(sides[1]) if None not in (sides[0][seed].score, sides[1][seed].score)
     )
+    if not shared:
+        return None
+    scores = [[side[seed].score for seed in shared] for side in sides]
+    interval = None
+    if all(side[seed].correct is not None for side in sides for seed in shared):
+        _, *interval = paired_interval(*(np.stack([side[seed].correct for seed in shared]) for side in sides))
+        interval = tuple(interval)
+    difference = float(np.mean(scores[0]) - np.mean(scores[1]))
+    return Comparison(name, variant, opposite, len(shared), difference, interval, paired_p(*scores))
 
 
-def _classifier_notes(experiment: Experiment, measured: dict, seeds: str) -> str:
-    first = experiment.evaluations[0].name
-    shares = ", ".join(f"{name} {100 * share:.1f}" for name, share in measured["majority"].items())
-    guess = f" The commonest class alone would be right in (%): {shares}." if shares else ""
-    arguments = experiment.runs[0].arguments
-    return (
-        f"Mean ± standard deviation over the seeds {seeds}. The task's headline metric in percent; macro-F1, recall and "
-        f"calibration error (15 bins) on {first}.{guess} {arguments.model} on {arguments.task}, "
-        f"{arguments.max_steps if arguments.max_steps > 0 else f'{arguments.epochs:g} epochs,'} steps of "
-        f"{arguments.effective_batch_size}. Peak: resident memory of the training process, libraries included."
-    ).replace("epochs, steps", "epochs in steps")
+def marks(table: Table) -> dict[tuple[int, str], str]:
+    """{(row, column): "best" or "second"} by the rule of this file's head, of ours and of the paper's rows apart."""
+    groups: dict = {}
+    for number, row in enumerate(table.rows):
+        if row.source != NOT_RUN and row.variant.method != BASE:
+            groups.setdefault((row.source, row.variant.model, row.variant.varied), []).append(number)
+    found = {}
+    for numbers in groups.values():
+        for column in table.columns:
+            if column.kind in ("score", "average"):
+                found |= _marks_of(table, numbers, column)
+    return found
 
 
-def correctness(run: Run, name: str) -> np.ndarray:
-    """(problems,) of 0 and 1, in the order of the problems, of one evaluation of one run."""
-    with open(run.folder / "eval" / name / "scored.jsonl", encoding="utf-8") as file:
-        return np.array([json.loads(line)["correct"] for line in file], dtype=int)
-
-
-def _comparisons(experiment: Experiment, results: dict) -> str:
-    ours = experiment.compare.get("method")
-    name = experiment.evaluations[0].name
-    if ours not in results or not (results[ours][0][0].folder / "eval" / name / "scored.jsonl").is_file():
-        return ""
-    what = f"accuracy on {name}" if _is_classifier(results) else name
-    lines = [f"Differences on {what}, in points, with the paired 95% bootstrap interval over problems and seeds:", ""]
-    apart = []
-    for other in experiment.compare.get("against", []):
-        if other not in results:
-            continue
-        by_seed = [{run.seed: correctness(run, name) for run, _ in results[method]} for method in (ours, other)]
-        shared = sorted(set(by_seed[0]) & set(by_seed[1]))
-        if not shared:
-            continue
-        pair = [np.stack([correct[seed] for seed in shared]) for correct in by_seed]
-        difference, low, high = (100 * value for value in paired_interval(*pair))
-        verdict = "this run does not tell them apart" if low <= 0 <= high else "the interval excludes 0"
-        apart.append(not low <= 0 <= high)
-        lines.append(f"- {ours} − {other}: {difference:+.1f} [{low:+.1f}, {high:+.1f}]: {verdict}")
-    base = [m["scores"][name] for _, m in results.get("base", [])]
-    shows = f"What this shows: the whole chain runs, from data to table, at a size where {ours} learns the task"
-    if base:
-        mean = mean_sd([m["scores"][name] for _, m in results[ours]])[0]
-        shows += f" ({100 * (mean - base[0]):+.1f} points over the base)"
-    shows += ". What it does not show: that one method is better than another on a real model. "
-    if not all(apart):
-        shows += "Differences between the methods here may be noise. "
-    shows += (
-        "The intervals do not cover how the learning rates were chosen: that is a source of differences of its own. "
-    )
-    kind = (
-        "One small encoder, one task"
-        if _is_classifier(results)
-        else "One model of about 2M parameters, one generated task"
-    )
-    shows += f"{kind}, {len(experiment.seeds)} seed(s)."
-    return "\n".join([*lines, "", shows])
-
-
-def _examples(experiment: Experiment, results: dict) -> str:
-    """The first problems of the test set, with the answer of each method's first seed."""
-    if _is_classifier(results):
-        return ""
-    name = experiment.evaluations[0].name
-    answers = {}
-    for method, runs in results.items():
-        with open(runs[0][0].folder / "eval" / name / "generations.jsonl", encoding="utf-8") as file:
-            answers[method] = [json.loads(line) for line, _ in zip(file, range(EXAMPLES), strict=False)]
-    correct = {method: correctness(runs[0][0], name) for method, runs in results.items()}
-    lines = ["Three test problems (the first of the set) and each model's answer, first seed:"]
-    for index, first in enumerate(next(iter(answers.values()))):
-        lines += ["", f"**{first['prompt'].strip()}**", "", f"- reference: {first['reference']}"]
-        for method, records in answers.items():
-            mark = "right" if correct[method][index] else "wrong"
-            lines.append(f"- {method} ({mark}): {' '.join(records[index]['completion'].split())}")
-    return "\n".join(lines)
+def _marks_of(table: Table, numbers: list[int], column: Column) -> dict:
+    values = {}
+    for number in numbers:
+        row = table.rows[number]
+        if column.key in row.cells:
+            values[number] = round(row.cells[column.key].mean * column.scale, column.digits)
+        elif column.key in row.printed:
+            values[number] = float(row.printed[column.key].mean)
+    if len(values) < 2:
+        return {}
+    ranked = sorted(set(values.values()), reverse=True)
+    names = dict(zip(ranked, ("best", "second"), strict=False))
+    return {(number, column.key): names[value] for number, value in values.items() if value in names}

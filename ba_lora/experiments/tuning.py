@@ -1,28 +1,38 @@
 """Each method's learning rate, chosen on validation problems under one budget: the same grid, seed and steps for all."""
 
+from pathlib import Path
+
+from ..errors import UserError
 from ..files import read_json, write_json
 from .matrix import tuning_runs
 from .pool import run_all
 
 
-def tune(file: str, runs: str, jobs: int, overwrite: bool) -> int:
-    """Run the grid of `file`, print every score and the best rate of each method; returns 1 when a run failed.
+def tune(file: str, runs: str, jobs: int, overwrite: bool = False, retry: bool = False) -> Path:
+    """Run the grid of `file`, print every score and the best rate of each method, and write RUNS/NAME/tuning.json.
 
-    The choice is the highest validation accuracy; of equal ones, the smaller rate.
+    The choice is the highest validation accuracy; of equal ones, the smaller rate. A rate at which a run diverged has no
+    score. Raises UserError where a method has none at all.
     """
     experiment = tuning_runs(file, runs)
-    failed = run_all(experiment, jobs, overwrite)
-    scores: dict[str, dict[float, float]] = {}
+    failed = run_all(experiment, jobs, overwrite, retry)
+    scores: dict[str, dict[str, float | None]] = {}
     for run in experiment.runs:
-        if run not in failed:
-            score = read_json(run.folder / "measures.json")["scores"]["validation"]
-            scores.setdefault(run.method, {})[run.arguments.learning_rate] = score
-    best = {method: max(sorted(rates), key=rates.get) for method, rates in scores.items()}
-    print(f"\nvalidation accuracy in percent, seed {experiment.seeds[0]}, {experiment.tuning['limit']} problems")
-    for method, rates in scores.items():
-        row = "  ".join(f"{rate:g}: {100 * score:.1f}" for rate, score in sorted(rates.items()))
-        print(f"{method:12} {row}   best: {best[method]:g}")
-    folder = experiment.runs[0].folder.parent
-    write_json(folder / "tuning.json", {"scores": scores, "best": best})
-    print(f"Saved as {folder / 'tuning.json'}; the best rates belong in {file}")
-    return 1 if failed else 0
+        score = None if run in failed else read_json(run.folder / "measures.json")["scores"]["validation"]
+        scores.setdefault(run.name.partition("-lr")[0], {})[f"{run.arguments.learning_rate:g}"] = score
+    best = {}
+    for group, rates in scores.items():
+        there = {rate: score for rate, score in rates.items() if score is not None}
+        if not there:
+            raise UserError(f"no learning rate of {group} has a score; see {experiment.home}, then tune with --retry")
+        best[group] = float(max(sorted(there, key=float), key=there.get))
+    seed, limit = experiment.seeds[0], experiment.tuning.get("limit", "all")
+    print(f"\nvalidation accuracy in percent, seed {seed}, {limit} problems")
+    for group, rates in scores.items():
+        shown = {rate: "failed" if score is None else f"{100 * score:.1f}" for rate, score in rates.items()}
+        row = "  ".join(f"{rate}: {shown[rate]}" for rate in sorted(rates, key=float))
+        print(f"{group:12} {row}   best: {best[group]:g}")
+    path = Path(runs) / experiment.name / "tuning.json"
+    write_json(path, {**experiment.tuning, "scores": scores, "best": best})
+    print(f"Saved as {path}")
+    return path

@@ -1,0 +1,33 @@
+"""The first test problems with each model's answer, from the run folders: what the scores of a table are made of."""
+
+import json
+
+from .matrix import Experiment
+
+SHOWN = 3  # problems
+
+
+def examples(experiment: Experiment) -> str:
+    """Markdown; "" where no run here has answers. Each model with its first seed."""
+    name = experiment.evaluations[0].name if experiment.evaluations else ""
+    answers, right = {}, {}
+    for run in experiment.runs:
+        folder = run.folder / "eval" / name
+        if run.variant.varied or run.method in answers or not (folder / "generations.jsonl").is_file():
+            continue
+        answers[run.method] = _first(folder / "generations.jsonl")
+        right[run.method] = [line["correct"] for line in _first(folder / "scored.jsonl")]
+    if not answers:
+        return ""
+    lines = ["The first test problems and each model's answer, first seed:"]
+    for index, asked in enumerate(next(iter(answers.values()))):
+        lines += ["", f"**{asked['prompt'].strip()}**", "", f"- reference: {asked['reference']}"]
+        for method, records in answers.items():
+            mark = "right" if right[method][index] else "wrong"
+            lines.append(f"- {method} ({mark}): {' '.join(records[index]['completion'].split())}")
+    return "\n".join(lines)
+
+
+def _first(file) -> list[dict]:
+    with open(file, encoding="utf-8") as lines:
+        return [json.loads(line) for line, _ in zip(lines, range(SHOWN), strict=False)]

@@ -1,0 +1,227 @@
+"""One small JSON file a run: what tables, figures and the report are made from.
+
+    {"model": "llama-2-7b", "method": "ba-lora", "varied": ["rank", "4"], "data": "metamath", "seed": 42,
+     "scores": {"gsm8k": {"score": 0.545, "n": 1319, "metric": "accuracy", "protocol": "ba-lora 2", "data_hash": "…",
+                          "correct": "0110…"}},
+     "measures": {"text_loss": 0.71, …}, "training": {"learning_rate": 2e-5, "seconds": 16000, …}, "curves": {…},
+     "provenance": {…}}
+
+`scores` has a column of the table each; model, method, seed and a score with n, protocol and data_hash are needed, the rest
+is shown where it is there. `collect` writes the files of an experiment from its run folders into results/NAME, which is
+committed; the runs are not. A file made by hand or on another machine is read like any other.
+"""
+
+import json
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from ..errors import UserError
+from ..files import atomic_write, digest, read_json, write_json
+from .matrix import Experiment, Run, Variant
+
+CURVE = 24  # steps of a run's curve that are kept
+CURVES = ("loss", "task", "consistency", "diversity", "spectrum", "lambda1", "lambda2", "lambda3", "lr")
+MEASURES = ("text_loss", "kl_to_base", "spectra", "accuracy", "macro_f1", "rarest_recall", "majority", "ece")
+TRAINING = ("trained_parameters", "train_seconds", "peak_memory", "steps", "processes")
+SCORES = ("score", "n", "metric", "protocol", "data_hash")
+
+
+@dataclass(frozen=True)
+class Score:
+    """One column's result. score: a fraction, of MT-Bench 1 to 10; correct: (n,) of 0 and 1, where each item was judged so."""
+
+    score: float | None
+    n: int
+    metric: str
+    protocol: str
+    data_hash: str
+    correct: np.ndarray | None = None
+
+
+@dataclass(frozen=True)
+class Result:
+    """One run's file. source: where it was read."""
+
+    source: str
+    variant: Variant
+    data: str | None
+    seed: int | None
+    scores: dict[str, Score]
+    measures: dict = field(default_factory=dict)
+    training: dict = field(default_factory=dict)
+    curves: dict = field(default_factory=dict)
+    provenance: dict = field(default_factory=dict)
+
+
+def columns(experiment: Experiment) -> list[str]:
+    """The columns of its table, known before anything has run."""
+    if experiment.evaluations:
+        return [evaluation.name for evaluation in experiment.evaluations]
+    found = {}
+    for run in experiment.runs:
+        for name in run.benchmarks:
+            found[run.arguments.task if name == "glue" else name] = True
+    return list(found)
+
+
+def read_results(experiment: Experiment, results: str | Path = "results") -> list[Result]:
+    """What was measured: of its run folders, and of `results`/NAME where a run is not here. Raises UserError for a file that
+    is not a result, and for one that does not belong in a column with the others."""
+    here = [of_run(run, experiment) for run in experiment.runs if run.state(experiment.evaluations) == "measured"]
+    known = {(each["model"], each["method"], _varied(each), each["data"], each["seed"]) for each in here}
+    found = [_result(content, str(experiment.home)) for content in here]
+    for file in sorted((Path(results) / experiment.name).glob("*.json")):
+        if file.name != "tuning.json":
+            content = _read(file)
+            if (content["model"], content["method"], _varied(content), content["data"], content["seed"]) not in known:
+                found.append(_result(content, str(file)))
+    _check_columns(found)
+    place = {variant: number for number, variant in enumerate(experiment.variants)}
+    return sorted(found, key=lambda result: place.get(result.variant, len(place)))
+
+
+def collect(experiment: Experiment, results: str | Path = "results") -> list[Path]:
+    """Write a file for each measured run, and the tuning, into `results`/NAME; returns the files."""
+    folder, files = Path(results) / experiment.name, []
+    for run in experiment.runs:
+        if run.state(experiment.evaluations) == "measured":
+            files.append(folder / f"{run.name}.json")
+            write_compact(files[-1], of_run(run, experiment))
+    tuning = experiment.home.parent / experiment.name / "tuning.json"
+    if experiment.tuning and tuning.is_file():
+        files.append(folder / tuning.name)
+        write_json(files[-1], read_json(tuning))
+    return files
+
+
+def of_run(run: Run, experiment: Experiment) -> dict:
+    """The content of a measured run's file."""
+    measures = run.folder / "measures.json"
+    measured = read_json(measures) if measures.is_file() else {}
+    record = read_json(run.folder / "run.json") if run.arguments else {}
+    training = {key: record[key] for key in TRAINING if key in record}
+    if run.arguments:
+        training |= {"learning_rate": run.arguments.learning_rate, "tuned": run.is_tuned}
+        training |= {"rank": run.arguments.rank, "effective_batch_size": run.arguments.effective_batch_size}
+        training |= {"data_hash": record["data"].get("hash") if "data" in record else None}
+    names = [evaluation.name for evaluation in experiment.evaluations]
+    is_point = bool(run.variant.varied)  # of a curve over an option, which needs the scores alone
+    return {
+        "model": run.variant.model,
+        "method": run.method,
+        "varied": list(run.variant.varied) if run.variant.varied else None,
+        "data": run.data,
+        "seed": run.seed,
+        "scores": {name: _score_of(run.folder / "eval" / name) for name in names} or _benchmarks(run.folder / "eval"),
+        "measures": {key: measured[key] for key in MEASURES if key in measured and not (is_point and key == "spectra")},
+        "training": training,
+        "curves": {} if is_point else _curves(run.folder / "metrics.jsonl"),
+        "provenance": {key: record[key] for key in ("commit", "versions", "machine") if key in record},
+    }
+
+
+def _benchmarks(folder: Path) -> dict:
+    """The scores of a run's benchmarks: a column each, of GLUE the task, out of domain TASK-SET."""
+    scores = {}
+    for file in sorted(folder.glob("*/score.json")) + sorted(folder.glob("gluex/*/score.json")):
+        name = read_json(file)["benchmark"].partition("/")[2]
+        if file.parent.name == "glue-validation_mismatched":
+            name = f"{name}-mm"
+        scores[name or file.parent.name] = _score_of(file.parent)
+    return scores
+
+
+def _score_of(folder: Path) -> dict:
+    """The score in an evaluation's folder, with the hash of its problems and each one's outcome."""
+    made = read_json(folder / "score.json")
+    value = made.get("score", made.get(made["metric"]))
+    protocol = f"{made.get('protocol', 'classification')} {made.get('protocol_version', '1')}"
+    score = {"score": value, "n": made["n"], "metric": made["metric"], "protocol": protocol}
+    lines = folder / "generations.jsonl", folder / "predictions.jsonl"
+    asked = next((_lines(file) for file in lines if file.is_file()), [])
+    score["data_hash"] = digest([[str(each["id"]), each.get("reference", each.get("label"))] for each in asked])
+    if (folder / "scored.jsonl").is_file():
+        outcomes = [each.get("correct") for each in _lines(folder / "scored.jsonl")]
+        if all(outcome in (0, 1) for outcome in outcomes):
+            score["correct"] = "".join(str(int(outcome)) for outcome in outcomes)
+    return score
+
+
+def _curves(file: Path) -> dict:
+    """{name: values} at up to CURVE of the logged steps, the first and the last among them."""
+    rows = _lines(file) if file.is_file() else []
+    if len(rows) > CURVE:
+        rows = [rows[round(place)] for place in np.linspace(0, len(rows) - 1, CURVE)]
+    kept = {"step": [row["step"] for row in rows]} if rows else {}
+    return kept | {name: [_rounded(row.get(name)) for row in rows] for name in CURVES if rows}
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else float(f"{value:.5g}")
+
+
+def _lines(file: Path) -> list[dict]:
+    with open(file, encoding="utf-8") as lines:
+        return [json.loads(line) for line in lines]
+
+
+def write_compact(path: Path, content: dict) -> None:
+    """Write `content` atomically, a line a key, so that a change shows as such."""
+    lines = [f"{json.dumps(key)}: {json.dumps(value, ensure_ascii=False)}" for key, value in content.items()]
+    with atomic_write(path) as file:
+        file.write("{\n" + ",\n".join(lines) + "\n}\n")
+
+
+def _varied(content: dict) -> tuple | None:
+    return tuple(content["varied"]) if content.get("varied") else None
+
+
+def _read(file: Path) -> dict:
+    """A result file, checked. Raises UserError naming the file and what it lacks."""
+    try:
+        content = read_json(file)
+    except ValueError as error:
+        raise UserError(f"{file} is not valid JSON ({error}); mend or remove it") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{file} holds no object; see ba_lora/experiments/results.py for what a result has")
+    for key in ("model", "method", "seed", "scores"):
+        if key not in content:
+            raise UserError(f"{file} has no '{key}'; a result needs model, method, seed and scores")
+    for name, score in content["scores"].items():
+        for key in SCORES:
+            if key not in score:
+                raise UserError(f"{file}: the score of {name} has no '{key}'; it needs {', '.join(SCORES)}")
+    return {"data": None, "varied": None} | content
+
+
+def _result(content: dict, source: str) -> Result:
+    scores = {}
+    for name, made in content["scores"].items():
+        correct = made.get("correct")
+        correct = None if correct is None else np.array([int(each) for each in correct])
+        scores[name] = Score(*(made[key] for key in SCORES), correct=correct)
+    variant = Variant(content["model"], content["method"], _varied(content))
+    parts = {key: content.get(key) or {} for key in ("measures", "training", "curves", "provenance")}
+    return Result(source, variant, content["data"], content["seed"], scores, **parts)
+
+
+def _check_columns(results: list[Result]) -> None:
+    """Refuse a result whose protocol or problems are not those of most in its column."""
+    for name in {name for result in results for name in result.scores}:
+        there = [(result, result.scores[name]) for result in results if name in result.scores]
+        for what, of in (
+            ("protocol", lambda s: s.protocol),
+            ("data hash", lambda s: s.data_hash),
+            ("metric", lambda s: s.metric),
+        ):
+            usual = Counter(of(score) for _, score in there).most_common(1)[0][0]
+            for result, score in there:
+                if of(score) != usual:
+                    label = f"{result.variant.method}, seed {result.seed}"
+                    raise UserError(
+                        f"{result.source} ({label}): {name} has {what} '{of(score)}', the other results '{usual}'; they do not "
+                        f"compare: score it again (--rescore, --data) or take the file away"
+                    )

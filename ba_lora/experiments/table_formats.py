@@ -1,0 +1,247 @@
+"""A table as Markdown, CSV or LaTeX (booktabs), with its notes."""
+
+import csv
+import io
+from collections.abc import Sequence
+from pathlib import Path
+
+from ..files import atomic_write
+from .matrix import Variant
+from .paper import METHODS, Published
+from .table import HERE, NOT_RUN, Cell, Column, Comparison, Row, Table, marks
+
+FILES = {"markdown": "table.md", "csv": "table.csv", "latex": "table.tex"}
+EMPTY = "–"
+STATISTICS = ("column", "difference", "points", "95 % interval", "p over seeds", "p after Holm", "seeds", "verdict")
+STATISTICS_NOTE = (
+    "Differences, paired by seed and test item: a bootstrap interval over items and seeds, a t-test over seeds, corrected for "
+    "the number of rows of a column. Told apart: the interval excludes 0 and the corrected p is below 0.05."
+)
+
+
+def write_tables(table: Table, folder: Path) -> list[Path]:
+    """The table in every format, into `folder`."""
+    made = []
+    for kind, name in FILES.items():
+        made.append(folder / name)
+        with atomic_write(made[-1]) as file:
+            file.write(RENDER[kind](table))
+    return made
+
+
+def render(table: Table, kind: str) -> str:
+    """The table in one format of FILES."""
+    return RENDER[kind](table)
+
+
+def _titles(table: Table) -> list[str]:
+    return [title for title, _ in _leading(table.rows)] + [column.title for column in table.columns]
+
+
+def _leading(rows: list[Row]) -> list[tuple[str, object]]:
+    """The columns that say what a row is: (title, row → text); those that are the same everywhere are left out."""
+    parts = [("model", lambda row: row.variant.model), ("method", lambda row: row.variant.method)]
+    if len({row.variant.model for row in rows}) == 1:
+        parts.pop(0)
+    if any(row.variant.varied for row in rows):
+        parts.append(("with", lambda row: " = ".join(row.variant.varied) if row.variant.varied else EMPTY))
+    if any(row.source != HERE for row in rows):
+        parts.append(("where", lambda row: row.source if row.source in (HERE, NOT_RUN) else f"paper: {row.source}"))
+    if any(row.seeds for row in rows):
+        parts.append(("seeds", lambda row: str(row.seeds) if row.seeds else EMPTY))
+    return parts
+
+
+def text_of(cell: Cell, column: Column) -> str:
+    """A mean and its deviation as printed."""
+    if column.digits < 0:
+        return f"{cell.mean * column.scale:g}"
+    mean = f"{cell.mean * column.scale:,.{column.digits}f}"
+    if cell.sd is None or (column.digits == 0 and cell.sd * column.scale < 0.5):
+        return mean
+    return f"{mean} ± {cell.sd * column.scale:,.{column.digits}f}"
+
+
+def _texts(table: Table, row: Row) -> dict[str, str]:
+    """{column: its text} of one row."""
+    texts = {}
+    for column in table.columns:
+        printed = row.printed.get(column.key)
+        if printed:
+            corrected = f" (corrected: {printed.corrected})" if printed.corrected else ""
+            texts[column.key] = f"{printed}{corrected}"
+        else:
+            texts[column.key] = text_of(row.cells[column.key], column) if column.key in row.cells else EMPTY
+    return texts
+
+
+def to_markdown(table: Table) -> str:
+    """The whole: table, statistics, the paper's other tables, notes."""
+    found, leading = marks(table), _leading(table.rows)
+    marked = {"best": "**{}**", "second": "<u>{}</u>", None: "{}"}
+    lines = []
+    for number, row in enumerate(table.rows):
+        texts = _texts(table, row)
+        cells = [of(row) for _, of in leading]
+        lines.append(cells + [marked[found.get((number, key))].format(text) for key, text in texts.items()])
+    parts = [f"# {table.experiment.title}"]
+    if not table.results:
+        parts.append("Nothing of this was run here: the numbers are the paper's.")
+    parts.append(_grid(_titles(table), lines, len(leading)))
+    parts += [notes(table), _statistics(table)]
+    parts += [_errors(paper) for paper in table.beside]
+    parts += [_published(paper) for paper in table.published]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _grid(titles: Sequence[str], lines: list[list[str]], leading: int) -> str:
+    rule = ["---"] * leading + ["---:"] * (len(titles) - leading)
+    return "\n".join("| " + " | ".join(line) + " |" for line in (titles, rule, *lines))
+
+
+def notes(table: Table) -> str:
+    """What the numbers are, and what they are not."""
+    experiment, said = table.experiment, []
+    if table.results:
+        said.append(
+            "Mean ± standard deviation over the seeds; bold is the best mean of a group, underlined the second, as printed."
+        )
+    for evaluation in experiment.evaluations if table.results else ():
+        limit = f"{evaluation.limit} of " if evaluation.limit else ""
+        said.append(f"{evaluation.name}: {limit}{evaluation.data}.")
+    keys = {column.key for column in table.columns}
+    if "text_loss" in keys:
+        said.append("Text loss: nats per token on held-out pre-training text; higher is more forgotten.")
+    if "kl_to_base" in keys:
+        said.append("KL to base: mean KL(base ‖ model) on the response tokens of test problems, nats per token.")
+    if "macro_f1" in keys:
+        said.append(f"Macro-F1, recall and calibration error (15 bins): on {experiment.evaluations[0].name}.")
+        shares = table.results[0].measures.get("majority") or {}
+        listed = ", ".join(f"{name} {100 * share:.1f}" for name, share in shares.items())
+        said.append(f"In percent right for the commonest class alone: {listed}.")
+    if "peak_memory" in keys:
+        said.append("Peak: resident memory of the training process, libraries included.")
+    if "average" in keys:
+        which = "all columns" if table.with_mt_bench else "the columns in percent"
+        said.append(f"Average: over {which}, of the paper's rows too.")
+    if experiment.tuning and any(result.training.get("tuned") for result in table.results):
+        tuning = experiment.tuning
+        rates = ", ".join(f"{float(rate):g}" for rate in tuning["learning_rates"])
+        said.append(
+            f"Learning rates: for each method the best of {rates} on {tuning.get('limit') or 'all'} problems of "
+            f"{tuning['data']}, one run each with seed {tuning['seed']}; the intervals do not cover that choice."
+        )
+    elif experiment.rates_of and any(result.training.get("tuned") for result in table.results):
+        said.append(f"Learning rates: those that the tuning of {experiment.rates_of} chose, unless varied.")
+    return " ".join([*said, experiment.note or ""]).strip()
+
+
+def _statistics(table: Table) -> str:
+    if not table.comparisons:
+        return ""
+    return f"{STATISTICS_NOTE}\n\n{_grid(STATISTICS, comparison_lines(table), 2)}"
+
+
+def comparison_lines(table: Table) -> list[list[str]]:
+    """The texts under STATISTICS of each comparison."""
+    columns = {column.key: column for column in table.columns}
+    several = len({each.variant.model for each in table.comparisons}) > 1
+    return [_comparison_line(each, columns[each.column], several) for each in table.comparisons]
+
+
+def name_of(variant: Variant) -> str:
+    """A method and what was varied, in a line of text."""
+    return variant.method + (f" {variant.varied[0]} = {variant.varied[1]}" if variant.varied else "")
+
+
+def _comparison_line(made: Comparison, column: Column, several: bool) -> list[str]:
+    interval = EMPTY
+    if made.interval:
+        interval = "[{:+.1f}, {:+.1f}]".format(*(value * column.scale for value in made.interval))
+    p = [
+        EMPTY if value is None else "< 0.001" if value < 0.001 else f"{value:.3f}" for value in (made.p, made.corrected)
+    ]
+    difference = f"{name_of(made.variant)} − {name_of(made.reference)}"
+    label = column.title.removesuffix(" %") + (f", {made.variant.model}" if several else "")
+    points = f"{made.difference * column.scale:+.{1 if column.scale == 100 else 2}f}"
+    return [label, difference, points, interval, *p, str(made.seeds), made.verdict]
+
+
+def _errors(paper: Published) -> str:
+    """Known errors of a table of the paper."""
+    head = f"The paper's numbers: {paper.title}; {paper.version}; source: {paper.source}."
+    lines = [f"- {error}" for error in known_errors(paper)]
+    return "\n".join([head, *(["", "Known errors and doubts:", "", *lines] if lines else [])])
+
+
+def known_errors(paper: Published) -> list[str]:
+    """Where, what and what follows, a line each."""
+    return [f"{', '.join(error.where)}: {error.what} {error.follows}".rstrip() for error in paper.errors]
+
+
+def _published(paper: Published) -> str:
+    """A table of the paper, whole, marked as such."""
+    columns = paper.columns
+    is_ranked = any(row.rank for row in paper.rows)
+    titles = ["model", "method", *(["rank"] if is_ranked else [])]
+    titles += [f"{column.label} {column.unit}".strip() for column in columns.values()]
+    lines = []
+    for row in paper.rows:
+        cells = [row.model, METHODS[row.method], *([str(row.rank or EMPTY)] if is_ranked else [])]
+        for key in columns:
+            cell = row.cells.get(key)
+            corrected = f" (corrected: {cell.corrected})" if cell and cell.corrected else ""
+            cells.append(f"{cell}{corrected}" if cell else EMPTY)
+        lines.append(cells)
+    leading = 3 if is_ranked else 2
+    return f"## The paper's, not measured here: {paper.title}\n\n{_grid(titles, lines, leading)}\n\n{_errors(paper)}"
+
+
+def to_csv(table: Table) -> str:
+    """A line a row; of each column mean and deviation, scaled as in the titles."""
+    stream = io.StringIO()
+    writer = csv.writer(stream, lineterminator="\n")
+    head = ["where", "model", "method", "option", "value", "seeds"]
+    writer.writerow(head + [word for column in table.columns for word in (column.title, f"{column.title} sd")])
+    for row in table.rows:
+        option, value = row.variant.varied or ("", "")
+        line = [row.source, row.variant.model, row.variant.method, option, value, row.seeds or ""]
+        for column in table.columns:
+            cell, printed = row.cells.get(column.key), row.printed.get(column.key)
+            if printed:
+                line += [printed.mean, "" if printed.sd is None else printed.sd]
+            elif cell:
+                sd = "" if cell.sd is None else f"{cell.sd * column.scale:.6g}"
+                line += [f"{cell.mean * column.scale:.6g}", sd]
+            else:
+                line += ["", ""]
+        writer.writerow(line)
+    return stream.getvalue()
+
+
+def to_latex(table: Table) -> str:
+    """A booktabs tabular, to be put into a table environment; needs \\usepackage{booktabs}."""
+    found, leading = marks(table), _leading(table.rows)
+    marked = {"best": r"\textbf{{{}}}", "second": r"\underline{{{}}}", None: "{}"}
+    lines = [r"\begin{tabular}{" + "l" * len(leading) + "r" * len(table.columns) + "}", r"\toprule"]
+    lines += [" & ".join(_tex(title) for title in _titles(table)) + r" \\", r"\midrule"]
+    before = None
+    for number, row in enumerate(table.rows):
+        if before not in (None, row.variant.model):
+            lines.append(r"\midrule")
+        before = row.variant.model
+        cells = [_tex(of(row)) for _, of in leading]
+        cells += [marked[found.get((number, key))].format(_tex(text)) for key, text in _texts(table, row).items()]
+        lines.append(" & ".join(cells) + r" \\")
+    lines += [r"\bottomrule", r"\end{tabular}"]
+    comments = [f"% {table.experiment.title}", *(f"% {line}" for line in notes(table).split(". ") if line)]
+    return "\n".join([*comments, *lines]) + "\n"
+
+
+def _tex(text: str) -> str:
+    for plain, escaped in (("&", r"\&"), ("%", r"\%"), ("_", r"\_"), ("#", r"\#"), ("±", r"$\pm$"), ("–", "--")):
+        text = text.replace(plain, escaped)
+    return text.replace("‖", r"$\|$").replace("→", r"$\to$").replace("−", "$-$").replace("<", "$<$").replace(">", "$>$")
+
+
+RENDER = {"markdown": to_markdown, "csv": to_csv, "latex": to_latex}

@@ -1,0 +1,11 @@
+#!/bin/sh
+# The tables of assets/ from the small result files of results/, in Markdown, CSV and LaTeX: assets/NAME/table.*
+#   sh scripts/tables.sh [NAME ...]        default: every experiment of results/
+# NAME is a file of configs/experiments. The result files are written by: python -m ba_lora.experiments collect FILE
+set -eu
+cd "$(dirname "$0")/.."
+. scripts/environment.sh
+[ $# -gt 0 ] || set -- $(ls results)
+for name in "$@"; do
+    "$PYTHON" -m ba_lora.experiments table "configs/experiments/$name.yaml" --runs none --output "assets/$name" --quiet
+done

@@ -1,0 +1,181 @@
+"""From run folders and files made by hand to tables: what is read, what is refused, what is printed."""
+
+import csv
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ba_lora.errors import UserError
+from ba_lora.experiments.matrix import read_experiment
+from ba_lora.experiments.results import columns, read_results, write_compact
+from ba_lora.experiments.table import build, marks
+from ba_lora.experiments.table_formats import name_of, render, write_tables
+
+ROOT = Path(__file__).parent.parent
+LARGE = """
+name: large
+title: A large model
+paper: [nlg-v5, ranks]
+config: CONFIGS/{model}-{data}-v5.yaml
+models: [llama-2-7b]
+data: [metamath, code, conversation]
+methods:
+  full: {method: full, init: null}
+  lora: {method: lora, init: null}
+  pissa: {method: pissa}
+  ba-lora: {method: ba-lora}
+seeds: [42, 1024, 2024]
+"""
+
+
+@pytest.fixture
+def large(tmp_path):
+    file = tmp_path / "large.yaml"
+    file.write_text(LARGE.replace("CONFIGS", str(ROOT / "configs/nlg")))
+    return read_experiment(file, tmp_path / "runs", results=tmp_path / "results")
+
+
+def score(value, correct=None, **more):
+    made = {"score": value, "n": 4, "metric": "accuracy", "protocol": "ba-lora 2", "data_hash": "abc"} | more
+    return made | ({"correct": correct} if correct else {})
+
+
+def put(folder, method, seed, scores, **more):
+    """A result file made by hand."""
+    content = {"model": "llama-2-7b", "method": method, "seed": seed, "scores": scores} | more
+    path = folder / f"{method}-{seed}-{'-'.join(scores)}.json"
+    write_compact(path, content)
+    assert json.loads(path.read_text()) == content
+    return path
+
+
+def two_methods(folder):
+    """PiSSA right in 2, 2, 1 of 4 and BA-LoRA in 3, 2, 3 of 4, over three seeds."""
+    for seed, theirs, ours in ((42, "1100", "1110"), (1024, "1100", "0110"), (2024, "1000", "1110")):
+        put(folder, "pissa", seed, {"gsm8k": score(theirs.count("1") / 4, theirs)})
+        put(folder, "ba-lora", seed, {"gsm8k": score(ours.count("1") / 4, ours)})
+
+
+def row_of(text, method, where="here"):
+    """Cells of a Markdown row, by column."""
+    lines = [[cell.strip() for cell in line.strip("| ").split(" | ")] for line in text.splitlines() if "|" in line]
+    for line in lines:
+        cells = dict(zip(lines[0], line, strict=False))
+        if cells.get("method") == method and where in cells.get("where", "here"):
+            return cells
+    raise AssertionError(f"no row of {method}, {where}")
+
+
+def test_without_runs_the_table_is_the_papers_and_says_so(large, tmp_path):
+    text = render(build(large, read_results(large, tmp_path / "none")), "markdown")
+    assert "Nothing of this was run here: the numbers are the paper's." in text
+    assert columns(large) == ["gsm8k", "math", "humaneval", "mbpp", "mt_bench"]
+    ours, theirs = (row_of(text, "ba-lora", where) for where in ("not run here", "paper: BA-LoRA, arXiv v3 to v5"))
+    assert set(ours.values()) == {"ba-lora", "not run here", "–"}
+    assert theirs["GSM8K %"] == "**54.53 ± 0.41**" and theirs["MT-Bench"] == "**5.11 ± 0.05**"
+    assert row_of(text, "pissa", "paper")["GSM8K %"] == "<u>52.37 ± 0.52</u>"
+    assert "gemma-7b full mbpp: PiSSA's table has a deviation of 0.50" in text  # a correction
+    assert "digitised" in text and "p after Holm" not in text
+
+
+def test_the_average_leaves_mt_bench_out_unless_asked_for(large, tmp_path):
+    plain, mixed = (row_of(render(build(large, [], asked), "markdown"), "pissa", "paper") for asked in (False, True))
+    assert plain["average %"].strip("<u>/") == "28.69"  # (52.37 + 7.76 + 21.55 + 33.09) / 4
+    assert mixed["average"].strip("<u>/") == "23.93"
+
+
+def test_a_result_made_by_hand_stands_beside_the_papers(large, tmp_path):
+    put(tmp_path / "results/large", "ba-lora", 42, {"gsm8k": score(0.5), "math": score(0.1)}, data="metamath")
+    put(tmp_path / "results/large", "ba-lora", 42, {"humaneval": score(0.2), "mbpp": score(0.4)}, data="code")
+    put(tmp_path / "results/large", "ba-lora", 42, {"mt_bench": score(5.0)}, data="conversation")
+    table = build(large, read_results(large, tmp_path / "results"))
+    cells = row_of(render(table, "markdown"), "ba-lora")
+    assert [cells[key] for key in ("GSM8K %", "MATH %", "HumanEval %", "MBPP %", "MT-Bench")] == [
+        *("50.00", "10.00", "20.00", "40.00", "5.00")
+    ]
+    assert cells["seeds"] == "1" and cells["average %"] == "30.00"  # of one row: no mark
+    mixed = build(large, read_results(large, tmp_path / "results"), average_with_mt_bench=True)
+    assert row_of(render(mixed, "markdown"), "ba-lora")["average"] == "25.00"
+    assert "not run here" in render(table, "markdown") and "paper: BA-LoRA" in render(table, "markdown")
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        ({"protocol": "upstream 1"}, "gsm8k has protocol 'upstream 1', the other results 'ba-lora 2'"),
+        ({"data_hash": "xyz"}, "gsm8k has data hash 'xyz', the other results 'abc'"),
+        ({"metric": "pass@1"}, "gsm8k has metric 'pass@1'"),
+    ],
+)
+def test_a_result_of_another_protocol_or_of_other_data_is_refused_by_name(large, tmp_path, other, message):
+    two_methods(tmp_path / "results/large")
+    file = put(tmp_path / "results/large", "lora", 42, {"gsm8k": score(0.5, **other)})
+    with pytest.raises(UserError, match=re.escape(message)) as refusal:
+        read_results(large, tmp_path / "results")
+    assert str(file) in str(refusal.value) and "lora, seed 42" in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "is not valid JSON"),
+        ("[1]", "holds no object"),
+        ('{"model": "x"}', "has no 'method'; a result needs model, method, seed and scores"),
+        ('{"model": "x", "method": "y", "seed": 1, "scores": {"gsm8k": {"score": 1}}}', "score of gsm8k has no 'n'"),
+    ],
+)
+def test_a_file_that_is_no_result_is_refused_by_name(large, tmp_path, text, message):
+    (tmp_path / "results/large").mkdir(parents=True)
+    (tmp_path / "results/large/bad.json").write_text(text)
+    with pytest.raises(UserError, match=message) as refusal:
+        read_results(large, tmp_path / "results")
+    assert "bad.json" in str(refusal.value)
+
+
+def test_differences_are_paired_by_seed_and_item(large, tmp_path):
+    two_methods(tmp_path / "results/large")
+    put(tmp_path / "results/large", "lora", 42, {"gsm8k": score(0.25, "0001")})
+    table = build(large, read_results(large, tmp_path / "results"))
+    made = {each.variant.method: each for each in table.comparisons}
+    assert set(made) == {"ba-lora", "lora"}
+    ours = made["ba-lora"]
+    assert ours.seeds == 3 and ours.difference == pytest.approx(np.mean([1, 0, 2]) / 4)
+    assert ours.interval[0] <= ours.difference <= ours.interval[1]
+    assert ours.p == pytest.approx(0.2254, abs=1e-4)  # t = 1.732, df 2
+    assert (
+        ours.corrected == ours.p and made["lora"].p is None
+    )  # one seed has no p, and does not count in the correction
+    assert ours.verdict == "not told apart" and made["lora"].verdict == "one seed"
+    text = render(table, "markdown")
+    assert "| GSM8K | ba-lora − pissa | +25.0 |" in text
+    assert name_of(ours.variant._replace(varied=("rank", "4"))) == "ba-lora rank = 4"
+
+
+def test_the_best_and_the_second_are_marked_as_printed(large, tmp_path):
+    for method, value in (("lora", 0.50001), ("pissa", 0.5), ("ba-lora", 0.4), ("full", 0.3)):
+        put(tmp_path / "results/large", method, 42, {"gsm8k": score(value), "math": score(None)})
+    table = build(large, read_results(large, tmp_path / "results"))
+    found = {
+        table.rows[number].variant.method: mark
+        for (number, key), mark in marks(table).items()
+        if key == "gsm8k" and table.rows[number].source == "here"
+    }
+    assert found == {"lora": "best", "pissa": "best", "ba-lora": "second"}
+    assert row_of(render(table, "markdown"), "lora")["MATH %"] == "–"  # a score that is not defined
+
+
+def test_all_formats_are_written_and_say_the_same(large, tmp_path):
+    two_methods(tmp_path / "results/large")
+    files = write_tables(build(large, read_results(large, tmp_path / "results")), tmp_path / "out")
+    assert [file.name for file in files] == ["table.md", "table.csv", "table.tex"]
+    with open(files[1], encoding="utf-8") as lines:
+        rows = [row for row in csv.DictReader(lines) if row["where"] == "here"]
+    assert [(row["method"], row["GSM8K %"], row["GSM8K % sd"]) for row in rows] == [
+        *(("pissa", "41.6667", "14.4338"), ("ba-lora", "66.6667", "14.4338"))
+    ]
+    latex = files[2].read_text()
+    assert r"\toprule" in latex and r"\textbf{66.67 $\pm$ 14.43}" in latex and r"GSM8K \%" in latex
+    assert "**66.67 ± 14.43**" in files[0].read_text()
