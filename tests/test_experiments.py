@@ -4,13 +4,16 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
+from random import Random
 
 import pytest
 
 from ba_lora.errors import UserError
 from ba_lora.experiments.figure import draw_terms
 from ba_lora.experiments.matrix import read_experiment, tuning_runs
+from ba_lora.experiments.results import of_run
 
 ROOT = Path(__file__).parent.parent
 
@@ -171,6 +174,34 @@ def test_a_failed_run_is_named_and_the_others_are_done(small, tmp_path):
     words[4] = str(tmp_path / "mended.yaml")
     retried = subprocess.run([*words, "--retry"], cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert retried.returncode == 0 and "2 finished runs are kept" in retried.stdout
+
+
+@pytest.mark.slow
+def test_a_matrix_that_is_killed_twice_ends_with_the_results_of_one_that_is_not(small, tmp_path):
+    small.write_text(small.read_text().replace("limit: 64", "limit: 640"))  # 20 steps a run
+    random = Random(0)  # the moments of the kills
+    words = [sys.executable, "-m", "ba_lora.experiments", "run", str(small), "--untuned", "--jobs", "2", "--runs"]
+    started = time.monotonic()
+    whole = subprocess.run([*words, str(tmp_path / "whole")], cwd=ROOT, capture_output=True, text=True, timeout=600)
+    assert whole.returncode == 0, whole.stderr[-2000:]
+    length = time.monotonic() - started
+    for _ in range(2):
+        killed = subprocess.Popen([*words, str(tmp_path / "killed")], cwd=ROOT, stdout=subprocess.DEVNULL)
+        time.sleep(length * random.uniform(0.3, 0.6))
+        assert killed.poll() is None, "the matrix had ended before it was killed"
+        killed.kill()  # SIGKILL
+        killed.wait()
+    done = subprocess.run([*words, str(tmp_path / "killed")], cwd=ROOT, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr[-2000:]
+    pair = [read_experiment(small, tmp_path / name, tuned=False) for name in ("whole", "killed")]
+    for one, other in zip(*(experiment.runs for experiment in pair), strict=True):
+        contents = [of_run(run, experiment) for run, experiment in zip((one, other), pair, strict=True)]
+        for content in contents:  # what depends on the machine's load
+            for key in ("train_seconds", "peak_memory"):
+                content["training"].pop(key, None)
+        assert contents[0] == contents[1], one.name
+        if one.arguments:
+            assert _weights(one.folder) == _weights(other.folder)
 
 
 def test_a_figure_needs_a_run(tmp_path):
