@@ -211,7 +211,7 @@ def _on_experiment(arguments: argparse.Namespace) -> int:
     if arguments.command == "run" and arguments.list:
         return _list(experiment)
     if arguments.command == "run" and arguments.dry_run:
-        from .cost import check, price, render
+        from .price import check, price, render
 
         check(experiment)
         print(render(price(experiment)))

@@ -1,6 +1,6 @@
 """What an experiment file would take, before anything is loaded: python -m ba_lora.experiments run FILE --dry_run.
 
-The table of docs/reproduction.md, a row for each file that needs GPUs: python -m ba_lora.experiments.cost [FILE ...]
+The table of docs/reproduction.md, a row for each file that needs GPUs: python -m ba_lora.experiments.price [FILE ...]
 
 `check` asks whether the data, the model's numbers and the evaluations of every run are known; `price` asks the planner for the work
 of each. Both need neither weights nor hub.
