@@ -9,7 +9,7 @@ from pathlib import Path
 
 from .arguments import parse
 from .capacity import read_devices
-from .price import Fit, first_fit, samples_of
+from .cost import Fit, first_fit, samples_of
 from .errors import run_cli
 from .plan import flops_of, job_of
 
