@@ -7,22 +7,27 @@ The environment says how many, in the launchers' own words:
     HOSTFILE                 DeepSpeed's list of machines, a line "HOST slots=N" each, in place of NNODES, NPROC and MASTER_ADDR
 With LAUNCHER=deepspeed, HOSTFILE and no NODE_RANK the deepspeed launcher starts the other machines itself, over ssh.
 The batch is cut so that an optimiser step always has the config's effective_batch_size.
+A signal to the starting process goes to the training processes, which write a checkpoint; their end is waited for.
 """
 
+import contextlib
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
+import psutil
 import torch
 
 from .arguments import TrainArguments
-from .errors import UserError, choose
+from .errors import Stopped, UserError, choose
 
 LAUNCHERS = ("torchrun", "deepspeed")
 TRAIN = Path(__file__).resolve().parent.parent / "train.py"
+FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 HOST = re.compile(r"(\S+)\s+slots=([1-9]\d*)(\s+#.*)?")
 
 
@@ -88,7 +93,7 @@ def _meeting(nodes: int) -> list[str]:
 
 def _torchrun(here: int, nodes: int) -> list[str]:
     where = ["--standalone"] if nodes == 1 else ["--nnodes", str(nodes), *_meeting(nodes)]
-    return ["torch.distributed.run", "--nproc_per_node", str(here), *where]
+    return ["ba_lora.torchrun", "--nproc_per_node", str(here), *where]
 
 
 def _deepspeed(here: int, nodes: int) -> list[str]:
@@ -127,11 +132,54 @@ def command(arguments: TrainArguments, words: list[str]) -> list[str] | None:
 
 
 def start(words: list[str]) -> None:
-    """Run a command from `command` to its end. Raises UserError when a process of it fails."""
+    """Run a command from `command` to its end, in the main thread. Raises SystemExit with the run's own status when a signal
+    ended it, UserError when a process of it fails."""
     environment = dict(os.environ)
     environment.setdefault("OMP_NUM_THREADS", str(max((os.cpu_count() or 1) // processes()[0], 1)))
     if not torch.cuda.is_available():
         environment.setdefault("DS_ACCELERATOR", "cpu")
-    done = subprocess.run(words, env=environment)
-    if done.returncode:
-        raise UserError(f"the training ended with status {done.returncode}; its own error stands above")
+    status, received = _run(words, environment)
+    if status == Stopped.STATUS:
+        raise SystemExit(status)
+    if status and received:
+        raise SystemExit(128 + received)
+    if status:
+        raise UserError(f"the training ended with status {status}; its own error stands above")
+
+
+def _run(words: list[str], environment: dict[str, str]) -> tuple[int, int | None]:
+    """(status of a command, the last signal that this process got meanwhile and passed on)."""
+    received = None
+    # a session of its own: a terminal would send Ctrl-C to the launchers too, which give the training no time
+    process = subprocess.Popen(words, env=environment, start_new_session=True)
+
+    def forward(number: int, frame) -> None:
+        nonlocal received
+        received = number
+        for each in _training(process.pid):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                each.send_signal(number)
+
+    heard = [number for number in FORWARDED if signal.getsignal(number) != signal.SIG_IGN]  # nohup ignores SIGHUP
+    before = {number: signal.signal(number, forward) for number in heard}
+    try:
+        return process.wait(), received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _training(launcher: int) -> list[psutil.Process]:
+    """The processes of train.py that a launcher has started; before it has, the launcher and its own."""
+    try:
+        tree = [parent := psutil.Process(launcher), *parent.children(recursive=True)]
+    except psutil.NoSuchProcess:
+        return []
+    return [each for each in tree if _words(each)[1:3] == ["-u", str(TRAIN)]] or tree  # as both launchers write it
+
+
+def _words(process: psutil.Process) -> list[str]:
+    try:
+        return process.cmdline()
+    except psutil.Error:  # it has just ended
+        return []

@@ -7,6 +7,8 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -14,7 +16,7 @@ import torch
 from peft import PeftModel
 from safetensors.torch import load_file
 
-from ba_lora import launch
+from ba_lora import checkpoints, launch
 from ba_lora.arguments import parse
 from ba_lora.errors import UserError
 from ba_lora.experiments import single
@@ -44,12 +46,12 @@ def command(monkeypatch, *words, **environment):
 def test_one_process_needs_no_launcher_unless_deepspeed_does(monkeypatch):
     assert command(monkeypatch) is None
     assert command(monkeypatch, NPROC="1") is None
-    alone = ["torch.distributed.run", "--nproc_per_node", "1", "--standalone"]
+    alone = ["ba_lora.torchrun", "--nproc_per_node", "1", "--standalone"]
     assert command(monkeypatch, "--deepspeed", ZERO2) == alone
 
 
 def test_the_environment_says_how_many_processes_and_machines(monkeypatch):
-    assert command(monkeypatch, NPROC="2") == ["torch.distributed.run", "--nproc_per_node", "2", "--standalone"]
+    assert command(monkeypatch, NPROC="2") == ["ba_lora.torchrun", "--nproc_per_node", "2", "--standalone"]
     assert command(monkeypatch, NPROC="2", LAUNCHER="deepspeed") == [
         "deepspeed.launcher.runner",
         "--no_local_rank",
@@ -57,7 +59,7 @@ def test_the_environment_says_how_many_processes_and_machines(monkeypatch):
         "2",
     ]
     many = command(monkeypatch, NPROC="1", NNODES="2", NODE_RANK="1", MASTER_ADDR="first", MASTER_PORT="1234")
-    assert many[:3] == ["torch.distributed.run", "--nproc_per_node", "1"]
+    assert many[:3] == ["ba_lora.torchrun", "--nproc_per_node", "1"]
     assert many[3:] == "--nnodes 2 --node_rank 1 --master_addr first --master_port 1234".split()
 
 
@@ -69,7 +71,7 @@ def hosts(tmp_path):
 
 
 def test_a_host_file_says_the_machines_to_both_launchers(monkeypatch, hosts):
-    torchrun = ["torch.distributed.run", "--nproc_per_node", "2", "--nnodes", "2"]
+    torchrun = ["ba_lora.torchrun", "--nproc_per_node", "2", "--nnodes", "2"]
     second = "--node_rank 1 --master_addr first --master_port 29500".split()
     small = ("--micro_batch_size", "8")
     assert command(monkeypatch, *small, HOSTFILE=hosts, NODE_RANK="1") == torchrun + second
@@ -85,7 +87,7 @@ def test_a_host_file_says_the_machines_to_both_launchers(monkeypatch, hosts):
 
 def test_processes_default_to_the_gpus_found(monkeypatch):
     monkeypatch.setattr(launch.torch.cuda, "device_count", lambda: 2)
-    assert command(monkeypatch)[:3] == ["torch.distributed.run", "--nproc_per_node", "2"]
+    assert command(monkeypatch)[:3] == ["ba_lora.torchrun", "--nproc_per_node", "2"]
     assert command(monkeypatch, NPROC="1") is None
 
 
@@ -144,6 +146,50 @@ def test_only_the_first_machine_evaluates(monkeypatch, tmp_path):
         assert single.train_and_evaluate(TINY, ["--output_dir", str(tmp_path / "run")]) == 0
         assert len(evaluated) == evaluations and "--node_rank" in started[-1]
     assert not (tmp_path / "run").exists()
+
+
+TRAINING = """
+import pathlib, signal, sys, time
+def stop(number, frame):
+    time.sleep(1)  # longer than subprocess.run gives a child after Ctrl-C
+    pathlib.Path(sys.argv[1], "checkpoint").touch()
+    sys.exit(int(sys.argv[2]))
+signal.signal(signal.SIGTERM, stop)
+signal.signal(signal.SIGINT, stop)
+pathlib.Path(sys.argv[1], "ready").touch()
+time.sleep(60)
+"""
+
+
+def interrupt(monkeypatch, folder, number, status):
+    """What `start` raises when this process gets a signal while a launcher's only process trains, which then ends so."""
+    (folder / "train.py").write_text(TRAINING)
+    monkeypatch.setattr(launch, "TRAIN", folder / "train.py")
+    monkeypatch.setenv("NPROC", "1")
+    launcher = "import subprocess, sys; sys.exit(subprocess.run([sys.executable, '-u', *sys.argv[1:]]).returncode)"
+
+    def send():
+        while not (folder / "ready").exists():
+            time.sleep(0.01)
+        os.kill(os.getpid(), number)
+
+    sender, before = threading.Thread(target=send), signal.getsignal(number)
+    sender.start()
+    with pytest.raises(SystemExit) as raised:
+        launch.start([sys.executable, "-c", launcher, str(folder / "train.py"), str(folder), str(status)])
+    sender.join()
+    assert signal.getsignal(number) == before
+    return raised.value.code
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_goes_to_the_training_whose_end_is_waited_for(monkeypatch, tmp_path, number):
+    assert interrupt(monkeypatch, tmp_path, number, 75) == 75
+    assert (tmp_path / "checkpoint").exists()
+
+
+def test_a_training_that_a_signal_ended_at_once_is_no_failed_one(monkeypatch, tmp_path):
+    assert interrupt(monkeypatch, tmp_path, signal.SIGTERM, 1) == 128 + signal.SIGTERM
 
 
 def test_deepspeed_without_a_launcher_or_its_file_is_refused(tmp_path, monkeypatch):
@@ -317,3 +363,22 @@ def test_other_launchers_train_the_same(alone, tmp_path, launcher):
     two = run(tmp_path / "two", sys.executable, *launcher, "train.py", "--config", TINY, DS_ACCELERATOR="cpu")
     same(alone, two)
     assert json.loads((tmp_path / "two" / "run.json").read_text())["processes"] == 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "Ctrl-C"])
+@pytest.mark.parametrize("launcher", ["torchrun", "deepspeed"])
+def test_a_launched_run_that_is_stopped_writes_its_checkpoint_and_continues(alone, tmp_path, launcher, number):
+    folder, where = tmp_path / "run", {"NPROC": "2", "LAUNCHER": launcher}
+    process = begin(folder, *ONE, **where)
+    while process.poll() is None and not (
+        (folder / "metrics.jsonl").exists() and (folder / "metrics.jsonl").stat().st_size
+    ):
+        time.sleep(0.1)
+    os.killpg(process.pid, number)  # as a terminal does
+    errors = process.communicate(timeout=500)[1]
+    assert process.returncode == 75, errors[-3000:]
+    assert errors.count("stopped: ") == 1 and errors.count("Traceback") == 0
+    (checkpoint,) = checkpoints.saved(folder / "checkpoints")
+    assert checkpoints.flaw(checkpoint) is None and not (folder / "eval").exists()
+    same(alone, run(folder, *ONE, "--resume", **where))
