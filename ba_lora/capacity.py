@@ -67,13 +67,10 @@ def placements(whole: Held, passing: dict[str, int], devices: Devices, cast: boo
 
     With ZeRO the passing part is an upper bound: DeepSpeed runs without autocast, which keeps some inputs twice.
     """
-    sizes = {}
-    for name, options in PLACEMENTS.items():
-        more = sum(passing.values()) + (
-            2 * whole.widest_linear if options.get("nf4") else 0
-        )  # one matrix is made whole
-        sizes[name] = sum(standing(whole, processes=devices.count, cast=cast, **options).values()) + more
-    return sizes
+    return {
+        name: sum(standing(whole, processes=devices.count, cast=cast, **options).values()) + sum(passing.values())
+        for name, options in PLACEMENTS.items()
+    }
 
 
 def room(memory: int) -> float:

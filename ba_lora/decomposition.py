@@ -66,6 +66,16 @@ def randomised(matrix: Tensor, count: int, iterations: int, seed: int) -> Triple
     return Triplets(basis @ u, s, vh).leading(count)
 
 
+def triplets_kept(shape: tuple[int, int], rank: int) -> int:
+    """How many triplets of a matrix are made, and kept in a file, for a start of `rank`."""
+    return min(max(rank, KEPT), *shape)
+
+
+def file_bytes(shape: tuple[int, int], rank: int) -> int:
+    """Bytes of the tensors in a file of the cache: float32 u, s and vh."""
+    return 4 * (sum(shape) + 1) * triplets_kept(shape, rank)
+
+
 class Decomposer:
     """Matrix (out, in) → its `rank` leading triplets, from the folder `cache` where they are in it, else made and put there.
 
@@ -84,7 +94,7 @@ class Decomposer:
 
     def __call__(self, matrix: Tensor) -> tuple[Triplets, bool]:
         """(the triplets, on the device that made them or on the processor; whether they were in the cache)."""
-        kept = min(max(self.rank, KEPT), *matrix.shape)
+        kept = triplets_kept(tuple(matrix.shape), self.rank)
         file = None if self.cache is None else self.cache / f"{self._key(matrix, kept)}.safetensors"
         found = None if file is None else _read(file, self.rank)
         if found is not None:

@@ -89,7 +89,7 @@ def standing(
     or the largest module, for use.
 
     cast: DeepSpeed holds the adapter in bfloat16 like the base. offload: stage 3 keeps what it divides in the processors'
-    memory. nf4: the base's linear layers, the head aside, in 4 bits.
+    memory. nf4: the base's linear layers, the head aside, in 4 bits; dequantised: one of them, for its product.
     """
     share = [processes if zero_stage >= stage else 1 for stage in range(4)]
     size = 2 if zero_stage and cast else 0
@@ -102,6 +102,8 @@ def standing(
         "gradients": adapter // share[2],
         "optimiser": (12 * whole.trained if zero_stage else 2 * adapter) // share[1],
     }
+    if nf4:
+        parts["dequantised"] = whole.weight_size * whole.widest_linear
     if offload:
         parts = dict.fromkeys(parts, 0)
     if zero_stage == 3:

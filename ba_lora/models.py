@@ -74,7 +74,7 @@ def load_model(
     if name == "tiny" or name.startswith(packages.PREFIX):
         # an exported adapter names its base so, not by a folder of this machine
         model.name_or_path = model.config._name_or_path = name
-    _keep_soft_cap(model, attn_implementation)
+    keep_soft_cap(model, attn_implementation)
     return model.eval()
 
 
@@ -138,11 +138,11 @@ def load_classifier(
         raise UserError(f"model {name} has no weights for {lacking[0]}, which is no part of a head; give a whole model")
     if name == "tiny" or name.startswith(packages.PREFIX):
         model.name_or_path = model.config._name_or_path = name
-    _keep_soft_cap(model, attn_implementation)
+    keep_soft_cap(model, attn_implementation)
     return model.eval(), head
 
 
-def _keep_soft_cap(model: nn.Module, attn_implementation: str | None) -> None:
+def keep_soft_cap(model: nn.Module, attn_implementation: str | None) -> None:
     """Gemma-2 caps its attention scores, which transformers' sdpa leaves out without a word: eager in its place, UserError
     where sdpa was asked for."""
     if not getattr(model.config, "attn_logit_softcapping", None) or model.config._attn_implementation != "sdpa":

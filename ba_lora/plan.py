@@ -26,10 +26,11 @@ from .arguments import TrainArguments
 from .data.glue import TASKS, load_examples
 from .data.glue_sizes import ROWS, padded_tokens
 from .data.sources import TINYMATH_ROWS, read_table
+from .decomposition import file_bytes
 from .errors import UserError, nearest
 from .memory import Held, held, passing, standing
 from .methods import BOTTLENECKS, attached_to
-from .models import DTYPES, beside_body
+from .models import DTYPES, beside_body, keep_soft_cap
 from .objective import Objective
 from .sharding import zero_stage
 from .targets import left_out
@@ -38,7 +39,7 @@ from .tiny import MODEL_DIR
 
 NUMBERS = Path(__file__).resolve().parent.parent / "configs" / "models"
 ENCODERS = ("bert", "roberta", "deberta-v2")
-CHECKPOINTS = 2  # that a run keeps (run.training_arguments)
+CHECKPOINTS = 3  # at a time: the two that a run keeps (run.training_arguments), and a new one before the oldest goes
 RESPONSE = 200  # trained tokens that a sample is taken to have, as on MetaMathQA, where the tokenizer is not asked
 
 
@@ -75,6 +76,7 @@ def build(
     """The model `name` on the meta device: every tensor has its shape and dtype, none has storage.
 
     A causal language model, or an encoder's body; with `outputs` a classifier of so many; with `layers` only the first of them.
+    Its attention is the one that `load_model` gives it; of flash_attention_2, which no processor has, one that keeps as much.
     """
     numbers, source = read_numbers(name)
     numbers = {key: value for key, value in numbers.items() if key not in ("dtype", "architectures")}
@@ -84,16 +86,21 @@ def build(
     config = AutoConfig.for_model(kind, **numbers)
     if layers:
         _keep_layers(config, layers)
-    attention = None if attn_implementation == "flash_attention_2" else attn_implementation  # keeps what sdpa keeps
+    flash = attn_implementation == "flash_attention_2"
     kinds = AutoModel if kind in ENCODERS else AutoModelForCausalLM
     if outputs:
         kinds, config.num_labels = AutoModelForSequenceClassification, outputs
         config.use_cache = False  # as load_classifier has it
         config.pad_token_id = config.pad_token_id or 0  # GPT-2 has none, and a batch needs one
     with torch.device("meta"):
-        return kinds.from_config(
-            config, dtype=torch.float32 if dtype == "auto" else DTYPES[dtype], attn_implementation=attention
+        model = kinds.from_config(
+            config,
+            dtype=torch.float32 if dtype == "auto" else DTYPES[dtype],
+            attn_implementation=None if flash else attn_implementation,
         )
+    if not flash:
+        keep_soft_cap(model, attn_implementation)
+    return model
 
 
 def _keep_layers(config: PretrainedConfig, layers: int) -> None:
@@ -113,7 +120,7 @@ class Sizes(NamedTuple):
     trained: int
     targets: tuple[str, ...]
     left: dict[str, int]  # numbers in the matrices that are not adapted, by name
-    largest_target: tuple[int, int]  # rows and columns
+    adapted: tuple[tuple[int, int], ...]  # rows and columns of each matrix with factors
     held: Held
     work: flops.Work
     layers: int
@@ -196,8 +203,7 @@ def _sizes(job: Job) -> Sizes:
     if hasattr(model, "peft_config"):
         targets = tuple(sorted(model.peft_config["default"].target_modules))
         left = left_out(model, attached_to(model).head)
-    adapted = [each.weight for name, each in model.named_modules() if name.endswith("base_layer")]
-    largest = tuple(max((weight.shape for weight in adapted), key=math.prod, default=(0, 0)))
+    adapted = tuple(tuple(each.weight.shape) for name, each in model.named_modules() if name.endswith("base_layer"))
     depth = model.config.get_text_config().num_hidden_layers
     return Sizes(
         total,
@@ -205,7 +211,7 @@ def _sizes(job: Job) -> Sizes:
         trained_parameters(model),
         targets,
         left,
-        largest,
+        adapted,
         held(model),
         flops.work_of(model),
         depth,
@@ -301,10 +307,11 @@ def plan(arguments: TrainArguments, *, memory: bool = True) -> dict:
         "processes": processes,
         "steps": steps,
         "benchmarks": arguments.benchmarks or [],
-        "disk": _disk(arguments, size, start, steps),
+        "disk": _disk(arguments, size, start, steps, job.autocast),
         "teacher_cache": _teacher_cache(arguments, size.width, samples),
         "zero_stage": stage,
-        "memory": standing(size.held, stage, processes, cast=job.autocast) | (passes or {}),
+        "memory": standing(size.held, stage, processes, cast=job.autocast, nf4=bool(arguments.quantize))
+        | (passes or {}),
         "memory_is_whole": passes is not None,
         "devices": _on_devices(devices, arguments, job, memory) if devices else None,
     }
@@ -384,7 +391,7 @@ def _on_devices(devices: capacity.Devices, arguments: TrainArguments, job: Job, 
         "sample": sample.described,
         "forms": forms,
         "processes_a_machine": here,
-        "host": capacity.host(size.held, start, size.largest_target, job.rank, here),
+        "host": capacity.host(size.held, start, max(size.adapted, key=math.prod, default=(0, 0)), job.rank, here),
     }
 
 
@@ -412,17 +419,31 @@ def _counted(task: str | None, data: str | None, path: str | None, split: str, l
     )
 
 
-def _disk(arguments: TrainArguments, size: Sizes, start: str, steps: int | None) -> dict[str, int]:
-    """Bytes of what a run leaves. An adapter from a PiSSA start is exported with twice its rank, for the original base."""
-    adapter, copy = size.held.adapter, size.held.copy
-    name = "model" if start == "full" else "adapter"
-    disk = {name: adapter * (2 if start.startswith("pissa") else 1)}
-    kept = min(CHECKPOINTS, (steps or 0) // arguments.save_steps) if arguments.save_steps else 0
-    if kept:
-        disk["checkpoints"] = kept * (3 * adapter + copy)  # with the two moments of AdamW
+def _disk(arguments: TrainArguments, size: Sizes, start: str, steps: int | None, cast: bool) -> dict[str, int]:
+    """Bytes that a run writes, at most at a time. An adapter from a PiSSA start is exported with twice its rank, for the
+    original base. Of the checkpoints the initial values are written with --save_steps 0 too, and removed at the end."""
+    adapter, decomposes = size.held.adapter, start.startswith("pissa")
+    disk = {"model" if start == "full" else "adapter": adapter * (2 if decomposes else 1)}
+    if start != "full" and size.held.copy:
+        disk["initial values"] = size.held.copy
+    if arguments.save_steps:
+        saves = CHECKPOINTS if steps is None else min(CHECKPOINTS, -(-steps // arguments.save_steps))
+        disk["checkpoints"] = saves * _checkpoint(arguments, size, cast)
     if arguments.merge:
         disk["merged"] = size.parameters * (2 if arguments.dtype in ("bfloat16", "float16") else 4)
+    if decomposes and arguments.decomposition_cache is not None:
+        disk["decomposition cache"] = sum(file_bytes(shape, arguments.rank) for shape in size.adapted)
     return disk
+
+
+def _checkpoint(arguments: TrainArguments, size: Sizes, cast: bool) -> int:
+    """Bytes of one checkpoint: the trained tensors and AdamW's two moments. DeepSpeed holds the moments and a copy of the tensors in
+    float32, and but for ZeRO-3 writes the tensors once more; cast: it has them in bfloat16."""
+    adapter, trained = size.held.adapter, size.held.trained
+    if not arguments.deepspeed:
+        return 3 * adapter
+    times = 1 if zero_stage(arguments.deepspeed) == 3 else 2
+    return times * (2 * trained if cast else adapter) + 12 * trained
 
 
 def _teacher_cache(arguments: TrainArguments, width: int, samples: int | None) -> dict | None:

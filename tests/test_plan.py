@@ -10,18 +10,22 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from transformers import Gemma2Config
 
-from ba_lora import plan_table
-from ba_lora.adapters import attach, export, export_merged, trained_parameters
+from ba_lora import checkpoints, plan_table
+from ba_lora.adapters import attach
 from ba_lora.arguments import parse
 from ba_lora.capacity import RESERVE, hours, placements, read_devices, room
+from ba_lora.checkpoints import START
 from ba_lora.data.glue import TASKS
 from ba_lora.data.glue_sizes import BYTES, ROWS, mean_tokens
 from ba_lora.errors import UserError
+from ba_lora.files import read_json
 from ba_lora.memory import held
 from ba_lora.models import load_model
 from ba_lora.plan import NUMBERS, build, plan, read_numbers, render
-from tests.common import small_llama
+from ba_lora.run import train
+from tests.common import SMALL, small_llama
 
 ROOT = Path(__file__).parent.parent
 FILES = sorted(NUMBERS.glob("*.yaml"))
@@ -39,6 +43,11 @@ TOTALS = {
 
 def planned(*words, **options):
     return plan(parse([*words, "--dry_run"]), **options)
+
+
+def size_of(place):
+    files = [place] if place.is_file() else [file for file in place.rglob("*") if file.is_file()]
+    return sum(file.stat().st_size for file in files)
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
@@ -64,16 +73,76 @@ def test_numbers_are_found_by_file_hub_id_package_and_folder(tmp_path):
         read_numbers("meta-llama/Llama-2-7b")
 
 
-def test_the_plan_of_the_embedded_model_is_what_its_run_makes(tmp_path):
-    made = planned("--config", str(ROOT / "configs/nlg/tiny.yaml"), "--merge")
-    model = attach(load_model("tiny"), "pissa", rank=16, alpha=16)
-    export(model, tmp_path / "adapter")
-    export_merged(tmp_path / "adapter", "tiny", tmp_path / "merged")
-    assert made["trainable_parameters"] == trained_parameters(model)
-    assert set(made["targets"]) == set(model.peft_config["default"].target_modules)
-    for name, file in {"adapter": "adapter_model.safetensors", "merged": "model.safetensors"}.items():
-        assert made["disk"][name] == pytest.approx((tmp_path / name / file).stat().st_size, rel=0.05)
-    assert (made["samples"], made["steps"], made["accumulation"]) == (2560, 80, 2)
+def test_the_plan_of_the_embedded_model_is_what_its_run_makes(tmp_path, monkeypatch):
+    words = ["--config", str(ROOT / "configs/nlg/tiny.yaml"), "--limit", "128", "--merge", "--save_steps", "1"]
+    words += ["--decomposition_cache", str(tmp_path / "cache")]
+    made, prune, most = planned(*words), checkpoints.prune, []
+
+    def measured(folder, *options):  # at the end of each checkpoint, before the oldest goes
+        most.append(size_of(folder))
+        prune(folder, *options)
+
+    monkeypatch.setattr(checkpoints, "prune", measured)
+    folder = train(parse([*words, "--progress", "false", "--output_dir", str(tmp_path / "run")]))
+    assert (made["samples"], made["steps"], made["accumulation"]) == (128, 4, 2)
+    assert made["trainable_parameters"] == read_json(folder / "run.json")["trained_parameters"]
+    assert set(made["targets"]) == set(read_json(folder / "adapter" / "adapter_config.json")["target_modules"])
+    disk = made["disk"]
+    assert disk["adapter"] == pytest.approx((folder / "adapter" / "adapter_model.safetensors").stat().st_size, rel=0.05)
+    assert disk["merged"] == pytest.approx((folder / "merged" / "model.safetensors").stat().st_size, rel=0.05)
+    assert disk["checkpoints"] + disk["initial values"] == pytest.approx(max(most), rel=0.05)
+    assert disk["initial values"] == pytest.approx(size_of(folder / "checkpoints" / START), rel=0.05)
+    assert disk["decomposition cache"] == pytest.approx(size_of(tmp_path / "cache"), rel=0.05)
+
+
+def test_what_a_run_writes_depends_on_its_method_and_its_checkpoints():
+    def disk(*words):
+        return planned("--rank", "4", *words, memory=False)["disk"]
+
+    plain, lora = disk(), disk("--method", "lora")
+    assert plain.keys() == {"adapter", "initial values", "decomposition cache"}
+    assert lora.keys() == {"adapter", "initial values"} and disk("--method", "full").keys() == {"model"}
+    assert plain["initial values"] == lora["initial values"] == lora["adapter"]
+    assert "decomposition cache" not in disk("--decomposition_cache", "none")
+    assert disk("--rank", "128")["decomposition cache"] == plain["decomposition cache"]
+    one, several = (
+        ("--method", "lora", "--save_steps", "200"),
+        ("--method", "lora", "--save_steps", "60"),
+    )  # of 125 steps
+    assert disk(*one)["checkpoints"] == 3 * lora["adapter"]
+    assert (
+        disk(*several)["checkpoints"] == disk(*several, "--data", "someone/data")["checkpoints"] == 9 * lora["adapter"]
+    )
+    zero2, zero3 = (("--deepspeed", str(ROOT / f"configs/deepspeed/zero{stage}.json")) for stage in (2, 3))
+    assert disk(*one, *zero2)["checkpoints"] == 5 * lora["adapter"]
+    assert (
+        disk(*one, *zero3)["checkpoints"]
+        == disk(*one, *zero2, "--dtype", "bfloat16")["checkpoints"]
+        == 4 * lora["adapter"]
+    )
+
+
+def test_a_base_in_4_bits_is_planned_as_one():
+    words = ["--config", str(ROOT / "configs/nlg/llama-2-7b-nf4-metamath.yaml")]
+    nf4, full = (planned(*words, *more, memory=False)["memory"] for more in ((), ("--quantize", "none")))
+    linear, widest = 32 * (4 * 4096 * 4096 + 3 * 4096 * 11_008), 4096 * 11_008
+    assert full["weights"] - nf4["weights"] == linear * (2 - 0.5 - 4 / 64)
+    assert nf4.pop("dequantised") == 2 * widest and "dequantised" not in full
+    assert {name: size for name, size in nf4.items() if name != "weights"}.items() <= full.items()
+
+
+def test_a_soft_cap_is_planned_with_the_attention_that_keeps_it(tmp_path):
+    numbers = {"head_dim": 16, "attn_logit_softcapping": 0.5}
+    Gemma2Config(**SMALL, **numbers).save_pretrained(tmp_path)
+    kinds = [build(str(tmp_path), "float32", attention).config._attn_implementation for attention in (None, "eager")]
+    assert kinds == ["eager", "eager"]
+    assert build(str(tmp_path), "float32", "flash_attention_2").config._attn_implementation == "sdpa"
+    with pytest.raises(UserError, match="sdpa leaves out the soft cap"):
+        build(str(tmp_path), "float32", "sdpa")
+    words = ["--model", str(tmp_path), "--rank", "4", "--max_length", "64"]
+    flash = ("--attn_implementation", "flash_attention_2")
+    eager, streamed = (planned(*words, *more)["memory"]["activations"] for more in ((), flash))
+    assert eager > streamed
 
 
 @pytest.mark.parametrize(
