@@ -136,6 +136,11 @@ def _method(record: dict, saved: Path) -> str:
             f"alpha {kept['lora_alpha']:g}: it holds the trained factors and, with the opposite sign, the initial ones, so that it is",
             "plain LoRA for the **original** base, whose weights need no change.",
         ]
+    if quantised := record.get("quantisation"):
+        lines += [
+            f"In training the frozen linear layers of the base were in {quantised['kind'].upper()} (4 bits); with the start they differed from",
+            f"the base's by {quantised['relative_error']:.4f} of their norm. The adapter is for the base in full precision.",
+        ]
     return "\n".join(lines)
 
 

@@ -111,6 +111,7 @@ def attach(
     if dropout and method in NO_DROPOUT:
         raise UserError(f"dropout {dropout} has no place in method '{method}'; set it to 0")
     if method in ("full", *OWN):
+        _refuse_quantised(model, method)
         _attach_own(model, method, rank, target_modules, seed, head)
         if keep_initial:
             keep_initial_copy(model)
@@ -120,16 +121,11 @@ def attach(
         raise UserError(f"factors are those of a PiSSA start, and method '{method}' starts as 'lora'; leave them out")
     if rank < 1:
         raise UserError(f"rank must be at least 1, got {rank}")
-    if start != "lora":
-        if dropout:
-            raise UserError(
-                f"dropout {dropout} does not go with a PiSSA start, which would no longer equal the base; set it to 0"
-            )
-        if getattr(model, "is_quantized", False) or getattr(model, "quantization_method", None):
-            raise UserError(
-                "a PiSSA start decomposes full-precision weights and this base is quantised; give the full-precision model, "
-                "with --quantize nf4 to train it in 4 bits"
-            )
+    if start != "lora" and dropout:
+        raise UserError(
+            f"dropout {dropout} does not go with a PiSSA start, which would no longer equal the base; set it to 0"
+        )
+    _refuse_quantised(model, method, start)
     targets = target_modules or default_targets(model, head)
     if method == "adalora":
         check_targets(model, targets, start_rank(rank), head, f" (adalora's at the start, for {rank} at the end)")
@@ -156,6 +152,19 @@ def attach(
     keep_initial_copy(adapted)
     adapted.attached = Attached(method, rank, head, as_linear)
     return adapted
+
+
+def _refuse_quantised(model: nn.Module, method: str, start: str = "") -> None:
+    """UserError when `model` is quantised already and `method` cannot train on it. Of packed 4-bit weights the shape is lost;
+    integers have no gradient, no singular triplets, and no precision for a bottleneck."""
+    if not (getattr(model, "is_quantized", False) or getattr(model, "quantization_method", None)):
+        return
+    needs_numbers = method in ("full", *BOTTLENECKS) or start.startswith("pissa")
+    if needs_numbers or getattr(model, "is_loaded_in_4bit", False):
+        raise UserError(
+            f"method '{method}' cannot train on this {type(model).__name__}, which is quantised already; give the "
+            "full-precision model, with --quantize nf4 to train lora, pissa or ba-lora beside 4 bits"
+        )
 
 
 def _peft_config(

@@ -159,13 +159,6 @@ def test_illegal_combinations_are_refused_in_one_line():
         assert "\n" not in str(error.value)
 
 
-def test_a_quantised_base_is_refused_for_a_pissa_start():
-    model = small_llama()
-    model.is_quantized = True
-    with pytest.raises(UserError, match="quantised"):
-        attach(model, "ba-lora", rank=2, alpha=2)
-
-
 def test_start_of_each_method():
     assert [start_of(method, None) for method in LOW_RANK] == ["lora", "pissa", "pissa_niter_4", "pissa"]
     assert start_of("ba-lora", "lora") == "lora" and start_of("ba-lora", "pissa_niter_8") == "pissa_niter_8"

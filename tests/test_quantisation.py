@@ -208,6 +208,8 @@ def test_a_run_trains_and_says_what_it_trained_on(trained):
     found = record(folder)["quantisation"]
     assert 0 < found["relative_error"] < found["relative_error_without_start"] < 0.1
     assert found["kind"] == record(folder)["config"]["quantize"] == "nf4"
+    card = (folder / "adapter" / "README.md").read_text()
+    assert f"in NF4 (4 bits); with the start they differed from\nthe base's by {found['relative_error']:.4f} " in card
 
 
 def test_the_same_run_gives_the_same_adapter(trained, tmp_path):
@@ -284,15 +286,32 @@ def test_layers_that_cannot_be_held_are_named():
     check_model(load_model("tiny"))
 
 
+def quantised_already(**options):
+    return AutoModelForCausalLM.from_pretrained(MODEL_DIR, quantization_config=BitsAndBytesConfig(**options))
+
+
 def test_a_base_that_is_quantised_already_is_refused(tmp_path):
-    model = AutoModelForCausalLM.from_pretrained(
-        MODEL_DIR, quantization_config=BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4")
-    )
+    model = quantised_already(load_in_4bit=True, bnb_4bit_quant_type="nf4")
     with pytest.raises(UserError, match="this LlamaForCausalLM is quantised already; give the full-precision model"):
         check_model(model)
     model.save_pretrained(tmp_path / "base")
-    with pytest.raises(UserError, match="give the full-precision model, with --quantize nf4"):
-        adapted(model=load_model(str(tmp_path / "base")))
+    model = load_model(str(tmp_path / "base"))
+    for method in ("full", "bitfit", "houlsby", "pfeiffer", "lora", "loha", "dora", "adalora", "pissa", "ba-lora"):
+        with pytest.raises(
+            UserError, match=f"^method '{method}' cannot .* LlamaForCausalLM, .* with --quantize nf4"
+        ) as raised:
+            adapted(method, model=model, total_steps=1000)
+        assert "\n" not in str(raised.value)
+
+
+def test_a_base_in_8_bits_is_refused_where_it_cannot_be_trained_on():
+    for method in ("full", "houlsby", "pfeiffer", "pissa"):
+        with pytest.raises(UserError, match=f"^method '{method}' cannot train on this LlamaForCausalLM"):
+            adapted(method, model=quantised_already(load_in_8bit=True))
+    for method in ("lora", "loha", "dora", "adalora"):
+        model = adapted(method, rank=4, model=quantised_already(load_in_8bit=True), total_steps=1000)
+        model(input_ids=IDS, labels=IDS).loss.backward()
+        assert all(p.grad is not None for p in model.parameters() if p.requires_grad), method
 
 
 @pytest.mark.slow
