@@ -31,7 +31,8 @@ PROGRESS = "progress"  # the name under which a checkpoint's trainer_state.json 
 
 
 class NonFiniteLoss(RunFailure):
-    """A term of the loss became infinite or not a number; raised before the optimiser uses it."""
+    """A term of the loss became infinite or not a number. Raised before the optimiser uses its gradients; under DeepSpeed, whose
+    engine steps within the backward pass, after that. Either way no checkpoint of that step is written."""
 
 
 class FixedOrder(Sampler):
