@@ -321,7 +321,7 @@ def two_machines(folder, *words, second=(), **where):
         for rank, more in (("0", ()), ("1", second))
     ]
     try:
-        outputs = [machine.communicate(timeout=500) for machine in machines]
+        outputs = [machine.communicate(timeout=1000) for machine in machines]
     finally:
         for machine in machines:
             if machine.poll() is None:  # the other one failed: this one would wait for it
