@@ -4,6 +4,8 @@ import json
 import os
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -188,18 +190,20 @@ def test_a_weight_that_is_not_finite_is_named(start):
     assert "\n" not in str(e.value)
 
 
-def test_equal_matrices_at_once_do_not_harm_each_others_file(made, tmp_path):
-    names = [str(n) for n in range(8)]
-    threads = torch.get_num_threads()
-    torch.set_num_threads(4)
-    try:
-        decomposer = Decomposer("pissa", 4, cache=tmp_path)
-        shapes = dict.fromkeys(names, (40, 30))
-        done = list(decomposition.decompose_all(shapes, lambda name: matrix(40, 30), decomposer))
-    finally:
-        torch.set_num_threads(threads)
-    assert len(done) == 8 and len(made) <= 4
-    assert Decomposer("pissa", 4, cache=tmp_path)(matrix(40, 30))[1] and len(list(tmp_path.iterdir())) == 1
+def test_equal_matrices_at_once_do_not_harm_each_others_file(monkeypatch, tmp_path, caplog):
+    both, save = threading.Barrier(2, timeout=60), decomposition.save_file
+
+    def save_at_once(*words, **options):
+        both.wait()  # neither has found the other's file
+        save(*words, **options)
+        both.wait()  # neither has renamed its own
+
+    monkeypatch.setattr(decomposition, "save_file", save_at_once)
+    decomposer = Decomposer("pissa", 4, cache=tmp_path)
+    with ThreadPoolExecutor(2) as pool:
+        made = list(pool.map(decomposer, [matrix(40, 30), matrix(40, 30)]))
+    assert [found for _, found in made] == [False, False] and not caplog.records
+    assert decomposer(matrix(40, 30))[1] and len(list(tmp_path.iterdir())) == 1
 
 
 def gpt2() -> nn.Module:
