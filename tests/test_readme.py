@@ -1,5 +1,7 @@
-"""The README's code and commands work as they stand; commands that take minutes run with less data."""
+"""The README's code and commands work as they stand; commands that take minutes run with less data. The files that the
+pages name are there."""
 
+import os
 import re
 import runpy
 import shlex
@@ -87,3 +89,24 @@ def test_every_command_runs_in_the_order_of_the_readme(tmp_path, monkeypatch, ca
         with pytest.raises(SystemExit) as ended:
             start(sys.argv[0], run_name="__main__")
         assert not ended.value.code, f"{command}\n{capsys.readouterr().err[-1500:]}"
+
+
+PAGES = ["README.md", "configs/README.md", "tests/README.md"]
+PAGES += sorted(f"docs/{page.name}" for page in (ROOT / "docs").glob("*.md") if page.name != "LOG.md")  # old names
+NAMED = re.compile(r"(?<![\w/.<-])(?:assets|ba_lora|configs|docs|eval|scripts|tests)/[\w./*=-]*[\w/*]")
+LINKED = re.compile(r"\]\(([^)#:]+)\)")  # to a file, from the page's folder
+
+
+def is_made(name: str) -> bool:
+    """assets/NAME is made of results/NAME; where those are not there, its page says where it will be."""
+    folder, _, rest = name.partition("/")
+    return folder != "assets" or (ROOT / "results" / rest.partition("/")[0]).is_dir()
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_file_that_a_page_names_is_there(page):
+    text, folder = (ROOT / page).read_text(encoding="utf-8"), Path(page).parent
+    names = {*NAMED.findall(text), *(os.path.normpath(folder / link) for link in LINKED.findall(text))}
+    assert names
+    missing = sorted(name for name in names if is_made(name) and not any(ROOT.glob(name)))
+    assert not missing
