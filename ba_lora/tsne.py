@@ -5,7 +5,6 @@ distances, and its axes have no unit. Everything is computed on one thread from 
 """
 
 import argparse
-import csv
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -13,8 +12,9 @@ from pathlib import Path
 import numpy as np
 
 from .errors import UserError, nearest
-from .files import atomic_write, read_json, write_json
+from .files import read_json
 from .tsne_figure import FINAL, Panel, write_figures
+from .tsne_record import redraw, write_record
 
 ALL = "all"  # the steps that the first folder has
 FACTS = "features.json"  # beside the features; features.py writes them
@@ -29,6 +29,9 @@ examples:
         --step 0 100 500 final --output_dir figures
   features of other software (no features.json), with names for the classes 0, 1 and 2
     python tsne_visualization.py --features_dir features --labels entailment neutral contradiction --output_dir figures
+
+  the same figures again from the points and scores that were kept, without the features
+    python tsne_visualization.py --redraw results/t-sne --output_dir figures
 
 A folder holds features_step_<n>.npy (examples, width) and labels_step_<n>.npy (examples,), as a training with saved features
 leaves them. Written are, for every step, tsne_step_<n>.pdf and .png, for several steps tsne_evolution.pdf and .png, the points
@@ -67,8 +70,6 @@ def visualise(
     examples in every panel. Raises UserError for features that are missing, broken, or cannot be compared.
     """
     output, places = Path(output), [_features_folder(folder) for folder in folders]
-    if output.exists() and not output.is_dir():
-        raise UserError(f"--output_dir {output} is a file; name a folder")
     names = list(names) if names else _names_of(places)
     if len(names) != len(places) or len(set(names)) != len(names):
         raise UserError(
@@ -90,17 +91,10 @@ def visualise(
                 )
             plane = project(features, perplexity, seed)
             panels.append(Panel(name, step, labels, plane, scores(features, labels), scores(plane, labels)))
-    pooling = " or ".join(sorted({fact["pooling"] for fact in facts if fact.get("pooling")}))
-    caption = (
-        f"t-SNE of the last hidden layer{f' ({pooling})' if pooling else ''}, {len(chosen)} examples, perplexity {perplexity:g}, "
-        f"seed {seed}.\nThe axes have no unit. Silhouette: in the original space, 1 apart, 0 mixed."
-    )
-    write_figures(panels, steps, classes, caption, output)
-    _write_coordinates(panels, chosen, classes, output / "coordinates.csv")
     record = {
         "features": dict(zip(names, map(str, places), strict=True)),
         "classes": classes,
-        "pooling": pooling or None,
+        "pooling": " or ".join(sorted({fact["pooling"] for fact in facts if fact.get("pooling")})) or None,
         "examples": len(chosen),
         "limit": limit,
         "perplexity": perplexity,
@@ -108,8 +102,8 @@ def visualise(
         "neighbours": NEIGHBOURS,
         "versions": {"scikit-learn": version("scikit-learn"), "numpy": np.__version__},
     }
-    scored = [{"run": p.run, "step": p.step, "original": p.original, "plane": p.flat} for p in panels]
-    write_json(output / "scores.json", record | {"panels": scored})
+    write_figures(panels, record, output)
+    write_record(panels, chosen.tolist(), record, output)
     return panels
 
 
@@ -172,13 +166,13 @@ def scores(points: np.ndarray, labels: np.ndarray) -> dict[str, float]:
 
 
 def project(features: np.ndarray, perplexity: float = 30.0, seed: int = 42) -> np.ndarray:
-    """The t-SNE of features (N, d) from a PCA start: (N, 2). The same for any number of cores."""
+    """The t-SNE of features (N, d) from a PCA start: (N, 2), float32, to three decimals. The same for any number of cores."""
     from sklearn.manifold import TSNE
     from threadpoolctl import threadpool_limits
 
     with threadpool_limits(1):  # other threads, other roundings of the sums: t-SNE amplifies them to another picture
         tsne = TSNE(n_components=2, perplexity=perplexity, init="pca", random_state=seed, n_jobs=1)
-        return tsne.fit_transform(features)
+        return tsne.fit_transform(features).round(3)
 
 
 def _features_folder(folder: str) -> Path:
@@ -232,7 +226,7 @@ def _check_labels(clouds: dict, facts: Sequence[dict], classes: Sequence[str] | 
         raise UserError(f"the runs have different classes ({known}); compare runs of one task")
     highest = int(labels.max())
     count = len(known[0]) if known else highest + 1
-    if classes and len(classes) != count:
+    if classes and not len(set(classes)) == len(classes) == count:
         raise UserError(
             f"--labels names {len(classes)} classes ({', '.join(classes)}) and the features have {count}; name each once"
         )
@@ -265,16 +259,6 @@ def _sample(labels: np.ndarray, classes: Sequence[str], perplexity: float, seed:
     return chosen
 
 
-def _write_coordinates(panels: list[Panel], chosen: np.ndarray, classes: list[str], path: Path) -> None:
-    """A line a point; `example` is its number in the features file."""
-    with atomic_write(path) as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(("run", "step", "example", "label", "x", "y"))
-        for panel in panels:
-            for example, label, (x, y) in zip(chosen.tolist(), panel.labels, panel.plane, strict=True):
-                writer.writerow((panel.run, panel.step, example, classes[label], x, y))
-
-
 def make_parser() -> argparse.ArgumentParser:
     """The options of tsne_visualization.py."""
     parser = argparse.ArgumentParser(
@@ -284,14 +268,14 @@ def make_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    add = parser.add_argument
-    add(
-        "--features_dir",
-        nargs="+",
-        required=True,
-        metavar="DIR",
-        help="folders with saved features, or runs; a row of panels each",
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument(
+        "--features_dir", nargs="+", metavar="DIR", help="folders with saved features, or runs; a row of panels each"
     )
+    source.add_argument(
+        "--redraw", metavar="FOLDER", help="folder with coordinates.csv and scores.json: draw its figures again"
+    )
+    add = parser.add_argument
     add("--output_dir", required=True, metavar="OUT", help="folder for the figures and scores.json")
     add(
         "--step",
@@ -317,23 +301,11 @@ def _step(word: str) -> int | str:
 
 def main(words: list[str] | None = None) -> None:
     """Parse, draw, print the scores."""
-    args = make_parser().parse_args(words)
-    for option, low, high in (("perplexity", 1, np.inf), ("seed", 0, 2**32 - 1), ("limit", 1, np.inf)):
-        value = getattr(args, option)
-        if value is not None and not low <= value <= high:
-            raise UserError(
-                f"--{option} is {value}; it must be at least {low}{f' and at most {high}' if high < np.inf else ''}"
-            )
-    panels = visualise(
-        args.features_dir,
-        list(dict.fromkeys(_step(word) for word in args.step)),
-        args.output_dir,
-        classes=args.labels,
-        names=args.names,
-        perplexity=args.perplexity,
-        seed=args.seed,
-        limit=args.limit,
-    )
+    parser = make_parser()
+    args = parser.parse_args(words)
+    if Path(args.output_dir).exists() and not Path(args.output_dir).is_dir():
+        raise UserError(f"--output_dir {args.output_dir} is a file; name a folder")
+    panels = _redraw(args, parser) if args.redraw else _visualise(args)
     width = max(len(panel.run) for panel in panels)
     print(f"{'':{width}}   step  silhouette  purity  Davies-Bouldin   (in the plane)")
     for panel in panels:
@@ -344,3 +316,29 @@ def main(words: list[str] | None = None) -> None:
         shown = "{:10.3f}  {:6.3f}  {:14.3f}".format(*original) + "   ({:.3f}, {:.3f}, {:.3f})".format(*flat)
         print(f"{panel.run:{width}}  {panel.step!s:>5}  {shown}")
     print(f"Saved in {args.output_dir}")
+
+
+def _redraw(args: argparse.Namespace, parser: argparse.ArgumentParser) -> list[Panel]:
+    for option in ("step", "labels", "names", "perplexity", "seed", "limit"):
+        if getattr(args, option) != parser.get_default(option):
+            raise UserError(f"--redraw draws what {args.redraw} holds; leave --{option} out or give --features_dir")
+    return redraw(args.redraw, args.output_dir)
+
+
+def _visualise(args: argparse.Namespace) -> list[Panel]:
+    for option, low, high in (("perplexity", 1, np.inf), ("seed", 0, 2**32 - 1), ("limit", 1, np.inf)):
+        value = getattr(args, option)
+        if value is not None and not low <= value <= high:
+            raise UserError(
+                f"--{option} is {value}; it must be at least {low}{f' and at most {high}' if high < np.inf else ''}"
+            )
+    return visualise(
+        args.features_dir,
+        list(dict.fromkeys(_step(word) for word in args.step)),
+        args.output_dir,
+        classes=args.labels,
+        names=args.names,
+        perplexity=args.perplexity,
+        seed=args.seed,
+        limit=args.limit,
+    )

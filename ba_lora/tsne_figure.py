@@ -1,6 +1,5 @@
 """The panels of t-SNE figures drawn: classes by colour and shape, in the title how far apart they lie in the original space."""
 
-from collections.abc import Sequence
 from itertools import cycle
 from pathlib import Path
 from typing import NamedTuple
@@ -30,23 +29,34 @@ class Panel(NamedTuple):
         return f"{self.run}, {when}\nsilhouette {silhouette}"
 
 
-def write_figures(
-    panels: list[Panel], steps: Sequence[int | str], classes: list[str], caption: str, output: Path
-) -> None:
-    """tsne_step_<n> with a panel a run; with several steps tsne_evolution, a row a run and a column a step."""
+def write_figures(panels: list[Panel], record: dict, output: Path) -> None:
+    """tsne_step_<n> with a panel a run; with several steps tsne_evolution, a row a run and a column a step.
+
+    panels: run by run, each at the same steps. record: the content of scores.json, for the names and the caption.
+    """
+    steps = list(dict.fromkeys(panel.step for panel in panels))
     for step in steps:
-        _draw([[panel for panel in panels if panel.step == step]], classes, caption, output / f"tsne_step_{step}")
+        _draw([[panel for panel in panels if panel.step == step]], record, output / f"tsne_step_{step}")
     if len(steps) > 1:
         rows = [panels[start : start + len(steps)] for start in range(0, len(panels), len(steps))]
-        _draw(rows, classes, caption, output / "tsne_evolution")
+        _draw(rows, record, output / "tsne_evolution")
 
 
-def _draw(rows: list[list[Panel]], classes: list[str], caption: str, stem: Path) -> None:
+def _caption(record: dict) -> str:
+    pooling = f" ({record['pooling']})" if record["pooling"] else ""
+    return (
+        f"t-SNE of the last hidden layer{pooling}, {record['examples']} examples, perplexity {record['perplexity']:g}, "
+        f"seed {record['seed']}.\nThe axes have no unit. Silhouette: in the original space, 1 apart, 0 mixed."
+    )
+
+
+def _draw(rows: list[list[Panel]], record: dict, stem: Path) -> None:
     """The grid of panels as stem.pdf and stem.png."""
     from matplotlib import rcParams
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
 
+    classes = record["classes"]
     side = 5.0 if len(rows) == len(rows[0]) == 1 else 3.2  # inches
     with style():
         colours = rcParams["axes.prop_cycle"].by_key()["color"]
@@ -64,7 +74,7 @@ def _draw(rows: list[list[Panel]], classes: list[str], caption: str, stem: Path)
             Line2D([], [], linestyle="", marker=marker, color=colour, markersize=7, label=name)
             for name, colour, marker in styles
         ]
-        figure.supxlabel(caption)
+        figure.supxlabel(_caption(record))
         figure.legend(handles=handles, loc="outside upper center", ncols=min(len(classes), 4))
         save(figure, stem)
 

@@ -5,7 +5,13 @@
 set -eu
 cd "$(dirname "$0")/.."
 . scripts/environment.sh
-[ $# -gt 0 ] || set -- $(ls results)
+if [ $# -eq 0 ]; then
+    for folder in results/*/; do
+        [ -d "$folder" ] || { echo "error: results/ is empty; run: python -m ba_lora.experiments collect FILE" >&2; exit 2; }
+        name=$(basename "$folder")
+        if [ -f "configs/experiments/$name.yaml" ]; then set -- "$@" "$name"; fi
+    done
+fi
 for name in "$@"; do
     "$PYTHON" -m ba_lora.experiments table "configs/experiments/$name.yaml" --runs none --output "assets/$name" --quiet
 done

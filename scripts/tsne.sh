@@ -1,5 +1,6 @@
 #!/bin/sh
-# The paper's figures 5 to 8: the last hidden layer during training, LoRA beside BA-LoRA, by t-SNE.
+# The paper's figures 5 to 8: the last hidden layer during training, by t-SNE: LoRA, PiSSA, which has BA-LoRA's start,
+# and BA-LoRA, which adds the terms.
 #   sh scripts/tsne.sh [CONFIG] [--option value ...]        default: the embedded task; options of train.py
 # For example configs/nlu/tsne-bert-large.yaml or tsne-gpt2-xl.yaml, which need a GPU. The figure goes to runs/NAME/figure.
 set -eu
@@ -11,8 +12,8 @@ case "${1:-}" in
 *) config=$1 && shift ;;
 esac
 folder=runs/$(basename "$config" .yaml)
-for method in lora ba-lora; do
+for method in lora pissa ba-lora; do
     "$PYTHON" -m ba_lora.experiments one "$config" --method $method --output_dir "$folder/$method" --overwrite "$@"
 done
-exec "$PYTHON" tsne_visualization.py --features_dir "$folder/lora" "$folder/ba-lora" --names LoRA BA-LoRA --step all \
-    --output_dir "$folder/figure"
+exec "$PYTHON" tsne_visualization.py --features_dir "$folder/lora" "$folder/pissa" "$folder/ba-lora" \
+    --names LoRA PiSSA BA-LoRA --step all --output_dir "$folder/figure"

@@ -9,14 +9,17 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
+from sklearn.metrics import silhouette_score
 
 from ba_lora.errors import UserError
 from ba_lora.experiments.__main__ import _changes
 from ba_lora.experiments.matrix import read_experiment
+from ba_lora.experiments.measure_classifier import _separation
 from ba_lora.experiments.pool import do_run
 from ba_lora.experiments.results import collect, read_results
 from ba_lora.experiments.table import build
 from ba_lora.experiments.table_formats import render
+from ba_lora.tsne import FINAL, features_file, labels_file, scores
 from tests.tiny_encoder import make_home
 
 ROOT = Path(__file__).parent.parent
@@ -43,6 +46,7 @@ learning_rate: 0.01
 lr_scheduler: constant
 effective_batch_size: 16
 micro_batch_size: 16
+features_steps: [0]
 """
 
 
@@ -68,8 +72,15 @@ def test_runs_of_classifiers_are_measured_and_shown(tmp_path):
     of_rarest = [hit for hit, line in zip(right, lines, strict=True) if line["label"] == counts.argmin()]
     assert measures["rarest_recall"]["test"] == pytest.approx(np.mean(of_rarest))
     assert measures["majority"]["test"] == pytest.approx(counts.max() / 60)
+    features = [np.load(made.runs[2].folder / f"features/{kind}_step_final.npy") for kind in ("features", "labels")]
+    assert measures["silhouette"] == pytest.approx(silhouette_score(*features), abs=1e-6)
+    assert measures["knn_purity"] == scores(*features)["knn_purity"]
+    seeds = [json.loads((run.folder / "measures.json").read_text())["silhouette"] for run in made.runs[2:4]]
     table = render(build(made, read_results(made, home / "none")), "markdown")
     for text in (
+        "| silhouette | kNN purity % |",
+        f"| {np.mean(seeds):.3f} ± {np.std(seeds, ddof=1):.3f} |",
+        "of the last hidden layer at the end",
         "| method | seeds | test % | first % | macro-F1 % |",
         "| ba-lora-noise | 2 |",
         "| test | ba-lora − lora |",
@@ -89,7 +100,16 @@ def test_a_regression_has_a_table_without_classes(tmp_path):
     for run in made.runs[:1]:
         do_run(run, made.evaluations, retrain=True)
     table = render(build(made, read_results(made, tmp_path / "none")), "markdown")
-    assert "| lora | here | 1 |" in table and "commonest class" not in table
+    assert (made.runs[0].folder / "features/features_step_final.npy").is_file()
+    assert "| lora | here | 1 |" in table and "commonest class" not in table and "silhouette" not in table
+
+
+@pytest.mark.parametrize("labels", [[0, 1] * 5, [0] * 12, [-1] * 12], ids=["few", "one class", "unlabelled"])
+def test_features_without_two_classes_to_tell_apart_have_no_separation(tmp_path, labels):
+    assert _separation(tmp_path) == {}
+    np.save(features_file(tmp_path, FINAL), np.random.default_rng(0).normal(size=(len(labels), 3)))
+    np.save(labels_file(tmp_path, FINAL), np.array(labels))
+    assert _separation(tmp_path) == {}
 
 
 def test_set_takes_options_of_train_py_alone():

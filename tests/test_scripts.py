@@ -102,13 +102,29 @@ def test_the_launchers_of_classification_start_the_comparison_one_config_or_a_ro
     assert done.returncode == 2 and "sh scripts/glue.sh MODEL METHOD" in done.stderr
 
 
-def test_the_figure_of_the_features_is_two_runs_and_a_drawing(checkout):
+def test_the_figure_of_the_features_is_three_runs_and_a_drawing(checkout):
     done, calls = call(checkout, "scripts/tsne.sh", "configs/nlu/some.yaml", "--max_steps", "9")
     one = "-m ba_lora.experiments one configs/nlu/some.yaml --method {0} --output_dir runs/some/{0} --overwrite --max_steps 9"
-    drawn = "tsne_visualization.py --features_dir runs/some/lora runs/some/ba-lora --names LoRA BA-LoRA --step all"
+    drawn = (
+        "tsne_visualization.py --features_dir runs/some/lora runs/some/pissa runs/some/ba-lora "
+        "--names LoRA PiSSA BA-LoRA --step all --output_dir runs/some/figure"
+    )
     assert done.returncode == 0
-    assert calls.splitlines()[-3:] == [
-        one.format("lora"),
-        one.format("ba-lora"),
-        f"{drawn} --output_dir runs/some/figure",
-    ]
+    assert calls.splitlines()[-4:] == [*map(one.format, ("lora", "pissa", "ba-lora")), drawn]
+
+
+def test_tables_and_figures_are_those_of_the_experiments_in_results_and_the_points_are_redrawn(checkout):
+    done, _ = call(checkout, "scripts/tables.sh")
+    assert done.returncode == 2 and done.stderr.endswith(
+        "error: results/ is empty; run: python -m ba_lora.experiments collect FILE\n"
+    )
+    for folder in ("results/t-sne", "results/small", "configs/experiments"):
+        (checkout / folder).mkdir(parents=True)
+    (checkout / "configs/experiments/small.yaml").touch()
+    table = "-m ba_lora.experiments table configs/experiments/small.yaml --runs none --output assets/small --quiet"
+    assert call(checkout, "scripts/tables.sh")[1].splitlines() == [table]
+    _, calls = call(checkout, "scripts/figures.sh")
+    figure, redrawn = calls.splitlines()
+    assert figure == "-m ba_lora.experiments figure configs/experiments/small.yaml --output assets/small"
+    assert redrawn.startswith("tsne_visualization.py --redraw results/t-sne --output_dir ")
+    assert not Path(redrawn.split()[-1]).exists()

@@ -1,6 +1,7 @@
 """t-SNE figures: scores against their definitions, the same figure twice, and what is refused."""
 
 import csv
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 from ba_lora.errors import UserError
 from ba_lora.files import read_json, write_json
 from ba_lora.tsne import features_file, labels_file, main, make_parser, project, read_features, scores, visualise
+from ba_lora.tsne_record import redraw
 
 pytest.importorskip("sklearn", reason="scikit-learn is not installed; pip install -r requirements.txt")
 
@@ -148,6 +150,70 @@ def test_two_runs_at_two_steps_give_a_figure_a_step_and_the_evolution(tmp_path):
     assert rows[61]["label"] == "neutral" and np.float32(rows[61]["x"]) == panels[1].plane[1, 0]
 
 
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory):
+    """The figures of two runs at two steps."""
+    home = tmp_path_factory.mktemp("drawn")
+    for run in ("lora", "ba-lora"):
+        for step in (0, "final"):
+            save(home / run, step, apart=4, seed=len(run))
+    words = ["--features_dir", str(home / "lora"), str(home / "ba-lora"), "--step", "all", "--perplexity", "10"]
+    main([*words, "--limit", "40", "--output_dir", str(home / "figures")])
+    return home / "figures"
+
+
+def test_figures_are_redrawn_from_the_points_and_scores_alone_to_the_same_bytes(drawn, tmp_path, capsys):
+    kept = tmp_path / "kept"
+    kept.mkdir()
+    for file in ("coordinates.csv", "scores.json"):
+        shutil.copy(drawn / file, kept)
+    main(["--redraw", str(kept), "--output_dir", str(tmp_path / "out")])
+    figures = sorted(path.name for path in drawn.iterdir() if path.suffix in (".pdf", ".png"))
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == figures and len(figures) == 6
+    for name in figures:
+        assert (tmp_path / "out" / name).read_bytes() == (drawn / name).read_bytes(), name
+    printed = capsys.readouterr().out
+    scored = read_json(kept / "scores.json")["panels"]
+    assert [f"{each['original']['silhouette']:.3f}" for each in scored] == [
+        line.split()[2] for line in printed.splitlines()[1:5]
+    ]
+    lines = (kept / "coordinates.csv").read_text().splitlines()
+    lines[7] = "lora,0,7,neutral,0.0,0.0"
+    (kept / "coordinates.csv").write_text("\n".join(lines))
+    redraw(kept, tmp_path / "moved")
+    assert (tmp_path / "moved/tsne_step_0.png").read_bytes() != (drawn / "tsne_step_0.png").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new", "match"),
+    [
+        ("scores.json", None, None, "kept holds no scores.json; give a folder that"),
+        ("coordinates.csv", None, None, "kept holds no coordinates.csv; give a folder that"),
+        ("scores.json", "{", "", "scores.json is not valid JSON .* draw the features again"),
+        ("scores.json", "perplexity", "perplexed", "scores.json has no 'perplexity'; draw"),
+        ("scores.json", '"step"', '"stop"', "scores.json has no 'step'; draw"),
+        ("coordinates.csv", "label", "class", "coordinates.csv, line 2: no run, step, label .of entailment, neutral"),
+        ("coordinates.csv", ",neutral,", ",other,", r"coordinates.csv, line \d+: no run, step, label"),
+        ("coordinates.csv", ",neutral,", ",neutral,x", r"coordinates.csv, line \d+: no run, step, label"),
+        (
+            "coordinates.csv",
+            "ba-lora,0,",
+            "ba-lora,1,",
+            "has 39 points of ba-lora at step 0 and scores.json 40 examples",
+        ),
+    ],
+)
+def test_what_cannot_be_redrawn_is_refused_in_one_line(drawn, tmp_path, file, old, new, match):
+    kept = shutil.copytree(drawn, tmp_path / "kept")
+    if old is None:
+        (kept / file).unlink()
+    else:
+        (kept / file).write_text((kept / file).read_text().replace(old, new, 1))
+    with pytest.raises(UserError, match=match) as caught:
+        redraw(kept, tmp_path / "out")
+    assert "\n" not in str(caught.value) and not (tmp_path / "out").exists()
+
+
 def test_every_panel_shows_the_same_sample(tmp_path):
     folder = save(tmp_path / "features", 0, count=90)
     save(folder, 5, count=90, seed=1)
@@ -240,7 +306,8 @@ def test_runs_that_cannot_be_compared_are_refused(tmp_path):
     refused("different classes", [one, other], out)
     refused("--names with a name of its own", [one, one], out)
     refused("2 folders have the names a; give --names", [one, other], out, names=["a"])
-    refused("--labels names 2 classes .*the features have 3", [one], out, classes=["no", "yes"])
+    for classes in (["no", "yes"], ["no", "yes", "yes"]):
+        refused(r"--labels names \d classes .*the features have 3; name each once", [one], out, classes=classes)
     (other / "features.json").write_text("{")
     refused("features.json is not valid JSON", [other], out)
 
@@ -257,6 +324,9 @@ def test_options_that_cannot_be_are_refused(tmp_path):
     ):
         with pytest.raises(UserError, match=match):
             main([*base, *words])
+    redrawn = ["--redraw", str(tmp_path / "f"), "--output_dir", str(tmp_path / "o"), "--limit", "20"]
+    with pytest.raises(UserError, match="leave --limit out or give --features_dir"):
+        main(redrawn)
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="is a file; name a folder"):
         main([*base[:2], "--output_dir", str(tmp_path / "file")])

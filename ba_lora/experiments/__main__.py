@@ -171,9 +171,8 @@ def _report(arguments: argparse.Namespace) -> int:
     from .report import write_report
     from .results import read_results
 
-    files = arguments.files or [
-        FOLDER / f"{folder.name}.yaml" for folder in sorted(Path(arguments.results).glob("*")) if folder.is_dir()
-    ]
+    named = [FOLDER / f"{folder.name}.yaml" for folder in sorted(Path(arguments.results).glob("*")) if folder.is_dir()]
+    files = arguments.files or [file for file in named if file.is_file()]  # results/t-sne is points, of no experiment
     if not files:
         raise UserError(f"{arguments.results} holds no results; run an experiment and collect them, or name files")
     found = []

@@ -1,12 +1,14 @@
 """What is measured of a classifier: its metrics on a split of its task ("split:test") or out of domain ("shift:products")."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 
 from ..data.glue import Examples, load_examples
 from ..errors import UserError
 from ..files import atomic_write, read_json, write_json
+from ..tsne import FINAL, NEIGHBOURS, features_file, labels_file, read_features, scores
 from .matrix import Evaluation, Run
 
 
@@ -14,7 +16,8 @@ def measure_classifier(run: Run, evaluations: list[Evaluation], extra: dict, rep
     """Measure a finished run and write its measures.json and eval/NAME/; returns the measures.
 
     scores: the task's headline metric. Beside it macro-F1, the recall of the class that is rarest in the set, and the share of
-    the commonest class, which a classifier reaches without looking.
+    the commonest class, which a classifier reaches without looking; and how far apart the classes lie, of a run that saved its
+    features.
     """
     from eval import classify, metrics
 
@@ -35,6 +38,8 @@ def measure_classifier(run: Run, evaluations: list[Evaluation], extra: dict, rep
         if classifier.task.labels:
             _add_classes(measures, evaluation.name, computed, logits, np.array(examples.labels), folder)
         report((number + 1) / len(evaluations))
+    if classifier.task.labels:
+        measures |= _separation(run.folder / "features")
     measures |= extra
     write_json(run.folder / "measures.json", measures)
     return measures
@@ -49,6 +54,17 @@ def _add_classes(measures: dict, name: str, computed: dict, logits: np.ndarray, 
     measures["accuracy"][name], measures["macro_f1"][name] = float(correct.mean()), computed["macro_f1"]
     measures["rarest_recall"][name] = float(correct[labels == rarest].mean())
     measures["majority"][name], measures["ece"][name] = float(counts.max() / len(labels)), computed["ece"]
+
+
+def _separation(folder: Path) -> dict[str, float]:
+    """Silhouette and kNN purity of the last hidden layer at the end; of no features, few or unlabelled ones nothing."""
+    if not features_file(folder, FINAL).is_file():
+        return {}
+    labels = np.load(labels_file(folder, FINAL))
+    if len(labels) <= NEIGHBOURS or labels.min() < 0 or labels.min() == labels.max():
+        return {}
+    found = scores(*read_features(folder, FINAL))
+    return {name: found[name] for name in ("silhouette", "knn_purity")}
 
 
 def _examples(task, evaluation: Evaluation, data: str | None) -> Examples:

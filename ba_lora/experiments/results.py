@@ -24,7 +24,10 @@ from .matrix import Experiment, Run, Variant
 
 CURVE = 24  # steps of a run's curve that are kept
 CURVES = ("loss", "task", "consistency", "diversity", "spectrum", "lambda1", "lambda2", "lambda3", "lr")
-MEASURES = ("text_loss", "kl_to_base", "spectra", "accuracy", "macro_f1", "rarest_recall", "majority", "ece")
+MEASURES = (
+    *("text_loss", "kl_to_base", "spectra"),
+    *("accuracy", "macro_f1", "rarest_recall", "majority", "ece", "silhouette", "knn_purity"),
+)
 TRAINING = ("trained_parameters", "train_seconds", "peak_memory", "steps", "processes")
 SCORES = ("score", "n", "metric", "protocol", "data_hash")
 

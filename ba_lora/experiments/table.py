@@ -46,13 +46,15 @@ class Cell(NamedTuple):
     sd: float | None
 
 
-# Of a generator and of a classifier, the latter on the first evaluation.
+# Of a generator; of a classifier on the first evaluation; of its features at the end.
 MEASURES = (
     Column("text_loss", "text loss", 1, 3, "lower", "measure"),
     Column("kl_to_base", "KL to base", 1, 3, None, "measure"),
     Column("macro_f1", "macro-F1 %", 100, 1, "higher", "measure"),
     Column("rarest_recall", "rarest class's recall %", 100, 1, "higher", "measure"),
     Column("ece", "calibration error %", 100, 1, "lower", "measure"),
+    Column("silhouette", "silhouette", 1, 3, "higher", "measure"),
+    Column("knn_purity", "kNN purity %", 100, 1, "higher", "measure"),
 )
 COSTS = (
     Column("learning_rate", "learning rate", 1, -1, None, "cost"),

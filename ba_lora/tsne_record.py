@@ -1,0 +1,87 @@
+"""What t-SNE figures are drawn from: the points in coordinates.csv, and in scores.json what they are and how far apart they lie.
+
+Both are small, unlike the features, so that they can be kept and the same figures drawn again.
+"""
+
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from .errors import UserError
+from .files import atomic_write, read_json, write_json
+from .tsne_figure import Panel, write_figures
+
+COORDINATES, SCORES = "coordinates.csv", "scores.json"
+KEYS = ("classes", "pooling", "examples", "perplexity", "seed", "panels")  # without which nothing is drawn
+PANEL_KEYS = ("run", "step", "original", "plane")
+AGAIN = "draw the features again"
+
+
+def write_record(panels: list[Panel], examples: Sequence[int], record: dict, output: Path) -> None:
+    """Write both files. examples: (N,), the numbers of the points in the features file. record: what `redraw` needs beside the panels."""
+    with atomic_write(output / COORDINATES) as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(("run", "step", "example", "label", "x", "y"))
+        for panel in panels:
+            for example, label, (x, y) in zip(examples, panel.labels, panel.plane, strict=True):
+                writer.writerow((panel.run, panel.step, example, record["classes"][label], x, y))
+    scored = [{"run": p.run, "step": p.step, "original": p.original, "plane": p.flat} for p in panels]
+    write_json(output / SCORES, record | {"panels": scored})
+
+
+def redraw(folder: str | Path, output: str | Path) -> list[Panel]:
+    """Draw the figures of a folder's two files again into `output`, to the same bytes; returns the panels.
+
+    Raises UserError for a file that is missing or broken, and for two that do not belong together.
+    """
+    folder = Path(folder)
+    for name in (SCORES, COORDINATES):
+        if not (folder / name).is_file():
+            raise UserError(f"--redraw {folder} holds no {name}; give a folder that t-SNE figures were written into")
+    record, panels = _read_scores(folder / SCORES), []
+    points = _read_points(folder / COORDINATES, record["classes"])
+    for scored in record["panels"]:
+        run, step = scored["run"], scored["step"]
+        labels, plane = points.get((run, str(step)), ([], []))
+        if len(labels) != record["examples"]:
+            raise UserError(
+                f"{folder / COORDINATES} has {len(labels)} points of {run} at step {step} and {SCORES} {record['examples']} "
+                f"examples; {AGAIN}"
+            )
+        plane = np.array(plane, np.float32)
+        panels.append(Panel(run, step, np.array(labels), plane, scored["original"], scored["plane"]))
+    write_figures(panels, record, Path(output))
+    return panels
+
+
+def _read_scores(file: Path) -> dict:
+    try:
+        record = read_json(file)
+    except ValueError as error:
+        raise UserError(f"{file} is not valid JSON ({error}); {AGAIN}") from None
+    if not isinstance(record, dict):
+        raise UserError(f"{file} holds no object; {AGAIN}")
+    for part, keys in ((record, KEYS), *((panel, PANEL_KEYS) for panel in record.get("panels", ()))):
+        for key in keys:
+            if key not in part:
+                raise UserError(f"{file} has no '{key}'; {AGAIN}")
+    return record
+
+
+def _read_points(file: Path, classes: list[str]) -> dict[tuple[str, str], tuple[list, list]]:
+    """{(run, step): (labels, points (x, y))}."""
+    found = {}
+    with open(file, newline="", encoding="utf-8") as lines:
+        reader = csv.DictReader(lines)
+        try:
+            for row in reader:
+                labels, points = found.setdefault((row["run"], row["step"]), ([], []))
+                labels.append(classes.index(row["label"]))
+                points.append((float(row["x"]), float(row["y"])))
+        except (csv.Error, KeyError, TypeError, ValueError):
+            raise UserError(
+                f"{file}, line {reader.line_num}: no run, step, label (of {', '.join(classes)}), x and y; {AGAIN}"
+            ) from None
+    return found
