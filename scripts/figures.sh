@@ -1,21 +1,29 @@
 #!/bin/sh
-# The figures of all committed results: assets/NAME for each results/NAME, and under the names of the paper's figures
-# assets/ablation and assets/various_ranks, which hold the published values beside ours, and assets/t-sne of the points in results/t-sne.
+# The figures of assets/ from the small result files of results/: assets/NAME for each results/NAME; under the names of the paper's
+# figures assets/ablation and assets/various_ranks, which hold the published values beside ours, and assets/t-sne.
 #   sh scripts/figures.sh [--option value ...]        options of python -m ba_lora.experiments figure
 set -eu
 cd "$(dirname "$0")/.."
 . scripts/environment.sh
+draw() {
+    name=$1 && shift
+    "$PYTHON" -m ba_lora.experiments figure "configs/experiments/$name.yaml" --runs none --output "assets/$name" "$@"
+}
 for folder in results/*/; do
     [ -d "$folder" ] || { echo "error: results/ is empty; run: python -m ba_lora.experiments collect FILE" >&2; exit 2; }
     name=$(basename "$folder")
-    [ -f "configs/experiments/$name.yaml" ] || continue
-    "$PYTHON" -m ba_lora.experiments figure "configs/experiments/$name.yaml" --output "assets/$name" "$@"
+    if [ -f "configs/experiments/$name.yaml" ]; then draw "$name" "$@"; fi
 done
-drawn=$(mktemp -d)
-trap 'rm -r "$drawn"' EXIT
-"$PYTHON" tsne_visualization.py --redraw results/t-sne --output_dir "$drawn"
+for name in ablation-embedded ranks-embedded; do # the published values alone, where nothing was measured
+    [ -d "results/$name" ] || draw "$name" "$@"
+done
 for ending in pdf png; do
     cp "assets/ablation-embedded/bars.$ending" "assets/ablation.$ending"
     cp "assets/ranks-embedded/curves_rank.$ending" "assets/various_ranks.$ending"
-    cp "$drawn/tsne_evolution.$ending" "assets/t-sne.$ending"
 done
+if [ -d results/t-sne ]; then
+    drawn=$(mktemp -d)
+    trap 'rm -r "$drawn"' EXIT
+    "$PYTHON" tsne_visualization.py --redraw results/t-sne --output_dir "$drawn"
+    for ending in pdf png; do cp "$drawn/tsne_evolution.$ending" "assets/t-sne.$ending"; done
+fi

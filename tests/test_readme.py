@@ -1,6 +1,7 @@
 """The README's code and commands work as they stand; commands that take minutes run with less data. The files that the
 pages name are there."""
 
+import itertools
 import os
 import re
 import runpy
@@ -13,6 +14,10 @@ import torch
 import transformers
 
 import ba_lora
+from ba_lora.experiments.matrix import read_experiment
+from ba_lora.experiments.results import read_results
+from ba_lora.experiments.table import build
+from ba_lora.experiments.table_formats import render
 from tests.common import collate, ragged_samples, small_llama
 
 ROOT = Path(__file__).parent.parent
@@ -59,6 +64,22 @@ def test_library_snippets_train_and_export(snippet, tmp_path, monkeypatch):
     }
     exec(snippet, names)
     assert (tmp_path / "adapter" / "adapter_model.safetensors").exists()
+
+
+def test_the_table_is_that_of_the_committed_results():
+    file = ROOT / "configs/experiments/nlg-main-embedded.yaml"
+    experiment = read_experiment(file, "none")
+    text = render(build(experiment, read_results(experiment, ROOT / "results")), "markdown")
+    ours, theirs = (rows(part) for part in (README.partition("<!-- of assets/")[2], text))
+    columns = ours[0]
+    assert len(ours) == 7 and "test %" in columns
+    assert ours[2:] == [[dict(zip(theirs[0], line, strict=True))[name] for name in columns] for line in theirs[2:]]
+
+
+def rows(text):
+    """Cells of the first Markdown table of a text, line by line."""
+    lines = itertools.takewhile(lambda line: line.startswith("|"), text[text.index("| ") :].splitlines())
+    return [[cell.strip() for cell in line.strip("| ").split(" | ")] for line in lines]
 
 
 @pytest.fixture
