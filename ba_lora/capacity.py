@@ -105,7 +105,7 @@ def lines(made: dict) -> list[tuple[str, str]]:
     work = time = "unknown: so is the number of rows"
     if made["samples"]:
         work = ", ".join(f"{form['flops']:.2e} FLOPs {name}" for name, form in forms.items())
-        time = ", ".join("{:.1f} to {:.1f} h ".format(*form["hours"]) + name for name, form in forms.items())
+        time = ", ".join(f"{_hours(*form['hours'])} {name}" for name, form in forms.items())
         work += f"; {made['samples']:,.0f} samples, {made['sample']}"
         low, high = (f"{100 * share:.0f} %" for share in UTILISATION)
         time += f"; {high} to {low} of {made['peak'] / 1e12:g} TFLOP/s in {made['precision']} assumed, arithmetic alone"
@@ -132,6 +132,11 @@ def lines(made: dict) -> list[tuple[str, str]]:
         rows.append(("  PiSSA start", f"{_gb(host['decomposition'])} more, for each process's largest matrix"))
     rows.append(("  ZeRO-3, offloaded", f"{_gb(host['offloaded'])} while training, over all machines"))
     return [*rows, ("", "No GPU was here to compare this with.")]
+
+
+def _hours(low: float, high: float) -> str:
+    digits = 1 if high >= 1 else 3
+    return f"{low:.{digits}f} to {high:.{digits}f} h"
 
 
 def _gb(size: float) -> str:
