@@ -1,9 +1,6 @@
 """Decompositions: right, made once, kept whole, and the same in every process; and that PiSSA's start is PEFT's."""
 
 import json
-import os
-import subprocess
-import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -21,6 +18,7 @@ from ba_lora.decomposition import KEPT, Decomposer, exact, randomised
 from ba_lora.errors import UserError
 from ba_lora.models import load_model
 from ba_lora.packages import open_model
+from tests import two_decompositions
 from tests.common import small_llama
 
 ROOT = Path(__file__).parent.parent
@@ -299,11 +297,13 @@ def test_a_second_start_reads_the_first_ones_decompositions(made, tmp_path):
 
 
 def test_two_processes_share_the_work_start_alike_and_fail_together(tmp_path):
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    command += ["-m", "tests.two_decompositions", str(tmp_path)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-3000:]
+    forked = torch.multiprocessing.get_context("fork")  # the libraries are imported once
+    both = [forked.Process(target=two_decompositions.main, args=(tmp_path, process)) for process in range(2)]
+    for process in both:
+        process.start()
+    for process in both:
+        process.join(timeout=300)
+    assert [process.exitcode for process in both] == [0, 0]
     one, two = (json.loads((tmp_path / f"said-{process}.json").read_text()) for process in range(2))
     for check, made in (("first", 7), ("second", 0)):
         assert one[check] == two[check] | {"made": made} and two[check]["made"] == made

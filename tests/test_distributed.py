@@ -9,28 +9,37 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests import two_processes
+
 ROOT = Path(__file__).parent.parent
 
 
-def launch(folder, processes, accumulation, *words):
-    folder.mkdir()
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
-    command += ["-m", "tests.two_processes", str(folder), str(accumulation), *words]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "DS_ACCELERATOR": "cpu"}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-3000:]
+def result(folder):
     metrics = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     return torch.load(folder / "tensors.pt", weights_only=True), metrics
 
 
+def launch(folder, *words):
+    """What two processes train."""
+    folder.mkdir()
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    command += ["-m", "tests.two_processes", str(folder), "2", *words]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "DS_ACCELERATOR": "cpu"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return result(folder)
+
+
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory):
-    """{method: what one process trains}"""
+    """{method: what one process, this one, trains}"""
     runs = {}
 
     def run(method):
         if method not in runs:
-            runs[method] = launch(tmp_path_factory.mktemp("one") / method, 1, 4, method)
+            folder = tmp_path_factory.mktemp("one")
+            two_processes.main(folder, 4, method)
+            runs[method] = result(folder)
         return runs[method]
 
     return run
@@ -54,7 +63,7 @@ SLOW = [pytest.param(method, marks=pytest.mark.slow) for method in ("full", "cla
 
 @pytest.mark.parametrize("method", ["ba-lora", *SLOW])
 def test_two_processes_train_as_one(alone, tmp_path, method):
-    assert_trained_alike(alone(method), launch(tmp_path / "two", 2, 2, method))
+    assert_trained_alike(alone(method), launch(tmp_path / "two", method))
 
 
 def cut_finely(file, stage):
@@ -69,11 +78,11 @@ def cut_finely(file, stage):
 @pytest.mark.parametrize("stage", [pytest.param(2, marks=pytest.mark.slow), 3])  # test_launch.py has stage 2 too
 def test_two_processes_under_zero_train_as_one(alone, tmp_path, stage):
     config = cut_finely(tmp_path / "zero.json", stage)
-    assert_trained_alike(alone("ba-lora"), launch(tmp_path / "two", 2, 2, "ba-lora", config))
+    assert_trained_alike(alone("ba-lora"), launch(tmp_path / "two", "ba-lora", config))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["delayed", "full", "classifier", "dora"])
 def test_zero_3_cuts_what_each_kind_of_run_has(alone, tmp_path, method):
     config = cut_finely(tmp_path / "zero.json", 3)
-    assert_trained_alike(alone(method), launch(tmp_path / "two", 2, 2, method, config))
+    assert_trained_alike(alone(method), launch(tmp_path / "two", method, config))

@@ -1,11 +1,7 @@
-"""Started by test_decomposition.py under torchrun: two processes start the same model from PiSSA, together; then one fails.
-
-Argument: a folder for the cache. Writes a JSON line for each process and check.
-"""
+"""What test_decomposition.py runs in each of two processes: they start the same model from PiSSA, together; then one fails."""
 
 import hashlib
 import json
-import sys
 from pathlib import Path
 
 import torch
@@ -16,9 +12,11 @@ from ba_lora.adapters import attach
 from tests.common import small_llama
 
 
-def main(folder: Path) -> None:
-    distributed.init_process_group("gloo")
-    process, exact, made = distributed.get_rank(), decomposition.exact, []
+def main(folder: Path, process: int) -> None:
+    """`folder` is the cache; it gets said-0.json and said-1.json too, what each process found in each check."""
+    torch.set_num_threads(1)  # the threads of the process that this one was forked from are not here
+    distributed.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=process, world_size=2)
+    exact, made = decomposition.exact, []
 
     def other_signs(matrix, count):
         """Each process by itself would start from its own triplets."""
@@ -52,7 +50,3 @@ def main(folder: Path) -> None:
     (folder / f"said-{process}.json").write_text(json.dumps(said))
     distributed.barrier()
     distributed.destroy_process_group()
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))

@@ -1,4 +1,4 @@
-"""Started by test_distributed.py under torchrun: train the small model and save its trained tensors and its losses.
+"""Train the small model and save its trained tensors and its losses; test_distributed.py starts it under torchrun, or calls it.
 
 Arguments: a folder, the accumulation, the method, "classifier" (BA-LoRA on one) or "delayed" (BA-LoRA whose teacher comes
 after some steps), and a DeepSpeed config or nothing.
