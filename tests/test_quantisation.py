@@ -99,7 +99,7 @@ def record(folder):
 def trained(tmp_path_factory):
     """(folder, student) of a short BA-LoRA run on a base in NF4."""
     folder = tmp_path_factory.mktemp("nf4") / "run"
-    return folder, run(folder, "--limit", "512", "--merge")
+    return folder, run(folder, "--limit", "256", "--merge")
 
 
 # What NF4 is, and how near the base stays
@@ -213,7 +213,7 @@ def test_a_run_trains_and_says_what_it_trained_on(trained):
 
 
 def test_the_same_run_gives_the_same_adapter(trained, tmp_path):
-    run(tmp_path / "again", "--limit", "512")
+    run(tmp_path / "again", "--limit", "256")
     file = "adapter/adapter_model.safetensors"
     assert (tmp_path / "again" / file).read_bytes() == (trained[0] / file).read_bytes()
 
