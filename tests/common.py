@@ -1,7 +1,14 @@
-"""What many tests use: a small random model, ragged samples, a batch, a finished run folder."""
+"""What many tests use: a small random model, ragged samples, a batch, a finished run folder, a command without its start."""
 
+import contextlib
+import io
+import os
+import runpy
+import subprocess
+import warnings
 from dataclasses import replace
 from pathlib import Path
+from unittest import mock
 
 import torch
 from peft import LoraConfig
@@ -14,6 +21,7 @@ from ba_lora.data.templates import TEMPLATES
 from ba_lora.files import write_json
 from ba_lora.plan import read_numbers
 
+ROOT = Path(__file__).parent.parent
 VOCABULARY = 97
 # Numbers of a small model, for any of transformers' configs.
 SMALL = {
@@ -127,3 +135,31 @@ def finished_run(folder: Path, *, model: str = "someone/base", saved: str = "ada
         config.save_pretrained(folder / saved)
         save_file({"lora_A": torch.zeros(2)}, folder / saved / "adapter_model.safetensors")
     return folder
+
+
+def command(*words: str, cwd: Path = ROOT, stdin: str = "") -> subprocess.CompletedProcess:
+    """`python WORDS` (a file of the repository, or -m and a module), in this process: a new one would import for seconds what
+    this one has. It ends by SystemExit, as run_cli makes it."""
+    start, (name, *arguments) = runpy.run_path, words
+    if name == "-m":
+        start, (name, *arguments) = runpy.run_module, arguments
+    else:
+        name = str(ROOT / name)
+    out, errors, before, status, threads = io.StringIO(), io.StringIO(), os.getcwd(), 0, torch.get_num_threads()
+    os.chdir(cwd)
+    try:
+        with (
+            mock.patch("sys.argv", [name, *arguments]),
+            mock.patch("sys.stdin", io.StringIO(stdin)),
+            contextlib.redirect_stdout(out),
+            contextlib.redirect_stderr(errors),
+            warnings.catch_warnings(),
+        ):
+            warnings.filterwarnings("ignore", ".*found in sys.modules after import", RuntimeWarning)
+            start(name, run_name="__main__")
+    except SystemExit as end:
+        status = end.code or 0
+    finally:
+        os.chdir(before)
+        torch.set_num_threads(threads)
+    return subprocess.CompletedProcess(words, status, out.getvalue(), errors.getvalue())

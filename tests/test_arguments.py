@@ -1,13 +1,12 @@
 """Options: every shipped config parses, every bad value ends in one line that names it and the remedy."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from ba_lora.arguments import as_config, changed_options, config_words, make_parser, parse
 from ba_lora.errors import UserError
+from tests.common import command
 
 ROOT = Path(__file__).parent.parent
 CONFIGS = sorted((ROOT / "configs" / "nlg").glob("*.yaml"))
@@ -102,9 +101,7 @@ def test_help_names_every_option_with_its_default():
 
 
 def test_an_unknown_option_ends_the_command_with_status_2_and_one_line():
-    done = subprocess.run(
-        [sys.executable, "train.py", "--lerning_rate", "1"], cwd=ROOT, capture_output=True, text=True, timeout=120
-    )
+    done = command("train.py", "--lerning_rate", "1")
     assert done.returncode == 2
     assert done.stderr.strip().splitlines()[-1].startswith("error: unknown option --lerning_rate")
     assert "Traceback" not in done.stderr

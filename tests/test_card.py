@@ -1,8 +1,6 @@
 """The model card says what run.json says, in front matter that the hub's own client accepts, and names no path."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,7 +12,7 @@ from ba_lora.arguments import parse
 from ba_lora.card import hub_id, write_card
 from ba_lora.errors import UserError
 from ba_lora.run import train
-from tests.common import finished_run
+from tests.common import command, finished_run
 
 ROOT = Path(__file__).parent.parent
 
@@ -147,7 +145,6 @@ def test_a_folder_without_a_finished_run_is_one_line(tmp_path):
 
 def test_the_command_writes_the_card_again(tmp_path):
     run = finished_run(tmp_path / "run")
-    words = [sys.executable, "-m", "ba_lora.card", str(run)]
-    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    done = command("-m", "ba_lora.card", str(run))
     assert done.returncode == 0 and Path(done.stdout.strip()) == run / "adapter" / "README.md"
     assert "# run" in (run / "adapter" / "README.md").read_text()

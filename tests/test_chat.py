@@ -2,7 +2,6 @@
 
 import builtins
 import io
-import subprocess
 import sys
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from ba_lora.models import load_model
 from ba_lora.run import train
 from eval.backends import generate
 from eval.common import open_subject
+from tests.common import command
 
 ROOT = Path(__file__).parent.parent
 QUESTION = "A farmer has 3 baskets with 4 apples each. How many apples are there in total?"
@@ -56,8 +56,7 @@ def pipe(monkeypatch, capsys, text: str, *words: str) -> str:
 
 
 def test_the_command_answers_piped_prompts_as_the_evaluation_does(run):
-    words = [sys.executable, "-m", "ba_lora.chat", "--run", run, *SHORT]
-    done = subprocess.run(words, input=f"{QUESTION}\n\n", cwd=ROOT, capture_output=True, text=True, timeout=120)
+    done = command("-m", "ba_lora.chat", "--run", run, *SHORT, stdin=f"{QUESTION}\n\n")
     base, tuned = expected("tiny", template_of(run)), expected(run, template_of(run))
     assert done.returncode == 0 and base != tuned
     assert done.stdout == f"> {QUESTION}\n--- base (tiny)\n{base}\n--- tuned\n{tuned}\n> \n> \n"

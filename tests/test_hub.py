@@ -15,7 +15,7 @@ from ba_lora.arguments import parse
 from ba_lora.errors import UserError
 from ba_lora.hub import push, push_after, reserve
 from ba_lora.run import train
-from tests.common import finished_run
+from tests.common import command, finished_run
 
 ROOT = Path(__file__).parent.parent
 
@@ -152,12 +152,12 @@ def test_the_command_uploads_a_finished_run(hub, tmp_path, monkeypatch):
     run = finished_run(tmp_path / "run")
     monkeypatch.setenv("HF_HUB_OFFLINE", "0")
     monkeypatch.setenv("HF_ENDPOINT", huggingface_hub.constants.ENDPOINT)
-    words = [sys.executable, "-m", "ba_lora.hub"]
-    done = subprocess.run([*words, str(run), "someone/adapter"], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    words = [sys.executable, "-m", "ba_lora.hub", str(run), "someone/adapter"]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0 and done.stdout.strip() == f"{huggingface_hub.constants.ENDPOINT}/someone/adapter"
     assert "README.md" in hub.files
     (run / "run.json").unlink()
-    done = subprocess.run([*words, str(run), "someone/adapter"], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    done = command("-m", "ba_lora.hub", str(run), "someone/adapter")
     assert done.returncode == 2 and done.stderr.strip() == (
         f"error: {run} is no run folder (it has no run.json); give the --output_dir of a training run"
     )

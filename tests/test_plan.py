@@ -1,10 +1,7 @@
 """--dry_run: the plan says what the run would be, needs nothing but the options, and writes nothing."""
 
 import json
-import os
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -25,7 +22,7 @@ from ba_lora.memory import held
 from ba_lora.models import load_model
 from ba_lora.plan import NUMBERS, build, plan, read_numbers, render
 from ba_lora.run import train
-from tests.common import SMALL, small_llama
+from tests.common import SMALL, command, small_llama
 
 ROOT = Path(__file__).parent.parent
 FILES = sorted(NUMBERS.glob("*.yaml"))
@@ -194,12 +191,9 @@ def test_a_rank_that_does_not_fit_is_refused_before_the_run():
         planned("--rank", "500")
 
 
-def test_the_command_prints_the_plan_and_writes_nothing(tmp_path):
-    words = ["--config", str(ROOT / "configs/nlg/tiny.yaml"), "--dry_run"]
-    environment = os.environ | {"PYTHONDONTWRITEBYTECODE": "1", "BA_LORA_CACHE": str(tmp_path / "cache")}
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "train.py"), *words], cwd=tmp_path, env=environment, capture_output=True, text=True
-    )
+def test_the_command_prints_the_plan_and_writes_nothing(tmp_path, monkeypatch):
+    monkeypatch.setenv("BA_LORA_CACHE", str(tmp_path / "cache"))
+    done = command("train.py", "--config", str(ROOT / "configs/nlg/tiny.yaml"), "--dry_run", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     for line in (
         "233,472 (11.30 %",
@@ -339,14 +333,8 @@ def test_tokens_follow_from_the_published_bytes():
 GUIDE = (ROOT / "docs" / "gpu.md").read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize(
-    "file",
-    [
-        pytest.param(file, marks=() if file.stem == "llama-2-7b-metamath-iclr" else pytest.mark.slow)
-        for file in plan_table.published()
-    ],
-    ids=lambda file: file.stem,
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("file", plan_table.published(), ids=lambda file: file.stem)
 def test_the_table_of_the_guide_is_what_the_planner_says_today(file):
     assert plan_table.row(file) in GUIDE.splitlines()
 
@@ -366,8 +354,8 @@ def test_the_table_of_the_guide_is_complete():
 def test_the_commands_of_the_guide_cut_their_batch_evenly(monkeypatch):
     commands = [line.strip() for line in GUIDE.splitlines() if line.startswith("    NPROC=")]
     assert len(commands) >= 7
-    for command in commands:
-        count, *words = shlex.split(command, comments=True)
+    for line in commands:
+        count, *words = shlex.split(line, comments=True)
         assert words[:2] == ["sh", "scripts/ba-lora.sh"]
         monkeypatch.setenv("NPROC", count.partition("=")[2])
         monkeypatch.chdir(ROOT)

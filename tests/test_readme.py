@@ -4,13 +4,10 @@ pages name are there."""
 import itertools
 import os
 import re
-import runpy
 import shlex
-import sys
 from pathlib import Path
 
 import pytest
-import torch
 import transformers
 
 import ba_lora
@@ -18,7 +15,7 @@ from ba_lora.experiments.matrix import read_experiment
 from ba_lora.experiments.results import read_results
 from ba_lora.experiments.table import build
 from ba_lora.experiments.table_formats import render
-from tests.common import collate, ragged_samples, small_llama
+from tests.common import collate, command, ragged_samples, small_llama
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -82,34 +79,19 @@ def rows(text):
     return [[cell.strip() for cell in line.strip("| ").split(" | ")] for line in lines]
 
 
-@pytest.fixture
-def threads():
-    """The number of threads, which a command may set, is put back."""
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.mark.usefixtures("threads")
-@pytest.mark.filterwarnings("ignore:.*found in sys.modules after import:RuntimeWarning")  # run as a module once more
-def test_every_command_runs_in_the_order_of_the_readme(tmp_path, monkeypatch, capsys):
-    """One after another, because later ones read what earlier ones wrote; runs/ is put aside into a temporary folder. All in
-    this process: importing the stack takes longer than what they do."""
-    monkeypatch.chdir(ROOT)
-    for command in COMMANDS:
-        words = shlex.split(command)
-        words += next((extra for start, extra in SHORT.items() if command.startswith(start)), [])
+def test_every_command_runs_in_the_order_of_the_readme(tmp_path):
+    """One after another, because later ones read what earlier ones wrote; runs/ is put aside into a temporary folder."""
+    for line in COMMANDS:
+        words = shlex.split(line)
+        words += next((extra for start, extra in SHORT.items() if line.startswith(start)), [])
         words = [word.replace("runs/", f"{tmp_path}/", 1) if word.startswith("runs/") else word for word in words]
         if words[0] == "sh":  # scripts/ba-lora.sh only adds the set-up, which has a test of its own
             assert words[:2] == ["sh", "scripts/ba-lora.sh"]
             kind = "run" if words[2].startswith("-") else "one"
             words = ["python", "-m", "ba_lora.experiments", kind, *words[2:]]
         assert words[0] == "python"
-        start = runpy.run_module if words[1] == "-m" else runpy.run_path
-        monkeypatch.setattr(sys, "argv", words[2:] if words[1] == "-m" else words[1:])
-        with pytest.raises(SystemExit) as ended:
-            start(sys.argv[0], run_name="__main__")
-        assert not ended.value.code, f"{command}\n{capsys.readouterr().err[-1500:]}"
+        done = command(*words[1:])
+        assert done.returncode == 0, f"{line}\n{done.stderr[-1500:]}"
 
 
 PAGES = ["README.md", "configs/README.md", "tests/README.md"]

@@ -2,8 +2,6 @@
 
 import json
 import math
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -19,6 +17,7 @@ from ba_lora.errors import UserError
 from ba_lora.models import load_model
 from ba_lora.run import train
 from eval.backends import generate as complete
+from tests.common import command
 
 ROOT = Path(__file__).parent.parent
 SHORT = [
@@ -186,8 +185,7 @@ def test_a_non_finite_loss_ends_with_term_and_step(tmp_path):
 
 
 def test_the_command_ends_with_status_2_and_one_line(tmp_path):
-    words = [sys.executable, "train.py", "--output_dir", str(tmp_path / "run"), "--data", "none.jsonl"]
-    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    done = command("train.py", "--output_dir", str(tmp_path / "run"), "--data", "none.jsonl")
     assert done.returncode == 2 and "Traceback" not in done.stderr
     assert done.stderr.strip().splitlines()[-1].startswith("error: data file none.jsonl does not exist")
 

@@ -123,8 +123,16 @@ def test_tables_and_figures_are_those_of_the_experiments_in_results_and_the_poin
     (checkout / "configs/experiments/small.yaml").touch()
     table = "-m ba_lora.experiments table configs/experiments/small.yaml --runs none --output assets/small --quiet"
     assert call(checkout, "scripts/tables.sh")[1].splitlines() == [table]
-    _, calls = call(checkout, "scripts/figures.sh")
-    figure, redrawn = calls.splitlines()
-    assert figure == "-m ba_lora.experiments figure configs/experiments/small.yaml --output assets/small"
+    done, calls = call(checkout, "scripts/figures.sh")
+    assert calls.splitlines() == [
+        f"-m ba_lora.experiments figure configs/experiments/{name}.yaml --runs none --output assets/{name}"
+        for name in ("small", "ablation-embedded", "ranks-embedded")
+    ]
+    assert done.returncode  # the interpreter that writes down its calls draws nothing to copy
+    for name in ("ablation-embedded/bars", "ranks-embedded/curves_rank"):
+        for ending in ("pdf", "png"):
+            (checkout / f"assets/{name}.{ending}").parent.mkdir(parents=True, exist_ok=True)
+            (checkout / f"assets/{name}.{ending}").touch()
+    redrawn = call(checkout, "scripts/figures.sh")[1].splitlines()[-1]
     assert redrawn.startswith("tsne_visualization.py --redraw results/t-sne --output_dir ")
     assert not Path(redrawn.split()[-1]).exists()

@@ -22,6 +22,7 @@ from eval.judge import PROMPTS
 from eval.mt_bench import TEMPERATURES, main, make_tasks
 from eval.mt_bench_data import PACKAGE_DATA, load_bench, prompt_version
 from eval.ratings import CATEGORIES, draw_radar, summarise
+from tests.common import command
 from tests.eval import vllm_servers
 from tests.eval.scripted_judge import ScriptedJudge, serve
 
@@ -368,8 +369,7 @@ def test_the_command_says_the_score_and_exits_2_with_one_line_when_refused(tmp_p
     shown = capsys.readouterr().out
     assert "mt_bench 5.83 of 10 over 6 answers (first turn 7.33, second 4.33; 0 without a rating)" in shown
     arguments = ["--rescore", str(tmp_path / "given.jsonl"), "--data", data, "--output_dir", str(tmp_path / "out")]
-    command = [sys.executable, "-m", "eval.mt_bench", *arguments]
-    refused = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    refused = command("-m", "eval.mt_bench", *arguments)
     assert refused.returncode == 2 and refused.stderr.startswith("error: --output_dir")
     assert len(refused.stderr.splitlines()) == 1
 
