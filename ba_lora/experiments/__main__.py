@@ -237,7 +237,8 @@ def _show(experiment, arguments: argparse.Namespace) -> None:
     from .table_formats import render, write_tables
 
     averaged = getattr(arguments, "average_with_mt_bench", False)
-    table = build(experiment, read_results(experiment, arguments.results), averaged)
+    others = arguments.results if arguments.command == "table" else None  # of `run`: what was run here, nothing else
+    table = build(experiment, read_results(experiment, others), averaged)
     folder = Path(getattr(arguments, "output", None) or experiment.home.parent / experiment.name)
     files = write_tables(table, folder)
     if not getattr(arguments, "quiet", False):

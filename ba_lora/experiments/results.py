@@ -70,13 +70,15 @@ def columns(experiment: Experiment) -> list[str]:
     return list(found)
 
 
-def read_results(experiment: Experiment, results: str | Path = "results") -> list[Result]:
-    """What was measured: of its run folders, and of `results`/NAME where a run is not here. Raises UserError for a file that
-    is not a result, and for one that does not belong in a column with the others."""
+def read_results(experiment: Experiment, results: str | Path | None = "results") -> list[Result]:
+    """What was measured: of its run folders, and of `results`/NAME where a run is not here; None: of the run folders alone.
+
+    Raises UserError for a file that is not a result, and for one that does not belong in a column with the others.
+    """
     here = [of_run(run, experiment) for run in experiment.runs if run.state(experiment.evaluations) == "measured"]
     known = {(each["model"], each["method"], _varied(each), each["data"], each["seed"]) for each in here}
     found = [_result(content, str(experiment.home)) for content in here]
-    for file in sorted((Path(results) / experiment.name).glob("*.json")):
+    for file in sorted((Path(results) / experiment.name).glob("*.json")) if results else ():
         if file.name != "tuning.json":
             content = _read(file)
             if (content["model"], content["method"], _varied(content), content["data"], content["seed"]) not in known:
