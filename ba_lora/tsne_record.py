@@ -32,11 +32,16 @@ def write_record(panels: list[Panel], examples: Sequence[int], record: dict, out
 
 
 def redraw(folder: str | Path, output: str | Path) -> list[Panel]:
-    """Draw the figures of a folder's two files again into `output`, to the same bytes; returns the panels.
+    """Draw the figures of a folder's two files again into `output`, to the same bytes; returns the panels. UserError as of
+    `read_record`."""
+    panels, record = read_record(Path(folder))
+    write_figures(panels, record, Path(output))
+    return panels
 
-    Raises UserError for a file that is missing or broken, and for two that do not belong together.
-    """
-    folder = Path(folder)
+
+def read_record(folder: Path) -> tuple[list[Panel], dict]:
+    """The panels of a folder's two files, and the content of scores.json. Raises UserError for a file that is missing or broken, and
+    for two that do not belong together."""
     for name in (SCORES, COORDINATES):
         if not (folder / name).is_file():
             raise UserError(f"--redraw {folder} holds no {name}; give a folder that t-SNE figures were written into")
@@ -52,8 +57,7 @@ def redraw(folder: str | Path, output: str | Path) -> list[Panel]:
             )
         plane = np.array(plane, np.float32)
         panels.append(Panel(run, step, np.array(labels), plane, scored["original"], scored["plane"]))
-    write_figures(panels, record, Path(output))
-    return panels
+    return panels, record
 
 
 def _read_scores(file: Path) -> dict:

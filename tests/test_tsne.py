@@ -12,7 +12,7 @@ import pytest
 from ba_lora.errors import UserError
 from ba_lora.files import read_json, write_json
 from ba_lora.tsne import features_file, labels_file, main, make_parser, project, read_features, scores, visualise
-from ba_lora.tsne_record import redraw
+from ba_lora.tsne_record import read_record, redraw
 
 pytest.importorskip("sklearn", reason="scikit-learn is not installed; pip install -r requirements.txt")
 
@@ -178,10 +178,22 @@ def test_figures_are_redrawn_from_the_points_and_scores_alone_to_the_same_bytes(
         line.split()[2] for line in printed.splitlines()[1:5]
     ]
     lines = (kept / "coordinates.csv").read_text().splitlines()
+    assert all(len(number.partition(".")[2]) <= 3 for line in lines[1:] for number in line.split(",")[4:])
     lines[7] = "lora,0,7,neutral,0.0,0.0"
     (kept / "coordinates.csv").write_text("\n".join(lines))
     redraw(kept, tmp_path / "moved")
     assert (tmp_path / "moved/tsne_step_0.png").read_bytes() != (drawn / "tsne_step_0.png").read_bytes()
+
+
+def test_the_committed_points_are_those_of_the_committed_scores():
+    panels, record = read_record(ROOT / "results/t-sne")
+    steps = [0, 40, 80, "final"]
+    assert [(panel.run, panel.step) for panel in panels] == [
+        (run, step) for run in ("LoRA", "PiSSA", "BA-LoRA") for step in steps
+    ]
+    for panel in panels:
+        assert scores(panel.plane, panel.labels) == pytest.approx(panel.flat) and len(panel.labels) == 500
+    assert record["classes"] == ["negative", "positive"]
 
 
 @pytest.mark.parametrize(
