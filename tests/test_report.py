@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from ba_lora.errors import UserError
+from ba_lora.experiments.__main__ import _report, make_parser
 from ba_lora.experiments.matrix import read_experiment
 from ba_lora.experiments.report import write_report
 from ba_lora.experiments.results import read_results, write_compact
@@ -207,3 +208,9 @@ def test_click_on_a_heading_sorts_by_its_numbers(shown):
     shown.click(heading)
     assert shown.evaluate(scores)[:3] == ["58.0 ± 2.8", "33.0", "9.5 ± 0.0"]
     assert shown.evaluate('document.querySelector("#small [aria-sort=descending]").textContent') == "test %"
+
+
+def test_results_of_no_experiment_are_left_out(tmp_path):
+    (tmp_path / "t-sne").mkdir()
+    with pytest.raises(UserError, match="holds no results; run an experiment"):
+        _report(make_parser().parse_args(["report", "--results", str(tmp_path)]))

@@ -57,11 +57,11 @@ def _add_classes(measures: dict, name: str, computed: dict, logits: np.ndarray, 
 
 
 def _separation(folder: Path) -> dict[str, float]:
-    """Silhouette and kNN purity of the last hidden layer at the end; of no features, few or unlabelled ones nothing."""
+    """Silhouette and kNN purity of the last hidden layer at the end; of no features, few, or of one class nothing (unlabelled: -1)."""
     if not features_file(folder, FINAL).is_file():
         return {}
     labels = np.load(labels_file(folder, FINAL))
-    if len(labels) <= NEIGHBOURS or labels.min() < 0 or labels.min() == labels.max():
+    if len(labels) <= NEIGHBOURS or labels.min() == labels.max():
         return {}
     found = scores(*read_features(folder, FINAL))
     return {name: found[name] for name in ("silhouette", "knn_purity")}
