@@ -57,7 +57,7 @@ def _add_classes(measures: dict, name: str, computed: dict, logits: np.ndarray, 
 
 
 def _separation(folder: Path) -> dict[str, float]:
-    """Silhouette and kNN purity of the last hidden layer at the end; of no features, few, or of one class nothing (unlabelled: -1)."""
+    """Silhouette and kNN purity of the last hidden layer at the end; {} of no features, of few, and of one class."""
     if not features_file(folder, FINAL).is_file():
         return {}
     labels = np.load(labels_file(folder, FINAL))
