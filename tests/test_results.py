@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from ba_lora.errors import UserError
+from ba_lora.experiments.__main__ import main
 from ba_lora.experiments.matrix import read_experiment
 from ba_lora.experiments.results import columns, read_results, write_compact
 from ba_lora.experiments.table import build, marks
@@ -166,6 +167,18 @@ def test_the_best_and_the_second_are_marked_as_printed(large, tmp_path):
     }
     assert found == {"lora": "best", "pissa": "best", "ba-lora": "second"}
     assert row_of(render(table, "markdown"), "lora")["MATH %"] == "–"  # a score that is not defined
+
+
+def test_methods_and_seeds_choose_among_the_files_too(large, tmp_path, capsys, monkeypatch):
+    two_methods(tmp_path / "results/large")
+    places = ["--runs", str(tmp_path / "runs"), "--results", str(tmp_path / "results")]
+    words = ["experiments", "table", str(large.file), *places, "--methods", "pissa", "--seeds", "2"]
+    monkeypatch.setattr("sys.argv", words)
+    assert main() == 0
+    text = capsys.readouterr().out
+    assert row_of(text, "pissa")["GSM8K %"] == "50.00 ± 0.00"  # 42 and 1024; 2024 has 25
+    with pytest.raises(AssertionError):
+        row_of(text, "ba-lora")
 
 
 def test_all_formats_are_written_and_say_the_same(large, tmp_path):

@@ -238,7 +238,12 @@ def _show(experiment, arguments: argparse.Namespace) -> None:
 
     averaged = getattr(arguments, "average_with_mt_bench", False)
     others = arguments.results if arguments.command == "table" else None  # of `run`: what was run here, nothing else
-    table = build(experiment, read_results(experiment, others), averaged)
+    found = read_results(experiment, others)
+    if arguments.methods:
+        found = [result for result in found if result.variant.method in arguments.methods]
+    if arguments.seeds:
+        found = [result for result in found if result.seed in (None, *experiment.seeds)]
+    table = build(experiment, found, averaged)
     folder = Path(getattr(arguments, "output", None) or experiment.home.parent / experiment.name)
     files = write_tables(table, folder)
     if not getattr(arguments, "quiet", False):
