@@ -5,14 +5,15 @@ from ba_lora.errors import Stopped, run_cli
 
 def main() -> None:
     from ba_lora.arguments import parse
-    from ba_lora.hub import push_after
-    from ba_lora.run import leave_processes, train
 
-    arguments = parse()
+    arguments = parse()  # the libraries take seconds: --help and a wrong option need none
     if arguments.dry_run:
         from ba_lora.plan import show
 
         return show(arguments)
+    from ba_lora.hub import push_after
+    from ba_lora.run import leave_processes, train
+
     try:
         push_after(train(arguments), arguments)
     except Stopped as stopped:

@@ -17,19 +17,16 @@ from .adalora import after_step, effective_ranks, leave_loss_alone, penalty
 from .conv1d import to_conv1d, to_linear
 from .errors import UserError
 from .files import atomic_folder, read_json, write_json
-from .methods import BOTTLENECKS, INITS, METHODS, NITER, OWN, Attached, attach, attached_to, check_method, start_of
+from .methods import Attached, attach, attached_to
 from .models import is_classifier, load_classifier, load_model
+from .names import BOTTLENECKS, OWN
 from .targets import DEFAULT_TARGETS, default_targets, is_within, stacked_experts
 from .teacher import COPY, initial_copy, initial_tensors
 
 __all__ = [  # what others know by this file's name
     "DEFAULT_TARGETS",
-    "INITS",
-    "METHODS",
-    "NITER",
     "after_step",
     "attach",
-    "check_method",
     "default_targets",
     "export",
     "export_merged",
@@ -38,7 +35,6 @@ __all__ = [  # what others know by this file's name
     "penalty",
     "saved_parameters",
     "stacked_experts",
-    "start_of",
     "trained_parameters",
 ]
 

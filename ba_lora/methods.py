@@ -18,9 +18,10 @@ from transformers.pytorch_utils import Conv1D
 from .adalora import adalora_config, leave_loss_alone, start_rank
 from .bottleneck import add_bottlenecks
 from .conv1d import to_linear
-from .decomposition import NITER, Decomposer
-from .errors import UserError, choose, nearest
+from .decomposition import Decomposer
+from .errors import UserError, nearest
 from .models import beside_body, is_classifier
+from .names import BOTTLENECKS, NO_DROPOUT, OWN, check_method, start_of
 from .pissa import Factors, start_from_factors, start_from_triplets
 from .targets import (
     check_targets,
@@ -35,12 +36,6 @@ from .teacher import keep_initial_copy
 
 logger = logging.getLogger(__name__)
 
-METHODS = ("full", "bitfit", "houlsby", "pfeiffer", "lora", "loha", "dora", "adalora", "pissa", "ba-lora")
-INITS = ("lora", "pissa")  # and pissa_niter_N, which is a method too
-BOTTLENECKS = ("houlsby", "pfeiffer")
-OWN = ("bitfit", *BOTTLENECKS)  # PEFT has not these
-NO_DROPOUT = (*OWN, "loha")
-
 
 class Attached(NamedTuple):
     """What `attach` did to a model. as_linear: the Conv1D layers that became nn.Linear."""
@@ -49,24 +44,6 @@ class Attached(NamedTuple):
     rank: int = 0
     head: tuple[str, ...] = ()
     as_linear: tuple[str, ...] = ()
-
-
-def check_method(method: str) -> str:
-    """Return `method` when it is known: one of METHODS or pissa_niter_N. UserError otherwise."""
-    return method if NITER.fullmatch(method) else choose("method", method, METHODS)
-
-
-def start_of(method: str, init: str | None) -> str:
-    """How the factors of `method` start: "lora" (their product is 0) or "pissa", "pissa_niter_N" (the leading singular
-    triplets); the method's name where it has no factors."""
-    own = {"ba-lora": "pissa", **dict.fromkeys(("loha", "dora", "adalora"), "lora")}.get(method, method)
-    if init is None or init == own:
-        return own
-    if method == "ba-lora":
-        return init if NITER.fullmatch(init) else choose("init", init, INITS)
-    if method == "pissa" and NITER.fullmatch(init):
-        return init
-    raise UserError(f"init '{init}' does not go with method '{method}', which starts as '{own}'; leave init out")
 
 
 def attach(

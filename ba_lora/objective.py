@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from . import regularizers, schedules
-from .data.instruction import IGNORED
+from .data.collator import IGNORED
 from .errors import UserError, choose
 
 TERMS = ("task", "consistency", "diversity", "spectrum")

@@ -24,7 +24,6 @@ logger = logging.getLogger(__name__)
 
 FEW = 8  # rows below which a micro-batch says little about covariance and spectrum
 STATISTICS = ("diversity", "spectrum")  # the terms that belong to a micro-batch
-PLACES = ("logits", "features")  # what they may be statistics of
 
 
 class ClassifierModel(StepModel):

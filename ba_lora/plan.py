@@ -21,7 +21,7 @@ from transformers import (
 )
 
 from . import capacity, flops, launch
-from .adapters import NITER, attach, stacked_experts, start_of, trained_parameters
+from .adapters import attach, stacked_experts, trained_parameters
 from .arguments import TrainArguments
 from .data.glue import TASKS, load_examples
 from .data.glue_sizes import ROWS, padded_tokens
@@ -29,8 +29,9 @@ from .data.sources import TINYMATH_ROWS, read_table
 from .decomposition import file_bytes
 from .errors import UserError, nearest
 from .memory import Held, held, passing, standing
-from .methods import BOTTLENECKS, attached_to
+from .methods import attached_to
 from .models import DTYPES, beside_body, keep_soft_cap
+from .names import BOTTLENECKS, NITER, start_of
 from .objective import Objective
 from .sharding import zero_stage
 from .targets import left_out

@@ -11,9 +11,10 @@ from datasets import Dataset
 from torch import nn
 
 from . import quantisation
-from .adapters import attach, start_of
+from .adapters import attach
 from .arguments import TrainArguments
 from .checkpoints import START, initial_factors
+from .names import start_of
 from .objective import Objective
 from .step import StepModel
 from .trainer import FixedOrder

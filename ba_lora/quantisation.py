@@ -18,22 +18,11 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from .errors import UserError
-from .methods import NITER
 
 logger = logging.getLogger(__name__)
 
-KINDS = ("nf4",)
-TRAINED_BESIDE = ("lora", "pissa", "ba-lora")  # methods, and pissa_niter_N
 BLOCK = 64  # weights that share a scale, in the order of the rows
 REQUIREMENT = "bitsandbytes==0.50.2"
-
-
-def check_method(method: str) -> None:
-    """UserError for a method that does not train LoRA factors beside a frozen base."""
-    if method not in TRAINED_BESIDE and not NITER.fullmatch(method):
-        raise UserError(
-            f"--quantize does not go with method {method}; use {', '.join(TRAINED_BESIDE)}, or leave --quantize out"
-        )
 
 
 def check_package() -> None:

@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from .chunked import stats_of
-from .data.instruction import IGNORED
+from .data.collator import IGNORED
 from .errors import UserError
 from .files import digest, read_json, write_json
 from .head import Split, split

@@ -19,7 +19,6 @@ from transformers import (
 )
 
 from ba_lora.adapters import (
-    METHODS,
     after_step,
     attach,
     export,
@@ -32,6 +31,7 @@ from ba_lora.adapters import (
 from ba_lora.bottleneck import Bottleneck
 from ba_lora.errors import UserError
 from ba_lora.models import load_classifier
+from ba_lora.names import METHODS
 from ba_lora.teacher import teacher
 from tests.common import VOCABULARY, collate, ragged_samples, small_llama
 

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from ba_lora.adapters import METHODS
 from ba_lora.arguments import parse
+from ba_lora.names import METHODS
 from ba_lora.plan import plan
 
 FOLDER = Path(__file__).parent.parent / "configs" / "nlu"

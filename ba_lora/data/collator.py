@@ -2,7 +2,7 @@
 
 import torch
 
-from .instruction import IGNORED
+IGNORED = -100  # the label of a position that no loss looks at
 
 
 class PadRight:

@@ -6,9 +6,9 @@ import torch
 from torch.nn.functional import cross_entropy, log_softmax
 
 from ..adapters import load
-from ..data.collator import PadRight
+from ..data.collator import IGNORED, PadRight
 from ..data.formats import exchange
-from ..data.instruction import IGNORED, encode_sample
+from ..data.instruction import encode_sample
 from ..data.templates import default_template, make_template, template_of
 from ..data.tinymath import generate, plain_text
 from ..files import write_json

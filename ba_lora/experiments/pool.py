@@ -42,7 +42,6 @@ def run_all(experiment: Experiment, jobs: int, overwrite: bool = False, retry: b
     if not todo:
         return left
     jobs = max(1, min(jobs, len(todo)))
-    os.environ["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // jobs))  # read by the workers' torch
     context = multiprocessing.get_context("spawn")
     tasks, events = context.Queue(), context.Queue()
     for index, run in enumerate(todo):
@@ -50,14 +49,27 @@ def run_all(experiment: Experiment, jobs: int, overwrite: bool = False, retry: b
     workers = [
         context.Process(target=_work, args=(tasks, events, experiment.evaluations), daemon=True) for _ in range(jobs)
     ]
-    for worker in workers:
-        tasks.put(None)
-        worker.start()
+    with _threads(max(1, (os.cpu_count() or 1) // jobs)):
+        for worker in workers:
+            tasks.put(None)
+            worker.start()
     try:
         return left + [todo[index] for index in _watch(todo, workers, events)]
     finally:
         for worker in workers:
             worker.terminate()
+
+
+@contextlib.contextmanager
+def _threads(share: int):
+    """Processes that start meanwhile have `share` threads, or what OMP_NUM_THREADS asks for where that is less."""
+    asked = os.environ.get("OMP_NUM_THREADS")
+    os.environ["OMP_NUM_THREADS"] = str(min(share, int(asked)) if (asked or "").isdigit() else share)
+    try:
+        yield
+    finally:
+        del os.environ["OMP_NUM_THREADS"]
+        os.environ |= {"OMP_NUM_THREADS": asked} if asked is not None else {}
 
 
 def _watch(todo: list[Run], workers: list, events) -> list[int]:
