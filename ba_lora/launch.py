@@ -23,7 +23,7 @@ import psutil
 import torch
 
 from .arguments import TrainArguments
-from .errors import Stopped, UserError, choose
+from .errors import RunFailure, Stopped, UserError, choose
 
 LAUNCHERS = ("torchrun", "deepspeed")
 TRAIN = Path(__file__).resolve().parent.parent / "train.py"
@@ -133,7 +133,7 @@ def command(arguments: TrainArguments, words: list[str]) -> list[str] | None:
 
 def start(words: list[str]) -> None:
     """Run a command from `command` to its end, in the main thread. Raises SystemExit with the run's own status when a signal
-    ended it, UserError when a process of it fails."""
+    ended it, UserError or RunFailure when a process of it fails, as that process ended."""
     environment = dict(os.environ)
     environment.setdefault("OMP_NUM_THREADS", str(max((os.cpu_count() or 1) // processes()[0], 1)))
     if not torch.cuda.is_available():
@@ -144,7 +144,8 @@ def start(words: list[str]) -> None:
     if status and received:
         raise SystemExit(128 + received)
     if status:
-        raise UserError(f"the training ended with status {status}; its own error stands above")
+        kind = UserError if status == UserError.status else RunFailure
+        raise kind(f"the training ended with status {status}; its own error stands above")
 
 
 def _run(words: list[str], environment: dict[str, str]) -> tuple[int, int | None]:

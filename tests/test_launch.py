@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 
 from ba_lora import checkpoints, launch
 from ba_lora.arguments import parse
-from ba_lora.errors import UserError
+from ba_lora.errors import RunFailure, UserError
 from ba_lora.experiments import single
 from ba_lora.files import read_json, write_json
 from ba_lora.models import load_model
@@ -190,6 +190,17 @@ def test_a_signal_goes_to_the_training_whose_end_is_waited_for(monkeypatch, tmp_
 
 def test_a_training_that_a_signal_ended_at_once_is_no_failed_one(monkeypatch, tmp_path):
     assert interrupt(monkeypatch, tmp_path, signal.SIGTERM, 1) == 128 + signal.SIGTERM
+
+
+@pytest.mark.parametrize(("status", "kind"), [(1, RunFailure), (2, UserError)])
+def test_a_launched_training_that_fails_ends_with_its_own_status(tmp_path, status, kind):
+    (tmp_path / "fail.py").write_text(f"import sys; sys.exit({status})")
+    words = ["-m", "ba_lora.torchrun", "--standalone", "--nproc_per_node", "2", str(tmp_path / "fail.py")]
+    with pytest.raises(
+        UserError, match=f"the training ended with status {status}; its own error stands above"
+    ) as raised:
+        launch.start([sys.executable, *words])
+    assert type(raised.value) is kind
 
 
 def test_deepspeed_without_a_launcher_or_its_file_is_refused(tmp_path, monkeypatch):
