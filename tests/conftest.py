@@ -19,8 +19,14 @@ atexit.register(shutil.rmtree, os.environ["HF_HOME"], ignore_errors=True)
 
 @pytest.fixture(scope="session", autouse=True)
 def own_cache(tmp_path_factory):
-    """Nothing is left in the user's cache, and nothing is taken from it."""
-    os.environ["BA_LORA_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+    """Nothing is left in the user's cache, and nothing is taken from it. Workers share what they fetch."""
+    cache = tmp_path_factory.mktemp("cache")
+    os.environ["BA_LORA_CACHE"] = str(cache)
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        for name in ("packages", "models"):
+            shared = tmp_path_factory.getbasetemp().parent / name
+            shared.mkdir(exist_ok=True)
+            (cache / name).symlink_to(shared)
 
 
 @pytest.fixture(scope="session")

