@@ -1,6 +1,6 @@
 """The figures of an experiment, from its results: bars or curves, terms, schedules, spectra, cost; each as PDF and PNG.
 
-What is drawn follows from what the results have. Scores become bars, or where an option was varied curves over its values. The
+What is drawn follows from what the results have. Scores become bars, or where an option was varied curves over its values alone. The
 paper's numbers stand in sections of their own, as printed and labelled so, because models, tasks and protocols differ.
 """
 
@@ -42,8 +42,10 @@ def compose(experiment: "Experiment", results: Sequence["Result"]) -> Iterator[t
     costs = [each for each in printed if all(column.better == "lower" for column in each.columns.values())]
     ranks = [each for each in printed if each not in costs and curves.is_by_rank(each)]
     scores = [each for each in printed if each not in costs + ranks]
-    plain = [result for result in results if not result.variant.varied]
     options = list(dict.fromkeys(result.variant.varied[0] for result in results if result.variant.varied))
+    plain = (
+        [] if options else results
+    )  # curves are over the unvaried runs too, which an experiment of their own shows whole
     theirs = [curves.published_section(each) for each in ranks]
     for option in options:
         section = curves.section(experiment, results, option)
@@ -52,7 +54,7 @@ def compose(experiment: "Experiment", results: Sequence["Result"]) -> Iterator[t
         yield "curves_rank", theirs
     if len(options) > 1:
         yield "curves", [curves.overview(experiment, results, options)]
-    ours = _bars(experiment.title, plain, quantities(plain)) if plain and not options else []
+    ours = _bars(experiment.title, plain, quantities(plain)) if plain else []
     yield "bars", ours + [_published_bars(each) for each in scores]
     yield "cost", _cost(experiment.title, plain) + [_published_bars(each) for each in costs]
     yield from courses.figures(experiment, [result for result in plain if result.seed is not None])

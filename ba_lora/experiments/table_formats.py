@@ -123,6 +123,8 @@ def notes(table: Table) -> str:
         said.append(
             "Silhouette (1 apart, 0 mixed) and purity of the 10 nearest neighbours: of the last hidden layer at the end."
         )
+    if "train_seconds" in keys:
+        said.append("Seconds include what else the machine did meanwhile; the cost experiment has it to itself.")
     if "peak_memory" in keys:
         said.append("Peak: resident memory of the training process, libraries included.")
     if "average" in keys:
