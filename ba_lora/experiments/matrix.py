@@ -137,11 +137,6 @@ class Experiment:
     devices: str | None = None
 
     @property
-    def varies(self) -> bool:
-        """Whether an option takes several values."""
-        return any(run.variant.varied for run in self.runs)
-
-    @property
     def is_tuned(self) -> bool:
         """Whether the learning rates that its runs should have are known: chosen, or all given."""
         return not (self.tuning or self.rates_of) or any(run.is_tuned for run in self.runs)

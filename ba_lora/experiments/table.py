@@ -133,7 +133,7 @@ def build(experiment: Experiment, results: list[Result], average_with_mt_bench: 
         there = by_variant.get(variant, [])
         rows.append(_row(variant, there, shown, averaged) if there else Row(NOT_RUN, variant))
         rows += [row for paper in beside if (row := _paper_row(paper, variant, names, averaged))]
-    comparisons = _compare(experiment.reference, by_variant, names, bool(experiment.varies))
+    comparisons = _compare(experiment.reference, by_variant, names)
     others = [paper for paper in papers if paper not in beside]
     return Table(experiment, shown, rows, comparisons, beside, others, results, average_with_mt_bench)
 
@@ -199,12 +199,12 @@ def _paper_row(paper: Published, variant: Variant, names: list[str], averaged: l
     return Row(paper.version, variant, printed=printed)
 
 
-def _compare(reference: str | None, by_variant: dict, names: list[str], varies: bool) -> list[Comparison]:
+def _compare(reference: str | None, by_variant: dict, names: list[str]) -> list[Comparison]:
     """Every other method against the reference, on the same model and value; where all rows are of the reference, each value
     against the one that is not varied. Holm's correction is over the rows of one column."""
     others = {variant.method for variant in by_variant} - {reference, BASE}
     made = []
-    for name in names[:1] if varies else names:
+    for name in names:
         family = []
         for variant, results in by_variant.items():
             if variant.method == BASE or (variant.method == reference and (others or not variant.varied)):
