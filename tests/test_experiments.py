@@ -14,6 +14,7 @@ from ba_lora.errors import UserError
 from ba_lora.experiments.figure import draw_terms
 from ba_lora.experiments.matrix import read_experiment, tuning_runs
 from ba_lora.experiments.results import of_run
+from eval import gsm8k
 
 ROOT = Path(__file__).parent.parent
 
@@ -144,9 +145,8 @@ def test_workers_do_the_runs_equal_to_the_command_and_a_second_call_does_nothing
     assert by_hand.returncode == 0
     run = tmp_path / "small" / "ba-lora-s42"
     assert _weights(run) == _weights(tmp_path / "hand")
-    evaluation = [sys.executable, "-m", "eval.gsm8k", "--model", str(tmp_path / "hand"), "--limit", "12"]
-    evaluation += ["--max_new_tokens", "96", "--output_dir", str(tmp_path / "score")]
-    assert subprocess.run(evaluation, cwd=ROOT, env=alike, capture_output=True, timeout=120).returncode == 0
+    evaluation = ["--model", str(tmp_path / "hand"), "--limit", "12", "--max_new_tokens", "96"]
+    gsm8k.main([*evaluation, "--output_dir", str(tmp_path / "score")])
     scores = [json.loads((f / "score.json").read_text()) for f in (run / "eval" / "test", tmp_path / "score")]
     assert scores[0]["score"] == scores[1]["score"] and scores[0]["n"] == 12
     drawn = draw_terms(str(run))

@@ -173,6 +173,8 @@ def interrupt(monkeypatch, folder, number, status):
             time.sleep(0.01)
         os.kill(os.getpid(), number)
 
+    if signal.getsignal(number) == signal.SIG_IGN:  # as in the background of a script, where `start` leaves it ignored
+        signal.signal(number, signal.SIG_DFL)
     sender, before = threading.Thread(target=send), signal.getsignal(number)
     sender.start()
     with pytest.raises(SystemExit) as raised:

@@ -72,6 +72,7 @@ class Run:
     words: tuple[str, ...]  # config and options, as `python -m ba_lora.experiments one` takes them
     arguments: TrainArguments | None
     is_tuned: bool = False  # its learning rate was chosen on validation data
+    is_trial: bool = False  # of a tuning, which wants its scores alone
 
     @property
     def name(self) -> str:
@@ -201,7 +202,7 @@ def tuning_runs(file: str | Path, runs: str | Path = "runs") -> Experiment:
     home = Path(runs) / f"{content.get('folder') or content['name']}-tuning"
     rates = [float(rate) for rate in tuning["learning_rates"]]
     made = [
-        run
+        replace(run, is_trial=True)
         for cell in _cells(content)
         if cell.own and "learning_rate" not in cell.own and not cell.variant.varied
         for rate in rates

@@ -49,24 +49,32 @@ def measure(run: Run, evaluations: list[Evaluation], extra: dict, report=lambda 
         common.write_score(folder, {"benchmark": evaluation.name, "metric": "accuracy", **statistics}, facts, scored)
         scores[evaluation.name] = statistics["score"]
         report((number + 1) / (len(evaluations) + 1))
-    problems = generate("test", KL_PROBLEMS)
-    exchanges = [exchange(item["question"], item["answer"]) for item in problems]
-    samples = [encode_sample(tokenizer, template, conversation, max_length=512) for conversation in exchanges]
-    collator, some = PadRight(tokenizer), samples[:SPECTRUM_PROBLEMS]
     measures = {
         "method": run.method,
         "seed": run.seed,
         "evaluations": [vars(evaluation) for evaluation in evaluations],
         "scores": scores,
-        "text_loss": text_loss(model, tokenizer, plain_text("pretrain-test", TEXTS)),
-        "kl_to_base": kl_to_base(base, model, collator, samples),
         **extra,
     }
-    logits = {name: logits_spectrum(each, collator, some) for name, each in (("base", base), ("tuned", model))}
-    measures["spectra"] = {"logits": logits} | (update_spectra(base, model) if run.arguments else {})
+    if not run.is_trial:
+        measures |= _distances(run, base, model, tokenizer, template)
     write_json(run.folder / "measures.json", measures)
     report(1.0)
     return measures
+
+
+def _distances(run: Run, base, model, tokenizer, template) -> dict:
+    """How far the model has gone from the base: its loss on pre-training text, its KL, its spectra."""
+    problems = generate("test", KL_PROBLEMS)
+    exchanges = [exchange(item["question"], item["answer"]) for item in problems]
+    samples = [encode_sample(tokenizer, template, conversation, max_length=512) for conversation in exchanges]
+    collator, some = PadRight(tokenizer), samples[:SPECTRUM_PROBLEMS]
+    distances = {
+        "text_loss": text_loss(model, tokenizer, plain_text("pretrain-test", TEXTS)),
+        "kl_to_base": kl_to_base(base, model, collator, samples),
+    }
+    logits = {name: logits_spectrum(each, collator, some) for name, each in (("base", base), ("tuned", model))}
+    return distances | {"spectra": {"logits": logits} | (update_spectra(base, model) if run.arguments else {})}
 
 
 @torch.inference_mode()
