@@ -47,9 +47,10 @@ def processes() -> dict[int, str]:
 
 
 def left_over(before) -> dict[int, str]:
-    """Processes that are not in `before` and stay: what another program of this moment started is soon gone."""
+    """Processes that are not in `before` and stay: what another program of this moment started is soon gone, and one that is
+    killed while the kernel makes its namespaces goes when they are made."""
     new = set(processes()) - set(before)
-    for _ in range(50):
+    for _ in range(300):
         new &= set(processes())
         if not new:
             break
