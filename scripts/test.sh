@@ -7,10 +7,12 @@ set -eu
 cd "$(dirname "$0")/.."
 . scripts/environment.sh
 tier="not slow"
+workers=3 # for two cores: some tests wait
 if [ "${1:-}" = slow ]; then
     tier=slow
+    workers=2
     shift
 fi
-OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} # two workers of one thread each; small models run best so
+OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} # workers of one thread each: small models run best so
 export OMP_NUM_THREADS
-exec "$PYTHON" -m pytest -n 2 --dist loadfile -m "$tier" "$@"
+exec "$PYTHON" -m pytest -n "$workers" --dist loadfile -m "$tier" "$@"

@@ -54,7 +54,7 @@ def test_an_active_environment_is_used(checkout):
     shutil.copy(checkout / "bin" / "python3", checkout / "mine" / "bin" / "python")
     done, calls = call(checkout, "scripts/test.sh", VIRTUAL_ENV=f"{checkout}/mine")
     assert done.returncode == 0 and "-m venv" not in calls and not (checkout / ".venv").exists()
-    assert calls.splitlines()[-1] == "-m pytest -n 2 --dist loadfile -m not slow"
+    assert calls.splitlines()[-1] == "-m pytest -n 3 --dist loadfile -m not slow"
     assert call(checkout, "scripts/test.sh", "slow", "-x", VIRTUAL_ENV=f"{checkout}/mine")[1].endswith(
         "-m pytest -n 2 --dist loadfile -m slow -x\n"
     )
