@@ -10,7 +10,8 @@ from . import capacity
 from .arguments import TrainArguments
 from .errors import UserError, choose
 from .memory import standing
-from .plan import flops_of, job_of, passing_of, precision_of, samples_seen, sizes
+from .plan import flops_of, precision_of, samples_seen
+from .shapes import job_of, passing_of, sizes
 
 COUNTS = (1, 2, 4, 8)
 ORDER = [

@@ -19,7 +19,7 @@ from ba_lora.arguments import as_config, parse
 from ba_lora.data.collator import PadRight
 from ba_lora.data.templates import TEMPLATES
 from ba_lora.files import write_json
-from ba_lora.plan import read_numbers
+from ba_lora.shapes import read_numbers
 
 ROOT = Path(__file__).parent.parent
 VOCABULARY = 97

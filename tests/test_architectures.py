@@ -26,7 +26,7 @@ from ba_lora.errors import UserError
 from ba_lora.models import load_model
 from ba_lora.objective import Objective, counted, dense_objective
 from ba_lora.objective_model import ObjectiveModel
-from ba_lora.plan import read_numbers
+from ba_lora.shapes import read_numbers
 from ba_lora.targets import left_out
 from ba_lora.teacher import teacher
 from ba_lora.trainer import BALoRATrainer

@@ -19,7 +19,8 @@ from ba_lora.objective import Objective
 from ba_lora.objective_classifier import ClassifierModel
 from ba_lora.objective_model import ObjectiveModel
 from ba_lora.packages import open_model
-from ba_lora.plan import job_of, passing_of, plan, sizes
+from ba_lora.plan import plan
+from ba_lora.shapes import job_of, passing_of, sizes
 from ba_lora.teacher import initial_copy
 from tests.common import SMALL, classifier_batch, small_classifier, small_llama
 
@@ -129,7 +130,7 @@ def test_a_deep_model_takes_what_two_and_three_of_its_layers_say(words, monkeypa
     job = job_of(parse(["--config", str(ROOT / "configs" / config), *more, "--dry_run"]))
     assert sizes(job).alike and sizes(job).layers > 3
     short, whole = passing_of(job), sizes(job)._replace(alike=False)
-    monkeypatch.setattr("ba_lora.plan.sizes", lambda _: whole)
+    monkeypatch.setattr("ba_lora.shapes.sizes", lambda _: whole)
     assert short == pytest.approx(passing_of.__wrapped__(job), rel=1e-3)  # Gemma-3 has two masks
 
 

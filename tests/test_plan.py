@@ -20,8 +20,9 @@ from ba_lora.errors import UserError
 from ba_lora.files import read_json
 from ba_lora.memory import held
 from ba_lora.models import load_model
-from ba_lora.plan import NUMBERS, build, plan, read_numbers, render
+from ba_lora.plan import plan, render
 from ba_lora.run import train
+from ba_lora.shapes import NUMBERS, build, read_numbers
 from tests.common import SMALL, command, small_llama
 
 ROOT = Path(__file__).parent.parent

@@ -21,7 +21,8 @@ from ..data.glue import MNLI_SPLITS, SPLITS
 from ..data.gluex import SHIFTS
 from ..data.tinymath import SPLITS as TINYMATH
 from ..errors import UserError, choose, run_cli
-from ..plan import plan, read_numbers
+from ..plan import plan
+from ..shapes import read_numbers
 from .matrix import FOLDER, Evaluation, Experiment, Run, read_experiment
 
 DEVICES = "1xA40"  # of a file that names none; several take as many GPU-hours
