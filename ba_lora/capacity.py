@@ -130,7 +130,8 @@ def lines(made: dict) -> list[tuple[str, str]]:
     rows.append(("memory of a machine", f"{_gb(host['loading'])} to load: {processes}, a whole model in each"))
     if host["decomposition"]:
         rows.append(("  PiSSA start", f"{_gb(host['decomposition'])} more, for each process's largest matrix"))
-    rows.append(("  ZeRO-3, offloaded", f"{_gb(host['offloaded'])} while training, over all machines"))
+    if not made["quantized"]:  # ZeRO-3 does not cut 4 bits
+        rows.append(("  ZeRO-3, offloaded", f"{_gb(host['offloaded'])} while training, over all machines"))
     return [*rows, ("", "No GPU was here to compare this with.")]
 
 

@@ -135,7 +135,8 @@ def _on_devices(devices: capacity.Devices, arguments: TrainArguments, job: Job, 
         forms[name] = {
             "flops": work,
             "hours": work and capacity.hours(work, devices, precision),
-            "placements": passes and capacity.placements(size.held, passes, devices, form.autocast),
+            "placements": passes
+            and _placements(arguments, capacity.placements(size.held, passes, devices, form.autocast)),
         }
     here = -(-devices.count // launch.processes()[1])
     start = start_of(arguments.method, arguments.init)
@@ -143,6 +144,7 @@ def _on_devices(devices: capacity.Devices, arguments: TrainArguments, job: Job, 
         "count": devices.count,
         "name": devices.name,
         "memory": devices.memory,
+        "quantized": bool(arguments.quantize),
         "precision": precision,
         "peak": devices.peaks[precision],
         "samples": seen,
@@ -153,6 +155,11 @@ def _on_devices(devices: capacity.Devices, arguments: TrainArguments, job: Job, 
         "processes_a_machine": here,
         "host": capacity.host(size.held, start, max(size.adapted, key=math.prod, default=(0, 0)), job.rank, here),
     }
+
+
+def _placements(arguments: TrainArguments, sizes: dict[str, int]) -> dict[str, int]:
+    """Those of the run: of a base in 4 bits that one alone, of another all, because 4 bits are a way to fit."""
+    return {name: size for name, size in sizes.items() if not arguments.quantize or "nf4" in capacity.PLACEMENTS[name]}
 
 
 def _samples(arguments: TrainArguments) -> tuple[int | None, str]:

@@ -303,6 +303,14 @@ def test_what_fits_is_printed_beside_the_reserve():
     assert line.count(": fits") == 2 and "with --gradient_checkpointing" in line
 
 
+def test_a_base_in_4_bits_is_placed_so_and_in_no_other_way():
+    words = ["--config", str(ROOT / "configs/nlg/llama-2-7b-nf4-metamath.yaml"), "--devices", "8xA40"]
+    made = planned(*words)
+    assert list(made["devices"]["forms"]["as planned"]["placements"]) == ["a replica each, base in 4 bits"]
+    assert "ZeRO-3" not in render(made)
+    assert "  ZeRO-3, offloaded" in render(planned(*words, "--quantize", "none"))
+
+
 def test_a_classification_says_how_long_its_samples_are_taken_to_be():
     words = ["--config", str(ROOT / "configs/nlu/bert-large-mnli.yaml"), "--devices", "1xA40"]
     made = planned(*words)
