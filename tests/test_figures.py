@@ -203,6 +203,11 @@ def test_curves_have_the_unvaried_run_at_its_own_value(experiment):
     assert "bars" not in [name for name, sections in figures.compose(varied, results) if sections]
 
 
+def test_a_label_is_not_taken_for_another_option_of_the_same_value(experiment):
+    varied = experiment(SMALL + 'vary:\n  batch: {"16": {effective_batch_size: 16}}\n')  # the rank is 16 everywhere
+    assert points(axes_of(varied, all_of(varied), "curves_batch")[0]) == [16, 32]
+
+
 def test_a_zero_keeps_its_place_on_a_logarithmic_axis(experiment):
     varied = experiment(VARIED)
     axis = axes_of(varied, all_of(varied), "curves_lambda1")[0]

@@ -136,10 +136,15 @@ def _own_value(experiment: "Experiment", result: "Result", option: str) -> objec
 
 
 def _field(experiment: "Experiment", option: str) -> str:
-    """The option of train.py that `option` is or, as a label of several, has the value of."""
-    runs = [run for run in experiment.runs if run.arguments and (run.variant.varied or ("",))[0] == option]
-    for name in vars(runs[0].arguments) if runs else ():
-        if name == option or all(str(getattr(run.arguments, name)) == run.variant.varied[1] for run in runs):
+    """The option of train.py that `option` is or, as a label of several, has the value of where it is varied and only there."""
+    trained = [run for run in experiment.runs if run.arguments]
+    varied = [run for run in trained if (run.variant.varied or ("",))[0] == option]
+    plain = [run for run in trained if not run.variant.varied]
+    for name in vars(varied[0].arguments) if varied else ():
+        values = {str(getattr(run.arguments, name)) for run in plain}
+        if name == option or all(
+            str(getattr(run.arguments, name)) == run.variant.varied[1] not in values for run in varied
+        ):
             return name
     return option
 
