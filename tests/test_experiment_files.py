@@ -40,7 +40,7 @@ RUNS = {  # models × data × methods × (1 + varied values) × seeds, and one o
     "model-sizes-embedded": 3 * (1 + 3 * 5),
     "nlg-main-embedded": 1 + 4 * 5,
     "nlu-main-embedded": 10 * 5,
-    "nlu-training-embedded": 3 * 7 * 5,
+    "nlu-training-embedded": 3 * 6 * 5,
     "nlu-cola-embedded": 5 * 3,
     "noise-embedded": 3 * 5 * 5,
     "ranks-embedded": 3 * 9 * 5,
@@ -93,7 +93,13 @@ def test_a_file_for_gpus_names_its_twin_and_its_devices(file):
     (twin,) = re.findall(r"^# Twin: (\S+-embedded)\.yaml\.$", file.read_text(encoding="utf-8"), re.MULTILINE)
     assert twin in RUNS
     assert read_devices(read(file).devices).count > 0
-    assert f"experiments run configs/experiments/{file.name}" in GUIDE and f"assets/{twin}/table.md" in GUIDE
+    assert f"experiments run configs/experiments/{file.name}" in GUIDE and f"configs/experiments/{twin}.yaml" in GUIDE
+    assert (f"assets/{twin}/table.md" in GUIDE) == (ROOT / "results" / twin).is_dir()  # a table is where results are
+
+
+def test_what_the_guide_names_is_there():
+    named = re.findall(r"`((?:assets|configs|results)/[^`]+)`", GUIDE)
+    assert len(named) > 20 and [name for name in named if not (ROOT / name).exists()] == ["results/NAME"]
 
 
 @pytest.mark.parametrize(
