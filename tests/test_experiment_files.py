@@ -40,7 +40,7 @@ RUNS = {  # models × data × methods × (1 + varied values) × seeds, and one o
     "model-sizes-embedded": 3 * (1 + 3 * 5),
     "nlg-main-embedded": 1 + 4 * 5,
     "nlu-main-embedded": 10 * 5,
-    "nlu-training-embedded": 3 * 6 * 5,
+    "nlu-training-embedded": 3 * 7 * 5,
     "nlu-cola-embedded": 5 * 3,
     "noise-embedded": 3 * 5 * 5,
     "ranks-embedded": 3 * 9 * 5,
