@@ -296,8 +296,27 @@ def limit(limits: dict) -> None:
                 resource.setrlimit(kind, [n if most == resource.RLIM_INFINITY else min(n, most) for n in wanted])
 
 
+def end_with(caller: int) -> None:
+    """Let the kernel kill this process when the caller, who alone holds the other end of this pipe, is gone, or is so already.
+
+    bubblewrap's own --die-with-parent is set too late for a caller that is killed while the namespaces are made.
+    """
+    import fcntl
+    import select
+
+    fcntl.fcntl(caller, fcntl.F_SETOWN, os.getpid())
+    if hasattr(fcntl, "F_SETSIG"):  # elsewhere it is SIGIO, which kills too unless the program ignores it
+        fcntl.fcntl(caller, fcntl.F_SETSIG, 9)
+    fcntl.fcntl(caller, fcntl.F_SETFL, os.O_ASYNC)
+    poll = select.poll()
+    poll.register(caller, 0)
+    if poll.poll(0):
+        os._exit(1)
+
+
 def main() -> None:
-    role, *pipes = sys.argv[1:]
+    role, caller, *pipes = sys.argv[1:]
+    end_with(int(caller))
     job = json.loads(sys.stdin.buffer.read())
     os.dup2(1, 0)  # the job is read; from here on there is no input
     os.environ.clear()

@@ -182,7 +182,8 @@ def _start(role: str, job: dict, pipes: Sequence, box: Box, limits: Limits) -> I
         given = stack.enter_context(tempfile.TemporaryFile())
         given.write(json.dumps(job).encode())
         given.seek(0)
-        numbers = [file.fileno() for file in pipes]
+        alive, _held = _pipe(stack)  # it is killed when the other end closes, at the latest when this process is gone
+        numbers = [file.fileno() for file in (alive, *pipes)]
         words, folder, passed = list(box.words), None, list(numbers)
         if not words:
             place = tempfile.TemporaryDirectory(prefix="ba-lora-", ignore_cleanup_errors=True)
