@@ -54,7 +54,10 @@ def run_all(experiment: Experiment, jobs: int, overwrite: bool = False, retry: b
             tasks.put(None)
             worker.start()
     try:
-        return left + [todo[index] for index in _watch(todo, workers, events)]
+        failed = [todo[index] for index in _watch(todo, workers, events)]
+        for worker in workers:
+            worker.join(10)  # let it end by itself: one that is terminated leaves its locks to be complained of
+        return left + failed
     finally:
         for worker in workers:
             worker.terminate()
