@@ -12,9 +12,11 @@ from matplotlib.container import BarContainer, ErrorbarContainer
 from ba_lora.errors import UserError
 from ba_lora.experiments import figures
 from ba_lora.experiments.canvas import looks, make_figure, style, write
+from ba_lora.experiments.courses import loss_unit
 from ba_lora.experiments.figure import draw_terms
 from ba_lora.experiments.matrix import Variant, read_experiment
 from ba_lora.experiments.results import Result, Score, read_results
+from ba_lora.objective import Objective
 
 ROOT = Path(__file__).parent.parent
 STEPS = [1, 5, 10, 20, 40]
@@ -253,6 +255,13 @@ def test_terms_are_bands_over_the_seeds_and_each_form_has_its_panel(experiment):
     assert list(panels[4].lines[0].get_xdata()) == STEPS[2:]  # where it was computed
 
 
+def test_the_loss_of_a_classification_is_of_an_example():
+    reviews = read_experiment(ROOT / "configs/experiments/tsne-embedded.yaml")
+    labels = [axis.get_ylabel() for axis in axes_of(reviews, all_of(reviews), "terms")]
+    assert labels == ["nats per example"] * 2 + ["T²·KL, nats", "squared covariances"]
+    assert loss_unit("stsb") == "squared error"
+
+
 def test_schedules_show_a_course_once_and_no_weight_that_stays_zero(experiment):
     small = experiment(SMALL)
     (axis,) = axes_of(small, all_of(small), "schedules")
@@ -322,3 +331,19 @@ def test_a_figure_of_one_run_takes_the_format_of_its_name(tmp_path):
     assert draw_terms(str(tmp_path), str(tmp_path / "t.pdf")).read_bytes().startswith(b"%PDF")
     with pytest.raises(UserError, match="format of a figure 'gif'"):
         write(None, tmp_path / "t.gif")
+
+
+@pytest.mark.parametrize("task", [None, "reviews"])
+def test_a_figure_of_one_run_has_the_units_of_its_objective(tmp_path, monkeypatch, task):
+    row = dict.fromkeys(
+        ("step", "loss", "task", "consistency", "diversity", "spectrum", "lambda1", "lambda2", "lambda3"), 1.0
+    )
+    (tmp_path / "metrics.jsonl").write_text(json.dumps(row) + "\n")
+    objective = Objective.preset("iclr", "nlu" if task else "nlg")
+    (tmp_path / "run.json").write_text(json.dumps({"config": {"task": task}, "objective": vars(objective)}))
+    monkeypatch.setattr("ba_lora.experiments.figure.write", lambda figure, file: figure)
+    labels = [axis.get_ylabel() for axis in draw_terms(str(tmp_path)).axes[:4]]
+    if task:
+        assert labels == ["nats per example", "T²·KL, nats", "squared covariances", "−Σσ / nuclear norm"]
+    else:
+        assert labels == ["nats per token", "T²·KL, nats", "−entropy, nats", "−Σσ / Frobenius norm"]

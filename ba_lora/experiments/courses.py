@@ -13,10 +13,9 @@ if TYPE_CHECKING:  # they import torch, which no figure needs
     from .results import Result
 
 STEP = "optimiser step"
+LOSSES = ("loss", "task")  # see loss_unit
 # Each term with its option and the unit of each form.
-TERMS = {
-    "loss": (None, {None: "nats per token"}),
-    "task": (None, {None: "nats per token"}),
+FORMS = {
     "consistency": ("consistency", {"kl": "T²·KL, nats", "mse": "squared error"}),
     "diversity": ("diversity", {"entropy": "−entropy, nats", "covariance": "squared covariances"}),
     "spectrum": ("svd_norm", {"nuclear": "−Σσ / nuclear norm", "frobenius": "−Σσ / Frobenius norm"}),
@@ -52,20 +51,27 @@ def _by_method(results: Sequence["Result"]) -> dict[str, list["Result"]]:
 
 
 def _terms(experiment: "Experiment", title: str, results: Sequence["Result"]) -> list[Section]:
-    """A panel for each term, and for each form of it, which have units of their own; a line a method."""
-    objectives = {run.method: run.arguments.objective() for run in experiment.runs if run.arguments}
+    """A panel for the loss, the task's, each term, and each form of a term, which have units of their own; a line a method."""
+    trained = [run for run in experiment.runs if run.arguments]
+    objectives = {run.method: run.arguments.objective() for run in trained}
+    task = next((run.arguments.task for run in trained if run.data == results[0].data), None)
     panels = []
-    for term, (option, units) in TERMS.items():
+    for term in (*LOSSES, *FORMS):
         lines = {method: _over_steps(some, term) for method, some in _by_method(results).items()}
+        lines = {method: line for method, line in lines.items() if line}
+        option, units = FORMS.get(term, (None, {None: loss_unit(task)}))
         for form, unit in units.items():
             of_form = {
-                method: line
-                for method, line in lines.items()
-                if line and (option is None or getattr(objectives.get(method), option, None) == form)
+                m: line for m, line in lines.items() if form is None or getattr(objectives.get(m), option, None) == form
             }
             if of_form:
                 panels.append(Lines(STEP, unit, of_form, title=term, log_y=_is_wide(of_form), band=True))
     return _section(f"{title}: loss and terms", results, panels)
+
+
+def loss_unit(task: str | None) -> str:
+    """Of the loss of generation (None) or of a task of classification."""
+    return {None: "nats per token", "stsb": "squared error"}.get(task, "nats per example")
 
 
 def _is_wide(lines: dict[str, list[tuple[float, Estimate]]]) -> bool:

@@ -4,26 +4,30 @@ import json
 from pathlib import Path
 
 from ..errors import UserError
+from ..files import read_json
 from ..objective import TERMS
 from .canvas import looks, style, write
+from .courses import FORMS, loss_unit
 
 WEIGHTS = {"consistency": "lambda1", "diversity": "lambda2", "spectrum": "lambda3"}
 
 
-def draw_terms(run: str, output: str | None = None) -> Path:
-    """Draw RUN/metrics.jsonl into RUN/terms.png (or `output`); returns the file. UserError when there is nothing to draw."""
-    source = Path(run) / "metrics.jsonl" if Path(run).is_dir() else Path(run)
+def draw_terms(where: str, output: str | None = None) -> Path:
+    """Draw `where`/metrics.jsonl into `where`/terms.png (or `output`); returns the file. UserError when there is nothing to draw."""
+    source = Path(where) / "metrics.jsonl" if Path(where).is_dir() else Path(where)
     if not source.is_file():
         raise UserError(f"{source} does not exist; give the folder of a training run")
     rows = [json.loads(line) for line in source.read_text(encoding="utf-8").splitlines()]
     if not rows:
         raise UserError(f"{source} is empty: the run has logged no step")
+    record = source.parent / "run.json"
+    run = read_json(record) if record.is_file() else None
     with style():
-        return write(_figure(rows), Path(output) if output else source.parent / "terms.png")
+        return write(_figure(rows, run), Path(output) if output else source.parent / "terms.png")
 
 
-def _figure(rows: list[dict]):
-    """rows: lines of metrics.jsonl."""
+def _figure(rows: list[dict], run: dict | None):
+    """rows: lines of metrics.jsonl. run: the run.json beside it, from which the axes have their units."""
     from matplotlib.figure import Figure
 
     steps, names = [row["step"] for row in rows], ["loss", *TERMS]
@@ -45,10 +49,10 @@ def _figure(rows: list[dict]):
         panels["weights"].plot(steps, weights, label=f"{weight} ({name})", **styles[name])
         added = [factor * value for factor, value in zip(weights, values, strict=True)]
         panels["share of the loss"].plot(steps, added, label=f"{weight} · {name}", **styles[name])
-    panels["loss and task"].set_ylabel("nats per token")
-    panels["consistency"].set_ylabel("T² · KL, nats")
-    panels["diversity"].set_ylabel("−entropy, nats")
-    panels["spectrum"].set_ylabel("−ratio")
+    if run:
+        panels["loss and task"].set_ylabel(loss_unit(run["config"].get("task")))
+        for term, (option, units) in FORMS.items():
+            panels[term].set_ylabel(units[run["objective"][option]])
     for name in ("loss and task", "weights", "share of the loss"):
         panels[name].legend()
     for axis in axes[1]:
