@@ -16,7 +16,9 @@ from torch import nn
 from .adalora import after_step, effective_ranks, leave_loss_alone, penalty
 from .conv1d import to_conv1d, to_linear
 from .errors import UserError
-from .files import atomic_folder, read_json, write_json
+from .files import read_json, write_json
+from .folder_kinds import MADE_BY, WEIGHTS
+from .folders import replaced
 from .methods import Attached, attach, attached_to
 from .models import is_classifier, load_classifier, load_model
 from .names import BOTTLENECKS, OWN
@@ -65,11 +67,12 @@ def export(model: nn.Module, folder: str | Path, task: dict | None = None) -> No
     AdaLoRA: PEFT's own form, of AdaLoRA only the triplets that are left. BitFit, Houlsby, Pfeiffer: the trained tensors and
     ba_lora.json. Full fine-tuning: the whole model as save_pretrained writes it. The head is saved with each.
     Of a classifier task.json is written too: "labels" (names, or null for a regression), "head" and what `task` says.
+    Raises UserError for a folder that is not empty and that this project did not export to: it is not replaced.
     """
     model = getattr(model, "student", model)  # an ObjectiveModel holds the adapted model as .student
     attached = attached_to(model)
     whole = model.get_base_model() if isinstance(model, PeftModel) else model
-    with atomic_folder(folder) as place:
+    with replaced(folder, "weights", WEIGHTS) as place:
         if isinstance(model, PeftModel):
             _export_peft(model, place, attached.head)
         elif attached.method in OWN:
@@ -120,7 +123,7 @@ def _export_peft(model: PeftModel, folder: Path, head: tuple[str, ...]) -> None:
 
 def _save(tensors: dict[str, torch.Tensor], file: Path) -> None:
     whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    save_file(whole, file, metadata={"format": "pt"})
+    save_file(whole, file, metadata={"format": "pt", MADE_BY: "export"})  # so that a later export knows it
 
 
 def export_merged(
@@ -128,7 +131,7 @@ def export_merged(
 ) -> None:
     """Fold the exported adapter into its original base and save the result, which any software can open.
 
-    UserError for bottlenecks, which are no change of the base's weights.
+    UserError for bottlenecks, which are no change of the base's weights, and for a folder as in `export`.
     """
     from .models import load_tokenizer
 
@@ -139,7 +142,7 @@ def export_merged(
     if isinstance(merged, PeftModel):
         merged = merged.merge_and_unload()
         to_conv1d(merged, attached.as_linear)
-    with atomic_folder(folder) as place:
+    with replaced(folder, "weights", WEIGHTS) as place:
         merged.save_pretrained(place)
         load_tokenizer(base, trust_remote_code=trust_remote_code).save_pretrained(place)
         if is_classifier(merged):

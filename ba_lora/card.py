@@ -13,6 +13,7 @@ from pathlib import Path
 
 from .errors import UserError, run_cli
 from .files import atomic_write, read_json
+from .folder_kinds import is_ours
 
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")  # no "./folder"
 FILES = (".json", ".jsonl", ".ndjson", ".parquet", ".csv")
@@ -40,6 +41,8 @@ def saved_in(run: str | Path) -> Path:
     run = Path(run)
     if not (run / "run.json").is_file():
         raise UserError(f"{run} is no run folder (it has no run.json); give the --output_dir of a training run")
+    if not is_ours(run, "run"):
+        raise UserError(f"{run / 'run.json'} was not written by this project, or is damaged; give another run folder")
     for name in ("adapter", "model"):
         if (run / name).is_dir():
             return run / name

@@ -12,6 +12,7 @@ resumed run decomposes nothing and continues bit for bit.
 
 import logging
 import os
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -33,6 +34,7 @@ logger = logging.getLogger(__name__)
 
 START, TRAINED, MANIFEST = "start.safetensors", "trained.safetensors", "manifest.json"
 PREFIX = "checkpoint-"  # transformers' name
+LEFTOVER = re.compile(rf"\.({PREFIX}\d+|{re.escape(START)})\.tmp")
 
 
 def write(folder: Path, fill: Callable[[Path], None], *, first: bool, device: torch.device) -> None:
@@ -118,6 +120,13 @@ def saved(folder: Path) -> list[Path]:
     """The checkpoints in `folder`, whole or not, the newest first."""
     found = [path for path in folder.glob(f"{PREFIX}*") if path.name.removeprefix(PREFIX).isdigit()]
     return sorted(found, key=step_of, reverse=True)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what a killed process has left of a checkpoint, or of the start, that was not whole yet."""
+    for path in folder.glob(".*.tmp"):
+        if LEFTOVER.fullmatch(path.name):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def step_of(checkpoint: Path) -> int:

@@ -22,6 +22,7 @@ from torch import Tensor, distributed
 from tqdm import tqdm
 
 from .errors import UserError
+from .folders import refuse_foreign
 from .names import NITER
 
 logger = logging.getLogger(__name__)
@@ -88,8 +89,8 @@ class Decomposer:
         self.iterations = int(niter[1]) if niter else None
         self.start, self.rank, self.seed = start, rank, seed
         self.cache = None if cache is None else Path(cache)
-        if self.cache is not None and self.cache.exists() and not self.cache.is_dir():
-            raise UserError(f"--decomposition_cache {cache} is a file; name a folder, or none to keep nothing")
+        if self.cache is not None:
+            refuse_foreign(self.cache, "decompositions", "--decomposition_cache")
 
     def __call__(self, matrix: Tensor) -> tuple[Triplets, bool]:
         """(the triplets, on the device that made them or on the processor; whether they were in the cache)."""

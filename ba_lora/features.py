@@ -16,6 +16,7 @@ from transformers import TrainerCallback
 
 from .errors import UserError
 from .files import atomic_write, read_json, write_json
+from .folders import refuse_foreign
 from .tsne import FACTS, FINAL, features_file, labels_file
 
 FIRST_TOKEN, LAST_TOKEN = "first token", "last real token"
@@ -58,6 +59,7 @@ class FeatureSaver(TrainerCallback):
             raise UserError("features cannot be saved under ZeRO-3, which cuts the model into pieces; use ZeRO-2")
         if not state.is_world_process_zero:
             return
+        refuse_foreign(self.folder, "features", "the folder of the features,")
         self._forget_after(state.global_step)
         if state.global_step == 0 and 0 in self.steps:
             self._save(0)

@@ -3,10 +3,18 @@
 import hashlib
 import json
 import os
+import re
 import shutil
-from collections.abc import Iterator
+import uuid
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
+from fnmatch import fnmatchcase
 from pathlib import Path
+
+from .errors import UserError
+
+# What atomic_write and atomic_folder write to first: the name, the process, and of a folder some letters.
+LEFTOVER = re.compile(r"\.(?P<name>.+?)\.\d+(\.\w+)?\.(?P<end>tmp|old)")
 
 
 def cache_home() -> Path:
@@ -29,6 +37,8 @@ def sha256(path: Path) -> str:
 def atomic_write(path: str | os.PathLike) -> Iterator:
     """Open a text file (UTF-8) for writing; it appears at `path` only if the block ends without an exception."""
     path = Path(path)
+    if path.is_dir():
+        raise UserError(f"{path} is a folder; name a file")
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -42,17 +52,23 @@ def atomic_write(path: str | os.PathLike) -> Iterator:
 
 
 @contextmanager
-def atomic_folder(path: str | os.PathLike) -> Iterator[Path]:
-    """Fill a temporary folder; it takes the place of `path` only if the block ends without an exception."""
-    path = Path(path)
+def atomic_folder(path: str | os.PathLike, own: Collection[str] = ()) -> Iterator[Path]:
+    """Fill a temporary folder; it takes the place of `path` only if the block ends without an exception.
+
+    own: names (patterns) that may be replaced in a `path` that is there, which the caller knows to be this project's; what bears
+    another name is carried over. Raises UserError without `own` where `path` holds something. A link to a folder stays a link.
+    """
+    path = Path(os.path.realpath(path))
+    _check_empty(path, own)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{uuid.uuid4().hex[:8]}.tmp")
     temporary.mkdir()
     try:
         yield temporary
-        old = path.with_name(f".{path.name}.{os.getpid()}.old")
+        old = temporary.with_suffix(".old")
+        _check_empty(path, own)
         if path.exists():
+            _carry_over(path, temporary, own)
             os.replace(path, old)
         os.replace(temporary, path)
         shutil.rmtree(old, ignore_errors=True)
@@ -60,10 +76,59 @@ def atomic_folder(path: str | os.PathLike) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def remove_leftovers(folder: Path) -> None:
-    """Remove what a killed process has left in `folder` under a temporary name."""
-    for path in (*folder.glob(".*.tmp"), *folder.glob(".*.old")):
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
+def _check_empty(path: Path, own: Collection[str]) -> None:
+    if not own and path.is_dir() and any(path.iterdir()):
+        raise UserError(f"{path} is not empty, and nothing in it may be replaced; name another folder")
+
+
+def _carry_over(old: Path, new: Path, own: Collection[str]) -> None:
+    """Give `new` what bears none of the `own` names in `old`, too, unless it has one of that name."""
+    for entry in old.iterdir():
+        if bears(entry.name, own) or (new / entry.name).exists():
+            continue
+        if entry.is_dir() and not entry.is_symlink():
+            shutil.copytree(entry, new / entry.name, symlinks=True)
+        else:
+            shutil.copy2(entry, new / entry.name, follow_symlinks=False)
+
+
+def bears(name: str, patterns: Collection[str]) -> bool:
+    """Whether `name` is one of `patterns`."""
+    return any(fnmatchcase(name, pattern) for pattern in patterns)
+
+
+def remove_own(folder: Path, names: Collection[str]) -> None:
+    """Remove what bears one of `names` (patterns) in `folder`, and the folder if nothing else is in it; a file is removed itself.
+
+    A link is removed, never followed.
+    """
+    if folder.is_symlink() or not folder.is_dir():
+        folder.unlink(missing_ok=True)
+        return
+    for entry in list(folder.iterdir()):
+        if bears(entry.name, names):
+            _remove(entry)
+    if not any(folder.iterdir()):
+        folder.rmdir()
+
+
+def _remove(path: Path) -> None:
+    shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+
+
+def remove_leftovers(folder: Path, own: Collection[str]) -> None:
+    """Remove what a killed process has left in `folder` under the temporary name of a file or folder named in `own`.
+
+    Where it was killed between taking the old folder away and putting the new one there, the old one comes back.
+    """
+    for path in list(folder.glob(".*")):
+        found = LEFTOVER.fullmatch(path.name)
+        if not found or not bears(found["name"], own):
+            continue
+        if found["end"] == "old" and not (folder / found["name"]).exists():
+            os.replace(path, folder / found["name"])
+        else:
+            _remove(path)
 
 
 def write_json(path: str | os.PathLike, value) -> None:

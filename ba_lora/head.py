@@ -72,6 +72,6 @@ def cached_factor(head: nn.Linear) -> Tensor:
             except (OSError, SafetensorError):
                 pass  # damaged: made anew
         factor = factor_of(weight)
-        with atomic_folder(folder) as place:
+        with atomic_folder(folder, (file.name,)) as place:
             save_file({"factor": factor.cpu()}, place / file.name)
     return factor

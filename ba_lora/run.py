@@ -6,7 +6,6 @@ status "finished"; until then it says "running".
 
 import logging
 import os
-import shutil
 import sys
 import time
 from collections.abc import Sequence
@@ -26,7 +25,9 @@ from .adapters import export, export_merged, saved_parameters, trained_parameter
 from .arguments import TrainArguments, as_config, changed_options
 from .card import write_card
 from .errors import UserError
-from .files import digest, read_json, remove_leftovers, write_json
+from .files import digest, read_json, remove_leftovers, remove_own, write_json
+from .folder_kinds import RUN
+from .folders import claimed, refuse_foreign, remove_run
 from .hub import reserve
 from .interruptions import StopSignals, explained
 from .reporting import check_reporters, reporting
@@ -35,8 +36,6 @@ from .trainer import BALoRATrainer
 
 logger = logging.getLogger(__name__)
 
-# What a run folder may hold.
-PARTS = ("run.json", "metrics.jsonl", "adapter", "model", "merged", "features", "checkpoints", "logs", "eval")
 # What has to be the same on every process, beside the data.
 AGREED = ("order_hash", "objective", "trained_parameters", "accumulation")
 
@@ -44,9 +43,19 @@ AGREED = ("order_hash", "objective", "trained_parameters", "accumulation")
 def train(arguments: TrainArguments, callbacks: Sequence = ()) -> Path:
     """Run it; returns the run folder. `callbacks`: more TrainerCallbacks. Raises UserError for what the user can mend."""
     folder = Path(arguments.output_dir)
-    if _is_finished(arguments, folder):
-        logger.warning("%s holds this run, finished: nothing to do", folder)
-        return folder
+    with claimed(folder, "run", writes=int(os.environ.get("RANK", 0)) == 0):
+        if not _is_finished(arguments, folder):
+            return _train(arguments, folder, callbacks)
+    logger.warning("%s holds this run, finished: nothing to do", folder)
+    return folder
+
+
+def _train(arguments: TrainArguments, folder: Path, callbacks: Sequence) -> Path:
+    """`train` in a folder that this process may write into."""
+    if arguments.uses_teacher_cache():
+        refuse_foreign(arguments.teacher_cache, "teacher cache", "--teacher_cache")
+    if arguments.decomposition_cache not in (None, "auto"):
+        refuse_foreign(arguments.decomposition_cache, "decompositions", "--decomposition_cache")
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else DeepSpeed, once imported, prints that it found no other
     refuse_fsdp()
@@ -165,7 +174,7 @@ def _finish(arguments: TrainArguments, folder: Path, tokenizer, record: dict) ->
         )
     write_json(folder / "run.json", record)
     if not arguments.save_steps:
-        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+        remove_own(folder / "checkpoints", RUN["checkpoints"])
     write_card(folder)
     print(f"{folder}: {record['steps']} steps in {record['train_seconds']:.0f} s, saved as {folder / kind}")
 
@@ -231,18 +240,7 @@ def training_arguments(arguments: TrainArguments, accumulation: int) -> Training
 
 def _is_finished(arguments: TrainArguments, folder: Path) -> bool:
     """Whether `folder` holds this very run, finished; UserError when it holds a run that may not be touched."""
-    if not folder.exists():
-        return False
-    if not folder.is_dir():
-        raise UserError(f"--output_dir {folder} is a file; name a folder")
     if not (folder / "run.json").is_file():
-        if arguments.resume or not any(folder.iterdir()):
-            return False
-        foreign = [entry.name for entry in folder.iterdir() if entry.name not in PARTS]
-        if foreign:
-            raise UserError(
-                f"--output_dir {folder} is not empty and holds no run ({foreign[0]}, ...); name another folder"
-            )
         return False
     if arguments.overwrite:
         return False
@@ -269,14 +267,11 @@ def _check_agreement(record: dict) -> None:
 
 
 def _prepare(arguments: TrainArguments, folder: Path) -> None:
-    """Make the folder; with --overwrite take the old run's parts (and nothing else) out of it."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for place in (folder, folder / "checkpoints"):
-        remove_leftovers(place)
+    """Tidy the folder up after a killed run; with --overwrite take the old run's parts (and nothing else) out of it."""
+    remove_leftovers(folder, RUN)
+    checkpoints.remove_leftovers(folder / "checkpoints")
     if arguments.overwrite:
-        for name in PARTS:
-            path = folder / name
-            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+        remove_run(folder)
 
 
 def _checkpoint(arguments: TrainArguments, folder: Path, main: bool) -> str | None:

@@ -33,6 +33,7 @@ from .chunked import stats_of
 from .data.collator import IGNORED
 from .errors import UserError
 from .files import digest, read_json, write_json
+from .folders import refuse_foreign
 from .head import Split, split
 from .objective import counted
 
@@ -220,14 +221,8 @@ def _parts(model: nn.Module, ids: list[int], target_modules: list[str] | None) -
 
 def _claim(folder: Path, facts: dict) -> bool:
     """Whether `folder` holds the complete cache of `facts`; UserError when it holds anything else."""
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"--teacher_cache {folder} is a file; name a folder")
+    refuse_foreign(folder, "teacher cache", "--teacher_cache")
     if not (folder / "cache.json").is_file():
-        others = [] if not folder.exists() else [path.name for path in folder.iterdir() if path.name[0] != "."]
-        if others:
-            raise UserError(
-                f"--teacher_cache {folder} is not empty and holds no cache ({others[0]}, ...); name another folder"
-            )
         return False
     held = read_json(folder / "cache.json")
     for name, what in FACTS.items():

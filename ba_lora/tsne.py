@@ -13,6 +13,7 @@ import numpy as np
 
 from .errors import UserError, nearest
 from .files import read_json
+from .folders import claimed, refuse_foreign
 from .tsne_figure import FINAL, Panel, write_figures
 from .tsne_record import redraw, write_record
 
@@ -67,8 +68,10 @@ def visualise(
 
     steps: of the training, "final", or "all" that the first folder has. classes: names of the classes 0, 1, ...; None takes
     features.json's. names: of the runs. limit: draw the same `limit` random
-    examples in every panel. Raises UserError for features that are missing, broken, or cannot be compared.
+    examples in every panel. Raises UserError for features that are missing, broken, or cannot be compared, and for an `output`
+    that is not empty and not ours.
     """
+    refuse_foreign(output, "t-SNE", "the folder of the figures,")
     output, places = Path(output), [_features_folder(folder) for folder in folders]
     names = list(names) if names else _names_of(places)
     if len(names) != len(places) or len(set(names)) != len(names):
@@ -303,9 +306,8 @@ def main(words: list[str] | None = None) -> None:
     """Parse, draw, print the scores."""
     parser = make_parser()
     args = parser.parse_args(words)
-    if Path(args.output_dir).exists() and not Path(args.output_dir).is_dir():
-        raise UserError(f"--output_dir {args.output_dir} is a file; name a folder")
-    panels = _redraw(args, parser) if args.redraw else _visualise(args)
+    with claimed(args.output_dir, "t-SNE"):
+        panels = _redraw(args, parser) if args.redraw else _visualise(args)
     width = max(len(panel.run) for panel in panels)
     print(f"{'':{width}}   step  silhouette  purity  Davies-Bouldin   (in the plane)")
     for panel in panels:

@@ -11,6 +11,7 @@ import numpy as np
 
 from .errors import UserError
 from .files import atomic_write, read_json, write_json
+from .folders import refuse_foreign
 from .tsne_figure import Panel, write_figures
 
 COORDINATES, SCORES = "coordinates.csv", "scores.json"
@@ -33,7 +34,8 @@ def write_record(panels: list[Panel], examples: Sequence[int], record: dict, out
 
 def redraw(folder: str | Path, output: str | Path) -> list[Panel]:
     """Draw the figures of a folder's two files again into `output`, to the same bytes; returns the panels. UserError as of
-    `read_record`."""
+    `read_record`, and for an `output` that is not empty and not ours."""
+    refuse_foreign(output, "t-SNE", "the folder of the figures,")
     panels, record = read_record(Path(folder))
     write_figures(panels, record, Path(output))
     return panels

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from ba_lora.errors import UserError, choose, run_cli
 from ba_lora.files import atomic_write, read_json
+from ba_lora.folders import claimed
 
 from .results import SCORE
 
@@ -74,6 +75,12 @@ def main(argv: list[str] | None = None) -> int:
     chosen = [choose("--benchmarks", name, BENCHMARKS) for name in chosen]
     data = dict(read_pair("--data", text) for text in args.data)
     folder = Path(args.output_dir) if args.output_dir else default_folder(model, adapter)
+    with claimed(folder, "evaluations"):
+        return _evaluate(args, folder, model, adapter, chosen, data, more)
+
+
+def _evaluate(args: argparse.Namespace, folder: Path, model: str, adapter: str | None, chosen, data, more) -> int:
+    """Run the benchmarks `chosen` and write row.md."""
     failed = {}
     for name in chosen:
         if (folder / name / SCORE).is_file() and not args.overwrite:

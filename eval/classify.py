@@ -6,6 +6,8 @@ D/predictions.jsonl has one line an example, {"id", "logits", "label"}, from whi
 import argparse
 import json
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,6 +17,7 @@ from tqdm import tqdm
 from ba_lora.data.glue import TASKS, Examples, Task
 from ba_lora.errors import UserError, choose
 from ba_lora.files import atomic_write, read_json
+from ba_lora.folders import claimed
 
 PREDICTIONS = "predictions.jsonl"
 
@@ -49,15 +52,36 @@ def check_options(args: argparse.Namespace) -> None:
             raise UserError(f"--{option} is {value}; it must be at least 1")
 
 
+@contextmanager
+def output_folder(args: argparse.Namespace, default: str, result: str, kind: str = "evaluation") -> Iterator[Path]:
+    """Keep --output_dir, or `default` in the run, for this process while the block runs; the checks are those of
+    `common.output_folder`. result: the file that only --overwrite replaces."""
+    if args.model:
+        task_in(args.model)
+    folder = Path(args.output_dir) if args.output_dir else Path(args.model) / "eval" / default
+    source = Path(args.rescore).resolve() if getattr(args, "rescore", None) else None
+    beside = (source.name,) if source and source.parent == folder.resolve() else ()
+    with claimed(folder, kind, passed=beside):
+        if (folder / result).exists() and not args.overwrite:
+            raise UserError(f"{folder} already holds {result}; add --overwrite or name another --output_dir")
+        yield folder
+
+
+def task_in(run: str) -> dict:
+    """What run.json says of the task of a classifier. Raises UserError for a folder of another kind."""
+    record = Path(run) / "run.json"
+    task = read_json(record).get("task") if record.is_file() else None
+    if not task:
+        raise UserError(f"--model {run} is no run folder of a classifier; train one with: python train.py --task NAME")
+    return task
+
+
 def open_classifier(run: str, dtype: str = "float32") -> Classifier:
     """What a run of classification trained. Raises UserError for a folder of another kind."""
     from ba_lora.adapters import find_run, load
     from ba_lora.models import load_tokenizer
 
-    record = Path(run) / "run.json"
-    described = read_json(record).get("task") if record.is_file() else None
-    if not described:
-        raise UserError(f"--model {run} is no run folder of a classifier; train one with: python train.py --task NAME")
+    record, described = Path(run) / "run.json", task_in(run)
     base = find_run(run)[1]
     task = TASKS[choose("task", described["name"], TASKS)]
     if tuple(described["labels"] or ()) != task.labels:

@@ -8,7 +8,8 @@ and --rescore do without.
 
 import argparse
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -20,6 +21,7 @@ from ba_lora.data.formats import question
 from ba_lora.data.templates import NAMES, Template, check_template, default_template, make_template, template_of, turns
 from ba_lora.errors import UserError, choose
 from ba_lora.files import digest
+from ba_lora.folders import claimed
 from ba_lora.packages import sha256
 
 from .results import GENERATIONS, SCORE, SCORED, write_lines
@@ -94,8 +96,28 @@ def add_options(parser: argparse.ArgumentParser, protocols: Iterable[str], max_n
     add("--debug", action="store_true", help="show the traceback of an error")
 
 
-def check_options(args: argparse.Namespace, protocols: Iterable[str]) -> Path:
-    """Refuse what cannot work before anything slow starts; returns the output folder."""
+@contextmanager
+def output_folder(args: argparse.Namespace, protocols: Iterable[str]) -> Iterator[Path]:
+    """Check the options; keep the output folder for this process while the block runs.
+
+    Raises UserError where another process has it, it is not ours, or it holds results and --overwrite is not given.
+    """
+    check_options(args, protocols)
+    folder = Path(args.output_dir)
+    source = Path(args.rescore).resolve() if args.rescore else None
+    beside = (source.name,) if source and source.parent == folder.resolve() else ()  # scored into its own folder
+    with claimed(folder, "evaluation", passed=beside):
+        names = (GENERATIONS, SCORED, SCORE) if args.rescore else (SCORED, SCORE)  # generations alone: see eval.resume
+        there = [name for name in names if (folder / name).exists() and (folder / name).resolve() != source]
+        if there and not args.overwrite:
+            raise UserError(
+                f"--output_dir {folder} already holds {', '.join(there)}; add --overwrite or name another folder"
+            )
+        yield folder
+
+
+def check_options(args: argparse.Namespace, protocols: Iterable[str]) -> None:
+    """Refuse what cannot work before anything slow starts."""
     if bool(args.model) == bool(args.rescore):
         raise UserError("give either --model M to generate and score, or --rescore FILE to score a file again")
     if args.rescore and args.adapter:
@@ -118,17 +140,6 @@ def check_options(args: argparse.Namespace, protocols: Iterable[str]) -> Path:
         raise UserError(f"--seed is {args.seed}; it must be at least 0")
     if args.model:
         _check_backend(args)
-    folder = Path(args.output_dir)
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"--output_dir {folder} is a file; name a folder")
-    source = Path(args.rescore).resolve() if args.rescore else None
-    names = (GENERATIONS, SCORED, SCORE) if args.rescore else (SCORED, SCORE)  # generations alone: see eval.resume
-    there = [name for name in names if (folder / name).exists() and (folder / name).resolve() != source]
-    if there and not args.overwrite:
-        raise UserError(
-            f"--output_dir {folder} already holds {', '.join(there)}; add --overwrite or name another folder"
-        )
-    return folder
 
 
 def _check_backend(args: argparse.Namespace) -> None:

@@ -58,8 +58,20 @@ def main(argv: list[str] | None = None) -> int:
     classify.check_options(args)
     if bool(args.model) == bool(args.rescore):
         raise UserError("give either --model RUN to predict and score, or --rescore FILE to score predictions again")
+    if args.rescore and not (args.output_dir and args.task):
+        raise UserError("--rescore needs --task NAME, whose metrics to compute, and --output_dir D")
+    if args.submission and not args.output_dir:
+        raise UserError("--submission needs --output_dir D, the folder that holds all tasks' files")
+    name = "glue" if args.split == "validation" else f"glue-{args.split}"
+    kind = "submission" if args.submission else "evaluation"
+    with classify.output_folder(args, name, SCORE, kind) as folder:
+        return _evaluate(args, folder)
+
+
+def _evaluate(args: argparse.Namespace, folder: Path) -> int:
+    """Predict if need be, and score, or write a submission."""
     if args.rescore:
-        return _rescore(args)
+        return _rescore(args, folder)
     classifier = classify.open_classifier(args.model, args.dtype)
     name = classifier.task.name
     if args.task not in (None, name):
@@ -67,7 +79,6 @@ def main(argv: list[str] | None = None) -> int:
     data = args.data or read_json(Path(args.model) / "run.json")["task"]["data"]
     if args.submission:
         return _submit(args, classifier, data)
-    folder = _folder(args, "glue" if args.split == "validation" else f"glue-{args.split}")
     examples = load_examples(name, args.split, data, args.limit)
     if None in examples.labels:
         raise UserError(f"--split {args.split} of {examples.source} has no labels; to predict it add --submission")
@@ -79,13 +90,11 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def _rescore(args: argparse.Namespace) -> int:
-    if not args.output_dir or not args.task:
-        raise UserError("--rescore needs --task NAME, whose metrics to compute, and --output_dir D")
+def _rescore(args: argparse.Namespace, folder: Path) -> int:
     task = TASKS[choose("task", args.task, TASKS)]
     logits, labels = classify.read_predictions(args.rescore, task)
     _score(
-        _folder(args, ""),
+        folder,
         f"glue/{task.name}",
         task,
         logits[: args.limit],
@@ -93,14 +102,6 @@ def _rescore(args: argparse.Namespace) -> int:
         {"rescored": args.rescore},
     )
     return 0
-
-
-def _folder(args: argparse.Namespace, name: str) -> Path:
-    folder = Path(args.output_dir) if args.output_dir else Path(args.model) / "eval" / name
-    if (folder / SCORE).exists() and not args.overwrite:
-        raise UserError(f"{folder} already holds {SCORE}; add --overwrite or name another --output_dir")
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
 
 
 def _score(folder: Path, benchmark: str, task, logits, labels, facts: dict) -> dict:
@@ -119,8 +120,6 @@ def _score(folder: Path, benchmark: str, task, logits, labels, facts: dict) -> d
 
 def _submit(args: argparse.Namespace, classifier: classify.Classifier, data: str) -> int:
     """Write the test predictions of the task, one file a test split."""
-    if not args.output_dir:
-        raise UserError("--submission needs --output_dir D, the folder that holds all tasks' files")
     task = classifier.task
     splits = [split for name, split in SUBMISSION if name == task.name]
     if not splits:
@@ -129,7 +128,6 @@ def _submit(args: argparse.Namespace, classifier: classify.Classifier, data: str
         examples = load_examples(task.name, split, data, args.limit)
         logits, _ = classify.predict(classifier, examples, args.batch_size)
         path = Path(args.output_dir) / SUBMISSION[task.name, split]
-        path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(path) as file:
             file.write("index\tprediction\n")
             for index, row in enumerate(logits):

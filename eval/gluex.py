@@ -47,6 +47,12 @@ def main(argv: list[str] | None = None) -> int:
     classify.check_options(args)
     if not args.model:
         raise UserError("--model is missing; name the folder of a training run with --task")
+    with classify.output_folder(args, "gluex", "scores.json") as folder:
+        return _evaluate(args, folder)
+
+
+def _evaluate(args: argparse.Namespace, folder: Path) -> int:
+    """Predict and score each set."""
     classifier = classify.open_classifier(args.model, args.dtype)
     task = classifier.task
     shifts = {shift.name: shift for shift in SHIFTS.get(task.name, ())}
@@ -54,9 +60,6 @@ def main(argv: list[str] | None = None) -> int:
         raise UserError(f"there is no out-of-domain set for {task.name}; there are some for {', '.join(SHIFTS)}")
     names = [choose("set", name, shifts) for name in args.sets or shifts]
     places = _places(args.data, shifts)
-    folder = Path(args.output_dir) if args.output_dir else Path(args.model) / "eval" / "gluex"
-    if (folder / "scores.json").exists() and not args.overwrite:
-        raise UserError(f"{folder} already holds scores.json; add --overwrite or name another --output_dir")
     scores, left_out = {}, {}
     for name in names:
         try:

@@ -9,6 +9,7 @@ is wrong, and counted in `n_unparsable`.
 
 import argparse
 from collections import Counter
+from pathlib import Path
 
 from ba_lora.data.formats import question
 from ba_lora.data.instruction import encode_prompt
@@ -156,7 +157,12 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if args.max_new_tokens is None:
         args.max_new_tokens = few_shot.GSM8K.max_new_tokens if args.protocol == LM_EVAL else MAX_NEW_TOKENS
-    folder = common.check_options(args, PROTOCOLS)
+    with common.output_folder(args, PROTOCOLS) as folder:
+        return _evaluate(args, folder)
+
+
+def _evaluate(args: argparse.Namespace, folder: Path) -> int:
+    """Generate if need be, and score."""
     few_shot.check_option(args, LM_EVAL)
     if args.rescore:
         records = common.read_lines(args.rescore, ("id", "completion", "reference"), args.limit)

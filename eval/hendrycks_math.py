@@ -14,6 +14,7 @@ wrong, and counted in `n_unparsable`.
 
 import argparse
 from collections import Counter
+from pathlib import Path
 
 from ba_lora.data.sources import read_table
 from ba_lora.errors import UserError, run_cli
@@ -174,7 +175,12 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if args.max_new_tokens is None:
         args.max_new_tokens = few_shot.MINERVA_MATH.max_new_tokens if args.protocol == MINERVA else MAX_NEW_TOKENS
-    folder = common.check_options(args, PROTOCOLS)
+    with common.output_folder(args, PROTOCOLS) as folder:
+        return _evaluate(args, folder)
+
+
+def _evaluate(args: argparse.Namespace, folder: Path) -> int:
+    """Generate if need be, and score."""
     few_shot.check_option(args, MINERVA)
     if args.rescore:
         records = common.read_lines(args.rescore, ("id", "completion", "reference"), args.limit)

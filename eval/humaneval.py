@@ -114,7 +114,12 @@ def main(argv: list[str] | None = None) -> int:
     common.add_options(parser, PROTOCOLS, max_new_tokens=1024)
     programs.add_options(parser)
     args = parser.parse_args(argv)
-    folder = common.check_options(args, PROTOCOLS)
+    with common.output_folder(args, PROTOCOLS) as folder:
+        return _evaluate(args, folder)
+
+
+def _evaluate(args: argparse.Namespace, folder: Path) -> int:
+    """Generate if need be, and score."""
     find_box(args.unsafe_execution)
     if args.rescore:
         records = common.read_lines(args.rescore, ("id", "completion"), args.limit)

@@ -11,6 +11,7 @@ of `eval.sandbox`.
 import argparse
 import re
 from collections import Counter
+from pathlib import Path
 
 from ba_lora.data.formats import exchange, question
 from ba_lora.data.sources import read_table
@@ -161,7 +162,12 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--shots", type=int, metavar="N", help="worked examples in a prompt (default: 0; base: 3)")
     parser.add_argument("--shots_data", metavar="FILE", help="where the examples are (default: --data)")
     args = parser.parse_args(argv)
-    folder = common.check_options(args, PROTOCOLS)
+    with common.output_folder(args, PROTOCOLS) as folder:
+        return _evaluate(args, folder)
+
+
+def _evaluate(args: argparse.Namespace, folder: Path) -> int:
+    """Generate if need be, and score."""
     span = read_span(args.tasks, args.protocol)
     shots = read_shots(args)
     find_box(args.unsafe_execution)

@@ -265,7 +265,12 @@ def main(argv: list[str] | None = None) -> int:
     common.add_options(parser, PROTOCOLS, max_new_tokens=1024)
     add_judge_options(parser)
     args = parser.parse_args(argv)
-    folder = common.check_options(args, PROTOCOLS)
+    with common.output_folder(args, PROTOCOLS) as folder:
+        return _evaluate(args, folder)
+
+
+def _evaluate(args: argparse.Namespace, folder: Path) -> int:
+    """Generate if need be, have it judged, and score."""
     check_judge_options(args)
     data = args.data or PACKAGE_DATA
     questions, prompts = load_bench(data, args.limit)

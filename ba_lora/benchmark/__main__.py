@@ -12,6 +12,7 @@ from transformers.utils import logging as transformers_logging
 from .. import provenance
 from ..errors import UserError, choose, run_cli
 from ..files import write_json
+from ..folders import claimed
 from ..models import DTYPES, load_model
 from ..objective import PRESETS
 from . import __doc__ as what
@@ -104,6 +105,12 @@ def main(words: list[str] | None = None) -> None:
         print(peak_of(Case(**json.loads(args.child[0])), args.child[1]))
         return
     cases = cases_of(args)
+    with claimed(args.output, "benchmark", "--output"):
+        _measure(args, cases)
+
+
+def _measure(args: argparse.Namespace, cases: list[Case]) -> None:
+    """Measure every case, and write and print what was measured after each."""
     chosen = {choose("--only", name, CONTESTANTS) for name in args.only or CONTESTANTS} | {BASE}
     names = [name for name in CONTESTANTS if name in chosen]
     growing = growth_cases(cases[0]) if args.growth else {}

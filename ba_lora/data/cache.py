@@ -30,7 +30,7 @@ def load_samples(tokenizer, template: Template, conversations, max_length: int) 
         if not (folder / "report.json").is_file():
             samples, report = encode_conversations(tokenizer, template, conversations, max_length)
             disable_progress_bars()  # the encoding has its own
-            with atomic_folder(folder) as place:
+            with atomic_folder(folder, ("*.arrow", "*.json")) as place:
                 Dataset.from_list(samples).save_to_disk(place)
                 write_json(place / "report.json", report)
     return load_from_disk(folder), read_json(folder / "report.json")

@@ -5,6 +5,7 @@ import os
 from dataclasses import fields
 
 from ..errors import UserError, nearest, run_cli
+from ..folders import claimed, refuse_foreign
 
 DEFAULT = "configs/experiments/nlg-main-embedded.yaml"
 
@@ -155,7 +156,8 @@ def _draw(arguments: argparse.Namespace) -> int:
 
     experiment = read_experiment(arguments.target, arguments.runs, results=arguments.results)
     folder = arguments.output or experiment.home.parent / experiment.name
-    files = draw(experiment, read_results(experiment, arguments.results), folder)
+    with claimed(folder, *_place(arguments), alone=False):
+        files = draw(experiment, read_results(experiment, arguments.results), folder)
     if not files:
         raise UserError(f"{arguments.target} has no result and names no published numbers, so there is nothing to draw")
     print("Saved as " + ", ".join(str(file) for file in files))
@@ -219,8 +221,11 @@ def _on_experiment(arguments: argparse.Namespace) -> int:
     if arguments.command == "run":
         from .pool import run_all
 
+        for folder in (experiment.home, experiment.home.parent / experiment.name):
+            refuse_foreign(folder, "experiment", "--runs")
         experiment = _with_rates(experiment, arguments, read)
-        failed = run_all(experiment, arguments.jobs, arguments.overwrite, arguments.retry)
+        with claimed(experiment.home, "experiment", "--runs"):
+            failed = run_all(experiment, arguments.jobs, arguments.overwrite, arguments.retry)
     _show(experiment, arguments)
     if failed:
         raise UserError(f"{len(failed)} of {len(experiment.runs)} runs failed: {', '.join(run.name for run in failed)}")
@@ -245,12 +250,18 @@ def _show(experiment, arguments: argparse.Namespace) -> None:
         found = [result for result in found if result.seed in (None, *experiment.seeds)]
     table = build(experiment, found, averaged)
     folder = Path(getattr(arguments, "output", None) or experiment.home.parent / experiment.name)
-    files = write_tables(table, folder)
+    with claimed(folder, *_place(arguments), alone=False):
+        files = write_tables(table, folder)
     if not getattr(arguments, "quiet", False):
         print(f"\n{render(table, getattr(arguments, 'format', 'markdown'))}")
     if arguments.command == "run" and (text := examples(experiment)):
         print(text + "\n")
     print(f"Saved as {', '.join(str(file) for file in files)}")
+
+
+def _place(arguments: argparse.Namespace) -> tuple[str, str]:
+    """(kind of the folder that tables and figures go to, the option that names it), as `claimed` takes them."""
+    return ("tables", "--output") if getattr(arguments, "output", None) else ("experiment", "--runs")
 
 
 def _with_rates(experiment, arguments: argparse.Namespace, read):

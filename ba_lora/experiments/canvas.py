@@ -16,12 +16,13 @@ from typing import NamedTuple
 
 from ..errors import choose
 from ..files import atomic_write
+from ..folder_kinds import MADE_BY
 
 STYLE = Path(__file__).with_name("style.mplstyle")
 WIDTH = 7.0  # inches
 CAPTION, HEADING = 120, 90  # characters of a line
-# No dates and versions in the files: the same results give the same bytes.
-FORMATS = {"pdf": {"CreationDate": None}, "png": {"Software": None}}
+# No dates and versions in the files: the same results give the same bytes. A folder of figures is known by its PNG files.
+FORMATS = {"pdf": {"CreationDate": None}, "png": {"Software": MADE_BY}}
 MAIN = ("lora", "pissa", "ba-lora", "full")  # look the same in every figure
 BEFORE = "before"  # the untouched model
 ELSEWHERE = "Not measured here; models, tasks and protocols differ."  # of published numbers

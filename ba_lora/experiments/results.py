@@ -20,6 +20,7 @@ import numpy as np
 
 from ..errors import UserError
 from ..files import atomic_write, digest, read_json, write_json
+from ..folders import claimed
 from .matrix import Experiment, Run, Variant
 
 CURVE = 24  # steps of a run's curve that are kept
@@ -89,16 +90,17 @@ def read_results(experiment: Experiment, results: str | Path | None = "results")
 
 
 def collect(experiment: Experiment, results: str | Path = "results") -> list[Path]:
-    """Write a file for each measured run, and the tuning, into `results`/NAME; returns the files."""
+    """Write a file for each measured run, and the tuning, into `results`/NAME; returns the files. UserError where that folder is not ours."""
     folder, files = Path(results) / experiment.name, []
-    for run in experiment.runs:
-        if run.state(experiment.evaluations) == "measured":
-            files.append(folder / f"{run.name}.json")
-            write_compact(files[-1], of_run(run, experiment))
-    tuning = experiment.home.parent / experiment.name / "tuning.json"
-    if experiment.tuning and tuning.is_file():
-        files.append(folder / tuning.name)
-        write_json(files[-1], read_json(tuning))
+    with claimed(folder, "results", "--results"):
+        for run in experiment.runs:
+            if run.state(experiment.evaluations) == "measured":
+                files.append(folder / f"{run.name}.json")
+                write_compact(files[-1], of_run(run, experiment))
+        tuning = experiment.home.parent / experiment.name / "tuning.json"
+        if experiment.tuning and tuning.is_file():
+            files.append(folder / tuning.name)
+            write_json(files[-1], read_json(tuning))
     return files
 
 

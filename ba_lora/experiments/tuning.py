@@ -4,6 +4,7 @@ from pathlib import Path
 
 from ..errors import UserError
 from ..files import read_json, write_json
+from ..folders import claimed, refuse_foreign
 from .matrix import tuning_runs
 from .pool import run_all
 
@@ -15,7 +16,10 @@ def tune(file: str, runs: str, jobs: int, overwrite: bool = False, retry: bool =
     score. Raises UserError where a method has none at all.
     """
     experiment = tuning_runs(file, runs)
-    failed = run_all(experiment, jobs, overwrite, retry)
+    path = Path(runs) / experiment.name / "tuning.json"
+    refuse_foreign(path.parent, "experiment", "--runs")
+    with claimed(experiment.home, "experiment", "--runs"):
+        failed = run_all(experiment, jobs, overwrite, retry)
     scores: dict[str, dict[str, float | None]] = {}
     for run in experiment.runs:
         score = None if run in failed else read_json(run.folder / "measures.json")["scores"]["validation"]
@@ -32,7 +36,7 @@ def tune(file: str, runs: str, jobs: int, overwrite: bool = False, retry: bool =
         shown = {rate: "failed" if score is None else f"{100 * score:.1f}" for rate, score in rates.items()}
         row = "  ".join(f"{rate}: {shown[rate]}" for rate in sorted(rates, key=float))
         print(f"{group:12} {row}   best: {best[group]:g}")
-    path = Path(runs) / experiment.name / "tuning.json"
-    write_json(path, {**experiment.tuning, "scores": scores, "best": best})
+    with claimed(path.parent, "experiment", "--runs", alone=False):
+        write_json(path, {**experiment.tuning, "scores": scores, "best": best})
     print(f"Saved as {path}")
     return path

@@ -23,6 +23,8 @@ from ..data.templates import TEMPLATES
 from ..data.tinymath import final_number, generate, plain_text
 from ..errors import UserError, run_cli
 from ..files import atomic_folder, write_json
+from ..folder_kinds import WEIGHTS
+from ..folders import claimed
 
 VOCABULARY = 768
 STORY_SHARE = 0.2  # of the training sequences: 30% of the tokens that carry a loss
@@ -171,7 +173,15 @@ def cut_in_order(items, size):
 
 
 def pretrain(output, steps, batch_size, lr, seed, held_out=HELD_OUT):
-    """Make tokenizer and model, train, measure, and fill the folder `output`. Returns what recipe.json holds."""
+    """Make tokenizer and model, train, measure, and fill the folder `output`. Returns what recipe.json holds.
+
+    Raises UserError where `output` holds anything but an earlier model of this command, or another process fills it.
+    """
+    with claimed(output, "pre-trained model", "--output"):
+        return _pretrain(output, steps, batch_size, lr, seed, held_out)
+
+
+def _pretrain(output, steps, batch_size, lr, seed, held_out):
     start = time.perf_counter()
     stories = plain_text("pretrain", round(steps * batch_size * STORY_SHARE), seed)
     problems = generate("pretrain", steps * batch_size - len(stories), seed)
@@ -197,7 +207,7 @@ def pretrain(output, steps, batch_size, lr, seed, held_out=HELD_OUT):
         },
         "story_loss_nats_per_token": story_loss(model, tokenizer, plain_text("pretrain-test", held_out)),
     }
-    with atomic_folder(output) as folder:
+    with atomic_folder(output, WEIGHTS) as folder:
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
         write_json(folder / "recipe.json", recipe)
@@ -211,7 +221,9 @@ def main(arguments=None):
         formatter_class=argparse.RawDescriptionHelpFormatter,
         description=__doc__,
     )
-    parser.add_argument("--output", type=Path, required=True, help="folder to write; replaced if it exists")
+    parser.add_argument(
+        "--output", type=Path, required=True, help="folder to write; an earlier model of this command in it is replaced"
+    )
     parser.add_argument("--steps", type=int, default=3200, help="optimiser steps (default %(default)s)")
     parser.add_argument("--batch_size", type=int, default=32, help="sequences a step (default %(default)s)")
     parser.add_argument("--lr", type=float, default=2e-3, help="peak learning rate of AdamW (default %(default)s)")

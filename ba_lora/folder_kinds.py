@@ -1,0 +1,214 @@
+"""What proves that this project made a folder, and as what kind of output: the content of a file that only it writes.
+
+A name alone proves nothing: another tool may have a run.json, or an adapter/ beside logs/.
+"""
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+MARKER = ".ba-lora.json"  # of folders.py: it says the kind while a folder is written, and after where nothing else does
+MADE_BY = "ba-lora"  # in the marker, in the metadata of an adapter and in a figure
+
+# Names of what is saved of a model: of an adapter, a head, a whole model and its tokenizer.
+WEIGHTS = (
+    *("adapter_config.json", "adapter_model.safetensors", "adapter.safetensors", "ba_lora.json", "task.json"),
+    *("config.json", "generation_config.json", "model.safetensors", "model-*-of-*.safetensors", "*.index.json"),
+    *("tokenizer*.json", "tokenizer.model", "special_tokens_map.json", "added_tokens.json", "vocab.json", "vocab.txt"),
+    *("merges.txt", "spiece.model", "spm.model", "sentencepiece.bpe.model", "chat_template.*", "*.py"),
+    *("additional_chat_templates", "README.md", "recipe.json", MARKER),
+)
+EVALUATION = (
+    *("generations.jsonl", "generation.json", "scored.jsonl", "score.json", "predictions.jsonl", "reliability.png"),
+    *("judgments.jsonl", "radar.png", "turns", "scores.json", "row.md", MARKER),
+)
+FEATURES = ("features_step_*.npy", "labels_step_*.npy", "features.json")
+# What a run folder may hold: a file, or a folder and the names in it.
+RUN = {
+    **dict.fromkeys(("run.json", "metrics.jsonl", "measures.json"), ()),
+    **dict.fromkeys(("adapter", "model", "merged"), WEIGHTS),
+    "features": FEATURES,
+    "checkpoints": ("start.safetensors", "checkpoint-[0-9]*"),
+    "logs": ("events.out.tfevents.*", "wandb"),
+    "eval": EVALUATION,
+}
+
+
+def _objects(path: Path) -> list[dict]:
+    """The JSON object in a file, or in the first of its lines; [] where there is none."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            read = json.loads(file.readline() if path.suffix == ".jsonl" else file.read())
+    except (OSError, ValueError, RecursionError):
+        return []
+    return [read] if isinstance(read, dict) else []
+
+
+def _has(*keys: str, **parts: str) -> Callable[[Path], bool]:
+    """A JSON file whose object has `keys`, and in the objects `parts` the keys given there."""
+
+    def proves(path: Path) -> bool:
+        return any(
+            all(key in found for key in keys)
+            and all(isinstance(found.get(part), dict) and key in found[part] for part, key in parts.items())
+            for found in _objects(path)
+        )
+
+    return proves
+
+
+def _begins(text: str, within: int = 0) -> Callable[[Path], bool]:
+    """A file that begins with `text`, or has it in its first `within` bytes."""
+
+    def proves(path: Path) -> bool:
+        try:
+            with open(path, "rb") as file:
+                head = file.read(within or len(text.encode()))
+        except OSError:
+            return False
+        return text.encode() in head
+
+    return proves
+
+
+def _metadata(key: str) -> Callable[[Path], bool]:
+    """A safetensors file with `key` in its metadata."""
+
+    def proves(path: Path) -> bool:
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            with safe_open(path, "np") as file:
+                return key in (file.metadata() or {})
+        except (OSError, SafetensorError):
+            return False
+
+    return proves
+
+
+def _is_score(path: Path, benchmark: str = "") -> bool:
+    """A score.json of this project, of a benchmark whose name begins so: of every version, and a classifier's, which says none."""
+    return any(
+        "metric" in found
+        and str(found.get("benchmark")).startswith(benchmark)
+        and (
+            "ba_lora_version" in found
+            or {"protocol", "protocol_version"} <= found.keys()
+            or ("n" in found and str(found.get("benchmark")).startswith(("glue/", "gluex/")))
+        )
+        for found in _objects(path)
+    )
+
+
+def _only_evaluations(path: Path) -> bool:
+    """The eval/ in a run folder that was evaluated into before it was trained."""
+    names = {entry.name for entry in path.parent.iterdir()} - {MARKER}
+    return names == {path.name} and is_ours(path, "evaluations")
+
+
+class Kind(NamedTuple):
+    """what: how a message names it. proofs: (pattern of a file, what its content must be). first: the first file that is there
+    decides, else any. passed: patterns of names that do not count as content."""
+
+    what: str
+    proofs: tuple[tuple[str, Callable[[Path], bool]], ...] = ()
+    first: bool = False
+    passed: tuple[str, ...] = ()
+
+
+IS_RUN = _has("status", "model", config="method", objective="lambda1")
+IS_RESULT = _has("model", "method", "seed", "scores")
+IS_TUNING = _has("learning_rates", "scores", "best")
+IS_GENERATION = _has("model_hash", "backend", "base", "stop")
+TABLE = ("table.csv", _begins("where,model,method,option,value,seeds"))
+IS_FIGURE = _begins(f"Software\0{MADE_BY}", within=256)
+FIGURES = ("*.png", lambda path: all(map(IS_FIGURE, path.parent.glob("*.png"))))
+KINDS = {
+    "run": Kind("run", (("run.json", IS_RUN), ("eval", _only_evaluations)), first=True),
+    "evaluation": Kind(
+        "evaluation",
+        (
+            ("score.json", _is_score),
+            ("generation.json", IS_GENERATION),
+            ("turns/*/generation.json", IS_GENERATION),
+            ("predictions.jsonl", _has("id", "logits", "label")),
+            ("scores.json", _has("task", "scores", "left_out")),
+            ("*/score.json", lambda path: _is_score(path, "gluex/")),
+        ),
+    ),
+    "evaluations": Kind(
+        "evaluations",
+        (("row.md", _begins("| model | GSM8K |")), ("*", lambda path: is_ours(path, "evaluation"))),
+        first=True,
+    ),
+    "submission": Kind("submission"),
+    "experiment": Kind(
+        "experiment",
+        (("tuning.json", IS_TUNING), TABLE, ("*/run.json", IS_RUN), ("*/measures.json", _has("evaluations", "scores"))),
+    ),
+    "tables": Kind("table or figure", (("tuning.json", IS_TUNING), TABLE, FIGURES)),
+    "results": Kind("results", (("tuning.json", IS_TUNING), ("*.json", IS_RESULT))),
+    "t-SNE": Kind("t-SNE figure", (("scores.json", _has("classes", "perplexity", "panels")), FIGURES)),
+    "benchmark": Kind("benchmark", (("benchmark.json", _has("base", "cases", "growth")),)),
+    "features": Kind("features", (("features.json", _has("layer", "pooling", "steps")),)),
+    "weights": Kind(
+        "adapter or model that this project saved",
+        (
+            ("ba_lora.json", _has("method", "rank", "head", "as_linear")),
+            ("adapter_model.safetensors", _metadata(MADE_BY)),
+        ),
+    ),
+    "pre-trained model": Kind(
+        "model of this command",
+        (("recipe.json", _has("command", "parameters", "accuracy", "story_loss_nats_per_token")),),
+    ),
+    "teacher cache": Kind(
+        "cache",
+        (("cache.json", _has("format", "weights", "labels", "rows")),),
+        passed=(".cache.json.lock", ".cache.json.*.tmp"),
+    ),
+    "decompositions": Kind(
+        "decompositions",
+        ((f"{'[0-9a-f]' * 32}.safetensors", _metadata("checksum")),),
+        passed=(f".{'[0-9a-f]' * 32}.safetensors.*.tmp",),
+    ),
+}
+# Parts of a run that are the run's own whatever they hold.
+PARTS_OF_A_RUN = {"weights": ("adapter", "model", "merged"), "features": ("features",), "evaluations": ("eval",)}
+
+
+def is_ours(folder: str | Path, kind: str) -> bool:
+    """Whether this project made `folder` as that kind of output, a key of KINDS. Reads only."""
+    folder = Path(folder)
+    if not folder.is_dir():
+        return False
+    marked = read_marker(folder)
+    if marked and marked.get("made_by") == MADE_BY and marked.get("kind") == kind:
+        return True
+    return is_proven(folder, kind)
+
+
+def is_proven(folder: Path, kind: str) -> bool:
+    """Whether `folder` proves its kind without a marker."""
+    if is_part(folder, kind):
+        return True
+    for pattern, proves in KINDS[kind].proofs:
+        found = [path for path in sorted(folder.glob(pattern)) if path.name != MARKER]
+        if any(proves(path) for path in found):
+            return True
+        if found and KINDS[kind].first:
+            return False
+    return False
+
+
+def is_part(folder: Path, kind: str) -> bool:
+    """Whether `folder` is the part of a run folder that holds this kind."""
+    place = Path(os.path.abspath(folder))
+    return place.name in PARTS_OF_A_RUN.get(kind, ()) and IS_RUN(place.parent / "run.json")
+
+
+def read_marker(folder: Path) -> dict | None:
+    marker = folder / MARKER
+    return next(iter(_objects(marker)), None) if marker.is_file() and not marker.is_symlink() else None

@@ -1,0 +1,205 @@
+"""Whose a folder is, and one writer at a time: what a command asks before it writes into a folder.
+
+A command writes into a folder that does not exist, is empty, or was made by this project as the same kind of output. It refuses
+every other one, with --overwrite and --resume too, and leaves it as it is. A folder proves its kind by the content of a file that
+only this project writes (`KINDS`); a name alone proves nothing.
+
+While a command writes, the folder also holds MARKER, which says the kind, the process and its machine. The marker is locked, and
+the kernel frees the lock when the process ends in any way. It is removed at the end, unless nothing else proves the folder.
+"""
+
+import errno
+import fcntl
+import json
+import logging
+import os
+import socket
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from .errors import UserError
+from .files import atomic_folder, bears, remove_own
+from .folder_kinds import EVALUATION, KINDS, MADE_BY, MARKER, RUN, is_ours, is_part, is_proven, read_marker
+
+logger = logging.getLogger(__name__)
+
+MARKER_BYTES = 512
+NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL)  # of file systems without locks
+
+
+def refuse_foreign(folder: str | Path, kind: str, option: str = "--output_dir", passed: Collection[str] = ()) -> None:
+    """Raise UserError unless `folder` does not exist, is empty, or is this project's, of that kind. Changes nothing.
+
+    passed: names of entries that do not count, such as the user's own input.
+    """
+    folder = Path(folder)
+    try:
+        if folder.is_symlink() and not folder.exists():
+            raise UserError(f"{option} {folder} is a link to nothing; name another folder")
+        if not folder.exists():
+            return
+        if not folder.is_dir():
+            raise UserError(f"{option} {folder} is a file; name a folder")
+        if is_ours(folder, kind):
+            return
+        names = sorted(entry.name for entry in folder.iterdir() if not _is_mere_marker(entry))
+    except OSError as error:
+        raise UserError(f"{option} {folder} cannot be opened ({error.strerror}); name another folder") from None
+    foreign = [name for name in names if not bears(name, (*KINDS[kind].passed, *passed))]
+    if not foreign:
+        return
+    own = [pattern for pattern, _ in KINDS[kind].proofs if pattern in foreign and (folder / pattern).is_file()]
+    why = f"; its {own[0]} was not written by this project, or is damaged" if own else ""
+    raise UserError(
+        f"{option} {folder} is not empty and holds no {KINDS[kind].what} ({foreign[0]}, ...){why}; name another folder"
+    )
+
+
+def _is_mere_marker(entry: Path) -> bool:
+    """Whether it is a marker, of any kind, or one that a process has just made and not yet written: no content."""
+    if entry.name != MARKER or entry.is_symlink():
+        return False
+    return entry.stat().st_size == 0 or (read_marker(entry.parent) or {}).get("made_by") == MADE_BY
+
+
+@contextmanager
+def claimed(
+    folder: str | Path,
+    kind: str,
+    option: str = "--output_dir",
+    *,
+    alone: bool = True,
+    writes: bool = True,
+    passed: Collection[str] = (),
+) -> Iterator[Path]:
+    """Keep `folder` for this process while the block runs; it is made where it is missing.
+
+    A block that writes nothing leaves nothing. alone: no other process may claim it meanwhile; False for what is written in a
+    moment. writes: False only looks, as the other processes of a run do. Raises UserError as `refuse_foreign` does, and where
+    another process has it.
+    """
+    folder = Path(folder)
+    refuse_foreign(folder, kind, option, passed)
+    if not writes or (not alone and is_proven(folder, kind)):
+        yield folder
+        return
+    place, owner = Path(os.path.abspath(folder)), os.getpid()
+    made = [each for each in (place, *place.parents) if not each.exists()]  # the deepest first
+    held = _lock(place, kind, f"{option} {folder}", alone)
+    try:
+        yield folder
+    finally:
+        if os.getpid() == owner:  # not in a forked child
+            _release(place, kind, held)
+            for each in made:
+                with suppress(OSError):  # it holds something now
+                    each.rmdir()
+
+
+_held: set[int] = set()  # descriptors of this process, which its forked children close: a killed parent frees its locks
+
+
+def _close_all() -> None:
+    for descriptor in _held:
+        os.close(descriptor)
+    _held.clear()
+
+
+os.register_at_fork(after_in_child=_close_all)
+
+
+def _lock(place: Path, kind: str, named: str, alone: bool) -> int | None:
+    """The descriptor of the marker in `place`, locked; None where another process has it and that does no harm."""
+    while True:
+        try:
+            place.mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(place / MARKER, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+        except FileNotFoundError:
+            continue  # another process has just ended, and has removed the folder it had made
+        except OSError as error:
+            raise UserError(f"{named} cannot be written ({error.strerror}); name another folder") from None
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in NO_LOCKS:
+                logger.warning("%s: its file system has no locks, so nothing keeps a second process out", named)
+            else:
+                os.close(descriptor)
+                if not alone:
+                    return None
+                raise UserError(
+                    f"{named} is in use by {_holder(place)}; wait for its end, or name another folder"
+                ) from None
+        if _is_marker(descriptor, place):
+            break
+        os.close(descriptor)  # the process that had it has just removed it
+    try:
+        _write(descriptor, {"made_by": MADE_BY, "kind": kind, "pid": os.getpid(), "host": socket.gethostname()})
+    except OSError as error:
+        os.close(descriptor)
+        raise UserError(f"{named} cannot be written ({error.strerror}); make room, or name another folder") from None
+    _held.add(descriptor)
+    return descriptor
+
+
+def _is_marker(descriptor: int, place: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(descriptor), os.lstat(place / MARKER))
+    except FileNotFoundError:
+        return False
+
+
+def _holder(place: Path) -> str:
+    marked = read_marker(place) or {}
+    return f"process {marked['pid']} on {marked['host']}" if {"pid", "host"} <= marked.keys() else "another process"
+
+
+def _release(place: Path, kind: str, held: int | None) -> None:
+    """Free the lock; the marker goes too, unless the folder holds something and nothing else proves whose it is."""
+    if held is None:
+        return
+    try:
+        if _is_marker(held, place):
+            if is_proven(place, kind) or os.listdir(place) == [MARKER]:
+                os.unlink(place / MARKER)
+            else:
+                _write(held, {"made_by": MADE_BY, "kind": kind})
+    except OSError as error:  # a full disk, or a folder that is gone: what was written stands
+        logger.warning("%s: %s", place / MARKER, error.strerror)
+    finally:
+        _held.discard(held)
+        os.close(held)
+
+
+def _write(descriptor: int, content: dict) -> None:
+    """Write the marker at one stroke, always as long: who reads it meanwhile finds the old content or the new."""
+    os.pwrite(descriptor, json.dumps(content).encode().ljust(MARKER_BYTES - 1) + b"\n", 0)
+
+
+@contextmanager
+def replaced(folder: str | Path, kind: str, own: Collection[str], option: str = "the folder") -> Iterator[Path]:
+    """As `atomic_folder`, of a folder that is new, empty or this project's; it can be told afterwards that it is."""
+    refuse_foreign(folder, kind, option)
+    with atomic_folder(folder, own) as place:
+        yield place
+        if not is_part(Path(folder), kind):
+            mark(place, kind)
+
+
+def remove_run(folder: Path) -> None:
+    """Take the parts of a run, and nothing else, out of `folder`. An evaluation that holds more stays known as ours."""
+    walk = () if (folder / "eval").is_symlink() else os.walk(folder / "eval")
+    evaluations = [Path(place) for place, _, _ in walk if is_ours(place, "evaluation")]
+    for place in reversed(evaluations):  # the deepest first
+        remove_own(place, EVALUATION)
+        if place.is_dir():
+            mark(place, "evaluation")
+    for name, names in RUN.items():
+        remove_own(folder / name, names)
+
+
+def mark(folder: Path, kind: str) -> None:
+    """Say whose `folder` is, where nothing else does."""
+    if not is_proven(folder, kind):
+        (folder / MARKER).write_text(json.dumps({"made_by": MADE_BY, "kind": kind}) + "\n", encoding="utf-8")
