@@ -10,6 +10,8 @@ Public names (loaded on first use, so that `import ba_lora` stays light):
 import importlib
 import logging
 
+from . import signals
+
 __version__ = "0.1.0"
 
 _HOMES = {
@@ -23,6 +25,8 @@ _HOMES = {
 }
 __all__ = ["__version__", *_HOMES]
 
+
+signals.while_importing()
 
 # transformers imports bitsandbytes, which then warns on some processors that an optional kernel is not installed
 logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)

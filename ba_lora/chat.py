@@ -6,6 +6,7 @@ fine-tuning needs its base beside it.
 
 import argparse
 import logging
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext, suppress
@@ -17,6 +18,7 @@ from transformers.generation.streamers import BaseStreamer
 
 from eval.common import Subject, open_subject
 
+from . import signals
 from .adapters import find_run
 from .data.instruction import decode_after, encode_prompt
 from .data.templates import end_id
@@ -172,6 +174,7 @@ class Chat:
             except KeyboardInterrupt:  # caught in here: an exception through PEFT's block would leave the adapter off
                 stream.end()
                 print("(stopped)")
+        signals.check()  # at the keyboard Ctrl-C only stops the answer; else it ends the command
         return stream.text()
 
 
@@ -221,6 +224,8 @@ def main(words: list[str] | None = None) -> None:
     if args.prompt is not None:
         chat.ask(args.prompt)
         return
+    if sys.stdin.isatty() and signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     with suppress(ImportError):  # not on every system; the arrow keys work with it
         import readline  # noqa: F401
     converse(chat, sys.stdin.isatty())

@@ -1,13 +1,16 @@
 """Errors that a user can mend: one line that names the value and the remedy; the traceback only under --debug.
 
 Exit statuses: 0 done, 1 something failed while running, 2 something that was given is wrong, 75 stopped by a signal with a
-checkpoint written (sysexits.h: try again), 130 Ctrl-C.
+checkpoint written (sysexits.h: try again), 130 Ctrl-C, 143 SIGTERM.
 """
 
 import difflib
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterable
+
+from .signals import Ending, Terminated, describe
 
 
 class UserError(Exception):
@@ -27,8 +30,8 @@ class Stopped(SystemExit):
 
     STATUS = os.EX_TEMPFAIL
 
-    def __init__(self, message: str):
-        super().__init__(self.STATUS)
+    def __init__(self, message: str, status: int = STATUS):
+        super().__init__(status)
         self.message = message
 
     def tell(self) -> None:
@@ -54,17 +57,22 @@ def choose(what: str, value: str, choices: Iterable[str]) -> str:
 def run_cli(main: Callable[[], int | None]) -> None:
     """Run an entry point and exit with a status from this file's head; an error is one line.
 
-    With --debug among the arguments every error keeps its traceback.
+    With --debug among the arguments every error keeps its traceback. SIGINT and SIGTERM end it as `signals` says.
     """
-    try:
-        status = main() or 0
-    except Stopped as stopped:
-        stopped.tell()
-        status = stopped.STATUS
-    except BaseException as error:
-        if "--debug" in sys.argv or isinstance(error, SystemExit):
-            raise
-        status = _tell(error)
+    with Ending() as ending:
+        try:
+            status = main() or 0
+        except Stopped as stopped:
+            stopped.tell()
+            status, ending.told = stopped.code, True
+        except BaseException as error:
+            if "--debug" in sys.argv:
+                raise
+            if ending.raised or isinstance(error, Terminated):  # whatever a library has made of the interruption
+                ending.end()
+            if isinstance(error, SystemExit):
+                raise
+            status = _tell(error)
     sys.exit(status)
 
 
@@ -74,8 +82,8 @@ def _tell(error: BaseException) -> int:
         print(f"error: {error}", file=sys.stderr)
         return error.status
     if isinstance(error, KeyboardInterrupt):
-        print("error: interrupted", file=sys.stderr)
-        return 130
+        print(describe(signal.SIGINT), file=sys.stderr)
+        return 128 + signal.SIGINT
     # anything unforeseen is a fault of ours: still one line, and how to see the rest
     first = (str(error).strip().splitlines() or [""])[0]
     print(f"error: {type(error).__name__}: {first} (run again with --debug for the traceback)", file=sys.stderr)

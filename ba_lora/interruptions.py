@@ -3,10 +3,9 @@
 import errno
 import shutil
 import signal
-import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import torch
@@ -14,6 +13,7 @@ from safetensors import SafetensorError
 from torch import distributed
 from transformers import TrainerCallback
 
+from . import signals
 from .errors import RunFailure, Stopped, UserError
 
 FULL = (
@@ -22,7 +22,6 @@ FULL = (
     "inline_container",
 )  # the last: torch.save, which hides the cause
 NO_MEMORY = ("DefaultCPUAllocator: can't allocate memory", "not enough memory")
-AGAIN = 1.0  # seconds after which another Ctrl-C is another wish: a terminal and torchrun both send the first
 
 
 def cause(error: Exception, folder: Path) -> str | None:
@@ -66,7 +65,7 @@ class StopSignals(TrainerCallback):
     """On SIGTERM or SIGINT: a checkpoint at the end of the current step, then Stopped. To be used in a `with` block.
 
     Of several processes all stop after the same step, whichever of them got the signal. After the last step nothing is
-    stopped: the run ends by itself. A second Ctrl-C interrupts at once.
+    stopped: the run ends by itself. A second Ctrl-C interrupts at once. A signal that is ignored (nohup) stays ignored.
     """
 
     def __init__(self):
@@ -76,18 +75,20 @@ class StopSignals(TrainerCallback):
         self.before: dict = {}
 
     def __enter__(self) -> "StopSignals":
-        if threading.current_thread() is threading.main_thread():  # Python lets no other thread do it
-            self.before = {number: signal.signal(number, self._note) for number in (signal.SIGTERM, signal.SIGINT)}
+        self.stack = ExitStack()
+        self.before = self.stack.enter_context(signals.handled(self._note))
         return self
 
     def __exit__(self, *exception) -> None:
-        for number, handler in self.before.items():
-            signal.signal(number, handler)
+        self.stack.close()
 
     def _note(self, number: int, frame) -> None:
         if self.received is None:
             self.received, self.since = signal.Signals(number).name, time.monotonic()
-        elif number == signal.SIGINT and time.monotonic() - self.since > AGAIN:
+            signals.note(number)
+        elif number == signal.SIGINT and time.monotonic() - self.since > signals.AGAIN:
+            if callable(self.before[number]):
+                self.before[number](number, frame)
             raise KeyboardInterrupt
 
     def on_step_end(self, args, state, control, **objects):

@@ -10,24 +10,21 @@ The batch is cut so that an optimiser step always has the config's effective_bat
 A signal to the starting process goes to the training processes, which write a checkpoint; their end is waited for.
 """
 
-import contextlib
 import os
 import re
 import shutil
-import signal
-import subprocess
 import sys
 from pathlib import Path
 
 import psutil
 import torch
 
+from . import signals
 from .arguments import TrainArguments
 from .errors import RunFailure, Stopped, UserError, choose
 
 LAUNCHERS = ("torchrun", "deepspeed")
 TRAIN = Path(__file__).resolve().parent.parent / "train.py"
-FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 HOST = re.compile(r"(\S+)\s+slots=([1-9]\d*)(\s+#.*)?")
 
 
@@ -138,44 +135,20 @@ def start(words: list[str]) -> None:
     environment.setdefault("OMP_NUM_THREADS", str(max((os.cpu_count() or 1) // processes()[0], 1)))
     if not torch.cuda.is_available():
         environment.setdefault("DS_ACCELERATOR", "cpu")
-    status, received = _run(words, environment)
+    status, received = signals.run(words, _training, env=environment)
     if status == Stopped.STATUS:
         raise SystemExit(status)
     if status and received:
         raise SystemExit(128 + received)
+    signals.check()
     if status:
         kind = UserError if status == UserError.status else RunFailure
         raise kind(f"the training ended with status {status}; its own error stands above")
 
 
-def _run(words: list[str], environment: dict[str, str]) -> tuple[int, int | None]:
-    """(status of a command, the last signal that this process got meanwhile and passed on)."""
-    received = None
-    # a session of its own: a terminal would send Ctrl-C to the launchers too, which give the training no time
-    process = subprocess.Popen(words, env=environment, start_new_session=True)
-
-    def forward(number: int, frame) -> None:
-        nonlocal received
-        received = number
-        for each in _training(process.pid):
-            with contextlib.suppress(psutil.NoSuchProcess):
-                each.send_signal(number)
-
-    heard = [number for number in FORWARDED if signal.getsignal(number) != signal.SIG_IGN]  # nohup ignores SIGHUP
-    before = {number: signal.signal(number, forward) for number in heard}
-    try:
-        return process.wait(), received
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
 def _training(launcher: int) -> list[psutil.Process]:
     """The processes of train.py that a launcher has started; before it has, the launcher and its own."""
-    try:
-        tree = [parent := psutil.Process(launcher), *parent.children(recursive=True)]
-    except psutil.NoSuchProcess:
-        return []
+    tree = signals.tree(launcher)
     return [each for each in tree if _words(each)[1:3] == ["-u", str(TRAIN)]] or tree  # as both launchers write it
 
 

@@ -3,3 +3,5 @@
 Every benchmark shares the option names, the two parts and the output files of `eval.common`, takes its completions from
 `eval.backends`, and states its protocol (prompt, stop, extraction, metric, version) in score.json.
 """
+
+import ba_lora  # noqa: F401  its commands' answer to signals holds from here on

@@ -93,14 +93,16 @@ def run(jobs: Sequence[Job], *, unsafe: bool = False, limits: Limits = Limits(),
     Raises UserError where no sandbox can be made and `unsafe` is not given.
     """
     box = find_box(unsafe)
-    with ThreadPoolExecutor(processors()) as pool:
-        waiting = [pool.submit(judge, job, box, limits) for job in jobs]
+    with ExitStack() as stack, ThreadPoolExecutor(processors()) as pool:
+        stop, running = _pipe(stack)
+        waiting = [pool.submit(judge, job, box, limits, stop) for job in jobs]
         try:
             return [
                 future.result()
                 for future in tqdm(waiting, desc="check", unit="program", disable=None if progress else True)
             ]
         finally:
+            running.close()  # after Ctrl-C the programs that run are not waited for
             pool.shutdown(cancel_futures=True)
 
 
@@ -109,8 +111,9 @@ def processors() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def judge(job: Job, box: Box, limits: Limits = Limits()) -> Result:  # noqa: B008
-    """Run one job. When this returns, its processes are gone."""
+def judge(job: Job, box: Box, limits: Limits = Limits(), stop=None) -> Result:  # noqa: B008
+    """Run one job. When this returns, its processes are gone. stop: the reading end of a pipe; once the other is closed, the
+    job is given up."""
     start, token = time.monotonic(), secrets.token_hex(16)
     tests = {"setup": job.setup, "tests": job.tests, "names": job.names, "token": token}
     with ExitStack() as stack:
@@ -125,7 +128,7 @@ def judge(job: Job, box: Box, limits: Limits = Limits()) -> Result:  # noqa: B00
             for file in (requests, requests_end, replies, replies_end):
                 file.close()
         verdict_end.close()
-        said = _read(verdict, start + limits.wall)
+        said = _read(verdict, start + limits.wall, stop)
         if said is None:
             status, detail = "timeout", f"after {limits.wall:g} s"
         else:
@@ -160,13 +163,15 @@ def _pipe(stack: ExitStack) -> tuple:
     return tuple(stack.enter_context(os.fdopen(fd, mode, 0)) for fd, mode in zip(os.pipe(), ("rb", "wb"), strict=True))
 
 
-def _read(pipe, deadline: float) -> str | None:
-    """All that is written until the pipe is closed; None when that takes too long."""
+def _read(pipe, deadline: float, stop=None) -> str | None:
+    """All that is written until the pipe is closed; None when that takes too long, or `stop` is closed before."""
     said = b""
     with selectors.DefaultSelector() as selector:
-        selector.register(pipe, selectors.EVENT_READ)
+        for each in (pipe, stop) if stop else (pipe,):
+            selector.register(each, selectors.EVENT_READ)
         while len(said) < 10_000:
-            if not selector.select(max(0.0, deadline - time.monotonic())):
+            ready = [key.fileobj for key, _ in selector.select(max(0.0, deadline - time.monotonic()))]
+            if not ready or stop in ready:
                 return None
             if not (piece := os.read(pipe.fileno(), 4096)):
                 break

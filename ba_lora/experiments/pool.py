@@ -1,6 +1,9 @@
 """Runs of an experiment on local worker processes: each carries many runs, because loading the libraries takes seconds.
 
 A worker calls the same functions as `python train.py` and `python -m eval.gsm8k`. Its output goes to RUN.log.
+
+SIGINT and SIGTERM to the parent, or to its process group, stop the matrix: the parent passes SIGTERM on to every worker, which
+takes no further run, and kills what has not ended in time. A run that was stopped has not failed; the next start does it.
 """
 
 import contextlib
@@ -9,6 +12,7 @@ import multiprocessing
 import multiprocessing.connection
 import os
 import queue
+import signal
 import subprocess
 import sys
 import threading
@@ -18,18 +22,24 @@ from dataclasses import replace
 
 from tqdm import tqdm
 
+from .. import signals
 from ..arguments import changed_options
 from ..errors import RunFailure, Stopped, UserError
 from ..files import atomic_write, read_json
 from .matrix import Evaluation, Experiment, Run
 
 TRAIN_SHARE = 0.75  # of a run's time, for the progress bar
+# Seconds that workers have after a signal. A command's checkpoint is worth the wait for a long step; a worker that trains
+# itself starts its run anew, whatever its checkpoint.
+GRACE, COMMAND_GRACE = 30, 300
+INTERRUPTED = (Stopped.STATUS, *(128 + number for number in signals.STOP), *(-number for number in signals.STOP))
 
 
 def run_all(experiment: Experiment, jobs: int, overwrite: bool = False, retry: bool = False) -> list[Run]:
     """Do every run that is not done; returns the runs that failed, now or before.
 
-    Finished runs are kept unless `overwrite`; those that failed before are left alone unless `retry` (or `overwrite`).
+    Finished runs are kept unless `overwrite`; those that failed before are left alone unless `retry` (or `overwrite`). Raises
+    Stopped after SIGINT or SIGTERM, with no worker left.
     """
     states = [(run, run.state(experiment.evaluations)) for run in experiment.runs]
     kept = [run for run, state in states if state == "measured" and not overwrite]
@@ -42,25 +52,62 @@ def run_all(experiment: Experiment, jobs: int, overwrite: bool = False, retry: b
     if not todo:
         return left
     jobs = max(1, min(jobs, len(todo)))
-    context = multiprocessing.get_context("spawn")
-    tasks, events = context.Queue(), context.Queue()
-    for index, run in enumerate(todo):
-        tasks.put((index, run, overwrite or not run.is_trained()))
-    workers = [
-        context.Process(target=_work, args=(tasks, events, experiment.evaluations), daemon=True) for _ in range(jobs)
-    ]
-    with _threads(max(1, (os.cpu_count() or 1) // jobs)):
-        for worker in workers:
-            tasks.put(None)
-            worker.start()
+    stop = _Stop(GRACE if experiment.evaluations else COMMAND_GRACE)
+    with signals.handled(stop):
+        context = multiprocessing.get_context("spawn")
+        tasks, events = context.Queue(), context.Queue()
+        for index, run in enumerate(todo):
+            tasks.put((index, run, overwrite or not run.is_trained()))
+        workers = [
+            context.Process(target=_work, args=(tasks, events, experiment.evaluations), daemon=True)
+            for _ in range(jobs)
+        ]
+        try:
+            with _threads(max(1, (os.cpu_count() or 1) // jobs)), _held_back():
+                for worker in workers:
+                    tasks.put(None)
+                    worker.start()
+            done, failed = _watch(todo, workers, events, stop)
+            for worker in workers:
+                # let it end by itself: one that is killed leaves its locks to be complained of
+                worker.join(max(0, min(10, stop.deadline - time.monotonic())))
+        finally:
+            signals.kill(process for worker in workers if worker.is_alive() for process in signals.tree(worker.pid))
+            tasks.cancel_join_thread()
+    if stop.received is not None:
+        name = signal.Signals(stop.received).name
+        raise Stopped(
+            f"{name} after {len(done)} of {len(todo)} runs; the same command goes on where it stopped",
+            Stopped.STATUS if stop.received == signal.SIGTERM else 128 + stop.received,
+        )
+    return left + [todo[index] for index in failed]
+
+
+class _Stop:
+    """The parent's handler: the first signal begins a grace period of so many seconds, a second Ctrl-C ends it."""
+
+    def __init__(self, grace: float):
+        self.grace, self.received, self.since, self.deadline = grace, None, 0.0, float("inf")
+
+    def __call__(self, number: int, frame) -> None:
+        now = time.monotonic()
+        if self.received is None:
+            self.received, self.since, self.deadline = number, now, now + self.grace
+        elif number == signal.SIGINT and now - self.since > signals.AGAIN:
+            self.deadline = now
+
+
+@contextlib.contextmanager
+def _held_back():
+    """Signals wait until the block is left, and in processes that it starts until they are ready for them (`_work`)."""
+    if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, signals.STOP)
     try:
-        failed = [todo[index] for index in _watch(todo, workers, events)]
-        for worker in workers:
-            worker.join(10)  # let it end by itself: one that is terminated leaves its locks to be complained of
-        return left + failed
+        yield
     finally:
-        for worker in workers:
-            worker.terminate()
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @contextlib.contextmanager
@@ -75,9 +122,12 @@ def _threads(share: int):
         os.environ |= {"OMP_NUM_THREADS": asked} if asked is not None else {}
 
 
-def _watch(todo: list[Run], workers: list, events) -> list[int]:
-    """Show the workers' progress until every run is done; returns the indices of those that failed."""
-    fractions, failed, ended = [0.0] * len(todo), [], set()
+def _watch(todo: list[Run], workers: list, events, stop: _Stop) -> tuple[set[int], list[int]]:
+    """Show the workers' progress until every run is done, or `stop` was asked for and they are gone or out of time.
+
+    Returns the indices of the runs that are done and of those that failed.
+    """
+    fractions, done, failed, told = [0.0] * len(todo), set(), [], False
     shown = sys.stderr.isatty()
     with tqdm(
         total=len(todo),
@@ -85,14 +135,22 @@ def _watch(todo: list[Run], workers: list, events) -> list[int]:
         bar_format="{desc}: {percentage:3.0f}%|{bar}| {elapsed}<{remaining} {postfix}",
         mininterval=0.5 if shown else 20,
     ) as bar:
-        while len(ended) < len(todo):
+        while len(done) + len(failed) < len(todo) and time.monotonic() < stop.deadline:
+            if stop.received is not None and not told:
+                told = True
+                tqdm.write(f"stopping; the runs at work have {stop.grace} s, another Ctrl-C ends them", file=sys.stdout)
+                for worker in workers:
+                    worker.terminate()
+            alive = any(worker.is_alive() for worker in workers)  # asked first: what the last one said is then there
             try:
-                index, kind, value = events.get(timeout=1)
+                index, kind, value = events.get(timeout=0.2)
             except queue.Empty:
-                if not any(worker.is_alive() for worker in workers):
-                    lost = [index for index in range(len(todo)) if index not in ended]
+                if not alive and stop.received is None:
+                    lost = [index for index in range(len(todo)) if index not in (*done, *failed)]
                     tqdm.write(f"the workers ended early; not done: {', '.join(todo[index].name for index in lost)}")
-                    return failed + lost
+                    return done, failed + lost
+                if not alive:
+                    break
                 bar.refresh() if shown else None
                 continue
             if kind == "progress":
@@ -100,42 +158,51 @@ def _watch(todo: list[Run], workers: list, events) -> list[int]:
                 bar.set_postfix_str(todo[index].name, refresh=False)
             else:
                 fractions[index] = 1.0
-                ended.add(index)
-                failed += [index] if kind == "failed" else []
+                if kind == "done":
+                    done.add(index)
+                elif kind == "failed" or stop.received is None:  # a run that somebody stopped alone is not done either
+                    failed.append(index)
                 tqdm.write(f"{todo[index].name:24} {value}", file=sys.stdout)
                 sys.stdout.flush()
             bar.n = sum(fractions)
             bar.update(0)
-    return failed
+    return done, failed
 
 
 def _work(tasks, events, evaluations: list[Evaluation]) -> None:
-    """A worker's life: take a run, do it, report, until there are none."""
+    """A worker's life: take a run, do it, report, until there are none or SIGTERM comes. Ctrl-C is the parent's to pass on."""
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    while (task := tasks.get()) is not None:
-        index, run, retrain = task
-        run.failure.unlink(missing_ok=True)
-        try:
-            if evaluations:
-                line = do_run(run, evaluations, retrain, lambda f, i=index: events.put((i, "progress", f)))
-            else:
-                line = do_command(run)
-            events.put((index, "done", line))
-        except Stopped as stopped:
-            events.put((index, "failed", f"stopped {stopped.message}"))
-        except Exception as error:
-            run.log.parent.mkdir(parents=True, exist_ok=True)
-            with open(run.log, "a", encoding="utf-8") as log:
-                traceback.print_exc(file=log)
-            line = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
-            with atomic_write(run.failure) as file:
-                file.write(line + "\n")
-            events.put((index, "failed", f"failed: {line} (see {run.log})"))
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with signals.Ending() as ending:
+        if hasattr(signal, "pthread_sigmask"):
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, signals.STOP)
+        while ending.received is None and (task := tasks.get()) is not None:
+            index, run, retrain = task
+            try:
+                run.failure.unlink(missing_ok=True)
+                if evaluations:
+                    line = do_run(run, evaluations, retrain, lambda f, i=index: events.put((i, "progress", f)))
+                else:
+                    line = do_command(run)
+                events.put((index, "done", line))
+            except (Stopped, signals.Terminated) as stopped:
+                events.put((index, "stopped", f"stopped {getattr(stopped, 'message', 'before its end')}"))
+            except Exception as error:
+                if ending.raised:  # what a library has made of it
+                    break
+                run.log.parent.mkdir(parents=True, exist_ok=True)
+                with open(run.log, "a", encoding="utf-8") as log:
+                    traceback.print_exc(file=log)
+                line = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+                with atomic_write(run.failure) as file:
+                    file.write(line + "\n")
+                events.put((index, "failed", f"failed: {line} (see {run.log})"))
 
 
 def _end_with_parent() -> None:
     """A killed parent takes its workers along: they would train on, beside those of its next start."""
     multiprocessing.connection.wait([multiprocessing.parent_process().sentinel])
+    signals.kill_children()
     os._exit(1)
 
 
@@ -154,6 +221,7 @@ def do_run(run: Run, evaluations: list[Evaluation], retrain: bool, report=lambda
             remove_stale(run.folder)
             arguments = replace(run.arguments, overwrite=True, progress=False)
             train(arguments, callbacks=[_progress_callback(lambda f: report(share * f))])
+            signals.check()
         if run.arguments:
             record = read_json(run.folder / "run.json")
             extra = {key: record[key] for key in ("train_seconds", "trained_parameters", "peak_memory")}
@@ -177,9 +245,9 @@ def do_command(run: Run) -> str:
     run.log.parent.mkdir(parents=True, exist_ok=True)
     started = time.perf_counter()
     with open(run.log, "w", encoding="utf-8") as log:
-        status = subprocess.run(words, stdout=log, stderr=subprocess.STDOUT, check=False).returncode
-    if status == Stopped.STATUS:
-        raise Stopped("by a signal, with a checkpoint; the next start goes on from there")
+        status, _ = signals.run(words, stdout=log, stderr=subprocess.STDOUT)
+    if status in INTERRUPTED:
+        raise Stopped("by a signal; the next start goes on from its newest checkpoint")
     lines = run.log.read_text(encoding="utf-8").splitlines()
     if status:
         raise RunFailure(f"status {status}: {lines[-1] if lines else 'no output'}")

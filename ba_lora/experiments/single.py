@@ -7,7 +7,7 @@ import eval.glue
 import eval.gluex
 from eval.gsm8k import GSM8K
 
-from .. import launch
+from .. import launch, signals
 from ..arguments import TrainArguments, parse
 from ..card import write_card
 from ..errors import UserError, choose
@@ -46,6 +46,7 @@ def train_and_evaluate(config: str, words: list[str]) -> int:
         reserve(arguments.push_to_hub, arguments.hub_public)
     if command is None:
         train(arguments)
+        signals.check()
     else:
         launch.start(command)
     folder = Path(arguments.output_dir)

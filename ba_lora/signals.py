@@ -1,0 +1,259 @@
+"""What SIGINT (Ctrl-C) and SIGTERM do to a command: they end it with one line, and nothing that it started goes on.
+
+The first signal raises KeyboardInterrupt or Terminated in the main thread, so that every block is left in order. What has not
+ended after GRACE seconds (a long call into a library, a thread that waits for an endpoint) is ended where it stands,
+together with every process that was started. No file suffers: results are appended line by line, or renamed when whole.
+Work with an end of its own (a training step, a matrix of runs) takes the signals itself inside `handled`.
+
+A signal that was ignored when the command began, as nohup and the background of a script do with SIGINT, stays ignored.
+"""
+
+import _thread
+import contextlib
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+
+STOP = (signal.SIGINT, signal.SIGTERM)
+PASSED = (*STOP, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else []))  # to a command that this one has started
+GRACE = 1.2  # seconds in which a command leaves its blocks
+AGAIN = 1.0  # seconds after which another Ctrl-C is another wish: a terminal and torchrun both send the first
+PASSED_ON = 0  # no signal's number: to the watching thread, of a handler that has got the signal from another one
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
+
+
+class Terminated(SystemExit):
+    """SIGTERM ended the command; what KeyboardInterrupt is for SIGINT. No Exception: nobody may take it for a failure and go on."""
+
+    def __init__(self):
+        super().__init__(128 + signal.SIGTERM)
+
+
+def describe(number: int) -> str:
+    """The line for a command that a signal has ended."""
+    return "error: interrupted" if number == signal.SIGINT else f"error: ended by {signal.Signals(number).name}"
+
+
+@contextmanager
+def handled(handler: Callable, numbers: Iterable[int] = STOP) -> Iterator[dict]:
+    """Inside the block `handler` (number, frame) takes these signals, except those that are ignored → {number: handler before}.
+
+    Outside the main thread, where Python sets no handler, the block runs without it.
+    """
+    before = {}
+    if threading.current_thread() is threading.main_thread():
+        heard = [number for number in numbers if signal.getsignal(number) != signal.SIG_IGN]
+        before = {number: signal.signal(number, handler) for number in heard}
+    try:
+        yield before
+    finally:
+        for number, handler_before in before.items():
+            signal.signal(number, signal.SIG_DFL if handler_before is None else handler_before)
+
+
+class Ending:
+    """A running command's first signal and what follows from it. To be used in a `with` block, in the main thread."""
+
+    def __init__(self):
+        self.received: int | None = None  # the first signal, whoever took it
+        self.raised = self.told = False
+
+    def __enter__(self) -> "Ending":
+        global _command
+        self.outer, _command = _command, self
+        self.stack = contextlib.ExitStack()
+        if threading.current_thread() is threading.main_thread():
+            reader, self.writer = socket.socketpair()
+            self.writer.setblocking(False)
+            self.stack.enter_context(handled(self))
+            # told by the system at once, even while the main thread is deep in a library
+            before = signal.set_wakeup_fd(self.writer.fileno(), warn_on_full_buffer=False)
+            self.stack.callback(self.writer.close)
+            self.stack.callback(signal.set_wakeup_fd, before)
+            _thread.start_new_thread(self._watch, (reader,))
+        return self
+
+    def __exit__(self, *exception) -> None:
+        global _command
+        self.stack.close()
+        _command = self.outer
+
+    def __call__(self, number: int, frame) -> None:
+        """The handler of both signals."""
+        self.received = self.received or number
+        if not self.raised:
+            self.raised = True
+            with contextlib.suppress(OSError):
+                self.writer.send(bytes([PASSED_ON]))
+            raise KeyboardInterrupt if number == signal.SIGINT else Terminated
+
+    def _watch(self, reader: socket.socket) -> None:
+        """End the process GRACE seconds after a signal that ends it, at once when another follows; in a thread of its own."""
+        number, interrupted, deadline = None, None, float("inf")
+        with reader:
+            while (left := deadline - time.monotonic()) > 0:
+                if not select.select([reader], [], [], None if left == float("inf") else left)[0]:
+                    break
+                if not (said := reader.recv(1)):
+                    return  # the command has ended
+                now, signalled = time.monotonic(), said[0]
+                if signalled == PASSED_ON or (signalled in STOP and signal.getsignal(signalled) is self):
+                    deadline = min(deadline, now + GRACE)
+                if signalled == signal.SIGINT and signal.getsignal(signalled) is not signal.default_int_handler:
+                    if interrupted is not None and now - interrupted > AGAIN:
+                        deadline = min(deadline, now + (0 if deadline < float("inf") else GRACE))
+                    interrupted = interrupted or now
+                number = number or (signalled if signalled in STOP else None)
+        self.end(number)
+
+    def end(self, number: int | None = None) -> None:
+        """Print the line and end this process with the signal's status: no thread is waited for, nothing that was started stays."""
+        number = self.received or number or signal.SIGTERM
+        if not self.told and os.environ.get("RANK", "0") == "0":
+            self.told = True
+            os.write(2, f"{describe(number)}\n".encode())  # past Python's buffers, which another thread may hold
+        kill_children()
+        if threading.current_thread() is threading.main_thread():
+            for stream in (sys.stdout, sys.stderr):
+                with contextlib.suppress(OSError, ValueError):
+                    stream.flush()
+        os._exit(128 + number)
+
+
+_command: Ending | None = None
+
+
+def note(number: int) -> None:
+    """Remember a signal that work in progress has taken for itself; `check` acts on it afterwards."""
+    if _command is not None:
+        _command.received = _command.received or number
+
+
+def check() -> None:
+    """Between two pieces of work: raise KeyboardInterrupt or Terminated if a signal came that the first did not stop for."""
+    if _command is not None and _command.received is not None:
+        raise KeyboardInterrupt if _command.received == signal.SIGINT else Terminated
+
+
+def _after_fork() -> None:
+    """A forked child has no thread that watches, and its signals are not its parent's."""
+    global _command
+    if _command is not None:
+        _command = None
+        signal.set_wakeup_fd(-1)
+        for number in STOP:
+            if isinstance(signal.getsignal(number), Ending):
+                signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows
+    os.register_at_fork(after_in_child=_after_fork)
+
+
+def while_importing() -> None:
+    """For the packages' `__init__`: a command started by `python -m` ends in one line while it still imports its own module."""
+    if sys.argv[:1] != ["-m"] or threading.current_thread() is not threading.main_thread():
+        return  # imported as a library
+
+    def end(number: int, frame) -> None:
+        os.write(2, f"{describe(number)}\n".encode())
+        os._exit(128 + number)
+
+    for number in STOP:
+        if signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):
+            signal.signal(number, end)
+
+
+# Processes that a command starts
+
+
+def tree(process: int) -> list:
+    """The psutil.Process of `process` and of all that it has started and that still runs."""
+    import psutil
+
+    try:
+        return [top := psutil.Process(process), *top.children(recursive=True)]
+    except psutil.NoSuchProcess:
+        return []
+
+
+def kill(processes: Iterable) -> None:
+    """Kill these (as `tree` gives them) and wait until they are gone."""
+    import psutil
+
+    processes = list(processes)
+    for process in processes:
+        with contextlib.suppress(psutil.Error):
+            process.kill()
+    psutil.wait_procs(processes, timeout=1)
+
+
+def kill_children() -> None:
+    """Kill all that this process has started. multiprocessing's tracker stays: it clears up, and ends with this process."""
+    import psutil
+
+    def is_tracker(process) -> bool:
+        with contextlib.suppress(psutil.Error):
+            return "multiprocessing.resource_tracker" in " ".join(process.cmdline())
+        return False
+
+    kill(process for process in tree(os.getpid())[1:] if not is_tracker(process))
+
+
+def run(words: list[str], whom: Callable[[int], list] = lambda pid: tree(pid)[:1], **options) -> tuple[int, int | None]:
+    """Run a command to its end → (its status, the first signal that this process got meanwhile).
+
+    The command is in a session of its own, so that a terminal's Ctrl-C reaches it once, from here: signals go to the processes
+    that `whom` gives, and their end is waited for. A second Ctrl-C, and the death of this process, end it too.
+    options: of subprocess.Popen.
+    """
+    import psutil
+
+    received, since, seen = None, 0.0, {}
+    process = subprocess.Popen(words, start_new_session=True, preexec_fn=_end_with(os.getpid()), **options)
+
+    def forward(number: int, frame) -> None:
+        nonlocal received, since
+        seen.update((each.pid, each) for each in tree(process.pid))
+        if received is None:
+            received, since = number, time.monotonic()
+            note(number)
+        elif number == signal.SIGINT and time.monotonic() - since > AGAIN:
+            threading.Timer(2 * GRACE, lambda: kill(seen.values())).start()
+        for each in whom(process.pid):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                each.send_signal(number)
+
+    try:
+        with handled(forward, PASSED):
+            status = process.wait()
+    except BaseException:
+        kill(tree(process.pid))
+        raise
+    if received is not None:
+        kill(each for each in seen.values() if each.is_running())
+    return status, received
+
+
+def _end_with(parent: int) -> Callable[[], None] | None:
+    """What a child does before it becomes its command, so that it gets SIGTERM when `parent` has died; None where the system
+    has no such thing."""
+    if sys.platform != "linux":
+        return None
+    import ctypes
+
+    prctl = ctypes.CDLL(None).prctl
+
+    def ask() -> None:
+        prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+        if os.getppid() != parent:  # it has died before
+            os._exit(128 + signal.SIGTERM)
+
+    return ask

@@ -1,0 +1,79 @@
+"""Commands that tests send signals to: started with the dispositions of an interactive shell, and with nothing left afterwards."""
+
+import contextlib
+import ctypes
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import psutil
+
+ROOT = Path(__file__).parent.parent
+PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
+LIMIT = 300  # seconds: a guard against deadlock, not a measure
+
+
+def default_signals() -> None:
+    """For `preexec_fn`: tests may run in the background of a script, where SIGINT is ignored, and children inherit that."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def start(*words, ignored=(), **options) -> subprocess.Popen:
+    """A command in a process group of its own, as a shell starts it; it ignores the signals `ignored`, as under nohup."""
+
+    def prepare():
+        default_signals()
+        for number in ignored:
+            signal.signal(number, signal.SIG_IGN)
+
+    environment = os.environ | {"OMP_NUM_THREADS": "1"} | options.pop("env", {})
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen(
+        words, env=environment, start_new_session=True, preexec_fn=prepare, **{"cwd": ROOT} | pipes | options
+    )
+
+
+def wait_until(happened, process=None, pause=0.01) -> None:
+    """Until `happened()`; AssertionError when `process` ends before."""
+    end = time.monotonic() + LIMIT
+    while not happened():
+        assert time.monotonic() < end, "nothing happened"
+        assert process is None or process.poll() is None, f"ended before: {process.communicate()}"
+        time.sleep(pause)
+
+
+@contextlib.contextmanager
+def orphans():
+    """Inside, what a process leaves behind becomes a child of this one, whatever its group and session → a function that gives
+    those that are left."""
+    prctl, before = ctypes.CDLL(None).prctl, {child.pid for child in psutil.Process().children()}
+    prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+    def left(within=5.0):
+        end = time.monotonic() + within  # the system needs a moment for those that were killed
+        while True:
+            found = []
+            for child in psutil.Process().children(recursive=True):
+                with contextlib.suppress(psutil.Error):
+                    if child.pid in before:
+                        continue
+                    if child.status() != psutil.STATUS_ZOMBIE:
+                        found.append(" ".join(child.cmdline()))
+                    elif child.ppid() == os.getpid():
+                        with contextlib.suppress(ChildProcessError):
+                            os.waitpid(child.pid, os.WNOHANG)
+            if not found or time.monotonic() > end:
+                return found
+            time.sleep(0.02)
+
+    try:
+        yield left
+    finally:
+        for child in psutil.Process().children(recursive=True):
+            if child.pid not in before:
+                with contextlib.suppress(psutil.Error):
+                    child.kill()
+        prctl(PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0)
