@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 # Options that one kind of run alone has, beyond its data.
 CLASSIFICATION = ("regularize", "model_dropout", "label_noise", "class_shares", "features_steps")
-GENERATION = ("template", "fields", "shuffle_data", "skip_bad_rows", "teacher_cache", "merge")
+GENERATION = ("template", "fields", "ignore_columns", "shuffle_data", "skip_bad_rows", "teacher_cache", "merge")
 
 
 def option(default, help, **more):
@@ -102,6 +102,12 @@ class TrainArguments:
         None,
         "names of the prompt and the response field, of instruction, input and output, or of one field with the "
         "conversation; none = the usual names",
+        group="data",
+    )
+    ignore_columns: list[str] | None = option(
+        None,
+        "columns, and keys of messages, to leave out of the training; system, history, weight (0 or 1) and train are used, what "
+        "only describes a row (id, source, type ...) is left out anyway, and any other column is an error unless named here",
         group="data",
     )
     shuffle_data: bool = option(False, "shuffle all rows by the seed, before limit takes the first", group="data")

@@ -52,7 +52,7 @@ def _conversations(arguments: TrainArguments) -> tuple[list[list[dict]], dict]:
         arguments.limit,
         shuffle_seed=arguments.seed if arguments.shuffle_data else None,
     )
-    return read_conversations(table, arguments.fields, arguments.skip_bad_rows)
+    return read_conversations(table, arguments.fields, arguments.skip_bad_rows, arguments.ignore_columns or ())
 
 
 def _teacher_cache(arguments: TrainArguments, objective, model, samples, data_hash: str, collate):

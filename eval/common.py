@@ -234,6 +234,11 @@ def _to_accelerator(model):
     return model.to("cuda") if torch.cuda.is_available() else model
 
 
+def task_id(value) -> str | int:
+    """The id of a task as the files have it: a text or a whole number; anything else (a date of Parquet) as its text."""
+    return value if isinstance(value, str | int) else str(value)
+
+
 def make_request(subject: Subject, key: str | int, prompt: str | list[dict], reference: object) -> Request:
     """The request of a question, or of a conversation that ends with the user, in the subject's template."""
     from ba_lora.data.instruction import encode_prompt

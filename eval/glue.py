@@ -125,12 +125,12 @@ def _submit(args: argparse.Namespace, classifier: classify.Classifier, data: str
     if not splits:
         raise UserError(f"{task.name} is no task of GLUE, so there is nothing to submit")
     for split in splits:
-        examples = load_examples(task.name, split, data, args.limit)
+        examples = load_examples(task.name, split, data, args.limit, numbered=True)
         logits, _ = classify.predict(classifier, examples, args.batch_size)
         path = Path(args.output_dir) / SUBMISSION[task.name, split]
         with atomic_write(path) as file:
             file.write("index\tprediction\n")
-            for index, row in enumerate(logits):
+            for index, row in zip(examples.ids, logits, strict=True):
                 if not task.labels:
                     answer = f"{min(max(float(row[0]), 0.0), 5.0):.3f}"
                 else:

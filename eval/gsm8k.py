@@ -68,7 +68,7 @@ def load_problems(data: str, limit: int | None = None) -> list[dict]:
         if not isinstance(record["question"], str):
             raise UserError(f"{data}, row {row}: 'question' is {record['question']!r}, a text is needed")
         read_reference(record["answer"], f"{data}, row {row}")
-    ids = [record.get("id", index) for index, record in enumerate(records)]
+    ids = [common.task_id(record.get("id", index)) for index, record in enumerate(records)]
     if twice := [key for key, count in Counter(map(str, ids)).items() if count > 1]:
         raise UserError(f"{data}: id {twice[0]} stands for more than one row; give every row an id of its own, or none")
     return [

@@ -79,7 +79,7 @@ def _problem(index: int, place: str, record: dict) -> dict:
     if subject := record.get("type", record.get("subject")):
         reference["subject"] = subject
     return {
-        "id": record.get("id", record.get("unique_id", index)),
+        "id": common.task_id(record.get("id", record.get("unique_id", index))),
         "problem": record["problem"],
         "reference": reference,
     }

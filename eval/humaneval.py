@@ -8,9 +8,10 @@ run in the sandbox of `eval.sandbox`.
 
 import argparse
 import gzip
-import json
+import zlib
 from pathlib import Path
 
+from ba_lora.data.readers import json_lines, objects
 from ba_lora.data.sources import read_table
 from ba_lora.errors import UserError, run_cli
 from ba_lora.packages import fetch
@@ -70,9 +71,9 @@ def _unzip(path: Path) -> list[tuple[int, dict]]:
     if not path.is_file():
         raise UserError(f"data file {path} does not exist; give the path of a file, or a hub id (OWNER/NAME)")
     try:
-        with gzip.open(path, "rt", encoding="utf-8") as file:
-            return [(number, json.loads(line)) for number, line in enumerate(file, 1) if line.strip()]
-    except (OSError, EOFError, ValueError) as error:
+        with gzip.open(path, "rb") as file:
+            return list(enumerate(objects(json_lines(file, str(path))), 1))
+    except (OSError, EOFError, zlib.error) as error:
         raise UserError(f"{path} cannot be read ({error}); give a whole file of JSON lines") from None
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import ba_lora
+from ba_lora.data.readers import parse_json
 from ba_lora.errors import UserError
 from ba_lora.files import atomic_write, read_json, write_json
 
@@ -70,11 +71,9 @@ def read_line(line: str, place: str, fields: Sequence[str]) -> dict:
     """The object of one line. UserError naming `place` where it is none, lacks a field or its completion is no text."""
     try:
         line.encode("utf-8")
-        record = json.loads(line)
     except UnicodeEncodeError:
         raise UserError(f"{place}: not UTF-8 text; convert the file") from None
-    except ValueError as error:
-        raise UserError(f"{place}: not valid JSON ({error}); mend or remove the line") from None
+    record = parse_json(line, place)
     if not isinstance(record, dict):
         raise UserError(f"{place}: a {type(record).__name__}, an object with {', '.join(fields)} is needed")
     for field in fields:

@@ -87,13 +87,16 @@ class Examples(NamedTuple):
         return self if count is None else self.select(range(min(count, len(self.ids))))
 
 
-def load_examples(task: str, split: str, data: str | None = None, limit: int | None = None) -> Examples:
+def load_examples(
+    task: str, split: str, data: str | None = None, limit: int | None = None, numbered: bool = False
+) -> Examples:
     """The first `limit` rows of a split of `task`.
 
     split: train, validation or test; mnli also has validation_mismatched and test_mismatched. data: a hub id, a file, a
     folder with the task's files, or a folder that holds the folders of several tasks; none = the hub's nyu-mll/glue, for
     "reviews" the registry package. Only test splits may lack labels. Rows of QQP with too few fields are left out and counted,
-    as GLUE's own reader does; its empty questions stay and are counted.
+    as GLUE's own reader does; its empty questions stay and are counted. numbered: the ids are the rows' own numbers, as a
+    submission needs them (see `splits.INDEX`), and a broken row is an error there, because none may lack a prediction.
 
     Raises UserError naming the row or line: an unknown task or split, a column that is missing, a broken row, an empty text,
     a label outside the task's classes, a target that is no number from 0 to 5.
@@ -104,7 +107,7 @@ def load_examples(task: str, split: str, data: str | None = None, limit: int | N
     if task == "reviews" and data is None:
         rows, extra = reviews.labelled("movies", split)
         return make_examples(known, split, rows, reviews.SOURCE, extra).first(limit)
-    broken = Counter() if task == "qqp" else None
+    broken = Counter() if task == "qqp" and not numbered else None
     source, rows = read_rows(
         data or HUB,
         splits[split],
@@ -113,6 +116,7 @@ def load_examples(task: str, split: str, data: str | None = None, limit: int | N
         headless=COLA_FIELDS if task == "cola" else None,
         broken=broken,
         limit=limit,
+        numbered=numbered,
     )
     return make_examples(
         known,
@@ -219,7 +223,7 @@ def class_number(value, names: Sequence[str], whose: str) -> int | None:
 def _target(value) -> float | None:
     try:
         number = math.nan if isinstance(value, bool) else float(value)
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, OverflowError):
         number = math.nan
     if number == -1:
         return None

@@ -13,7 +13,7 @@ from tqdm import tqdm
 from ..errors import UserError
 from ..files import digest
 from .collator import IGNORED
-from .formats import check_conversation, question
+from .formats import check_conversation, is_untrained, question
 from .templates import CHAT, Template, end_id, turns
 
 logger = logging.getLogger(__name__)
@@ -39,7 +39,7 @@ def encode_sample(tokenizer, template: Template, conversation: list[dict], max_l
     """Ids and labels of one training sample, or None when no answer's token is left to train on: see `encode_conversations`."""
     texts = turns(template, tokenizer, conversation)
     (parts,) = _encode(tokenizer, template, [texts])
-    return _sample(template, texts, parts, max_length)
+    return _sample(template, conversation, texts, parts, max_length)
 
 
 def encode_conversations(
@@ -48,27 +48,33 @@ def encode_conversations(
     """All samples that have something to train on, and a report {"kept", "no_response", "truncated", "hash"}.
 
     A sample is {"input_ids", "labels"}; labels are -100 everywhere but on the answers and the token after each. One longer
-    than `max_length` loses its end. An answer of white space is context only. `hash` is that of the token ids kept, in
+    than `max_length` loses its end. An answer of white space is context only, as is one with "train": False; the report counts
+    these, where there are any, as "untrained". `hash` is that of the token ids kept, in
     their order: the identity of the training data.
     """
     samples, truncated = [], 0
     with tqdm(total=len(conversations), desc="encode", unit="sample", disable=len(conversations) < 5000) as bar:
         for start in range(0, len(conversations), CHUNK):
-            texts = [turns(template, tokenizer, messages) for messages in conversations[start : start + CHUNK]]
-            for text, parts in zip(texts, _encode(tokenizer, template, texts), strict=True):
-                sample = _sample(template, text, parts, max_length)
+            some = conversations[start : start + CHUNK]
+            texts = [turns(template, tokenizer, messages) for messages in some]
+            for messages, text, parts in zip(some, texts, _encode(tokenizer, template, texts), strict=True):
+                sample = _sample(template, messages, text, parts, max_length)
                 if sample is not None:
                     truncated += sum(map(len, parts)) > max_length
                     samples.append(sample)
             bar.update(len(texts))
     empty = len(conversations) - len(samples)
+    untrained = sum(is_untrained(message) for messages in conversations for message in messages)
+    also = f" that is to be trained ({untrained} answers are not)" if untrained else ""
     if empty:
         logger.warning(
-            "%d of %d samples have no response within %d tokens and are left out", empty, len(conversations), max_length
+            "%d of %d samples have no response%s within %d tokens and are left out",
+            *(empty, len(conversations), also, max_length),
         )
     if not samples:
-        raise UserError(f"no sample has a response within max_length {max_length}; raise --max_length")
+        raise UserError(f"no sample has a response{also} within max_length {max_length}; raise --max_length")
     report = {"kept": len(samples), "no_response": empty, "truncated": truncated}
+    report |= {"untrained": untrained} if untrained else {}
     return samples, report | {"hash": digest([sample["input_ids"] for sample in samples])}
 
 
@@ -119,10 +125,15 @@ def _without_end(ids: list[int], eos: int) -> list[int]:
     return ids
 
 
-def _sample(template: Template, texts: list[str], parts: list[list[int]], max_length: int) -> dict | None:
+def _sample(
+    template: Template, messages: list[dict], texts: list[str], parts: list[list[int]], max_length: int
+) -> dict | None:
     ids, labels = [], []
+    answers = [message for message in messages if message["role"] == "assistant"]
     for number, (text, part) in enumerate(zip(texts, parts, strict=True)):
-        trained = number % 2 and text.removeprefix(template.separator).strip()
+        trained = (
+            number % 2 and text.removeprefix(template.separator).strip() and not is_untrained(answers[number // 2])
+        )
         ids += part
         labels += part if trained else [IGNORED] * len(part)
     ids, labels = ids[:max_length], labels[:max_length]

@@ -12,6 +12,11 @@ from pathlib import Path
 from ..errors import UserError
 
 TAB_SEPARATED = (".tsv", ".txt")
+INDEX = (
+    "index",
+    "idx",
+    "id",
+)  # columns that number the rows of a test split, the first that is there: GLUE's, the hub's, QQP's
 Row = tuple[str, object, dict]  # where it stands, for errors; id; fields
 
 
@@ -24,13 +29,18 @@ def read_rows(
     headless: Sequence[str] | None = None,
     broken: Counter | None = None,
     limit: int | None = None,
+    numbered: bool = False,
 ) -> tuple[str, Iterator[Row]]:
     """(source, the first `limit` rows) of one split, by any of its names `splits`. Files are read as the rows are taken.
 
     data: a hub id, then with `config`; a file, then whole; a folder, or one that has a subfolder called as one of `folders`.
     headless: the fields of a tab-separated file without a header. broken: counts, under "broken", the lines with another number
-    of fields, which are left out; without it they are errors. Raises UserError for what cannot be found or read.
+    of fields, which are left out; without it they are errors. numbered: the ids are the numbers of one of INDEX, each once, or
+    positions from 0 where there is no such column. Raises UserError for what cannot be found or read.
     """
+    if numbered:
+        source, rows = read_rows(data, splits, config=config, folders=folders, headless=headless, limit=limit)
+        return source, _numbered(rows)
     place = Path(data)
     if not place.exists():
         source = f"{data}:{config}" if config else data
@@ -43,6 +53,24 @@ def read_rows(
         for file in files
     )
     return str(files[0] if len(files) == 1 else files[0].parent), islice(rows, limit)
+
+
+def _numbered(rows: Iterable[Row]) -> Iterator[Row]:
+    seen: dict[int, str] = {}  # number → where it was
+    for position, (place, _, row) in enumerate(rows):
+        name = next((name for name in INDEX if name in row), None)
+        value = position if name is None else row[name]
+        if isinstance(value, bool) or not re.fullmatch(r"[0-9]{1,18}", str(value).strip()):
+            raise UserError(
+                f"{place}: {name} is {str(value)[:40]!r}, a whole number is needed; the row is submitted under it"
+            )
+        number = int(value)
+        if number in seen:
+            raise UserError(
+                f"{place}: {name} {number} was already in {seen[number]}; give every row a number of its own"
+            )
+        seen[number] = place
+        yield place, number, row
 
 
 def _table_rows(source: str, split: str, limit: int | None) -> Iterator[Row]:

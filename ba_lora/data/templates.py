@@ -130,6 +130,7 @@ def _written_turns(template: Template, messages: list[dict]) -> list[str]:
 
 def _render(template: Template, tokenizer, messages: list[dict], ask: bool) -> str:
     """The chat template's text; with `ask` up to where an answer begins."""
+    messages = [{"role": message["role"], "content": message["content"]} for message in messages]
     try:
         text = tokenizer.apply_chat_template(
             messages, chat_template=template.prompt, tokenize=False, add_generation_prompt=ask

@@ -1,0 +1,129 @@
+"""What stands beside a conversation in a data file: what is used, what may be left out, and what would be lost.
+
+A column is used (`system`, `history`, `weight`, `train`), or it only describes its row (METADATA), or it says again what the
+conversation says; the last two are left out, and one line names them. Any other column could change what should be learnt, so
+it is refused by name until --ignore_columns names it. Where --fields names the conversation's own columns, the user has chosen
+among them, and only those of CARRIERS are refused. What is empty is as if it were not there. The keys of a message go by the
+same rules.
+"""
+
+from collections.abc import Collection
+
+from ..errors import UserError
+
+SYSTEM = ("system", "system_prompt")
+USED = (*SYSTEM, "history", "weight", "train")
+# Where a row comes from, its number, what it is about, who wrote it: as the published sets name it, in any case.
+METADATA = frozenset(
+    """
+    id _id idx index uid uuid guid hash row_id prompt_id question_id conversation_id conv_id message_id task_id original_index
+    original_id __index_level_0__ unnamed:_0
+    source sources data_source problem_source dataset dataset_name origin subset split resource url license
+    type task task_type task_name category categories subcategory topic topics domain subject level difficulty tags lang language
+    model model_name model_id generator author avatarurl date time timestamp created created_at updated_at
+    original_question num_turns num_tokens token_count length views
+    """.split()
+)
+# What other formats mean by these is part of the conversation, or of how it is trained.
+CARRIERS = frozenset(
+    """
+    tools tool_calls tool_choice tool_results functions function function_call function_calls parallel_tool_calls
+    image images video videos audio audios file files media attachments documents
+    context prefix suffix chosen rejected preference label labels kto_tag reward
+    reasoning reasoning_content thinking thought chain_of_thought
+    mask masks loss loss_weight train_on_input train_on_prompt train_detail chat_template chat_template_kwargs
+    """.split()
+)
+
+
+class Lost(UserError):
+    """A column or key that would be left out of the training without a word."""
+
+
+def check_left_out(
+    row: dict, used: Collection[str], conversation: list[dict], place: str, chosen: bool = False
+) -> list[str]:
+    """The names of the columns of `row` that are left out. Raises Lost for one that may not be.
+
+    used: columns that are read. chosen: whether the user named the columns of the conversation.
+    """
+    left = [name for name, value in row.items() if name not in used and not is_empty(value)]
+    for name in left:
+        plain = name.lower().replace(" ", "_")
+        if plain in METADATA or (plain not in CARRIERS and (chosen or _repeats(name, row[name], conversation))):
+            continue
+        raise Lost(
+            f"{place}: the column '{name}' ({short(row[name])}) would be lost; name it with --ignore_columns {name}"
+        )
+    return left
+
+
+def is_empty(value) -> bool:
+    """Whether a value says nothing."""
+    return value is None or (isinstance(value, str) and not value.strip()) or value in ([], {})
+
+
+def _repeats(name: str, value, conversation: list[dict]) -> bool:
+    """Whether a value is the text of a message, or in a column `text` one in which all of them stand (as in Alpaca's)."""
+    texts = [message["content"].strip() for message in conversation]
+    whole = name == "text" and isinstance(value, str) and all(text in value for text in texts)
+    return whole or (isinstance(value, str) and value.strip() in texts)
+
+
+def is_trained(holder: dict, place: str) -> bool | None:
+    """Whether the `weight` and `train` of a row or a message say that it is trained; None where they say nothing.
+
+    Raises UserError for a weight that is not 0 or 1, and for a `train` that is not true or false.
+    """
+    said = []
+    for name, kind, known in (
+        ("weight", int | float | str, {0: False, 1: True, "0": False, "1": True}),
+        ("train", bool | str, {True: True, False: False, "true": True, "false": False}),
+    ):
+        value = holder.get(name)
+        if is_empty(value):
+            continue
+        key = value.strip().lower() if isinstance(value, str) else value
+        if not isinstance(value, kind) or (name == "weight" and isinstance(value, bool)) or key not in known:
+            needed = "0 or 1" if name == "weight" else "true or false"
+            raise UserError(f"{place}: '{name}' is {short(value)}, {needed} is needed")
+        said.append(known[key])
+    return all(said) if said else None
+
+
+def add_system_and_history(conversation: list[dict], row: dict, used: Collection[str], place: str) -> list[dict]:
+    """The conversation with the system message and the earlier turns that stand in columns beside it.
+
+    What it begins with already is not repeated. Raises UserError for two different system messages, a system message that is no
+    text, and a history that is no list of [prompt, answer] pairs.
+    """
+    named = {name: row[name] for name in SYSTEM if name not in used and not is_empty(row.get(name))}
+    for name, value in named.items():
+        if not isinstance(value, str):
+            raise UserError(f"{place}: '{name}' is {short(value)}, a text is needed")
+    first = [message for message in conversation[:1] if message["role"] == "system"]
+    rest, texts = conversation[len(first) :], [message["content"] for message in first if message["content"].strip()]
+    texts = list(dict.fromkeys([*texts, *named.values()]))
+    if len(texts) > 1:
+        raise UserError(f"{place}: two system messages, {short(texts[0])} and {short(texts[1])}; keep one of them")
+    system = [{"role": "system", "content": text} for text in texts] if named else first
+    earlier = [] if "history" in used or is_empty(row.get("history")) else _history(row["history"], place)
+    return [*system, *([] if rest[: len(earlier)] == earlier else earlier), *rest]
+
+
+def _history(value, place: str) -> list[dict]:
+    pairs = value if isinstance(value, list) else [value]
+    for pair in pairs:
+        if not isinstance(pair, list) or len(pair) != 2 or not all(isinstance(text, str) for text in pair):
+            raise UserError(f"{place}: 'history' holds {short(pair)}, a list of [prompt, answer] pairs is needed")
+    roles = ("user", "assistant")
+    return [{"role": role, "content": text} for pair in pairs for role, text in zip(roles, pair, strict=True)]
+
+
+def short(value) -> str:
+    """`value` for a message of one line."""
+    try:
+        text = repr(value)
+    except RecursionError:
+        text = f"a {type(value).__name__}, nested too deeply"
+    return text if len(text) <= 60 else text[:57] + "..."

@@ -1,0 +1,331 @@
+"""The rows of local files: JSON, CSV and Parquet.
+
+Every value keeps the type that it has in the file: a text that looks like a date stays a text, and a whole number keeps all its
+digits. Files are read anew each time, so no cache can be out of date. A broken row ends in one line that names it.
+"""
+
+import csv
+import json
+import re
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import BinaryIO, TextIO
+
+from ..errors import UserError
+
+LOADERS = {".jsonl": "json", ".ndjson": "json", ".json": "json", ".parquet": "parquet", ".csv": "csv"}
+ENDINGS = ", ".join(LOADERS)
+BLOCK = 1 << 20  # characters of a JSON list to read at once
+SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")  # an escape of half a character
+BLANKS = re.compile(r"[ \t\r\n]*")
+Found = tuple[str, object]  # where it stands, what was read
+
+
+def read_files(files: Sequence[Path]) -> tuple:
+    """(column names, rows) of files of one kind, one after the other; the rows are a list of dicts, of Parquet an Arrow table.
+
+    Rows of JSON lack the fields that are null. Raises UserError naming the file, and the line or entry where there is one.
+    """
+    ending = files[0].suffix
+    if ending not in LOADERS:
+        raise UserError(f"{files[0]} ends in '{ending}'; {ENDINGS} can be read")
+    read = {"json": _read_json, "csv": _read_csv, "parquet": _read_parquet}[LOADERS[ending]]
+    try:
+        return read(files)
+    except OSError as error:
+        raise UserError(f"{files[0]} cannot be read: {error.strerror or error}") from None
+
+
+# JSON
+
+
+def parse_json(text: str, place: str):
+    """The value of one JSON text. Raises UserError, beginning with `place`, for what is not JSON or cannot be held."""
+    try:
+        return _DECODER.decode(text)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{place}: not valid JSON ({_reason(error)}); fix or remove the line") from None
+
+
+def json_lines(file: BinaryIO, name: str) -> Iterator[Found]:
+    """(where it stands, value) of each line that is not blank. `name` is what errors call the file."""
+    for number, line in enumerate(file, 1):
+        place = f"{name}, line {number}"
+        try:
+            text = line.decode("utf-8-sig" if number == 1 else "utf-8")
+        except UnicodeDecodeError:
+            raise UserError(f"{place} is not UTF-8 text; convert the file") from None
+        if text.strip():
+            value = parse_json(text, place)
+            if SURROGATE.search(text):
+                _check_text(value, place)
+            yield place, value
+
+
+def objects(found: Iterable[Found]) -> Iterator[dict]:
+    """The objects among `found`. UserError for anything else, and for a field that has two types."""
+    kinds: dict[str, tuple[type, str]] = {}  # field → (type, where it was first seen)
+    for place, row in found:
+        if not isinstance(row, dict):
+            raise UserError(f"{place}: a {_name(type(row))}, an object with fields is needed")
+        for name, value in row.items():
+            if value is None:
+                continue
+            kind, first = kinds.setdefault(name, (type(value), place))
+            if kind is not type(value) and {kind, type(value)} != {int, float}:
+                raise UserError(
+                    f"{place}: field '{name}' is a {_name(type(value))}, and a {_name(kind)} in {first}; mend one of them"
+                )
+        yield row
+
+
+def _read_json(files: Sequence[Path]) -> tuple[list[str], list[dict]]:
+    rows, columns = [], {}
+    for row in objects(found for file in files for found in _found(file)):
+        if not row.keys() <= columns.keys():
+            columns |= dict.fromkeys(row)
+        rows.append({name: value for name, value in row.items() if value is not None})
+    if not columns:
+        raise UserError(f"{files[0]} has no rows")
+    return list(columns), rows
+
+
+def _found(file: Path) -> Iterator[Found]:
+    """What a JSON file holds: a row a line; a .json file may also be a list of rows, or one object over several lines."""
+    with open(file, "rb") as data:
+        opening = data.read(4096).removeprefix(b"\xef\xbb\xbf").lstrip()
+        data.seek(0)
+        if file.suffix == ".json" and (opening.startswith(b"[") or opening.partition(b"\n")[0].strip() == b"{"):
+            yield from _document(file)
+        else:
+            yield from json_lines(data, str(file))
+
+
+class _Pieces:
+    """A text that is read piece by piece; `at` is where the part that is still to be parsed begins."""
+
+    def __init__(self, file: TextIO):
+        self.file, self.text, self.at = file, "", 0
+
+    def more(self) -> bool:
+        block = self.file.read(max(BLOCK, 2 * (len(self.text) - self.at)))
+        self.text, self.at = self.text[self.at :] + block, 0
+        return bool(block)
+
+    def mark(self) -> str:
+        """The next character that is no blank; "" at the end."""
+        while True:
+            self.at = BLANKS.match(self.text, self.at).end()
+            if self.at < len(self.text):
+                return self.text[self.at]
+            if not self.more():
+                return ""
+
+    def value(self, place: str):
+        """The value that begins here."""
+        while True:
+            try:
+                value, end = _DECODER.raw_decode(self.text, self.at)
+            except (ValueError, RecursionError):
+                if not self.more():
+                    raise
+                continue
+            if SURROGATE.search(self.text, self.at, end):
+                _check_text(value, place)
+            self.at = end
+            return value
+
+
+def _document(file: Path) -> Iterator[Found]:
+    """The entries of a JSON list, or the one object that a file is."""
+    where = str(file)
+    try:
+        with open(file, encoding="utf-8-sig", newline="") as data:
+            pieces = _Pieces(data)
+            if pieces.mark() == "{":
+                yield where, pieces.value(where)
+            else:
+                for number, value in enumerate(_entries(pieces, where), 1):
+                    yield f"{where}, entry {number}", value
+            if pieces.mark():
+                raise ValueError("more stands behind its end")
+    except UnicodeDecodeError:
+        raise UserError(f"{where} is not UTF-8 text; convert the file") from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{where} is not valid JSON ({_reason(error)}); fix the file") from None
+
+
+def _entries(pieces: _Pieces, where: str) -> Iterator:
+    """The values of the list that begins here. Raises ValueError where it is none."""
+    number, mark = 0, ","
+    pieces.at += 1
+    while not (number == 0 and pieces.mark() == "]"):
+        number += 1
+        if mark != ",":
+            raise ValueError(f"entry {number}: no comma before it" if mark else "the list is not closed")
+        try:
+            value = pieces.value(f"{where}, entry {number}")
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"entry {number}: {_reason(error)}") from None
+        yield value
+        mark = pieces.mark()
+        if mark == "]":
+            break
+        pieces.at += bool(mark)
+        pieces.mark()
+    pieces.at += 1
+
+
+def _check_text(value, place: str) -> None:
+    """Raise UserError where a text holds half of a surrogate pair, which no file and no tokenizer takes."""
+    try:
+        json.dumps(value, ensure_ascii=False).encode("utf-8")
+    except UnicodeEncodeError as error:
+        half = f"\\u{ord(error.object[error.start]):04x}"
+        raise UserError(
+            f"{place}: {half} is half of a surrogate pair and no character; fix or remove the line"
+        ) from None
+
+
+def _object(pairs: list[tuple]) -> dict:
+    made = {sys.intern(name): value for name, value in pairs}
+    if len(made) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"the name {twice!r} stands twice in one object")
+    return made
+
+
+def _constant(name: str):
+    raise ValueError(f"{name} is no JSON number; write null")
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_object, parse_constant=_constant)
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, RecursionError):
+        return "nested too deeply"
+    if isinstance(error, json.JSONDecodeError):
+        return f"{error.msg} at column {error.colno}"
+    if "integer string conversion" in str(error):
+        return f"a whole number of more than {sys.get_int_max_str_digits()} digits; write it as a text"
+    return str(error)
+
+
+def _name(kind: type) -> str:
+    return "null" if kind is type(None) else kind.__name__
+
+
+# CSV
+
+
+def _read_csv(files: Sequence[Path]) -> tuple[list[str], list[dict]]:
+    rows, header = [], []
+    for file in files:
+        names, found = read_csv(file)
+        if header and names != header:
+            raise UserError(
+                f"{file} has the columns {', '.join(names)}, and {files[0]} {', '.join(header)}; give one file"
+            )
+        header = names
+        rows += [row for _, row in found]
+    if not rows:
+        raise UserError(f"{files[0]} has no rows")
+    return header, rows
+
+
+def read_csv(file: Path) -> tuple[list[str], Iterator[tuple[str, dict]]]:
+    """(column names, (where it stands, row)s) of a comma-separated file with a header; every value is a text.
+
+    A first column without a name is an index, as pandas writes one, and is left out. Raises UserError naming the line of a row
+    that has not exactly the header's fields, whether more or fewer: one comma too many would move every value after it.
+    """
+    found = _csv_rows(file)
+    place, header = next(found, (str(file), []))
+    if not header:
+        raise UserError(f"{file} has no rows")
+    for mark, name in ((";", "semicolons"), ("\t", "tabs"), ("|", "bars")):
+        if len(header) == 1 and mark in header[0]:
+            raise UserError(f"{place}: the fields of the header are separated by {name}; separate all by commas")
+    for name in header:
+        if header.count(name) > 1:
+            raise UserError(
+                f"{place}: the header names {name!r} {header.count(name)} times; give every column its own name"
+            )
+    if "" in header[1:]:
+        raise UserError(f"{place}: column {header.index('', 1) + 1} of the header has no name; give it one")
+    index = header[0] == ""
+
+    def rows() -> Iterator[tuple[str, dict]]:
+        for place, fields in found:
+            if len(fields) != len(header):
+                raise UserError(
+                    f"{place}: {len(fields)} fields where the header has {len(header)} ({', '.join(header)}); put a field "
+                    'that holds a comma into double quotes ("a, b"), and leave no comma at the end'
+                )
+            row = dict(zip(header, fields, strict=True))
+            if index:
+                del row[""]
+            yield place, row
+
+    return header[index:], rows()
+
+
+def _csv_rows(file: Path) -> Iterator[tuple[str, list[str]]]:
+    """(where it begins, fields) of each row that is not blank."""
+    limit = csv.field_size_limit(sys.maxsize)
+    place = f"{file}, line 1"
+    try:
+        with open(file, encoding="utf-8-sig", newline="") as data:
+            reader = csv.reader(_without_nul(data, file), strict=True)
+            for fields in reader:
+                if fields and (len(fields) > 1 or fields[0].strip()):
+                    yield place, fields
+                place = f"{file}, line {reader.line_num + 1}"
+    except UnicodeDecodeError:
+        raise UserError(f"{file} is not UTF-8 text; convert the file") from None
+    except csv.Error as error:
+        reason = "a quoted field is not closed" if "unexpected end" in str(error) else str(error)
+        raise UserError(
+            f"{place}: {reason}; a field in double quotes ends with one, and one inside it is written twice"
+        ) from None
+    finally:
+        csv.field_size_limit(limit)
+
+
+def _without_nul(lines: Iterable[str], file: Path) -> Iterator[str]:
+    for number, line in enumerate(lines, 1):
+        if "\0" in line:
+            raise UserError(
+                f"{file}, line {number}: a NUL byte, which no text has; is this UTF-8 text? convert the file"
+            )
+        yield line
+
+
+# Parquet
+
+
+def _read_parquet(files: Sequence[Path]) -> tuple:
+    import pyarrow.parquet  # only here: it takes a while to import
+
+    tables = []
+    for file in files:
+        with open(file, "rb") as data:
+            if data.read(4) != b"PAR1":
+                raise UserError(f"{file} " + ("is not a Parquet file" if file.stat().st_size else "has no rows"))
+        try:
+            with pyarrow.parquet.ParquetFile(file) as data:
+                tables.append(data.read())
+        except (pyarrow.ArrowException, OSError) as error:
+            raise UserError(f"{file} cannot be read: {str(error).splitlines()[0]}") from None
+    try:
+        table = pyarrow.concat_tables(tables, promote_options="default")
+    except pyarrow.ArrowException as error:
+        raise UserError(
+            f"{files[0]} and the files beside it have other columns: {str(error).splitlines()[0]}"
+        ) from None
+    if not table.num_rows:
+        raise UserError(f"{files[0]} has no rows")
+    return table.column_names, table
