@@ -5,7 +5,9 @@ s·[B, −B0]·[A; A0].
 """
 
 import copy
+import logging
 import warnings
+from functools import lru_cache
 from pathlib import Path
 
 import torch
@@ -19,6 +21,7 @@ from .errors import UserError
 from .files import read_json, write_json
 from .folder_kinds import MADE_BY, WEIGHTS
 from .folders import replaced
+from .generation_config import repair_generation_config
 from .methods import Attached, attach, attached_to
 from .models import is_classifier, load_classifier, load_model
 from .names import BOTTLENECKS, OWN
@@ -40,6 +43,8 @@ __all__ = [  # what others know by this file's name
     "trained_parameters",
 ]
 
+logger = logging.getLogger(__name__)
+
 TASK_FILE = "task.json"  # beside the weights of a classifier
 OWN_FILE = "ba_lora.json"  # how an adapter that PEFT cannot open alone is opened
 OWN_WEIGHTS = "adapter.safetensors"
@@ -60,7 +65,7 @@ def saved_parameters(model: nn.Module) -> list[nn.Parameter]:
     return [parameter for name, parameter in model.named_parameters() if not name.startswith(f"{COPY}.")]
 
 
-def export(model: nn.Module, folder: str | Path, task: dict | None = None) -> None:
+def export(model: nn.Module, folder: str | Path, task: dict | None = None, *, tensors: bool = True) -> None:
     """Save what was trained; `folder` appears whole or not at all. Needs nothing but the model. safetensors only.
 
     LoRA, PiSSA, BA-LoRA: plain PEFT LoRA for the original base (from a PiSSA start with rank and alpha doubled). LoHa, DoRA,
@@ -68,19 +73,20 @@ def export(model: nn.Module, folder: str | Path, task: dict | None = None) -> No
     ba_lora.json. Full fine-tuning: the whole model as save_pretrained writes it. The head is saved with each.
     Of a classifier task.json is written too: "labels" (names, or null for a regression), "head" and what `task` says.
     Raises UserError for a folder that is not empty and that this project did not export to: it is not replaced.
+    tensors: False writes all but the weights, to find out whether that can be written.
     """
     model = getattr(model, "student", model)  # an ObjectiveModel holds the adapted model as .student
     attached = attached_to(model)
     whole = model.get_base_model() if isinstance(model, PeftModel) else model
     with replaced(folder, "weights", WEIGHTS) as place:
         if isinstance(model, PeftModel):
-            _export_peft(model, place, attached.head)
-        elif attached.method in OWN:
+            _export_peft(model, place, attached.head, tensors)
+        elif attached.method not in OWN:
+            state = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith(f"{COPY}.")}
+            save_whole(model, place, state if tensors else {})
+        elif tensors:
             trained = {name: tensor for name, tensor in model.named_parameters() if tensor.requires_grad}
             _save(trained, place / OWN_WEIGHTS)
-        else:
-            state = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith(f"{COPY}.")}
-            model.save_pretrained(place, state_dict=state)
         if attached.method in OWN or attached.as_linear:
             write_json(place / OWN_FILE, attached._asdict() | {"base_model": whole.name_or_path or None})
         if is_classifier(whole) or task:
@@ -89,9 +95,22 @@ def export(model: nn.Module, folder: str | Path, task: dict | None = None) -> No
             write_json(place / TASK_FILE, {"labels": labels, "head": list(attached.head)} | (task or {}))
 
 
-def _export_peft(model: PeftModel, folder: Path, head: tuple[str, ...]) -> None:
+def save_whole(model: nn.Module, folder: Path, state: dict[str, torch.Tensor] | None = None) -> None:
+    """save_pretrained, with a generation config that can be saved. state: the tensors, by default all of the model."""
+    if changed := repair_generation_config(model):
+        _say(f"the generation config of {model.name_or_path} contradicts itself and is saved with changes: {changed}")
+    model.save_pretrained(folder, state_dict=state)
+
+
+@lru_cache
+def _say(line: str) -> None:
+    """Once: the base of a merge is opened a second time."""
+    logger.warning(line)
+
+
+def _export_peft(model: PeftModel, folder: Path, head: tuple[str, ...], tensors: bool = True) -> None:
     name = model.active_adapter
-    if hasattr(model.peft_config[name], "rank_pattern") and hasattr(model.peft_config[name], "target_r"):
+    if tensors and hasattr(model.peft_config[name], "rank_pattern") and hasattr(model.peft_config[name], "target_r"):
         model.peft_config[name].rank_pattern = effective_ranks(model)
     # the embeddings are never resized here; left to itself PEFT asks the hub whether they were
     trained = get_peft_model_state_dict(model, model.state_dict(), adapter_name=name, save_embedding_layers=False)
@@ -118,7 +137,8 @@ def _export_peft(model: PeftModel, folder: Path, head: tuple[str, ...]) -> None:
     if config.base_model_name_or_path is None:
         config.base_model_name_or_path = base.name_or_path or None
     config.save_pretrained(folder)
-    _save(trained, folder / "adapter_model.safetensors")
+    if tensors:
+        _save(trained, folder / "adapter_model.safetensors")
 
 
 def _save(tensors: dict[str, torch.Tensor], file: Path) -> None:
@@ -143,7 +163,7 @@ def export_merged(
         merged = merged.merge_and_unload()
         to_conv1d(merged, attached.as_linear)
     with replaced(folder, "weights", WEIGHTS) as place:
-        merged.save_pretrained(place)
+        save_whole(merged, place)
         load_tokenizer(base, trust_remote_code=trust_remote_code).save_pretrained(place)
         if is_classifier(merged):
             write_json(place / TASK_FILE, read_json(find_run(adapter)[0] / TASK_FILE))

@@ -5,6 +5,7 @@ the command line overrides both.
 """
 
 import argparse
+import math
 import sys
 from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from functools import cache
@@ -37,6 +38,24 @@ if TYPE_CHECKING:
 # Options that one kind of run alone has, beyond its data.
 CLASSIFICATION = ("regularize", "model_dropout", "label_noise", "class_shares", "features_steps")
 GENERATION = ("template", "fields", "ignore_columns", "shuffle_data", "skip_bad_rows", "teacher_cache", "merge")
+# (option, what it may be, in words): any other number would train nothing, or something else than it says.
+NUMBERS = (
+    *((name, lambda value: value >= 1, "at least 1") for name in ("rank", "max_length", "effective_batch_size")),
+    *((name, lambda value: value >= 1, "at least 1") for name in ("micro_batch_size", "logging_steps")),
+    *((name, lambda value: value >= 1, "at least 1") for name in ("features_examples", "eval_limit")),
+    ("max_steps", lambda value: value >= 1 or value == -1, "at least 1, or -1 to train for --epochs"),
+    ("save_steps", lambda value: value >= 0, "at least 0"),
+    ("seed", lambda value: 0 <= value < 2**32, "at least 0 and below 2^32"),
+    *(
+        (name, lambda value: 0 < value < math.inf, "positive and finite")
+        for name in ("learning_rate", "epochs", "alpha")
+    ),
+    *(
+        (name, lambda value: 0 <= value < math.inf, "at least 0 and finite")
+        for name in ("weight_decay", "max_grad_norm")
+    ),
+    *((name, lambda value: 0 <= value < 1, "at least 0 and below 1") for name in ("dropout", "warmup_ratio")),
+)
 
 
 def option(default, help, **more):
@@ -272,17 +291,16 @@ class TrainArguments:
         from .sharding import check_config, zero_stage  # torch, which --help need not wait for
 
         check_method(self.method)
+        for name, is_good, wanted in NUMBERS:
+            value = getattr(self, name)
+            if value is not None and not is_good(value):
+                raise UserError(f"--{name} must be {wanted}, got {value}")
+        if self.limit is not None and self.limit < 1:
+            raise UserError(f"--limit must be at least 1, got {self.limit}; leave it out to use all rows")
         if start_of(self.method, self.init).startswith("pissa") and self.dropout:
             raise UserError(f"--dropout {self.dropout} does not go with a PiSSA start ({self.method}); set it to 0")
         if self.dropout and self.method in NO_DROPOUT:
             raise UserError(f"--dropout {self.dropout} has no place in method {self.method}; set it to 0")
-        for name in ("rank", "max_length", "effective_batch_size", "micro_batch_size", "logging_steps"):
-            if getattr(self, name) < 1:
-                raise UserError(f"--{name} must be at least 1, got {getattr(self, name)}")
-        if self.limit is not None and self.limit < 1:
-            raise UserError(f"--limit must be at least 1, got {self.limit}; leave it out to use all rows")
-        if not self.learning_rate > 0:
-            raise UserError(f"--learning_rate must be positive, got {self.learning_rate}")
         if self.fields is not None and len(self.fields) > 3:
             raise UserError(f"--fields takes one, two or three names, got {len(self.fields)}; see --help")
         if self.hub_public and not self.push_to_hub:

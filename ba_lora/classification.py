@@ -7,53 +7,36 @@ from pathlib import Path
 
 from torch import nn
 
+from . import resume
 from .arguments import TrainArguments
 from .data.corruption import corrupt, thin
-from .data.glue import Examples, load_examples
+from .data.glue import Examples, Task, load_examples
 from .data.pairs import PadPairs, encode_examples
 from .errors import UserError
 from .features import FeatureSaver
 from .models import load_classifier, load_tokenizer
 from .objective import Objective
 from .objective_classifier import ClassifierModel
-from .prepared import Prepared, adapt, order_of, steps_of, to_device
+from .prepared import Prepared, adapt, order_hash, order_of, steps_of, to_device
 
 logger = logging.getLogger(__name__)
 
 
 def prepare(arguments: TrainArguments, objective: Objective) -> Prepared:
     """Read the data, open the model and adapt it. Raises UserError for what the user can mend."""
-    data = arguments.data_path or arguments.data
-    examples = load_examples(arguments.task, arguments.data_split, data, arguments.limit)
-    examples, changes = _corrupted(examples, arguments)
-    task = examples.task
-    tokenizer = load_tokenizer(arguments.model, trust_remote_code=arguments.trust_remote_code)
-    samples, encoded = encode_examples(tokenizer, examples, arguments.max_length)
-    order = order_of(arguments, samples)
+    examples, tokenizer, samples, order, record = _read(arguments)
+    task, data = examples.task, arguments.data_path or arguments.data
     steps = steps_of(arguments, len(samples))
     if arguments.features_steps and max(arguments.features_steps) > steps:
         raise UserError(
             f"--features_steps: there is no step {max(arguments.features_steps)}, the run has {steps}; ask for earlier ones"
         )
-    model, head = load_classifier(
-        arguments.model,
-        task.labels or None,
-        seed=arguments.seed,
-        dtype=arguments.dtype,
-        attn_implementation=arguments.attn_implementation,
-        trust_remote_code=arguments.trust_remote_code,
-    )
+    model, head, base = _open(arguments, task)
     if arguments.model_dropout is not None:
         set_dropout(model, arguments.model_dropout)
     to_device(model, arguments.use_cpu)
     student = adapt(arguments, model, objective, len(samples), head=head)
-    described = {
-        "name": task.name,
-        "labels": list(task.labels) or None,
-        "columns": list(task.columns),
-        "head": list(head),
-    }
-    described |= {"max_length": arguments.max_length, "data": data}
+    described = record["task"] | {"head": list(head), "max_length": arguments.max_length, "data": data}
     callbacks = []
     if arguments.features_steps is not None:
         callbacks.append(_feature_saver(arguments, student, tokenizer, examples, data))
@@ -64,10 +47,50 @@ def prepare(arguments: TrainArguments, objective: Objective) -> Prepared:
         PadPairs(tokenizer, regression=not task.labels),
         order,
         partial(ClassifierModel, regularize=arguments.regularize),
-        {"task": described, "data": examples.report | encoded | {"corruption": changes}},
+        record | {"task": described, "base": base},
         tuple(callbacks),
         described,
     )
+
+
+def check(arguments: TrainArguments) -> None:
+    """Raise UserError when data or model are not those of the run that --resume names. Changes nothing."""
+    _open(arguments, _read(arguments)[0].task)
+
+
+def _read(arguments: TrainArguments) -> tuple:
+    """(examples, tokenizer, samples, their order, part of run.json), compared with the run that is resumed."""
+    data = arguments.data_path or arguments.data
+    examples = load_examples(arguments.task, arguments.data_split, data, arguments.limit)
+    examples, changes = _corrupted(examples, arguments)
+    tokenizer = load_tokenizer(arguments.model, trust_remote_code=arguments.trust_remote_code)
+    identity = resume.tokenizer_hash(tokenizer)
+    samples, encoded = encode_examples(tokenizer, examples, arguments.max_length)
+    order = order_of(arguments, samples)
+    task = examples.task
+    record = {
+        "tokenizer": identity,
+        "task": {"name": task.name, "labels": list(task.labels) or None, "columns": list(task.columns)},
+        "data": examples.report | encoded | {"corruption": changes},
+        "order_hash": order_hash(order),
+    }
+    resume.refuse_changes(arguments, record)
+    return examples, tokenizer, samples, order, record
+
+
+def _open(arguments: TrainArguments, task: Task) -> tuple:
+    """(model, names of its head's modules, hashes of it), compared with the run that is resumed."""
+    model, head = load_classifier(
+        arguments.model,
+        task.labels or None,
+        seed=arguments.seed,
+        dtype=arguments.dtype,
+        attn_implementation=arguments.attn_implementation,
+        trust_remote_code=arguments.trust_remote_code,
+    )
+    base = resume.base_of(model)
+    resume.refuse_changes(arguments, {"base": base})
+    return model, head, base
 
 
 def set_dropout(model: nn.Module, rate: float) -> None:

@@ -53,8 +53,10 @@ class Objective:
             raise UserError(f"svd_k must be at least 1, got {self.svd_k}")
         if self.top_k is not None and self.top_k < 1:
             raise UserError(f"top_k must be at least 1 (or none for all classes), got {self.top_k}")
-        if not self.temperature > 0:
-            raise UserError(f"temperature must be positive, got {self.temperature}")
+        if not 0 < self.temperature < math.inf:
+            raise UserError(f"temperature must be positive and finite, got {self.temperature}")
+        if self.lambda1_min is not None and not 0 <= self.lambda1_min < math.inf:
+            raise UserError(f"lambda1_min must be a number of at least 0, got {self.lambda1_min}")
         for name in ("warmup", "ramp"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError(f"{name} is a fraction of the steps between 0 and 1, got {getattr(self, name)}")

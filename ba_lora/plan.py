@@ -188,7 +188,7 @@ def _counted(task: str | None, data: str | None, path: str | None, split: str, l
 
 def _disk(arguments: TrainArguments, size: Sizes, start: str, steps: int | None, cast: bool) -> dict[str, int]:
     """Bytes that a run writes, at most at a time. An adapter from a PiSSA start is exported with twice its rank, for the
-    original base. Of the checkpoints the initial values are written with --save_steps 0 too, and removed at the end."""
+    original base. With --save_steps 0 the initial values and a copy of the trained tensors are removed at the end."""
     adapter, decomposes = size.held.adapter, start.startswith("pissa")
     disk = {"model" if start == "full" else "adapter": adapter * (2 if decomposes else 1)}
     if start != "full" and size.held.copy:
@@ -196,6 +196,8 @@ def _disk(arguments: TrainArguments, size: Sizes, start: str, steps: int | None,
     if arguments.save_steps:
         saves = CHECKPOINTS if steps is None else min(CHECKPOINTS, -(-steps // arguments.save_steps))
         disk["checkpoints"] = saves * _checkpoint(arguments, size, cast)
+    else:
+        disk["trained tensors"] = adapter
     if arguments.merge:
         disk["merged"] = size.parameters * (2 if arguments.dtype in ("bfloat16", "float16") else 4)
     if decomposes and arguments.decomposition_cache is not None:

@@ -14,6 +14,7 @@ from . import quantisation
 from .adapters import attach
 from .arguments import TrainArguments
 from .checkpoints import START, initial_factors
+from .files import digest
 from .names import start_of
 from .objective import Objective
 from .step import StepModel
@@ -71,6 +72,11 @@ def order_of(arguments: TrainArguments, samples) -> FixedOrder:
         return FixedOrder(len(samples), arguments.seed)
     lengths = [len(ids) for ids in samples["input_ids"]]
     return FixedOrder(len(samples), arguments.seed, lengths, arguments.micro_batch_size, arguments.effective_batch_size)
+
+
+def order_hash(order: FixedOrder) -> str:
+    """Identity of the order in which the first two epochs visit the samples."""
+    return digest([order.order(epoch) for epoch in range(2)])
 
 
 def to_device(model: nn.Module, use_cpu: bool) -> None:

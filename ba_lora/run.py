@@ -20,15 +20,17 @@ from transformers import logging as transformers_logging
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 from transformers.utils import is_torch_tf32_available
 
-from . import checkpoints, classification, generation, provenance, quantisation
+from . import checkpoints, classification, generation, provenance, quantisation, resume
 from .adapters import export, export_merged, saved_parameters, trained_parameters
 from .arguments import TrainArguments, as_config, changed_options
 from .card import write_card
-from .errors import UserError
+from .ending import KeepTrained, told, try_out
+from .errors import RunFailure, UserError
 from .files import digest, read_json, remove_leftovers, remove_own, write_json
 from .folder_kinds import RUN
 from .folders import claimed, refuse_foreign, remove_run
 from .hub import reserve
+from .inputs import input_hashes
 from .interruptions import StopSignals, explained
 from .reporting import check_reporters, reporting
 from .sharding import gathered, refuse_fsdp
@@ -46,12 +48,15 @@ def train(arguments: TrainArguments, callbacks: Sequence = ()) -> Path:
     with claimed(folder, "run", writes=int(os.environ.get("RANK", 0)) == 0):
         if not _is_finished(arguments, folder):
             return _train(arguments, folder, callbacks)
+        if int(os.environ.get("RANK", 0)) == 0:
+            _kind_of_run(arguments).check(arguments)
     logger.warning("%s holds this run, finished: nothing to do", folder)
     return folder
 
 
 def _train(arguments: TrainArguments, folder: Path, callbacks: Sequence) -> Path:
     """`train` in a folder that this process may write into."""
+    is_first = int(os.environ.get("RANK", 0)) == 0
     if arguments.uses_teacher_cache():
         refuse_foreign(arguments.teacher_cache, "teacher cache", "--teacher_cache")
     if arguments.decomposition_cache not in (None, "auto"):
@@ -59,7 +64,7 @@ def _train(arguments: TrainArguments, folder: Path, callbacks: Sequence) -> Path
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else DeepSpeed, once imported, prints that it found no other
     refuse_fsdp()
-    if int(os.environ.get("RANK", 0)):  # what concerns the run is said once, by the first process
+    if not is_first:  # what concerns the run is said once, by the first process
         logging.getLogger("ba_lora").setLevel(logging.ERROR)
         transformers_logging.disable_progress_bar()
     if arguments.deepspeed and "RANK" not in os.environ:
@@ -75,19 +80,41 @@ def _train(arguments: TrainArguments, folder: Path, callbacks: Sequence) -> Path
     if arguments.quantize:
         quantisation.check_package()
     objective = arguments.objective()
-    if arguments.push_to_hub and int(os.environ.get("RANK", 0)) == 0:
+    if arguments.push_to_hub and is_first:
         reserve(arguments.push_to_hub, arguments.hub_public)
     if ranks > 1:
         join_processes(arguments)
-    prepare = classification.prepare if arguments.task else generation.prepare
     with explained(lambda: "while the data and the model were opened", folder):
-        work = prepare(arguments, objective)
+        work = _kind_of_run(arguments).prepare(arguments, objective)
     student, tokenizer = work.student, work.tokenizer
+    first_values = resume.start_of(student, arguments.method)
+    has_start = any(folder.glob("checkpoints/*"))  # else nothing stands on an earlier one
+    resume.refuse_changes(arguments, {"start": first_values} if has_start else {})
+    start = folder / "checkpoints" / checkpoints.START
+    if arguments.resume:
+        checkpoints.check_start(student, start)
     if arguments.method == "full" and objective.lambda1 > 0:
         logger.warning(
             "full fine-tuning with lambda1 > 0 keeps a second, frozen copy of the whole model as its teacher"
         )
-    stop = StopSignals()
+    record = {
+        "status": "running",
+        "model": arguments.model,
+        "config": as_config(arguments),
+        "objective": vars(objective),
+        **work.record,
+        "decomposition": getattr(student, "decomposition", None),
+        "start": first_values,
+        "inputs": input_hashes(arguments) if is_first else None,
+        "trained_parameters": trained_parameters(student),
+        "quantisation": quantisation.quantisation_of(student),
+        "processes": ranks,
+        "accumulation": accumulation,
+        **provenance.record(),
+    }
+    if is_first:
+        try_out(arguments, student, tokenizer, work.task, record)
+    stop, keeper = StopSignals(), KeepTrained(arguments.save_steps)
     trainer = BALoRATrainer(
         student,
         objective,
@@ -99,25 +126,10 @@ def _train(arguments: TrainArguments, folder: Path, callbacks: Sequence) -> Path
         wrapper=work.wrapper,
         train_dataset=work.samples,
         data_collator=work.collate,
-        callbacks=[stop, *work.callbacks, *callbacks],
+        callbacks=[keeper, stop, *work.callbacks, *callbacks],
     )
-    main = trainer.is_world_process_zero()
-    record = {
-        "status": "running",
-        "model": arguments.model,
-        "config": as_config(arguments),
-        "objective": vars(objective),
-        **work.record,
-        "decomposition": getattr(student, "decomposition", None),
-        "order_hash": digest([work.order.order(epoch) for epoch in range(2)]),
-        "trained_parameters": trained_parameters(student),
-        "quantisation": quantisation.quantisation_of(student),
-        "processes": ranks,
-        "accumulation": accumulation,
-        **provenance.record(),
-    }
-    start = folder / "checkpoints" / checkpoints.START
-    with stop, explained(lambda: f"after step {trainer.state.global_step}", folder):
+    keeper.trainer, main = trainer, trainer.is_world_process_zero()
+    with stop, explained(lambda: f"after step {trainer.state.global_step}", folder), told(trainer, folder):
         _check_agreement(record)  # waits for all: each has seen the folder as it was before this run
         if main:
             if record["decomposition"]:
@@ -133,6 +145,7 @@ def _train(arguments: TrainArguments, folder: Path, callbacks: Sequence) -> Path
         with provenance.PeakMemory() as memory, reporting(trainer, folder):
             trainer.objective_callback.gauges.memory = memory
             trainer.train(resume_from_checkpoint=_checkpoint(arguments, folder, main))
+        started = min(started, trainer.objective_callback.started)  # of a resumed run with the time before
         steps, seconds = trainer.state.global_step, time.perf_counter() - started
         with gathered(saved_parameters(student)):
             if main:
@@ -142,6 +155,11 @@ def _train(arguments: TrainArguments, folder: Path, callbacks: Sequence) -> Path
             _finish(arguments, folder, tokenizer, record | ended)
     trainer.accelerator.wait_for_everyone()
     return folder
+
+
+def _kind_of_run(arguments: TrainArguments):
+    """The module that prepares the run."""
+    return classification if arguments.task else generation
 
 
 def join_processes(arguments: TrainArguments) -> None:
@@ -175,7 +193,13 @@ def _finish(arguments: TrainArguments, folder: Path, tokenizer, record: dict) ->
     write_json(folder / "run.json", record)
     if not arguments.save_steps:
         remove_own(folder / "checkpoints", RUN["checkpoints"])
-    write_card(folder)
+    try:
+        write_card(folder)
+    except Exception as error:
+        raise RunFailure(
+            f"{folder} is finished and saved, but for its model card ({type(error).__name__}: {error}); write that with "
+            f"python -m ba_lora.card {folder}"
+        ) from error
     print(f"{folder}: {record['steps']} steps in {record['train_seconds']:.0f} s, saved as {folder / kind}")
 
 
@@ -258,7 +282,8 @@ def _is_finished(arguments: TrainArguments, folder: Path) -> bool:
 
 def _check_agreement(record: dict) -> None:
     """UserError when another process, on another machine, has read other data or got another objective or adapter."""
-    mine = {"data": record["data"]["hash"], **{name: record[name] for name in AGREED}}
+    mine = {"data": record["data"]["hash"], "the base model": record["base"]["sample"]}
+    mine |= {name: record[name] for name in AGREED}
     for name, value in mine.items():
         if len(set(gather_object([digest(value)]))) > 1:
             raise UserError(

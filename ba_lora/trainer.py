@@ -282,7 +282,7 @@ class BALoRATrainer(Trainer):
         wrapper: Callable[..., StepModel] = ObjectiveModel,
         **options,
     ):
-        self.order, self.place = order, None
+        self.order, self.place, self.last_saved = order, None, None
         args.logging_nan_inf_filter = False  # a non-finite loss is never replaced by an average
         wrapped = wrapper(model, objective, all_terms=all_terms, gradient_norms=gradient_norms)
         super().__init__(model=wrapped, args=args, **options)
@@ -341,8 +341,22 @@ class BALoRATrainer(Trainer):
         """Where transformers writes a checkpoint: at first under a temporary name."""
         return str(self.place or super()._get_output_dir(trial))
 
+    def save_last(self, complete: bool) -> None:
+        """A checkpoint after the last step; without the optimizer's state unless `complete`, for nothing is trained after it.
+
+        DeepSpeed reads nothing but its own files, which hold that state."""
+        before = self.args.save_only_model
+        self.args.save_only_model = not (complete or self.is_deepspeed_enabled)
+        try:
+            self._save_checkpoint(self.model, None)
+        finally:
+            self.args.save_only_model = before
+        self.last_saved = self.state.global_step
+
     def _save_checkpoint(self, model, trial) -> None:
         """As transformers', but whole or not at all, and the older ones go only then."""
+        if self.state.global_step == self.last_saved:  # by save_last
+            return
         folder = Path(self.args.output_dir)
         checkpoint = folder / f"{checkpoints.PREFIX}{self.state.global_step}"
         first = self.is_world_process_zero()

@@ -99,7 +99,8 @@ def test_what_a_run_writes_depends_on_its_method_and_its_checkpoints():
 
     plain, lora = disk(), disk("--method", "lora")
     assert plain.keys() == {"adapter", "initial values", "decomposition cache"}
-    assert lora.keys() == {"adapter", "initial values"} and disk("--method", "full").keys() == {"model"}
+    assert lora.keys() == {"adapter", "initial values", "trained tensors"}
+    assert disk("--method", "full").keys() == {"model", "trained tensors"}
     assert plain["initial values"] == lora["initial values"] == lora["adapter"]
     assert "decomposition cache" not in disk("--decomposition_cache", "none")
     assert disk("--rank", "128")["decomposition cache"] == plain["decomposition cache"]

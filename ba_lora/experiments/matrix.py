@@ -33,6 +33,7 @@ import yaml
 from ..arguments import TrainArguments, changed_options, parse
 from ..errors import UserError, choose, nearest
 from ..files import read_json
+from ..inputs import inputs_changed
 
 FOLDER = Path("configs/experiments")
 NEEDED = ("name", "config", "methods", "seeds")
@@ -93,12 +94,14 @@ class Run:
         return self.folder.with_name(f"{self.name}.log")
 
     def is_trained(self) -> bool:
-        """Whether a finished training with exactly these options stands."""
+        """Whether a finished training with exactly these options, and on the files that are there now, stands."""
         if self.arguments is None:
             return True
         record = self.folder / "run.json"
         before = read_json(record) if record.is_file() else {}
-        return before.get("status") == "finished" and not changed_options(before["config"], self.arguments)
+        if before.get("status") != "finished" or changed_options(before["config"], self.arguments):
+            return False
+        return not inputs_changed(before, self.arguments)
 
     def state(self, evaluations: list[Evaluation]) -> str:
         """ "measured" when training and measurements stand for exactly this run, "trained", "failed", or "missing"."""

@@ -231,8 +231,8 @@ def main(arguments=None):
     parser.add_argument("--threads", type=int, default=1, help="CPU threads (default %(default)s)")
     options = parser.parse_args(arguments)
     for name in ("steps", "batch_size", "threads", "lr"):
-        if getattr(options, name) <= 0:
-            raise UserError(f"--{name} is {getattr(options, name)}: it must be greater than 0")
+        if not 0 < getattr(options, name) < math.inf:
+            raise UserError(f"--{name} is {getattr(options, name)}: it must be greater than 0 and finite")
     torch.set_num_threads(options.threads)
     recipe = pretrain(options.output, options.steps, options.batch_size, options.lr, options.seed)
     print(json.dumps(recipe, indent=2))

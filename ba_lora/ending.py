@@ -1,0 +1,163 @@
+"""The end of a run, so that no training is lost there.
+
+Before the first step `try_out` writes everything but the tensors to a temporary folder: what cannot be written is told or
+repaired then. After the last step KeepTrained writes the trained tensors as a checkpoint before anything else happens. What
+fails later (a reporter, the export, the merge, a full disk) is told by `told`, and --resume ends the run from there without
+training again.
+"""
+
+import logging
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from peft import PeftModel
+from torch import nn
+from transformers import TrainerCallback
+from transformers import logging as transformers_logging
+from transformers.modeling_utils import remove_tied_weights_from_state_dict
+
+from . import checkpoints
+from .adapters import export, save_whole
+from .arguments import TrainArguments
+from .card import write_card
+from .errors import RunFailure, UserError
+from .files import write_json
+from .interruptions import cause, on_any_process
+from .names import start_of
+from .teacher import COPY
+
+logger = logging.getLogger(__name__)
+
+
+def try_out(arguments: TrainArguments, student: nn.Module, tokenizer, task: dict | None, record: dict) -> None:
+    """Write to a temporary folder what the run will write at its end, but for the tensors, and look for the room for those.
+
+    student: from `attach`, before the training. record: the run.json to come. Raises UserError for what cannot be written,
+    RunFailure where the disk is too small.
+    """
+    whole = student.get_base_model() if isinstance(student, PeftModel) else student
+    with tempfile.TemporaryDirectory(prefix="ba-lora-") as place, _no_bar():
+        run, saved = Path(place), "model" if arguments.method == "full" else "adapter"
+        _try("what was trained", arguments, lambda: _refuse_shared(student))
+        _try("what was trained", arguments, lambda: export(student, run / saved, task, tensors=False))
+        if arguments.method == "full":
+            _try("the model", arguments, lambda: _refuse_tied(whole))
+        if arguments.merge or arguments.method == "full":
+            _try("the tokenizer", arguments, lambda: tokenizer.save_pretrained(run / saved))
+        if arguments.merge:
+            _try("the merged model", arguments, lambda: save_whole(whole, run / "merged", {}))
+        ended = {"status": "finished", "steps": 1, "train_seconds": 1.0, "peak_memory": 1}
+        _try("run.json", arguments, lambda: write_json(run / "run.json", record | ended))
+        _try("the model card", arguments, lambda: write_card(run))
+    _check_space(arguments, student, whole)
+
+
+@contextmanager
+def _no_bar() -> Iterator[None]:
+    """Without transformers' bar over the files of a model that has none here."""
+    shown = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            transformers_logging.enable_progress_bar()
+
+
+def _try(what: str, arguments: TrainArguments, write: Callable[[], object]) -> None:
+    try:
+        write()
+    except UserError:
+        raise
+    except Exception as error:
+        if isinstance(error, OSError) and cause(error, Path(tempfile.gettempdir())):
+            raise  # a full disk for temporary files says nothing about the run's
+        raise UserError(
+            f"{what} could not be saved at the end of this run, so it does not begin: {_line(error)}; "
+            f"change the files of --model {arguments.model} or give another model"
+        ) from error
+
+
+def _refuse_shared(student: nn.Module) -> None:
+    """ValueError where two trained tensors lie in the same memory: safetensors holds none of the kind."""
+    seen: dict[int, str] = {}
+    for name, parameter in student.named_parameters():
+        if parameter.requires_grad and parameter.numel():
+            other = seen.setdefault(parameter.data_ptr(), name)
+            if other != name:
+                raise ValueError(f"{other} and {name} are two parameters in one memory; tie them or part them")
+
+
+def _refuse_tied(whole: nn.Module) -> None:
+    """RuntimeError, transformers' own, where tensors are shared and the config does not say so."""
+    state = {name: tensor for name, tensor in whole.state_dict().items() if not name.startswith(f"{COPY}.")}
+    remove_tied_weights_from_state_dict(state, whole)
+
+
+def _check_space(arguments: TrainArguments, student: nn.Module, whole: nn.Module) -> None:
+    """RunFailure when the disk has no room for the trained tensors, what is exported of them, and merged/."""
+    trained = sum(_bytes(parameter) for parameter in student.parameters() if parameter.requires_grad)
+    exported = trained * (2 if start_of(arguments.method, arguments.init).startswith("pissa") else 1)
+    merged = sum(map(_bytes, whole.parameters())) if arguments.merge else 0
+    folder = Path(arguments.output_dir).absolute()
+    there = next(place for place in (folder, *folder.parents) if place.exists())
+    freed = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) if arguments.overwrite else 0
+    free, needed = shutil.disk_usage(there).free + freed, trained + exported + merged
+    if free < needed:
+        raise RunFailure(
+            f"--output_dir {arguments.output_dir}: the end of the run needs {needed / 1e9:,.3f} GB and the disk has "
+            f"{free / 1e9:,.3f} GB free; make room or use another disk"
+        )
+
+
+def _bytes(tensor) -> int:
+    return tensor.numel() * tensor.element_size()
+
+
+class KeepTrained(TrainerCallback):
+    """After the last step, before anything that may fail: a checkpoint from which a resumed run only has to write its results.
+
+    `trainer` is set once it is made. steps_between: --save_steps; with 0 the checkpoint holds the trained tensors alone, and
+    where there is no room for it, the run goes on to its export, which may need less.
+    """
+
+    def __init__(self, steps_between: int):
+        self.trainer, self.steps_between = None, steps_between
+
+    def on_step_end(self, args, state, control, **objects):
+        if state.global_step < state.max_steps:
+            return
+        try:
+            self.trainer.save_last(complete=bool(self.steps_between))
+        except RunFailure as failure:
+            is_fatal = bool(self.steps_between) or failure.__cause__ is None  # the latter: a value that is not finite
+            if on_any_process(is_fatal and state.is_world_process_zero, args.device):
+                raise
+            logger.warning("%s; the results are written without it", str(failure).partition(";")[0])
+
+
+@contextmanager
+def told(trainer, folder: Path) -> Iterator[None]:
+    """Turn a failure after the last step into a RunFailure that says where the trained tensors are and how the run is ended."""
+    try:
+        yield
+    except Exception as error:
+        state, place = trainer.state, folder / "checkpoints"
+        if not 0 < state.max_steps <= state.global_step:
+            raise
+        kept = place / f"{checkpoints.PREFIX}{state.global_step}"
+        if checkpoints.flaw(kept, hashes=False):
+            raise
+        raise RunFailure(
+            f"all {state.global_step} steps are done and the trained tensors are in {kept}, but what follows failed "
+            f"({cause(error, folder) or _line(error)}); fix that and end the run with --resume, which trains nothing again"
+        ) from error
+
+
+def _line(error: Exception) -> str:
+    """An error as one line."""
+    text = " ".join(str(error).split())
+    return text if isinstance(error, UserError) else f"{type(error).__name__}: {text[:500]}"

@@ -1,0 +1,185 @@
+"""What a run is made of, as hashes in run.json, and the comparison that keeps --resume from mixing two runs.
+
+    tokenizer         vocabulary, merges, special tokens and chat template
+    data.hash         token ids of the samples in their order; of a classifier the labels too
+    data.trained      which of these tokens are trained
+    order_hash        the order in which the first two epochs visit the samples
+    base.config       the base model's config, without what changes no value
+    base.weights      every value of every tensor of the base model, before it is adapted
+    start             the initial values of the trained tensors; null for full fine-tuning, which starts at the base
+
+Each is compared as soon as it is known, before anything is written. The hashes are XXH3 (128 bits) or SHA-256: they tell
+contents apart and are no protection against forgery. A run of an earlier version lacks some of them; a line says which.
+"""
+
+import logging
+import os
+from collections.abc import Iterable, Iterator
+from importlib import metadata
+from pathlib import Path
+
+import torch
+import xxhash
+from accelerate.utils import broadcast_object_list
+from torch import Tensor, distributed, nn
+
+from . import checkpoints
+from .arguments import TrainArguments
+from .errors import UserError
+from .files import digest, read_json
+
+logger = logging.getLogger(__name__)
+
+# Place in run.json → what it is called. {data}, {model} and {start} are where it comes from.
+FACTS = {
+    "tokenizer": "the tokenizer of {model}",
+    "data.hash": "the data of {data} (token ids)",
+    "data.trained": "the choice of trained tokens in {data}",
+    "task.labels": "the classes",
+    "order_hash": "the order of the samples",
+    "teacher_cache": "the use of --teacher_cache",
+    "base.config": "the config of {model}",
+    "base.weights": "the weights of {model}",
+    "start": "the initial values in {start}",
+}
+LATER = ("tokenizer", "data.trained", "base.config", "base.weights", "start")  # earlier versions did not record these
+SERIALISED = ("tokenizer", "base.config")  # as transformers writes them, so comparable only within one version of it
+ASIDE = ("_name_or_path", "transformers_version", "dtype", "torch_dtype")  # of a config
+SAMPLED = 16384  # values of each tensor that every process hashes
+MISSING = object()
+
+
+def tensors_hash(tensors: Iterable[tuple[str, Tensor]], most: int | None = None) -> str:
+    """XXH3 (hex) of names, shapes, precisions and values; of each tensor at most about `most` values spread over it, or all."""
+    total = xxhash.xxh3_128()
+    for name, tensor in _plain(tensors):
+        flat = tensor.detach().reshape(-1)
+        step = 1 if most is None else max(flat.numel() // most, 1) | 1  # odd: not one column only
+        total.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        total.update(flat[::step].contiguous().cpu().view(torch.uint8).numpy().data)
+    return total.hexdigest()
+
+
+def _plain(tensors: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
+    """The tensors, those that wrap others (quantised ones of some libraries) as what they hold."""
+    for name, tensor in tensors:
+        if hasattr(tensor, "__tensor_flatten__"):
+            yield from _plain((f"{name}.{inner}", getattr(tensor, inner)) for inner in tensor.__tensor_flatten__()[0])
+        elif isinstance(tensor, Tensor):  # a state dict may hold other things
+            yield name, tensor
+
+
+@torch.no_grad()
+def base_of(model: nn.Module) -> dict[str, str | None]:
+    """{"config", "sample", "weights"} of a model that is not adapted yet: hashes of its config, of some values of each tensor,
+    and, on the first process, of all values (for each GB about 0.2 s; None on the others)."""
+    config = {key: value for key, value in model.config.to_diff_dict().items() if key not in ASIDE}
+    state = model.state_dict()
+    return {
+        "config": digest(config),
+        "sample": tensors_hash(state.items(), SAMPLED),
+        "weights": tensors_hash(state.items()) if _is_first() else None,
+    }
+
+
+def start_of(model: nn.Module, method: str) -> str | None:
+    """Hash of the trained tensors of an adapted model before its training; None for full fine-tuning."""
+    if method == "full":
+        return None
+    return tensors_hash((name, tensor) for name, tensor in model.named_parameters() if tensor.requires_grad)
+
+
+def tokenizer_hash(tokenizer) -> str:
+    """Identity of a tokenizer that has encoded nothing yet: encoding may leave a limit of the length in it."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    vocabulary = backend.to_str() if backend is not None else sorted(tokenizer.get_vocab().items())
+    special = [tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id]
+    return digest([vocabulary, special, getattr(tokenizer, "chat_template", None)])
+
+
+def trained_hash(samples) -> str:
+    """Hash of which tokens of a datasets.Dataset with input_ids and labels are trained, and on what."""
+    labels = samples.select_columns("labels").with_format("arrow")[:]["labels"].combine_chunks()
+    total = xxhash.xxh3_128(labels.flatten().to_numpy().astype("<i8").tobytes())
+    total.update(labels.value_lengths().to_numpy().astype("<i8").tobytes())
+    return total.hexdigest()
+
+
+def refuse_changes(arguments: TrainArguments, now: dict) -> None:
+    """Compare `now`, a part of a new run.json, with that of the run that --resume continues.
+
+    Every process calls it and the first one compares. Raises UserError on all of them: what changed, from what to what.
+    """
+    problem = _problem(arguments, now) if arguments.resume and _is_first() else None
+    if distributed.is_available() and distributed.is_initialized():
+        problem = broadcast_object_list([problem])[0]
+    if problem:
+        raise UserError(problem)
+
+
+def _is_first() -> bool:
+    return int(os.environ.get("RANK", 0)) == 0
+
+
+def _problem(arguments: TrainArguments, now: dict) -> str | None:
+    folder = Path(arguments.output_dir)
+    if not (folder / "run.json").is_file():
+        if not checkpoints.saved(folder / "checkpoints"):
+            return None
+        return (
+            f"--resume: {folder} holds checkpoints and no run.json, which says what they are of; put it back from a copy, or "
+            "start again with --overwrite"
+        )
+    before = read_json(folder / "run.json")
+    if "tokenizer" in now:  # the first of the comparisons
+        _say_what_is_not_compared(folder, before, now)
+    places = {
+        "model": arguments.model,
+        "data": arguments.data_path or arguments.data or f"the task {arguments.task}",
+        "start": folder / "checkpoints" / checkpoints.START,
+    }
+    changed = [name for name in FACTS if _differs(name, before, now)]
+    if "data.hash" in changed:  # the two follow from the data
+        changed = [name for name in changed if name not in ("data.trained", "order_hash")]
+    if not changed:
+        return None
+    told = [f"{FACTS[name].format_map(places)} ({_shown(name, before)}, now {_shown(name, now)})" for name in changed]
+    return (
+        f"--resume would mix two runs: since {folder} was begun, this has changed: {', '.join(told)}; put it back, or train "
+        "anew with --overwrite or into another --output_dir"
+    )
+
+
+def _say_what_is_not_compared(folder: Path, before: dict, now: dict) -> None:
+    lacking = [name for name in LATER if _at(before, name) is MISSING]
+    if _at(now, "data.trained") is MISSING:  # a classifier's data.hash covers the labels
+        lacking = [name for name in lacking if name != "data.trained"]
+    if lacking:
+        logger.warning(
+            "%s/run.json was written by an earlier version, without hashes of: %s; these are not compared",
+            folder,
+            ", ".join(lacking),
+        )
+
+
+def _differs(name: str, before: dict, now: dict) -> bool:
+    if name in SERIALISED and before.get("versions", {}).get("transformers") != metadata.version("transformers"):
+        return False
+    was, value = _at(before, name), _at(now, name)
+    return MISSING not in (was, value) and was != value
+
+
+def _at(record: dict, name: str):
+    """The value at a place such as "data.hash"; MISSING where there is none."""
+    for key in name.split("."):
+        if not isinstance(record, dict) or key not in record:
+            return MISSING
+        record = record[key]
+    return bool(record) if name == "teacher_cache" else record
+
+
+def _shown(name: str, record: dict) -> str:
+    value = _at(record, name)
+    if name == "data.hash":
+        return f"{value[:12]}, {record['data'].get('kept', '?')} samples"
+    return value[:12] if isinstance(value, str) else str(value)
