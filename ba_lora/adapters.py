@@ -15,6 +15,7 @@ from peft import PeftModel, get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from . import checksums
 from .adalora import after_step, effective_ranks, leave_loss_alone, penalty
 from .conv1d import to_conv1d, to_linear
 from .errors import UserError
@@ -93,6 +94,7 @@ def export(model: nn.Module, folder: str | Path, task: dict | None = None, *, te
             regression = whole.config.problem_type == "regression"
             labels = None if regression else [whole.config.id2label[i] for i in range(whole.config.num_labels)]
             write_json(place / TASK_FILE, {"labels": labels, "head": list(attached.head)} | (task or {}))
+        checksums.write(place)
 
 
 def save_whole(model: nn.Module, folder: Path, state: dict[str, torch.Tensor] | None = None) -> None:
@@ -167,11 +169,21 @@ def export_merged(
         load_tokenizer(base, trust_remote_code=trust_remote_code).save_pretrained(place)
         if is_classifier(merged):
             write_json(place / TASK_FILE, read_json(find_run(adapter)[0] / TASK_FILE))
+        checksums.write(place)
 
 
 def find_run(folder: str | Path) -> tuple[Path, str | None]:
-    """(what was saved, name of its base model or None) of a run folder, an adapter folder or a model folder."""
-    folder = Path(folder)
+    """(what was saved, name of its base model or None) of a run folder, an adapter folder or a model folder.
+
+    What was saved is compared with its checksums, where it has some. Raises UserError for a folder of another kind, DamagedFile for
+    a damaged one.
+    """
+    found = _find_run(Path(folder))
+    checksums.verify(found[0])
+    return found
+
+
+def _find_run(folder: Path) -> tuple[Path, str | None]:
     for name, key in (("adapter_config.json", "base_model_name_or_path"), (OWN_FILE, "base_model")):
         if (folder / name).is_file():
             return folder, read_json(folder / name).get(key)

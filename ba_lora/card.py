@@ -11,6 +11,7 @@ import json
 import re
 from pathlib import Path
 
+from . import checksums
 from .errors import UserError, run_cli
 from .files import atomic_write, read_json
 from .folder_kinds import is_ours
@@ -37,7 +38,7 @@ Trained with an independent reproduction of the paper, `ba-lora` VERSION."""
 
 
 def saved_in(run: str | Path) -> Path:
-    """adapter/ or model/ of a finished run folder. Raises UserError where there is none."""
+    """adapter/ or model/ of a finished run folder. Raises UserError where there is none, DamagedFile where it is damaged."""
     run = Path(run)
     if not (run / "run.json").is_file():
         raise UserError(f"{run} is no run folder (it has no run.json); give the --output_dir of a training run")
@@ -45,6 +46,7 @@ def saved_in(run: str | Path) -> Path:
         raise UserError(f"{run / 'run.json'} was not written by this project, or is damaged; give another run folder")
     for name in ("adapter", "model"):
         if (run / name).is_dir():
+            checksums.verify(run / name)
             return run / name
     raise UserError(f"run folder {run} has neither adapter/ nor model/: the run has not ended")
 
@@ -67,6 +69,7 @@ def write_card(run: str | Path) -> Path:
 
     run, saved = Path(run), saved_in(run)
     record = read_json(run / "run.json")
+    checksums.check_of_run(run, "metrics.jsonl")
     data = hub_id(_data_name(record["config"]))
     front = ModelCardData(
         base_model=hub_id(record["model"]),
@@ -239,7 +242,9 @@ def _training(record: dict, metrics: Path) -> str:
 
 
 def _results(folder: Path) -> str:
-    scores = [read_json(file) | {"folder": file.parent.name} for file in sorted(folder.glob("**/score.json"))]
+    scores = [
+        checksums.read_record(file) | {"folder": file.parent.name} for file in sorted(folder.glob("**/score.json"))
+    ]
     if not scores:
         return "None were measured."
     lines = ["| evaluation | benchmark | data | metric | score ± standard error | n | protocol |"]

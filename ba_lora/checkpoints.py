@@ -3,7 +3,8 @@
     checkpoints/start.safetensors   the initial values of the trained tensors (A0, B0, a head), written once before step 1
     checkpoints/checkpoint-N/       after optimiser step N: trained.safetensors, and transformers' optimizer.pt, scheduler.pt,
                                     rng_state.pth and trainer_state.json, which it reads without running pickled code
-      manifest.json                 bytes and SHA-256 of each file, written last
+      run.json, metrics.jsonl       as they were then: whose checkpoint it is, and what it goes on from
+      manifest.json                 bytes and SHA-256 of each file, and SHA-256 of start.safetensors; written last
 
 A checkpoint is filled under a temporary name, synced to the disk and renamed; the older ones go only after that. The base
 model is in none: W_res = W - s·B0·A0 comes from the base and start.safetensors by the operation of the first start, so that a
@@ -18,13 +19,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from .adalora import allocator_state, restore_allocator
-from .errors import RunFailure, UserError
-from .files import read_json, sha256, write_json
+from .checksums import load_tensors, save_tensors
+from .errors import DamagedFile, RunFailure, UserError
+from .files import hash_of, read_json, sha256, write_json
 from .interruptions import cause, on_any_process
 from .methods import attached_to
 from .sharding import gathered
@@ -35,6 +36,16 @@ logger = logging.getLogger(__name__)
 START, TRAINED, MANIFEST = "start.safetensors", "trained.safetensors", "manifest.json"
 PREFIX = "checkpoint-"  # transformers' name
 LEFTOVER = re.compile(rf"\.({PREFIX}\d+|{re.escape(START)})\.tmp")
+BESIDE = ("run.json", "metrics.jsonl")  # of the run folder, copied into each checkpoint
+STATE = "trainer_state.json"  # transformers' name
+# What no checkpoint goes without: one of each; the second is of several processes, or DeepSpeed's.
+NEEDED = (
+    (TRAINED,),
+    (STATE,),
+    ("optimizer.pt", "latest"),
+    ("scheduler.pt", "latest"),
+    ("rng_state.pth", "rng_state_0.pth"),
+)
 
 
 def write(folder: Path, fill: Callable[[Path], None], *, first: bool, device: torch.device) -> None:
@@ -81,7 +92,8 @@ def _seal(filled: Path, folder: Path) -> None:
     for path in files.values():
         _sync(path)
     entries = {name: {"bytes": path.stat().st_size, "sha256": sha256(path)} for name, path in files.items()}
-    write_json(filled / MANIFEST, {"files": entries})
+    start = folder.with_name(START)
+    write_json(filled / MANIFEST, {"files": entries, "start": sha256(start) if start.is_file() else None})
     for path in (filled, *(path for path in filled.rglob("*") if path.is_dir())):
         _sync(path)
     shutil.rmtree(folder, ignore_errors=True)  # one of that name was not whole: it was not continued from
@@ -98,12 +110,18 @@ def _sync(path: Path) -> None:
 
 
 def flaw(checkpoint: Path, hashes: bool = True) -> str | None:
-    """What is wrong with a checkpoint: a file that is missing, too short or altered; None when it is whole.
+    """What is wrong with a checkpoint: a file that is missing, not listed, too short or altered; None when it is whole.
 
     hashes: read the files; False compares their sizes alone.
     """
     try:
-        for name, entry in read_json(checkpoint / MANIFEST)["files"].items():
+        manifest = read_json(checkpoint / MANIFEST)
+        listed = manifest["files"]
+        there = {path.relative_to(checkpoint).as_posix() for path in checkpoint.rglob("*") if path.is_file()}
+        for names in (*NEEDED, *((name,) for name in sorted(there - {MANIFEST}))):
+            if not any(name in listed for name in names):
+                return f"{MANIFEST} does not list {names[0]}"
+        for name, entry in listed.items():
             path = checkpoint / name
             if not path.is_file():
                 return f"{name} is missing"
@@ -111,6 +129,9 @@ def flaw(checkpoint: Path, hashes: bool = True) -> str | None:
                 return f"{name} has {path.stat().st_size} bytes and had {entry['bytes']}"
             if hashes and sha256(path) != entry["sha256"]:
                 return f"{name} was altered"
+        start = checkpoint.with_name(START)
+        if hashes and manifest.get("start") and start.is_file() and hash_of(start) != manifest["start"]:
+            return f"it does not belong to this {START}"
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         return f"{MANIFEST} cannot be read" if not isinstance(error, OSError) else f"{error.strerror}: {error.filename}"
     return None
@@ -134,14 +155,32 @@ def step_of(checkpoint: Path) -> int:
     return int(checkpoint.name.removeprefix(PREFIX))
 
 
-def newest(folder: Path) -> Path | None:
-    """The newest whole checkpoint in `folder`, or None; those that are not whole are skipped and named."""
+def newest(folder: Path, alien: Callable[[dict], str | None] = lambda run: None) -> Path | None:
+    """The newest whole checkpoint in `folder`, or None; those that are not whole are skipped and named.
+
+    alien: says of a run.json why the checkpoint with it is another run's, or None; those are skipped and named too.
+    """
     for checkpoint in saved(folder):
-        wrong = flaw(checkpoint)
+        wrong = flaw(checkpoint) or _misplaced(checkpoint)
+        if wrong is None and (checkpoint / BESIDE[0]).is_file():  # checkpoints of earlier versions have none
+            other = alien(read_json(checkpoint / BESIDE[0]))
+            wrong = other and f"it is of another run: {other}"
         if wrong is None:
             return checkpoint
         logger.warning("%s is not whole (%s) and is skipped", checkpoint, wrong)
     return None
+
+
+def _misplaced(checkpoint: Path) -> str | None:
+    step = read_json(checkpoint / STATE).get("global_step")
+    return None if step == step_of(checkpoint) else f"it was written after step {step}"
+
+
+def keep_beside(run: Path, checkpoint: Path) -> None:
+    """Copy into a checkpoint what of the run folder it goes on from."""
+    for name in BESIDE:
+        if (run / name).is_file():
+            shutil.copyfile(run / name, checkpoint / name)
 
 
 def prune(folder: Path, last: Path, keep: int) -> None:
@@ -196,7 +235,7 @@ def keep_start(model: nn.Module, file: Path, *, first: bool = True) -> None:
         file.parent.mkdir(parents=True, exist_ok=True)
         temporary = file.with_name(f".{file.name}.tmp")
         try:
-            save_file(_start(model), temporary)
+            save_tensors(_start(model), temporary)
             _sync(temporary)
             os.replace(temporary, file)
         finally:
@@ -227,13 +266,11 @@ def _start(model: nn.Module) -> dict[str, Tensor]:
 
 
 def read_start(file: Path) -> dict[str, Tensor]:
-    """{parameter: initial value}. Raises UserError when the file cannot be read."""
+    """{parameter: initial value}. Raises DamagedFile when the file cannot be read or was altered."""
     try:
-        return load_file(file)
-    except (OSError, SafetensorError) as error:
-        raise UserError(
-            f"{file} cannot be read ({error}); put it back from a copy, or start again with --overwrite"
-        ) from None
+        return load_tensors(file)
+    except DamagedFile as error:
+        raise DamagedFile(f"{error}; put it back from a copy, or start again with --overwrite") from None
 
 
 def initial_factors(file: Path) -> dict[str, tuple[Tensor, Tensor]] | None:

@@ -25,6 +25,10 @@ class RunFailure(UserError):
     status = 1
 
 
+class DamagedFile(UserError, ValueError):
+    """A file of the project's own is not what was written. ValueError too: who can do without the file may catch it as one."""
+
+
 class Stopped(SystemExit):
     """A signal ended the run after a checkpoint was written. No Exception: nobody may take it for a failed run and go on."""
 

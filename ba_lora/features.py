@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from transformers import TrainerCallback
 
+from . import checksums
 from .errors import UserError
 from .files import atomic_write, read_json, write_json
 from .folders import refuse_foreign
@@ -74,6 +75,8 @@ class FeatureSaver(TrainerCallback):
 
     def _forget_after(self, step: int) -> None:
         """Keep what was saved up to `step`, where the run begins or goes on; what is later, or another run's, is removed."""
+        if step and self.folder.is_dir():
+            checksums.verify(self.folder, "put it back from a copy, or start the run again with --overwrite")
         known = read_json(self.folder / FACTS)["steps"] if step and (self.folder / FACTS).is_file() else []
         self.saved = [saved for saved in known if saved != FINAL and saved <= step]
         kept = {name(self.folder, saved) for saved in self.saved for name in (features_file, labels_file)}
@@ -82,7 +85,10 @@ class FeatureSaver(TrainerCallback):
                 if path not in kept:
                     path.unlink()
         if not self.saved:
-            (self.folder / FACTS).unlink(missing_ok=True)
+            for name in (FACTS, checksums.FILE):
+                (self.folder / name).unlink(missing_ok=True)
+        elif step:
+            checksums.write(self.folder)
 
     def _save(self, step: int | str) -> None:
         features, labels, pooling = features_of(self.student, self.examples, self.collate, self.batch_size)
@@ -100,6 +106,7 @@ class FeatureSaver(TrainerCallback):
             "steps": self.saved,
         }
         write_json(self.folder / FACTS, facts)
+        checksums.write(self.folder)
 
 
 def features_of(

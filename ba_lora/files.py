@@ -11,10 +11,12 @@ from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from .errors import UserError
+from .errors import DamagedFile, UserError
 
 # What atomic_write and atomic_folder write to first: the name, the process, and of a folder some letters.
 LEFTOVER = re.compile(r"\.(?P<name>.+?)\.\d+(\.\w+)?\.(?P<end>tmp|old)")
+CHECKSUM = "checksum"  # key of a sealed JSON file: of all its other keys
+LAYOUT = "{\n"  # how the JSON files of this project begin
 
 
 def cache_home() -> Path:
@@ -138,11 +140,56 @@ def write_json(path: str | os.PathLike, value) -> None:
         file.write("\n")
 
 
-def read_json(path: str | os.PathLike):
-    """Read one JSON file."""
-    return json.loads(Path(path).read_text(encoding="utf-8"))
+def read_json(path: str | os.PathLike) -> dict:
+    """Read one JSON object, and compare it with its checksum if it is sealed; the checksum is left out of what is returned.
+
+    A sealed file that another program has written anew, in a layout of its own, was changed on purpose: it is taken as it is.
+    Raises DamagedFile for anything that is no JSON object, and for an altered one.
+    """
+    text = Path(path).read_bytes()
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        reason = "it is empty" if not text else str(error).partition("\n")[0]
+        raise DamagedFile(f"{path} is not valid JSON ({reason}); put it back from a copy or remove it") from None
+    if not isinstance(value, dict):
+        raise DamagedFile(f"{path} holds no JSON object; put it back from a copy or remove it")
+    expected = value.pop(CHECKSUM, None)
+    if expected is not None and text.startswith(LAYOUT.encode()) and expected != _seal(value):
+        raise DamagedFile(
+            f'{path} was altered after it was written; put it back from a copy, or remove its line "{CHECKSUM}" if the change '
+            "is your own"
+        )
+    return value
+
+
+def write_sealed(path: str | os.PathLike, value: dict) -> None:
+    """`write_json` with a checksum of the content, which `read_json` compares."""
+    write_json(path, sealed(value))
+
+
+def sealed(value: dict) -> dict:
+    """`value` with the checksum of its content as the last key."""
+    return value | {CHECKSUM: _seal(value)}
+
+
+def _seal(value: dict) -> str:
+    """SHA-256 (hex) of what is read back of `value`: JSON has text keys alone, and no tuples."""
+    return hashlib.sha256(json.dumps(json.loads(json.dumps(value)), sort_keys=True).encode()).hexdigest()
 
 
 def digest(value) -> str:
     """SHA-256 (hex) of a JSON-serialisable value, independent of key order."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
+
+
+_hashes: dict[tuple, str] = {}
+
+
+def hash_of(path: str | os.PathLike) -> str:
+    """`sha256` of a file, read once a process as long as the file stays as it is, under whatever name."""
+    known = os.stat(path)
+    key = (known.st_dev, known.st_ino, known.st_size, known.st_mtime_ns, known.st_ctime_ns)
+    if key not in _hashes:
+        _hashes[key] = sha256(Path(path))
+    return _hashes[key]

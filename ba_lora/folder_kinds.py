@@ -18,13 +18,13 @@ WEIGHTS = (
     *("config.json", "generation_config.json", "model.safetensors", "model-*-of-*.safetensors", "*.index.json"),
     *("tokenizer*.json", "tokenizer.model", "special_tokens_map.json", "added_tokens.json", "vocab.json", "vocab.txt"),
     *("merges.txt", "spiece.model", "spm.model", "sentencepiece.bpe.model", "chat_template.*", "*.py"),
-    *("additional_chat_templates", "README.md", "recipe.json", MARKER),
+    *("additional_chat_templates", "README.md", "recipe.json", "checksums.json", MARKER),
 )
 EVALUATION = (
     *("generations.jsonl", "generation.json", "scored.jsonl", "score.json", "predictions.jsonl", "reliability.png"),
     *("judgments.jsonl", "radar.png", "turns", "scores.json", "row.md", MARKER),
 )
-FEATURES = ("features_step_*.npy", "labels_step_*.npy", "features.json")
+FEATURES = ("features_step_*.npy", "labels_step_*.npy", "features.json", "checksums.json")
 # What a run folder may hold: a file, or a folder and the names in it.
 RUN = {
     **dict.fromkeys(("run.json", "metrics.jsonl", "measures.json"), ()),

@@ -4,18 +4,21 @@ Only the rows that count need to pass through the head, and the objective needs 
 """
 
 import hashlib
+import logging
 from typing import NamedTuple
 
 import torch
 from filelock import FileLock
 from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from .checksums import load_tensors, save_tensors
 from .chunked import factor_of
+from .errors import DamagedFile
 from .files import atomic_folder, cache_home
+
+logger = logging.getLogger(__name__)
 
 
 class Split(NamedTuple):
@@ -68,10 +71,10 @@ def cached_factor(head: nn.Linear) -> Tensor:
     with FileLock(folder.with_name(f".{folder.name}.lock")):  # of several processes one makes it and the others wait
         if file.is_file():
             try:
-                return load_file(file)["factor"].to(weight.device)
-            except (OSError, SafetensorError):
-                pass  # damaged: made anew
+                return load_tensors(file, folder.name)["factor"].to(weight.device)
+            except (DamagedFile, KeyError) as error:
+                logger.warning("%s; it is made again", error)
         factor = factor_of(weight)
         with atomic_folder(folder, (file.name,)) as place:
-            save_file({"factor": factor.cpu()}, place / file.name)
+            save_tensors({"factor": factor.cpu()}, place / file.name, folder.name)
     return factor

@@ -7,6 +7,7 @@ run folder is complete, and the command above uploads it later.
 """
 
 import argparse
+import hashlib
 import json
 import logging
 import os
@@ -15,6 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from . import checksums
 from .card import hub_id, public_name, saved_in, write_card
 from .errors import UserError, run_cli
 from .files import read_json
@@ -63,6 +65,12 @@ def push(run: str | Path, repo: str) -> str:
     for name, key in NAMING:
         if name in files:
             contents[name] = _public_config(files[name], key, model)
+    if checksums.FILE in files:  # of what is uploaded
+        listed = {"files": {}} | read_json(files[checksums.FILE])
+        for name, content in contents.items():
+            if isinstance(content, bytes):
+                listed["files"][name] = hashlib.sha256(content).hexdigest()
+        contents[checksums.FILE] = json.dumps(listed, indent=2).encode()
     api = HfApi()
     additions = [CommitOperationAdd(name, content) for name, content in contents.items()]
     with _one_line(

@@ -11,7 +11,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 from transformers import logging as transformers_logging
 
-from . import packages
+from . import checksums, packages
 from .errors import RunFailure, UserError, choose
 from .tiny import MODEL_DIR
 
@@ -23,9 +23,11 @@ WEIGHT_FILES = ("*.safetensors", "*.safetensors.index.json", "*.gguf")
 def locate(name: str) -> str:
     """What transformers should open for `name`: the embedded folder, a package's, an existing folder, or the hub id as it is.
 
-    Raises UserError for a path without a model in it, and for a package that cannot be had.
+    Raises UserError for a path without a model in it, and for a package that cannot be had; DamagedFile for files that are not
+    those in the folder's checksums.json, if it has one.
     """
     if name == "tiny":
+        checksums.verify(MODEL_DIR, "install the project again")
         return str(MODEL_DIR)
     if name.startswith(packages.PREFIX):
         return str(packages.open_model(name))
@@ -35,6 +37,7 @@ def locate(name: str) -> str:
             raise UserError(f"model folder {name} has no config.json; give a folder written by save_pretrained")
         if not any(next(folder.glob(pattern), None) for pattern in WEIGHT_FILES):
             raise UserError(f"model folder {name} has a config.json but no safetensors weights")
+        checksums.verify(folder)
         return name
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise UserError(f"model folder {name} does not exist")

@@ -17,7 +17,8 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from .errors import UserError, choose
+from . import checksums
+from .errors import DamagedFile, UserError, choose
 from .files import atomic_folder, cache_home, read_json, sha256, write_json
 
 PREFIX = "package:"
@@ -65,10 +66,17 @@ def fetch(distribution: str, version: str) -> Path:
     """
     folder = cache_home() / "packages" / f"{distribution}-{version}"
     with _alone(folder):
+        if folder.is_dir():
+            try:
+                checksums.verify(folder)
+            except DamagedFile as error:
+                _say(f"{error.args[0].partition('; ')[0]}: the package is fetched again")
+                shutil.rmtree(folder)
         if not folder.is_dir():
             _say(f"fetching the package {distribution} {version} into {folder}")
             with atomic_folder(folder) as place:
                 _install(distribution, version, place)
+                checksums.write(place)
     return folder
 
 
@@ -252,7 +260,10 @@ def _verify(folder: Path) -> None:
     remedy = f"remove the folder {folder} and it is made again"
     if not (folder / CHECKSUMS).is_file():
         raise UserError(f"{folder} has no {CHECKSUMS}; {remedy}")
-    for name, expected in read_json(folder / CHECKSUMS)["files"].items():
+    files = read_json(folder / CHECKSUMS).get("files")
+    if not files or any(path.name not in files for path in folder.glob("*.safetensors")):
+        raise UserError(f"{folder / CHECKSUMS} does not list the files of the folder; {remedy}")
+    for name, expected in files.items():
         if not (folder / name).is_file():
             raise UserError(f"{folder / name} is missing; {remedy}")
         if sha256(folder / name) != expected:

@@ -20,13 +20,13 @@ from transformers import logging as transformers_logging
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 from transformers.utils import is_torch_tf32_available
 
-from . import checkpoints, classification, generation, provenance, quantisation, resume
+from . import checkpoints, checksums, classification, generation, provenance, quantisation, resume
 from .adapters import export, export_merged, saved_parameters, trained_parameters
 from .arguments import TrainArguments, as_config, changed_options
 from .card import write_card
 from .ending import KeepTrained, told, try_out
 from .errors import RunFailure, UserError
-from .files import digest, read_json, remove_leftovers, remove_own, write_json
+from .files import digest, read_json, remove_leftovers, remove_own, write_sealed
 from .folder_kinds import RUN
 from .folders import claimed, refuse_foreign, remove_run
 from .hub import reserve
@@ -137,14 +137,14 @@ def _train(arguments: TrainArguments, folder: Path, callbacks: Sequence) -> Path
             elif arguments.resume and (folder / "run.json").is_file():
                 record["decomposition"] = read_json(folder / "run.json").get("decomposition")  # of the first start
             _prepare(arguments, folder)
-            write_json(folder / "run.json", record)
+            write_sealed(folder / "run.json", record)
         checkpoints.keep_start(student, start, first=main)
         trainer.accelerator.wait_for_everyone()
         checkpoints.check_start(student, start)
         started = time.perf_counter()
         with provenance.PeakMemory() as memory, reporting(trainer, folder):
             trainer.objective_callback.gauges.memory = memory
-            trainer.train(resume_from_checkpoint=_checkpoint(arguments, folder, main))
+            trainer.train(resume_from_checkpoint=_checkpoint(arguments, folder, main, record))
         started = min(started, trainer.objective_callback.started)  # of a resumed run with the time before
         steps, seconds = trainer.state.global_step, time.perf_counter() - started
         with gathered(saved_parameters(student)):
@@ -181,6 +181,7 @@ def _finish(arguments: TrainArguments, folder: Path, tokenizer, record: dict) ->
     kind = _kind(arguments)
     if kind == "model":
         tokenizer.save_pretrained(folder / kind)
+        checksums.write(folder / kind)
     if arguments.merge:
         unset_hf_deepspeed_config()  # under ZeRO-3 the base would be opened in pieces, with processes that do not come
         export_merged(
@@ -190,7 +191,7 @@ def _finish(arguments: TrainArguments, folder: Path, tokenizer, record: dict) ->
             arguments.dtype,
             trust_remote_code=arguments.trust_remote_code,
         )
-    write_json(folder / "run.json", record)
+    write_sealed(folder / "run.json", record | {"files": checksums.of_run(folder)})
     if not arguments.save_steps:
         remove_own(folder / "checkpoints", RUN["checkpoints"])
     try:
@@ -277,6 +278,8 @@ def _is_finished(arguments: TrainArguments, folder: Path) -> bool:
         raise UserError(
             f"--resume: {name} is {now} and was {was} in {folder}; give the first run's options, or --overwrite"
         )
+    if before["status"] == "finished":
+        checksums.verify_run(folder)
     return before["status"] == "finished"
 
 
@@ -299,7 +302,16 @@ def _prepare(arguments: TrainArguments, folder: Path) -> None:
         remove_run(folder)
 
 
-def _checkpoint(arguments: TrainArguments, folder: Path, main: bool) -> str | None:
+def _checkpoint(arguments: TrainArguments, folder: Path, main: bool, record: dict) -> str | None:
     """The checkpoint to continue from, the same on every process, or None to start at step 0."""
-    found = checkpoints.newest(folder / "checkpoints") if arguments.resume and main else None
+
+    def alien(before: dict) -> str | None:
+        """What tells the run of a checkpoint's run.json from this one."""
+        for name, (was, now) in changed_options(before["config"], arguments).items():
+            return f"{name} is {was} there and {now} here"
+        if before["data"]["hash"] != record["data"]["hash"]:
+            return "its data are others"
+        return None if before["order_hash"] == record["order_hash"] else "its samples have another order"
+
+    found = checkpoints.newest(folder / "checkpoints", alien) if arguments.resume and main else None
     return broadcast_object_list([str(found) if found else None])[0]

@@ -10,14 +10,16 @@ float32 model change the gradient by 1e-4; those of a bfloat16 model lose nothin
 DIR/cache.json     what the cache is of (`facts`), and whether it is complete; written again, last, when it is
 DIR/rows-N.safetensors    u (rows, d) in float32 or bfloat16 and c (rows,) in float64, samples sorted by length
 
-A shard appears whole and is made under its own lock: an interrupted build goes on, and several processes share the work.
+A shard appears whole and is made under its own lock: an interrupted build goes on, and several processes share the work. Each run
+compares the shards with their checksums first; one that is damaged, or of another cache, is built again, with a warning.
 """
 
 import contextlib
 import hashlib
+import logging
 import os
 import shutil
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,17 +27,19 @@ import numpy as np
 import torch
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from .checksums import load_tensors, save_tensors
 from .chunked import stats_of
 from .data.collator import IGNORED
-from .errors import UserError
-from .files import digest, read_json, write_json
+from .errors import DamagedFile, UserError
+from .files import digest, read_json, write_sealed
 from .folders import refuse_foreign
 from .head import Split, split
 from .objective import counted
+
+logger = logging.getLogger(__name__)
 
 FORMAT = 1  # to be raised when the files' layout, SHARD_BYTES or what they hold changes
 SHARD_BYTES = 1 << 29  # of a shard, about; it is in memory while it is made
@@ -115,16 +119,16 @@ def prepare(
         "width": parts.head.in_features,
     }
     layout = make_layout(rows, row_bytes(facts["width"], dtype))
-    if not _claim(folder, facts):
+    if not _claim(folder, facts, layout) or any(map(partial(_flaw, folder, layout, facts), range(len(layout.members)))):
         _check_space(folder, facts, layout)
         folder.mkdir(parents=True, exist_ok=True)
         lock = FileLock(folder / ".cache.json.lock")
         with lock:
-            if not _claim(folder, facts):  # another process may have been faster
-                write_json(folder / "cache.json", {"complete": False, **facts})
+            if not _claim(folder, facts, layout):  # another process may have been faster
+                write_sealed(folder / "cache.json", {"complete": False, **facts})
         _build(folder, parts, samples, layout, rows.lengths, facts, collate, progress)
         with lock:
-            write_json(folder / "cache.json", {"complete": True, **facts})
+            write_sealed(folder / "cache.json", {"complete": True, **facts})
     return TeacherCache(folder, layout, facts)
 
 
@@ -219,12 +223,25 @@ def _parts(model: nn.Module, ids: list[int], target_modules: list[str] | None) -
     return parts
 
 
-def _claim(folder: Path, facts: dict) -> bool:
-    """Whether `folder` holds the complete cache of `facts`; UserError when it holds anything else."""
+def _claim(folder: Path, facts: dict, layout: Layout) -> bool:
+    """Whether `folder` holds the complete cache of `facts`; UserError when it holds anything else.
+
+    A cache.json that is damaged is written again, where the shards say that they are of this cache.
+    """
     refuse_foreign(folder, "teacher cache", "--teacher_cache")
     if not (folder / "cache.json").is_file():
         return False
-    held = read_json(folder / "cache.json")
+    try:
+        held = read_json(folder / "cache.json")
+    except DamagedFile:
+        shards = {_file(folder, shard): _of(facts, shard) for shard in range(len(layout.members))}
+        if any(shards.get(file) != _said_of(file) for file in folder.glob("rows-*.safetensors")):
+            raise UserError(
+                f"--teacher_cache {folder} is damaged: cache.json cannot be read, and what the shards are of is not known; "
+                "remove the folder to build it again"
+            ) from None
+        logger.warning("%s is damaged; it is written again", folder / "cache.json")
+        return False
     for name, what in FACTS.items():
         if held.get(name) != facts[name]:
             then, now = (str(value)[:12] for value in (held.get(name), facts[name]))
@@ -251,17 +268,23 @@ def _check_space(folder: Path, facts: dict, layout: Layout) -> None:
 def _build(folder: Path, parts: Split, samples, layout: Layout, lengths, facts: dict, collate, progress: bool) -> None:
     """Make the shards that are missing, first those that no other process is at, then those that one has left undone."""
     total = facts["rows"]
+    done = set()
     with tqdm(total=total, desc="teacher cache", unit="row", disable=not progress) as bar:
         for wait in (False, True):
             for shard, members in enumerate(layout.members):
+                if shard in done:
+                    continue
                 file = _file(folder, shard)
                 lock = FileLock(file.with_name(f".{file.name}.lock"), blocking=wait)
                 with contextlib.suppress(Timeout), lock:
-                    if not file.exists():
+                    if wrong := _flaw(folder, layout, facts, shard):
+                        if file.exists():
+                            logger.warning("%s; it is built again", wrong)
                         tensors = _shard(parts, samples, members, lengths, layout.rows_in(shard), facts, collate, bar)
                         temporary = file.with_name(f".{file.name}.tmp")
-                        save_file(tensors, temporary)
+                        save_tensors(tensors, temporary, _of(facts, shard))
                         os.replace(temporary, file)
+                    done.add(shard)
 
 
 @torch.no_grad()
@@ -294,3 +317,29 @@ def _batches(members: np.ndarray, lengths: np.ndarray) -> list[np.ndarray]:
 
 def _file(folder: Path, shard: int) -> Path:
     return folder / f"rows-{shard:05d}.safetensors"
+
+
+def _of(facts: dict, shard: int) -> str:
+    """What a shard says that it is of."""
+    return digest([facts, shard])
+
+
+def _said_of(file: Path) -> str | None:
+    try:
+        with safe_open(file, framework="pt") as opened:
+            return (opened.metadata() or {}).get("of")
+    except (OSError, SafetensorError):
+        return None
+
+
+def _flaw(folder: Path, layout: Layout, facts: dict, shard: int) -> str | None:
+    """What is wrong with a shard: missing, damaged or of another cache; None when it is whole. It is read for that."""
+    file, rows = _file(folder, shard), layout.rows_in(shard)
+    if not file.exists():
+        return f"{file} is missing"
+    try:
+        tensors = load_tensors(file, _of(facts, shard))
+    except DamagedFile as error:
+        return str(error)
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    return None if shapes == {"u": (rows, facts["width"]), "c": (rows,)} else f"{file} holds other tensors"

@@ -5,6 +5,7 @@ add ObjectiveCallback.
 """
 
 import json
+import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -26,6 +27,8 @@ from .objective import TERMS, Objective
 from .objective_model import ObjectiveModel
 from .sharding import gathered, only_tensors
 from .step import StepModel
+
+logger = logging.getLogger(__name__)
 
 PROGRESS = "progress"  # the name under which a checkpoint's trainer_state.json holds ObjectiveCallback.progress
 
@@ -98,7 +101,8 @@ class ObjectiveCallback(TrainerCallback):
             )
         done = {"tokens": 0, "seconds": 0.0}
         if self.metrics and args.process_index == 0:
-            kept = forget_after(self.metrics, state.global_step)
+            checkpoint = Path(args.output_dir) / f"{checkpoints.PREFIX}{state.global_step}"
+            kept = forget_after(self.metrics, state.global_step, checkpoint / self.metrics.name)
             done = kept[-1] if kept else done
         self.gauges.start(done["seconds"], done["tokens"])
         done = state.stateful_callbacks.get(PROGRESS, done)
@@ -201,18 +205,27 @@ class ObjectiveCallback(TrainerCallback):
         }
 
 
-def forget_after(metrics: Path, step: int) -> list[dict]:
+def forget_after(metrics: Path, step: int, copy: Path) -> list[dict]:
     """Keep the lines of metrics.jsonl up to `step`, a resumed run writes the later ones again; returns what they hold.
 
-    A line that a killed process has left unfinished is dropped: it belongs to a later step.
+    copy: metrics.jsonl as it was after `step`, from the checkpoint; what differs from it is put back, which is said. Without it,
+    of an earlier version, a line that cannot be read is dropped: a killed process may have left the last one unfinished.
     """
+    there = metrics.read_bytes() if metrics.is_file() else b""
+    if step and copy.is_file():
+        right = copy.read_bytes()
+        if not there.startswith(right):
+            logger.warning("%s was altered; it is put back from %s", metrics, copy.parent)
+        there = right
     kept = []
-    for line in metrics.read_text(encoding="utf-8").splitlines() if step and metrics.exists() else ():
+    for line in there.decode("utf-8", "replace").splitlines() if step else ():
         try:
             row = json.loads(line)
         except ValueError:
-            continue
-        if row["step"] <= step:
+            row = None
+        if not isinstance(row, dict) or "step" not in row:
+            logger.warning("%s: a line that cannot be read is dropped: %.40r", metrics, line)
+        elif row["step"] <= step:
             kept.append((line, row))
     with atomic_write(metrics) as file:
         file.writelines(line + "\n" for line, _ in kept)
@@ -370,6 +383,8 @@ class BALoRATrainer(Trainer):
                 super(BALoRATrainer, self)._save_checkpoint(model, trial)
             finally:
                 self.place = None
+            if first and self.objective_callback.metrics:
+                checkpoints.keep_beside(self.objective_callback.metrics.parent, place / checkpoint.name)
 
         checkpoints.write(checkpoint, fill, first=first, device=self.args.device)
         if first and self.args.save_total_limit:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from . import checksums
 from .errors import UserError, nearest
 from .files import read_json
 from .folders import claimed, refuse_foreign
@@ -182,6 +183,7 @@ def _features_folder(folder: str) -> Path:
     """`folder`, or the features/ in a run folder."""
     for place in (Path(folder), Path(folder) / "features"):
         if next(place.glob(features_file("", "*").name), None):
+            checksums.verify(place)
             return place
     raise UserError(
         f"--features_dir {folder} holds no features_step_<n>.npy; give the folder that a run saved its features in"
@@ -196,10 +198,7 @@ def _names_of(places: Sequence[Path]) -> list[str]:
 
 def _facts_of(place: Path) -> dict:
     file = place / FACTS
-    try:
-        return read_json(file) if file.is_file() else {}
-    except ValueError as error:
-        raise UserError(f"{file} is not valid JSON ({error}); mend or remove it") from None
+    return read_json(file) if file.is_file() else {}
 
 
 def _read_array(file: Path) -> np.ndarray:

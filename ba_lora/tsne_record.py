@@ -9,8 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
-from .errors import UserError
-from .files import atomic_write, read_json, write_json
+from . import checksums
+from .errors import DamagedFile, UserError
+from .files import atomic_write
 from .folders import refuse_foreign
 from .tsne_figure import Panel, write_figures
 
@@ -29,7 +30,7 @@ def write_record(panels: list[Panel], examples: Sequence[int], record: dict, out
             for example, label, (x, y) in zip(examples, panel.labels, panel.plane, strict=True):
                 writer.writerow((panel.run, panel.step, example, record["classes"][label], x, y))
     scored = [{"run": p.run, "step": p.step, "original": p.original, "plane": p.flat} for p in panels]
-    write_json(output / SCORES, record | {"panels": scored})
+    checksums.write_record(output / SCORES, record | {"panels": scored}, (COORDINATES,))
 
 
 def redraw(folder: str | Path, output: str | Path) -> list[Panel]:
@@ -64,11 +65,9 @@ def read_record(folder: Path) -> tuple[list[Panel], dict]:
 
 def _read_scores(file: Path) -> dict:
     try:
-        record = read_json(file)
-    except ValueError as error:
-        raise UserError(f"{file} is not valid JSON ({error}); {AGAIN}") from None
-    if not isinstance(record, dict):
-        raise UserError(f"{file} holds no object; {AGAIN}")
+        record = checksums.read_record(file)
+    except DamagedFile as error:
+        raise UserError(f"{error}; or {AGAIN}") from None
     for part, keys in ((record, KEYS), *((panel, PANEL_KEYS) for panel in record.get("panels", ()))):
         for key in keys:
             if key not in part:

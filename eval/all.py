@@ -11,8 +11,9 @@ import itertools
 import sys
 from pathlib import Path
 
+from ba_lora.checksums import read_record
 from ba_lora.errors import UserError, choose, run_cli
-from ba_lora.files import atomic_write, read_json
+from ba_lora.files import atomic_write
 from ba_lora.folders import claimed
 
 from .results import SCORE
@@ -117,7 +118,7 @@ def row(folder: Path, name: str) -> str:
 
     Percent, MT-Bench's first turn from 1 to 10, and the mean of all five where all are there: a mix, as in the paper.
     """
-    scores = {bench: read_json(folder / bench / SCORE) for bench in BENCHMARKS if (folder / bench / SCORE).is_file()}
+    scores = {bench: read_record(folder / bench / SCORE) for bench in BENCHMARKS if (folder / bench / SCORE).is_file()}
     if "mt_bench" in scores:
         scores["mt_bench"] |= scores["mt_bench"]["first_turn"] | {"metric": "judge's rating of the first turn, 1 to 10"}
     scores = {bench: score for bench, score in scores.items() if score["score"] is not None}

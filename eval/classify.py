@@ -14,6 +14,7 @@ from typing import NamedTuple
 import numpy as np
 from tqdm import tqdm
 
+from ba_lora.checksums import read_record
 from ba_lora.data.glue import TASKS, Examples, Task
 from ba_lora.errors import UserError, choose
 from ba_lora.files import atomic_write, read_json
@@ -134,6 +135,8 @@ def read_predictions(path: str | Path, task: Task) -> tuple[np.ndarray, list]:
     logits, labels, width = [], [], len(task.labels) or 1
     if not Path(path).is_file():
         raise UserError(f"--rescore {path} does not exist; give a {PREDICTIONS}")
+    if Path(path).name == PREDICTIONS and Path(path).with_name("score.json").is_file():
+        read_record(Path(path).with_name("score.json"), (PREDICTIONS,))
     with open(path, encoding="utf-8") as file:
         for number, line in enumerate(file, 1):
             try:

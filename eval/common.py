@@ -10,19 +10,18 @@ import argparse
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
 from tqdm import tqdm
 
+from ba_lora.checksums import weights_of_run
 from ba_lora.data.formats import question
 from ba_lora.data.templates import NAMES, Template, check_template, default_template, make_template, template_of, turns
 from ba_lora.errors import UserError, choose
-from ba_lora.files import digest
+from ba_lora.files import digest, hash_of
 from ba_lora.folders import claimed
-from ba_lora.packages import sha256
 
 from .results import GENERATIONS, SCORE, SCORED, write_lines
 
@@ -271,7 +270,7 @@ def ask(
     UserError where the folder's generations were made in another way.
     """
     from .backends import Job, get_backend
-    from .resume import begin, check
+    from .resume import begin, check, seal
 
     sampling = sampling_of(args, sampling)
     facts = generation_facts(args, subject, sampling, data)
@@ -302,6 +301,7 @@ def ask(
     facts |= {"seconds": round(seconds, 2), "tokens_per_second": round(tokens / seconds, 1) if jobs else None}
     records = [done[key] for key in wanted]
     write_lines(folder / GENERATIONS, records)  # in the order of the requests, as if nothing had come between
+    seal(folder, config)
     return records, facts
 
 
@@ -321,7 +321,8 @@ def generation_facts(args: argparse.Namespace, subject: Subject, sampling: Sampl
         "model": args.model,
         "model_hash": weights_hash(subject.weights) if local else None,
         "adapter": args.adapter,
-        "adapter_hash": _file_hash(adapter) if local and adapter and adapter.is_file() else None,
+        "adapter_hash": hash_of(adapter) if local and adapter and adapter.is_file() else None,
+        "weights": weights_of_run(args.adapter or args.model) if local else None,
         "base": subject.base,
         "template": subject.template.name,
         "data": data,
@@ -347,15 +348,5 @@ def weights_hash(name: str) -> str | None:
     # in the hub's cache a large file is a link to one whose name is its hash
     files = sorted(Path(place).glob("*.safetensors"))
     names = {file.name: file.resolve().name for file in files}
-    hashes = {file.name: names[file.name] if len(names[file.name]) == 64 else _file_hash(file) for file in files}
+    hashes = {file.name: names[file.name] if len(names[file.name]) == 64 else hash_of(file) for file in files}
     return next(iter(hashes.values())) if len(hashes) == 1 else digest(hashes) if hashes else None
-
-
-def _file_hash(file: Path) -> str:
-    """SHA-256 of a file, read once a process as long as it is not written again."""
-    return _hash_of(file, file.stat().st_size, file.stat().st_mtime_ns)
-
-
-@cache
-def _hash_of(file: Path, size: int, written: int) -> str:
-    return sha256(file)

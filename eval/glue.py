@@ -8,9 +8,10 @@ reliability.png. With --submission the unlabelled test split is predicted in the
 import argparse
 from pathlib import Path
 
+from ba_lora.checksums import weights_of_run, write_record
 from ba_lora.data.glue import TASKS, load_examples
 from ba_lora.errors import UserError, choose, run_cli
-from ba_lora.files import atomic_write, read_json, write_json
+from ba_lora.files import atomic_write, read_json
 
 from . import classify, metrics
 
@@ -85,7 +86,7 @@ def _evaluate(args: argparse.Namespace, folder: Path) -> int:
     logits, seconds = classify.predict(classifier, examples, args.batch_size)
     classify.write_predictions(folder, examples, logits)
     facts = {"model": args.model, "base": classifier.base, "data": data, "split": args.split, "report": examples.report}
-    facts |= {"dtype": args.dtype, "seconds": round(seconds, 2)}
+    facts |= {"weights": weights_of_run(args.model), "dtype": args.dtype, "seconds": round(seconds, 2)}
     _score(folder, f"glue/{name}", classifier.task, logits, examples.labels, facts)
     return 0
 
@@ -111,7 +112,7 @@ def _score(folder: Path, benchmark: str, task, logits, labels, facts: dict) -> d
     score = {"benchmark": benchmark, "metric": headline, "score": computed[headline], **computed, **facts}
     if task.labels:
         metrics.draw_reliability(logits, labels, folder / "reliability.png")
-    write_json(folder / SCORE, score)
+    write_record(folder / SCORE, score, (classify.PREDICTIONS,))
     others = ", ".join(f"{name} {computed[name]:.4f}" for name in task.metrics[1:] if computed[name] is not None)
     shown = "undefined" if computed[headline] is None else f"{computed[headline]:.4f}"
     print(f"{benchmark} {headline} {shown}{', ' if others else ''}{others} of {len(labels)} → {folder / SCORE}")

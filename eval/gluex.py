@@ -8,9 +8,10 @@ NAME/score.json of each set, and scores.json with all of them beside the reason 
 import argparse
 from pathlib import Path
 
+from ba_lora.checksums import weights_of_run, write_record
 from ba_lora.data.gluex import SHIFTS, Shift, load_shift
 from ba_lora.errors import UserError, choose, run_cli
-from ba_lora.files import write_json
+from ba_lora.files import write_sealed
 
 from . import classify, metrics
 
@@ -70,7 +71,9 @@ def _evaluate(args: argparse.Namespace, folder: Path) -> int:
             left_out[name] = str(error)
             continue
         scores[name] = _score(args, classifier, shifts[name], examples, folder / name)
-    write_json(folder / "scores.json", {"task": task.name, "model": args.model, "scores": scores, "left_out": left_out})
+    write_sealed(
+        folder / "scores.json", {"task": task.name, "model": args.model, "scores": scores, "left_out": left_out}
+    )
     for name, reason in left_out.items():
         print(f"{task.name} → {name:12} left out: {reason}")
     print(f"{len(scores)} of {len(names)} sets → {folder / 'scores.json'}")
@@ -96,11 +99,17 @@ def _score(args: argparse.Namespace, classifier, shift: Shift, examples, folder:
     headline = shift.metrics[0]
     score = {"benchmark": f"gluex/{classifier.task.name}-{shift.name}", "metric": headline, "score": computed[headline]}
     score |= {**computed, "source": examples.source, "report": examples.report, "limit": args.limit}
-    score |= {"model": args.model, "base": classifier.base, "dtype": args.dtype, "seconds": round(seconds, 2)}
+    score |= {
+        "model": args.model,
+        "base": classifier.base,
+        "weights": weights_of_run(args.model),
+        "dtype": args.dtype,
+        "seconds": round(seconds, 2),
+    }
     unlabelled, rows = examples.report.get("unlabelled"), len(examples.labels)
     if unlabelled and "accuracy" in computed:  # as published: over all rows, those without a label counted as wrong
         score["accuracy_unfiltered"] = computed["accuracy"] * rows / (rows + unlabelled)
-    write_json(folder / "score.json", score)
+    write_record(folder / "score.json", score, (classify.PREDICTIONS,))
     shown = "undefined" if computed[headline] is None else f"{computed[headline]:.4f}"
     print(f"{classifier.task.name} → {shift.name:12} {headline} {shown} of {len(examples.labels)}")
     return {name: score.get(name) for name in ("metric", "score", "n", "accuracy_unfiltered", *shift.metrics)}

@@ -28,6 +28,7 @@ from typing import NamedTuple
 
 from tqdm import tqdm
 
+from ba_lora.checksums import check_line, checked_line
 from ba_lora.errors import UserError
 from ba_lora.files import digest
 
@@ -237,16 +238,18 @@ def _ask(client, judge: Judge, task: Task, protocol: str, attempts: int) -> list
 
 def _line(judge: Judge, task: Task, key: str, replies: list[str]) -> dict:
     now = datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
-    return {
-        "id": task.id,
-        "turn": task.turn,
-        "key": key,
-        "judge": judge.model,
-        "options": judge.options,
-        "prompt": task.prompt,
-        "replies": replies,
-        "date": now,
-    }
+    return checked_line(
+        {
+            "id": task.id,
+            "turn": task.turn,
+            "key": key,
+            "judge": judge.model,
+            "options": judge.options,
+            "prompt": task.prompt,
+            "replies": replies,
+            "date": now,
+        }
+    )
 
 
 def mend(path: Path) -> None:
@@ -282,6 +285,7 @@ def read_judgments(paths: Iterable[Path]) -> dict[str, dict]:
                 raise UserError(
                     f"{path}, line {number}: no judgment; remove the line, and it is asked for again"
                 ) from None
+            check_line(record, f"{path}, line {number}")
     return known
 
 

@@ -12,8 +12,9 @@ import json
 import shutil
 from pathlib import Path
 
+from ba_lora.checksums import read_record, write_record
 from ba_lora.errors import UserError, run_cli
-from ba_lora.files import digest, read_json, write_json
+from ba_lora.files import digest, read_json
 
 from . import common, fastchat
 from .judge import OPTIONS, PROTOCOLS, Judge, Task, connect, judge_all, judge_of, key_of, make_task, read_judgments
@@ -68,9 +69,9 @@ def generate(args: argparse.Namespace, folder: Path, questions: list[dict], data
     facts = _join_facts(args, folder, questions, parts)
     for name in (common.SCORE, common.SCORED):  # an older score does not belong to these answers
         (folder / name).unlink(missing_ok=True)
-    write_json(folder / GENERATION, facts)
     lines = [records[question["id"], turn] for question in questions for turn in (1, 2)]
     common.write_lines(folder / common.GENERATIONS, lines)
+    write_record(folder / GENERATION, facts, (common.GENERATIONS,))
     return lines, facts
 
 
@@ -138,6 +139,7 @@ def _join_facts(args: argparse.Namespace, folder: Path, questions: list[dict], p
     }
     if timing["resumed"] == sum(part["tasks"] for part in parts) and (folder / GENERATION).is_file():
         earlier = read_json(folder / GENERATION)
+        earlier.pop("files", None)
         if earlier | timing == joined | timing:
             return earlier
     return joined | timing
@@ -315,7 +317,7 @@ def facts_beside(path: str) -> dict:
     """How the answers of a generations.jsonl came about, from the score.json or else the generation.json beside it."""
     known = common.facts_beside(path)
     beside = Path(path).with_name(GENERATION)
-    return known or (read_json(beside) if Path(path).name == common.GENERATIONS and beside.is_file() else {})
+    return known or (read_record(beside) if Path(path).name == common.GENERATIONS and beside.is_file() else {})
 
 
 def _shown(mean: float | None) -> str:

@@ -6,15 +6,17 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import ba_lora
+from ba_lora.checksums import read_record, write_record
 from ba_lora.data.readers import parse_json
 from ba_lora.errors import UserError
-from ba_lora.files import atomic_write, read_json, write_json
+from ba_lora.files import atomic_write
 
 GENERATION_FACTS = (  # what `ask` gives; null after --rescore of a file of unknown origin
     "model",
     "model_hash",
     "adapter",
     "adapter_hash",
+    "weights",
     "base",
     "template",
     "data",
@@ -90,10 +92,7 @@ def facts_beside(path: str | Path) -> dict:
     score = Path(path).with_name(SCORE)
     if Path(path).name != GENERATIONS or not score.is_file():
         return {}
-    try:
-        known = read_json(score)
-    except ValueError as error:
-        raise UserError(f"{score}, beside the generations, is not valid JSON ({error}); mend or remove it") from None
+    known = read_record(score, (GENERATIONS,))
     return {key: known.get(key) for key in GENERATION_FACTS}
 
 
@@ -136,5 +135,5 @@ def write_score(folder: Path, score: dict, facts: dict, scored: Iterable[dict]) 
     (folder / SCORE).unlink(missing_ok=True)
     write_lines(folder / SCORED, scored)
     whole = score | {key: facts.get(key) for key in GENERATION_FACTS} | {"ba_lora_version": ba_lora.__version__}
-    write_json(folder / SCORE, whole)
+    write_record(folder / SCORE, whole, (GENERATIONS, SCORED))
     return whole

@@ -1,7 +1,8 @@
 """An unfinished generations.jsonl: what it already holds, and how the rest is appended.
 
 generation.json beside it says how the lines were made. A killed run leaves whole lines and perhaps one torn at the end, which
-is dropped; a run that would make other lines is refused, with the option that changed.
+is dropped; a run that would make other lines is refused, with the option that changed. Until the file is complete each line has a
+checksum of itself and of generation.json, so that no line is altered or another run's without a word.
 """
 
 import json
@@ -10,17 +11,20 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from ba_lora.checksums import check_line, checked_line, read_record, write_record
 from ba_lora.errors import UserError
-from ba_lora.files import read_json, write_json
+from ba_lora.files import digest, write_json
 
 from .common import Request
 from .results import GENERATIONS, SCORE, SCORED, read_line
 
 CONFIG = "generation.json"
+WHOSE = ("model", "model_hash", "adapter_hash", "endpoint", "seed")  # what a line's checksum knows of the config
 FIELDS = ("id", "prompt", "completion", "finish_reason", "tokens")
 NOT_OPTIONS = {  # what changes completions beside the options of the same name
     "model_hash": "the weights of --model",
     "adapter_hash": "the weights of --adapter",
+    "weights": "the weights of the run",
     "base": "the base of --model",
     "template_text": "the text of the template",
     "backend_version": "the version of the backend",
@@ -39,22 +43,27 @@ def check(folder: Path, config: dict, wanted: dict[tuple[str, int], Request]) ->
         return {}
     if not (folder / CONFIG).is_file():
         raise UserError(f"{path} has no {CONFIG} beside it, which says how it was made; {remedy}")
-    for name, before in _read_config(folder / CONFIG).items():
+    known = read_record(folder / CONFIG)
+    known.pop("files", None)
+    for name, before in known.items():
         if config.get(name) != before:
             what = NOT_OPTIONS.get(name, f"--{name}")
             seen = "" if name.endswith(("_hash", "_text")) else f" ({before!r} before, {config.get(name)!r} now)"
             raise UserError(
                 f"{path} is unfinished, and this run differs from it in {what}{seen}; change it back, {remedy}"
             )
-    done = {}
+    done, of = {}, _whose(config)
     for number, line in enumerate(path.read_bytes().splitlines(keepends=True), 1):
         if not line.endswith(b"\n"):
             break
-        record = read_line(line.decode("utf-8", "surrogateescape"), f"{path}, line {number}", FIELDS)
+        place = f"{path}, line {number}"
+        record = read_line(line.decode("utf-8", "surrogateescape"), place, FIELDS)
+        check_line(record, place, of)
+        record.pop("check", None)
         key = (str(record["id"]), record.get("sample", 0))
         if key not in wanted or wanted[key].prompt != record["prompt"]:
             raise UserError(
-                f"{path}, line {number}: id {key[0]} is not asked, or not so, now: --data, --limit or --protocol has changed; "
+                f"{place}: id {key[0]} is not asked, or not so, now: --data, --limit or --protocol has changed; "
                 f"change it back, {remedy}"
             )
         done[key] = record
@@ -75,21 +84,23 @@ def begin(folder: Path, config: dict, fresh: bool) -> Iterator[Callable[[dict], 
         *([GENERATIONS] if fresh else []),
     ):  # an older score does not belong to these completions
         (folder / name).unlink(missing_ok=True)
-    if fresh:
-        write_json(folder / CONFIG, config)
-    elif path.is_file():
+    write_json(folder / CONFIG, config)
+    if not fresh and path.is_file():
         os.truncate(path, path.read_bytes().rfind(b"\n") + 1)
+    of = _whose(config)
     with open(path, "a", encoding="utf-8") as file:
 
         def append(record: dict) -> None:
-            file.write(json.dumps(record, ensure_ascii=False) + "\n")
+            file.write(json.dumps(checked_line(record, of), ensure_ascii=False) + "\n")
             file.flush()
 
         yield append
 
 
-def _read_config(path: Path) -> dict:
-    try:
-        return read_json(path)
-    except ValueError as error:
-        raise UserError(f"{path} is not valid JSON ({error}); remove it and add --overwrite") from None
+def seal(folder: Path, config: dict) -> None:
+    """Note in D/generation.json the hash of D/generations.jsonl, whose lines are all there and have no checksums any more."""
+    write_record(folder / CONFIG, config, (GENERATIONS,))
+
+
+def _whose(config: dict) -> str:
+    return digest([config.get(name) for name in WHOSE])

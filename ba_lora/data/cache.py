@@ -1,11 +1,17 @@
 """Encoded samples, kept on disk by their content: the same texts, tokenizer, template and length are encoded once."""
 
+import logging
+from pathlib import Path
+
 from datasets import Dataset, disable_progress_bars, load_from_disk
 from filelock import FileLock
 
+from .. import checksums
 from ..files import atomic_folder, cache_home, digest, read_json, write_json
 from .instruction import encode_conversations
 from .templates import Template
+
+logger = logging.getLogger(__name__)
 
 FORMAT = 2  # to be raised when encode_conversations changes what it returns
 
@@ -27,10 +33,29 @@ def load_samples(tokenizer, template: Template, conversations, max_length: int) 
     folder = cache_home() / "samples" / digest(key)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(folder.with_name(f".{folder.name}.lock")):
-        if not (folder / "report.json").is_file():
+        found = _read(folder)
+        if found is None:
             samples, report = encode_conversations(tokenizer, template, conversations, max_length)
             disable_progress_bars()  # the encoding has its own
             with atomic_folder(folder, ("*.arrow", "*.json")) as place:
                 Dataset.from_list(samples).save_to_disk(place)
-                write_json(place / "report.json", report)
-    return load_from_disk(folder), read_json(folder / "report.json")
+                write_json(place / "report.json", {"key": folder.name} | report)
+                checksums.write(place)
+            found = load_from_disk(folder), report
+    return found
+
+
+def _read(folder: Path) -> tuple[Dataset, dict] | None:
+    """What the folder holds; None where it holds nothing, or something damaged or of other samples (which is said)."""
+    if not folder.exists():
+        return None
+    try:
+        checksums.verify(folder)
+        report = read_json(folder / "report.json")
+        if report.pop("key", folder.name) != folder.name:
+            raise ValueError("it is of other samples")
+        return load_from_disk(folder), report
+    except Exception as error:  # of datasets' and arrow's many kinds; each means that the folder cannot be used
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        logger.warning("the samples in %s are damaged (%s); they are encoded again", folder, reason)
+        return None

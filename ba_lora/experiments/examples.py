@@ -2,6 +2,7 @@
 
 import json
 
+from ..checksums import read_record
 from .matrix import Experiment
 
 SHOWN = 3  # problems
@@ -15,6 +16,8 @@ def examples(experiment: Experiment) -> str:
         folder = run.folder / "eval" / name
         if run.variant.varied or run.method in answers or not (folder / "generations.jsonl").is_file():
             continue
+        if (folder / "score.json").is_file():
+            read_record(folder / "score.json")
         answers[run.method] = _first(folder / "generations.jsonl")
         right[run.method] = [line["correct"] for line in _first(folder / "scored.jsonl")]
     if not answers:

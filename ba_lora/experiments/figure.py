@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+from ..checksums import check_of_run
 from ..errors import UserError
 from ..files import read_json
 from ..objective import TERMS
@@ -17,7 +18,13 @@ def draw_terms(where: str, output: str | None = None) -> Path:
     source = Path(where) / "metrics.jsonl" if Path(where).is_dir() else Path(where)
     if not source.is_file():
         raise UserError(f"{source} does not exist; give the folder of a training run")
-    rows = [json.loads(line) for line in source.read_text(encoding="utf-8").splitlines()]
+    check_of_run(source.parent, source.name)
+    try:
+        rows = [json.loads(line) for line in source.read_bytes().splitlines()]
+    except ValueError as error:
+        raise UserError(
+            f"{source} has a line that is not valid JSON ({error}); put the file back from a copy"
+        ) from None
     if not rows:
         raise UserError(f"{source} is empty: the run has logged no step")
     record = source.parent / "run.json"

@@ -220,7 +220,12 @@ def tuned_rates(name: str, runs: str | Path, results: str | Path) -> dict[str, f
     """{group: learning rate} that the tuning of the experiment `name` chose; {} where it has not been done."""
     for file in (Path(runs) / name / "tuning.json", Path(results) / name / "tuning.json"):
         if file.is_file():
-            return read_json(file)["best"]
+            tuned = read_json(file)
+            if tuned.get("experiment", name) != name:
+                raise UserError(
+                    f"{file} is the tuning of {tuned['experiment']}, not of {name}; put the right one there"
+                )
+            return tuned["best"]
     return {}
 
 

@@ -6,12 +6,13 @@ import torch
 from torch.nn.functional import cross_entropy, log_softmax
 
 from ..adapters import load
+from ..checksums import weights_of_run
 from ..data.collator import IGNORED, PadRight
 from ..data.formats import exchange
 from ..data.instruction import encode_sample
 from ..data.templates import default_template, make_template, template_of
 from ..data.tinymath import generate, plain_text
-from ..files import write_json
+from ..files import write_sealed
 from ..models import load_model, load_tokenizer
 from ..objective import counted
 from .matrix import Evaluation, Run
@@ -34,6 +35,7 @@ def measure(run: Run, evaluations: list[Evaluation], extra: dict, report=lambda 
     base = load_model(run.model)
     model = load(run.folder, load_model(run.model)) if run.arguments else base
     template = template_of(run.folder) or make_template(default_template(run.model), tokenizer)
+    weights = weights_of_run(run.folder) if run.arguments else None
     scores = {}
     for number, evaluation in enumerate(evaluations):
         folder = run.folder / "eval" / evaluation.name
@@ -45,7 +47,9 @@ def measure(run: Run, evaluations: list[Evaluation], extra: dict, report=lambda 
         folder.mkdir(parents=True, exist_ok=True)
         common.write_lines(folder / common.GENERATIONS, records)
         scored = [{"id": r["id"], "correct": right} for r, right in zip(records, correct, strict=True)]
-        facts = {"model": str(run.folder), "base": run.model, "template": template.name, "data": evaluation.data}
+        facts = {"model": str(run.folder), "base": run.model, "template": template.name, "data": evaluation.data} | {
+            "weights": weights
+        }
         common.write_score(folder, {"benchmark": evaluation.name, "metric": "accuracy", **statistics}, facts, scored)
         scores[evaluation.name] = statistics["score"]
         report((number + 1) / (len(evaluations) + 1))
@@ -54,11 +58,12 @@ def measure(run: Run, evaluations: list[Evaluation], extra: dict, report=lambda 
         "seed": run.seed,
         "evaluations": [vars(evaluation) for evaluation in evaluations],
         "scores": scores,
+        "weights": weights,
         **extra,
     }
     if not run.is_trial:
         measures |= _distances(run, base, model, tokenizer, template)
-    write_json(run.folder / "measures.json", measures)
+    write_sealed(run.folder / "measures.json", measures)
     report(1.0)
     return measures
 

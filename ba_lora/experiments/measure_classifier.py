@@ -5,9 +5,10 @@ from pathlib import Path
 
 import numpy as np
 
+from .. import checksums
 from ..data.glue import Examples, load_examples
 from ..errors import UserError
-from ..files import atomic_write, read_json, write_json
+from ..files import atomic_write, read_json, write_sealed
 from ..tsne import FINAL, NEIGHBOURS, features_file, labels_file, read_features, scores
 from .matrix import Evaluation, Run
 
@@ -24,6 +25,7 @@ def measure_classifier(run: Run, evaluations: list[Evaluation], extra: dict, rep
     classifier = classify.open_classifier(str(run.folder))
     data = read_json(run.folder / "run.json")["task"]["data"]
     measures = {"method": run.method, "seed": run.seed, "evaluations": [vars(evaluation) for evaluation in evaluations]}
+    measures["weights"] = checksums.weights_of_run(run.folder)
     measures |= {name: {} for name in ("scores", "accuracy", "macro_f1", "rarest_recall", "majority", "ece")}
     for number, evaluation in enumerate(evaluations):
         examples = _examples(classifier.task, evaluation, data)
@@ -33,15 +35,16 @@ def measure_classifier(run: Run, evaluations: list[Evaluation], extra: dict, rep
         folder.mkdir(parents=True, exist_ok=True)
         classify.write_predictions(folder, examples, logits)
         headline = classifier.task.metrics[0]
-        write_json(folder / "score.json", {"benchmark": evaluation.name, "metric": headline, **computed})
         measures["scores"][evaluation.name] = computed[headline]
         if classifier.task.labels:
             _add_classes(measures, evaluation.name, computed, logits, np.array(examples.labels), folder)
+        score = {"benchmark": evaluation.name, "metric": headline, **computed, "weights": measures["weights"]}
+        checksums.write_record(folder / "score.json", score, (classify.PREDICTIONS, "scored.jsonl"))
         report((number + 1) / len(evaluations))
     if classifier.task.labels:
         measures |= _separation(run.folder / "features")
     measures |= extra
-    write_json(run.folder / "measures.json", measures)
+    write_sealed(run.folder / "measures.json", measures)
     return measures
 
 
@@ -60,6 +63,7 @@ def _separation(folder: Path) -> dict[str, float]:
     """Silhouette and kNN purity of the last hidden layer at the end; {} of no features, of few, and of one class."""
     if not features_file(folder, FINAL).is_file():
         return {}
+    checksums.verify(folder)
     labels = np.load(labels_file(folder, FINAL))
     if len(labels) <= NEIGHBOURS or labels.min() == labels.max():
         return {}

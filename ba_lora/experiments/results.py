@@ -18,8 +18,9 @@ from pathlib import Path
 
 import numpy as np
 
+from .. import checksums
 from ..errors import UserError
-from ..files import atomic_write, digest, read_json, write_json
+from ..files import atomic_write, digest, read_json, sealed, write_sealed
 from ..folders import claimed
 from .matrix import Experiment, Run, Variant
 
@@ -100,7 +101,7 @@ def collect(experiment: Experiment, results: str | Path = "results") -> list[Pat
         tuning = experiment.home.parent / experiment.name / "tuning.json"
         if experiment.tuning and tuning.is_file():
             files.append(folder / tuning.name)
-            write_json(files[-1], read_json(tuning))
+            write_sealed(files[-1], read_json(tuning))
     return files
 
 
@@ -109,6 +110,9 @@ def of_run(run: Run, experiment: Experiment) -> dict:
     measures = run.folder / "measures.json"
     measured = read_json(measures) if measures.is_file() else {}
     record = read_json(run.folder / "run.json") if run.arguments else {}
+    checksums.check_weights(measured, run.folder, measures)
+    if run.arguments:
+        checksums.check_of_run(run.folder, "metrics.jsonl")
     training = {key: record[key] for key in TRAINING if key in record}
     if run.arguments:
         training |= {"learning_rate": run.arguments.learning_rate, "tuned": run.is_tuned}
@@ -122,7 +126,8 @@ def of_run(run: Run, experiment: Experiment) -> dict:
         "varied": list(run.variant.varied) if run.variant.varied else None,
         "data": run.data,
         "seed": run.seed,
-        "scores": {name: _score_of(run.folder / "eval" / name) for name in names} or _benchmarks(run.folder / "eval"),
+        "scores": {name: _score_of(run.folder / "eval" / name, run.folder) for name in names}
+        or _benchmarks(run.folder / "eval"),
         "measures": {key: measured[key] for key in MEASURES if key in measured and not (is_point and key == "spectra")},
         "training": training,
         "curves": {} if is_point else _curves(run.folder / "metrics.jsonl"),
@@ -137,13 +142,14 @@ def _benchmarks(folder: Path) -> dict:
         name = read_json(file)["benchmark"].partition("/")[2]
         if file.parent.name == "glue-validation_mismatched":
             name = f"{name}-mm"
-        scores[name or file.parent.name] = _score_of(file.parent)
+        scores[name or file.parent.name] = _score_of(file.parent, folder.parent)
     return scores
 
 
-def _score_of(folder: Path) -> dict:
+def _score_of(folder: Path, run: Path) -> dict:
     """The score in an evaluation's folder, with the hash of its problems and each one's outcome."""
-    made = read_json(folder / "score.json")
+    made = checksums.read_record(folder / "score.json")
+    checksums.check_weights(made, run, folder / "score.json")
     value = made.get("score", made.get(made["metric"]))
     protocol = f"{made.get('protocol', 'classification')} {made.get('protocol_version', '1')}"
     score = {"score": value, "n": made["n"], "metric": made["metric"], "protocol": protocol}
@@ -171,13 +177,18 @@ def _rounded(value: float | None) -> float | None:
 
 
 def _lines(file: Path) -> list[dict]:
-    with open(file, encoding="utf-8") as lines:
-        return [json.loads(line) for line in lines]
+    rows = []
+    for number, line in enumerate(file.read_bytes().splitlines(), 1):
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            raise UserError(f"{file}, line {number}: not valid JSON; put the file back from a copy") from None
+    return rows
 
 
 def write_compact(path: Path, content: dict) -> None:
-    """Write `content` atomically, a line a key, so that a change shows as such."""
-    lines = [f"{json.dumps(key)}: {json.dumps(value, ensure_ascii=False)}" for key, value in content.items()]
+    """Write `content` atomically, a line a key, so that a change shows as such; with a checksum, which `read_json` compares."""
+    lines = [f"{json.dumps(key)}: {json.dumps(value, ensure_ascii=False)}" for key, value in sealed(content).items()]
     with atomic_write(path) as file:
         file.write("{\n" + ",\n".join(lines) + "\n}\n")
 
@@ -188,12 +199,7 @@ def _varied(content: dict) -> tuple | None:
 
 def _read(file: Path) -> dict:
     """A result file, checked. Raises UserError naming the file and what it lacks."""
-    try:
-        content = read_json(file)
-    except ValueError as error:
-        raise UserError(f"{file} is not valid JSON ({error}); mend or remove it") from None
-    if not isinstance(content, dict):
-        raise UserError(f"{file} holds no object; see ba_lora/experiments/results.py for what a result has")
+    content = read_json(file)
     for key in ("model", "method", "seed", "scores"):
         if key not in content:
             raise UserError(f"{file} has no '{key}'; a result needs model, method, seed and scores")

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from ..errors import UserError
-from ..files import read_json, write_json
+from ..files import read_json, write_sealed
 from ..folders import claimed, refuse_foreign
 from .matrix import tuning_runs
 from .pool import run_all
@@ -37,6 +37,6 @@ def tune(file: str, runs: str, jobs: int, overwrite: bool = False, retry: bool =
         row = "  ".join(f"{rate}: {shown[rate]}" for rate in sorted(rates, key=float))
         print(f"{group:12} {row}   best: {best[group]:g}")
     with claimed(path.parent, "experiment", "--runs", alone=False):
-        write_json(path, {**experiment.tuning, "scores": scores, "best": best})
+        write_sealed(path, {"experiment": experiment.name, **experiment.tuning, "scores": scores, "best": best})
     print(f"Saved as {path}")
     return path

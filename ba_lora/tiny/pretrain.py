@@ -19,6 +19,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, train
 from tqdm import tqdm
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from .. import checksums
 from ..data.templates import TEMPLATES
 from ..data.tinymath import final_number, generate, plain_text
 from ..errors import UserError, run_cli
@@ -211,6 +212,7 @@ def _pretrain(output, steps, batch_size, lr, seed, held_out):
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
         write_json(folder / "recipe.json", recipe)
+        checksums.write(folder)
     return recipe
 
 

@@ -1,0 +1,207 @@
+"""Damage and mix-ups that would go unnoticed: what this project writes carries checksums, which are compared when it is read.
+
+    FOLDER/checksums.json   SHA-256 of each file of a folder that belongs together: adapter/, model/, merged/, features/, a cache
+    run.json "files"        SHA-256 of metrics.jsonl and of each checksums.json of a finished run, so that none is another run's
+    a safetensors file      its metadata hold a checksum of the tensors, and what the file is of
+
+Files without them, of earlier versions and of other software, open as before. The checksum of a JSON file lies in it, see files.py.
+SHA-256 and not a faster hash: an evaluation records the same hash of the weights anyway, and each file is read once a process.
+"""
+
+import json
+import logging
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import torch
+import xxhash
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from .errors import DamagedFile
+from .files import hash_of, read_json, write_json, write_sealed
+
+logger = logging.getLogger(__name__)
+
+FILE = "checksums.json"
+CARD = "README.md"  # written again at any time
+WEIGHTS = "*.safetensors"
+OWN_CHANGE = f"if the change is your own, remove {FILE} from that folder"
+
+
+def write(folder: str | Path) -> None:
+    """Write FOLDER/checksums.json, of every file in the folder but the card."""
+    folder = Path(folder)
+    files = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
+    write_json(
+        folder / FILE, {"files": {name: hash_of(path) for name, path in files.items() if name not in (FILE, CARD)}}
+    )
+
+
+def verify(folder: str | Path, remedy: str = f"put it back from a copy; {OWN_CHANGE}") -> None:
+    """Compare a folder with its checksums.json, and that with the run.json of the run which the folder belongs to.
+
+    Raises DamagedFile, with `remedy`, naming the first file that is missing, altered or not listed. Without a checksums.json
+    nothing is compared, which is said of a folder that had one.
+    """
+    folder = Path(folder)
+    _check_run(folder, remedy)
+    if not (folder / FILE).is_file():
+        return
+    known = read_json(folder / FILE)
+    if known and "files" not in known:
+        return  # of other software
+    files = known.get("files")
+    if not isinstance(files, dict) or not files:
+        raise DamagedFile(f"{folder / FILE} lists no files; {remedy}")
+    for name, expected in files.items():
+        if not (folder / name).is_file():
+            raise DamagedFile(f"{folder / name} is missing; {remedy}")
+        if hash_of(folder / name) != expected:
+            raise DamagedFile(f"{folder / name} was altered after it was written (see {FILE}); {remedy}")
+    for path in sorted(folder.glob(WEIGHTS)):
+        if path.name not in files:
+            raise DamagedFile(f"{path} is not one of the files in {FILE}; {remedy}")
+
+
+def of_run(folder: str | Path) -> dict[str, str]:
+    """{name in the run folder: SHA-256} of what a finished run keeps, for the "files" of its run.json."""
+    folder = Path(folder)
+    found = [folder / "metrics.jsonl", *sorted(folder.glob(f"*/{FILE}"))]
+    return {path.relative_to(folder).as_posix(): hash_of(path) for path in found if path.is_file()}
+
+
+def check_of_run(run: str | Path, name: str) -> None:
+    """Raise DamagedFile when `name` of a run folder is missing or not what its run.json recorded; of older runs nothing is known."""
+    expected = _recorded(Path(run)).get(name)
+    if expected is None:
+        return
+    path = Path(run) / name
+    if not path.is_file():
+        raise DamagedFile(f"{path} is missing; put it back from a copy")
+    if hash_of(path) != expected:
+        raise DamagedFile(f"{path} is not that of this run (altered, or another run's); put it back from a copy")
+
+
+def verify_run(run: str | Path) -> None:
+    """`check_of_run` and `verify` for everything that a run folder recorded."""
+    for name in _recorded(Path(run)):
+        check_of_run(run, name)
+        if Path(name).name == FILE:
+            verify((Path(run) / name).parent)
+
+
+def weights_of_run(place: str | Path) -> str | None:
+    """Which weights a result belongs to: what a run recorded of its adapter/ or model/. place: the run folder or one of these.
+    None where nothing is recorded."""
+    run = Path(place).parent if Path(place).name in ("adapter", "model") else Path(place)
+    files = _recorded(run)
+    return next((files[name] for name in (f"adapter/{FILE}", f"model/{FILE}") if name in files), None)
+
+
+def check_weights(record: dict, run: str | Path, source: Path) -> None:
+    """Raise DamagedFile when a result file, `source`, says that it is of other weights than those of `run`."""
+    if record.get("weights") and record["weights"] != (weights_of_run(run) or record["weights"]):
+        raise DamagedFile(f"{source} is of other weights than those in {run}; evaluate this run again with --overwrite")
+
+
+def _recorded(run: Path) -> dict[str, str]:
+    files = read_json(run / "run.json").get("files") if (run / "run.json").is_file() else None
+    return files if isinstance(files, dict) else {}
+
+
+def _check_run(folder: Path, remedy: str) -> None:
+    run, name = folder.resolve().parent, f"{folder.resolve().name}/{FILE}"
+    expected = _recorded(run).get(name)
+    if expected is None:
+        return
+    if not (folder / FILE).is_file():
+        logger.warning("%s is missing, so whether %s is whole cannot be told", folder / FILE, folder)
+    elif hash_of(folder / FILE) != expected:
+        raise DamagedFile(
+            f"{folder / FILE} is not that of the run in {run} (altered, or the folder or run.json is another run's); {remedy}"
+        )
+
+
+# JSON files that belong to others beside them
+
+
+def write_record(path: Path, record: dict, beside: Iterable[str]) -> None:
+    """Write a sealed JSON file that knows the hashes of those files of its folder, `beside`, that are there."""
+    files = {name: hash_of(path.with_name(name)) for name in beside if path.with_name(name).is_file()}
+    write_sealed(path, record | {"files": files})
+
+
+def read_record(path: str | Path, beside: Iterable[str] | None = None) -> dict:
+    """`read_json`, and the files beside it that it knows are compared, all or those named in `beside`. Raises DamagedFile naming
+    what does not fit."""
+    path = Path(path)
+    record = read_json(path)
+    for name, expected in (record.get("files") or {}).items():
+        file = path.with_name(name)
+        if beside is not None and name not in beside:
+            continue
+        if not file.is_file():
+            raise DamagedFile(f"{file} is missing, to which {path.name} belongs; put it back from a copy")
+        if hash_of(file) != expected:
+            raise DamagedFile(
+                f"{file} and {path.name} do not belong together (one was altered or is another run's); put them back from a copy "
+                "or make them again with --overwrite"
+            )
+    return record
+
+
+# Lines of a file that grows
+
+
+def checked_line(record: dict, of: str = "") -> dict:
+    """`record` with a checksum, "check", for a line of its own. of: what else the line belongs to, as a hash."""
+    return record | {"check": _of_line(record, of)}
+
+
+def check_line(record: dict, place: str, of: str = "") -> None:
+    """Raise DamagedFile naming `place` when a line with a checksum is not what was written, or belongs to something else."""
+    rest = {name: value for name, value in record.items() if name != "check"}
+    if "check" in record and record["check"] != _of_line(rest, of):
+        raise DamagedFile(f"{place} was altered after it was written, or is another run's; remove the line")
+
+
+def _of_line(record: dict, of: str) -> str:
+    return xxhash.xxh3_64_hexdigest(of + json.dumps(record, sort_keys=True))
+
+
+# Tensors
+
+
+def save_tensors(tensors: Mapping[str, Tensor], file: Path, of: str = "") -> None:
+    """Write a safetensors file with a checksum. of: what it is of, as a name or hash."""
+    save_file(dict(tensors), file, metadata={"checksum": _of_tensors(tensors), "of": of})
+
+
+def load_tensors(file: str | Path, of: str = "") -> dict[str, Tensor]:
+    """The tensors of a file, compared with its checksum and with what it should be `of`, where it knows them.
+
+    Raises DamagedFile, of which the message says what is wrong but gives no remedy.
+    """
+    try:
+        with safe_open(file, framework="pt") as opened:
+            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118  (no mapping)
+            known = opened.metadata() or {}
+    except (OSError, SafetensorError) as error:
+        raise DamagedFile(f"{file} cannot be read ({error})") from None
+    if known.get("checksum", "") not in ("", _of_tensors(tensors)):
+        raise DamagedFile(f"{file} was altered after it was written")
+    if of and known.get("of", of) != of:
+        raise DamagedFile(f"{file} is of something else ({known['of'][:12]}, not {of[:12]})")
+    return tensors
+
+
+def _of_tensors(tensors: Mapping[str, Tensor]) -> str:
+    """128 bits of names, types, shapes and values."""
+    state = xxhash.xxh3_128()
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        state.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        state.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return state.hexdigest()
