@@ -18,6 +18,7 @@ from torch import nn
 from . import checksums
 from .adalora import after_step, effective_ranks, leave_loss_alone, penalty
 from .conv1d import to_conv1d, to_linear
+from .data.pairs import padding_id
 from .errors import UserError
 from .files import read_json, write_json
 from .folder_kinds import MADE_BY, WEIGHTS
@@ -26,6 +27,7 @@ from .generation_config import repair_generation_config
 from .methods import Attached, attach, attached_to
 from .models import is_classifier, load_classifier, load_model
 from .names import BOTTLENECKS, OWN
+from .pooling import agree_on_padding
 from .targets import DEFAULT_TARGETS, default_targets, is_within, stacked_experts
 from .teacher import COPY, initial_copy, initial_tensors
 
@@ -164,9 +166,12 @@ def export_merged(
     if isinstance(merged, PeftModel):
         merged = merged.merge_and_unload()
         to_conv1d(merged, attached.as_linear)
+    tokenizer = load_tokenizer(base, trust_remote_code=trust_remote_code)
+    if is_classifier(merged):
+        agree_on_padding(merged, padding_id(tokenizer))
     with replaced(folder, "weights", WEIGHTS) as place:
         save_whole(merged, place)
-        load_tokenizer(base, trust_remote_code=trust_remote_code).save_pretrained(place)
+        tokenizer.save_pretrained(place)
         if is_classifier(merged):
             write_json(place / TASK_FILE, read_json(find_run(adapter)[0] / TASK_FILE))
         checksums.write(place)

@@ -18,6 +18,7 @@ from . import checksums
 from .errors import UserError
 from .files import atomic_write, read_json, write_json
 from .folders import refuse_foreign
+from .pooling import last_real
 from .tsne import FACTS, FINAL, features_file, labels_file
 
 FIRST_TOKEN, LAST_TOKEN = "first token", "last real token"
@@ -158,8 +159,7 @@ def last_hidden(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
 
 def _pool(hidden: Tensor, mask: Tensor, pooling: str) -> Tensor:
     """One state an example, (B, d), whichever side is padded. hidden: (B, T, d); mask: (B, T), 1 at a real token."""
-    places = torch.arange(1, mask.shape[1] + 1, device=mask.device) * (mask != 0)  # (B, T), 0 at padding
-    at = places.argmax(dim=1) if pooling == LAST_TOKEN else (mask != 0).int().argmax(dim=1)
+    at = last_real(mask) if pooling == LAST_TOKEN else (mask != 0).int().argmax(dim=1)
     return hidden[torch.arange(len(hidden), device=hidden.device), at]
 
 

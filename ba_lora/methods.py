@@ -23,6 +23,7 @@ from .errors import UserError, nearest
 from .models import beside_body, is_classifier
 from .names import BOTTLENECKS, NO_DROPOUT, OWN, check_method, start_of
 from .pissa import Factors, start_from_factors, start_from_triplets
+from .pooling import pool_by_mask
 from .targets import (
     check_targets,
     default_targets,
@@ -81,6 +82,8 @@ def attach(
     """
     check_method(method)
     head = tuple(head) or (tuple(beside_body(model)) if is_classifier(model) else ())
+    if is_classifier(model):
+        pool_by_mask(model)
     modules = [name for name, _ in model.named_modules()]
     for name in head:
         if name not in modules:

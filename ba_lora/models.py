@@ -13,6 +13,7 @@ from transformers import logging as transformers_logging
 
 from . import checksums, packages
 from .errors import RunFailure, UserError, choose
+from .pooling import pool_by_mask
 from .tiny import MODEL_DIR
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "auto": "auto"}
@@ -94,8 +95,8 @@ def load_classifier(
 
     labels: names of the classes; None is a regression with one output. The head: the modules that the checkpoint lacks, each
     the topmost one that is missing as a whole (DeBERTa: pooler, classifier); of a whole classifier the modules beside its
-    body. What is missing is drawn from `seed` alone, so that every method starts with the same head. A model without a
-    padding token pads with its end of sequence. Raises UserError when it cannot be opened, is a classifier of other classes,
+    body. What is missing is drawn from `seed` alone, so that every method starts with the same head. A decoder's
+    score is that of the last token that the attention mask names (pooling.py). Raises UserError when it cannot be opened, is a classifier of other classes,
     or when the files lack weights of the body.
     """
     choose("dtype", dtype, DTYPES)
@@ -109,9 +110,6 @@ def load_classifier(
         if labels is not None:
             config.id2label = dict(enumerate(labels))
             config.label2id = {label: number for number, label in enumerate(labels)}
-        if getattr(config, "pad_token_id", None) is None:
-            ends = getattr(config, "eos_token_id", None)
-            config.pad_token_id = ends[0] if isinstance(ends, list) else ends
         with torch.random.fork_rng(), _quiet():
             torch.manual_seed(seed)
             model, report = AutoModelForSequenceClassification.from_pretrained(
@@ -142,6 +140,7 @@ def load_classifier(
     if name == "tiny" or name.startswith(packages.PREFIX):
         model.name_or_path = model.config._name_or_path = name
     keep_soft_cap(model, attn_implementation)
+    pool_by_mask(model)
     return model.eval(), head
 
 

@@ -17,6 +17,7 @@ from . import regularizers, schedules
 from .adapters import penalty
 from .errors import UserError
 from .objective import TERMS, Objective
+from .pooling import last_real
 from .step import StepModel
 from .teacher import teacher
 
@@ -97,8 +98,7 @@ class ClassifierModel(StepModel):
         features = seen[-1]
         if features.dim() == 3:  # a decoder's head sees every position; the last real token's row is the sample's
             mask = inputs["attention_mask"]
-            positions = torch.arange(features.shape[1], device=features.device)
-            last = (positions * mask).argmax(-1) if mask is not None else positions[-1].expand(len(features))
+            last = last_real(torch.ones_like(features[..., 0]) if mask is None else mask)
             features = features[torch.arange(len(features), device=features.device), last]
         return logits, features
 

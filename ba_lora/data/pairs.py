@@ -44,12 +44,18 @@ def encode_texts(tokenizer, texts: Sequence[tuple[str, ...]], max_length: int) -
     }
 
 
+def padding_id(tokenizer) -> int:
+    """The id that stands where there is no text: the tokenizer's padding, else its end of sequence, else 0."""
+    known = (tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
+    return next(number for number in known if number is not None)
+
+
 class PadPairs:
     """Pad on the right to the longest sample of the batch: input_ids, attention_mask and, where the tokenizer gives them,
-    token_type_ids, each (N, T), and labels (N,). The mask comes from the lengths."""
+    token_type_ids, each (N, T), and labels (N,). The mask comes from the lengths, and alone says what is padding."""
 
     def __init__(self, tokenizer, regression: bool = False):
-        self.pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+        self.pad = padding_id(tokenizer)
         self.kind = torch.float32 if regression else torch.long
 
     def __call__(self, samples: list[dict]) -> dict[str, torch.Tensor]:

@@ -1,0 +1,76 @@
+"""Which token a decoder's classifier takes its score from: the last real one, and the attention mask says which that is.
+
+transformers' heads look for the last id that is not the config's pad_token_id. Where the tokenizer pads with another id they
+find padding, and where that id ends a text (pad == eos) they miss the text's last token. XLNet's takes the last position.
+So the body is made to give the last real token's state at every position: whichever one the head picks, it is that token's.
+"""
+
+import inspect
+
+import torch
+from torch import Tensor, nn
+
+from .errors import UserError
+
+
+def last_real(mask: Tensor) -> Tensor:
+    """The position of the last 1 in each row, whichever side is padded. mask: (N, T); returns (N,)."""
+    places = torch.arange(1, mask.shape[1] + 1, device=mask.device) * (mask != 0)  # (N, T), 0 at padding
+    return places.argmax(dim=1)
+
+
+def takes_last_token(model: nn.Module) -> bool:
+    """Whether this classifier's head takes its score from the last token of a text: it looks for padding by id, or takes
+    the last position."""
+    forwards = [
+        vars(kind)["forward"] for kind in type(model).__mro__ if "forward" in vars(kind)
+    ]  # one may call the next
+    by_id = any("pad_token_id" in inspect.unwrap(forward).__code__.co_names for forward in forwards)
+    last_position = hasattr(model, "sequence_summary") and getattr(model.config, "summary_type", "") == "last"
+    return by_id or last_position
+
+
+def pool_by_mask(model: nn.Module) -> None:
+    """Let the score of a classifier come from the last token of the attention mask, where its head takes the last token.
+
+    Where the mask and the padding ids agree no bit of output or gradient changes; without a mask the head decides as before.
+    Calling it again changes nothing. Raises UserError for an encoder-decoder whose head looks for padding by id: its
+    decoder's positions are not the mask's.
+    """
+    if not takes_last_token(model):
+        return
+    if getattr(model.config, "is_encoder_decoder", False):
+        raise UserError(
+            f"the score of a {type(model).__name__} depends on padding, which its decoder reads; use an encoder or a decoder"
+        )
+    body = getattr(model, model.base_model_prefix)
+    if _last_state_everywhere not in body._forward_hooks.values():
+        body.register_forward_hook(_last_state_everywhere, with_kwargs=True)
+    config = model.config.get_text_config()
+    if (
+        getattr(config, "pad_token_id", None) is None
+    ):  # without one transformers takes no batch; which one does not matter
+        ends = getattr(config, "eos_token_id", None)
+        config.pad_token_id = (ends[0] if isinstance(ends, list) else ends) or 0
+
+
+def agree_on_padding(model: nn.Module, pad: int) -> None:
+    """Write the id that its texts are padded with into the config of a classifier that takes the last token, so that other
+    software finds that token too. It changes nothing that is computed here."""
+    if takes_last_token(model):
+        model.config.get_text_config().pad_token_id = pad
+
+
+def _last_state_everywhere(body: nn.Module, args: tuple, kwargs: dict, output):
+    """A forward hook: hidden (N, T, d) → the state of each row's last real token, T times."""
+    mask = kwargs.get("attention_mask")
+    if mask is None or mask.dim() != 2:
+        return output
+    hidden = output[0]
+    last = last_real(mask[:, -hidden.shape[1] :]).to(hidden.device)
+    state = hidden[torch.arange(len(hidden), device=hidden.device), last]  # (N, d)
+    everywhere = state[:, None].expand(hidden.shape).contiguous()  # as large as before, so that the head computes alike
+    if isinstance(output, tuple):
+        return (everywhere, *output[1:])
+    output.last_hidden_state = everywhere
+    return output
