@@ -180,7 +180,8 @@ def _seal(value: dict) -> str:
 
 def digest(value) -> str:
     """SHA-256 (hex) of a JSON-serialisable value, independent of key order."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
+    text = json.dumps(value, sort_keys=True, ensure_ascii=False)
+    return hashlib.sha256(text.encode("utf-8", "backslashreplace")).hexdigest()
 
 
 _hashes: dict[tuple, str] = {}

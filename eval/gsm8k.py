@@ -68,6 +68,7 @@ def load_problems(data: str, limit: int | None = None) -> list[dict]:
         if not isinstance(record["question"], str):
             raise UserError(f"{data}, row {row}: 'question' is {record['question']!r}, a text is needed")
         read_reference(record["answer"], f"{data}, row {row}")
+        common.check_field(record, "id", "a text or a number", f"{data}, row {row}")
     ids = [common.task_id(record.get("id", index)) for index, record in enumerate(records)]
     if twice := [key for key, count in Counter(map(str, ids)).items() if count > 1]:
         raise UserError(f"{data}: id {twice[0]} stands for more than one row; give every row an id of its own, or none")
@@ -79,6 +80,7 @@ def load_problems(data: str, limit: int | None = None) -> list[dict]:
 
 def read_reference(reference, place: str) -> str:
     """The number of a reference: bare, behind the last "####", or behind the last "The answer is"."""
+    common.check_field({"answer": reference}, "answer", "a text or a number", place)
     text = str(reference)
     answer = extract_answer(text) if "####" in text or "answer is" in text.lower() else text.strip()
     if len(answer or "") > 40 or parse_number(answer or "") is None:

@@ -74,7 +74,12 @@ def _problem(index: int, place: str, record: dict) -> dict:
     if reference["solution"] is None:
         raise UserError(f"{place} has neither 'solution' nor 'answer' (it has: {', '.join(record)})")
     read_solution(reference, place)
-    if "level" in record:
+    kinds = dict.fromkeys(("id", "unique_id", "level"), "a text or a number") | dict.fromkeys(
+        ("type", "subject"), "a text"
+    )
+    for name, kind in kinds.items():
+        common.check_field(record, name, kind, place)
+    if record.get("level") is not None:
         reference["level"] = str(record["level"]).removeprefix("Level ")
     if subject := record.get("type", record.get("subject")):
         reference["subject"] = subject
@@ -87,7 +92,9 @@ def _problem(index: int, place: str, record: dict) -> dict:
 
 def read_solution(reference, place: str) -> tuple[str, str]:
     """(the solution, its answer) of a reference: {"solution": …}, a solution, or a bare answer. UserError if it has none."""
-    solution = str(reference.get("solution", "") if isinstance(reference, dict) else reference)
+    given = reference if isinstance(reference, dict) else {"solution": reference}
+    solution = common.check_field(given, "solution", "a text or a number", place)
+    solution = "" if solution is None else str(solution)
     answer = read_reference(solution)
     if answer is None:
         raise UserError(f"{place}: no closed \\boxed{{}} with an answer in the solution {solution[-60:]!r}; mend it")

@@ -16,7 +16,7 @@ from ba_lora.data.sources import read_table
 from ba_lora.errors import UserError, run_cli
 from ba_lora.packages import fetch
 
-from . import common, programs
+from . import common, completions, programs
 from .sandbox import find_box
 
 PROTOCOLS = {"ba-lora": "1", "upstream": "1", "base": "1"}
@@ -84,15 +84,19 @@ def _task(row: dict, place: str) -> programs.Task:
                 f"{place} has no text '{field}' (it has: {', '.join(row)}); a task needs {', '.join(FIELDS)}"
             )
     name, prompt = row["entry_point"], row["prompt"]
+    if not name.isidentifier():
+        raise UserError(f"{place}: 'entry_point' is {name[:60]!r}, the name of a function is needed")
+    tests = f"{row['test']}\ncheck({name})\n"
+    programs.parse_tests(tests, place)
     return programs.Task(
         id=row["task_id"],
-        tests=f"{row['test']}\ncheck({name})\n",
+        tests=tests,
         names=(name,),
         prompt=prompt,
-        setup=programs.before_function(
+        setup=completions.before_function(
             prompt, (name,)
         ),  # the helpers as the benchmark has them, not as the program does
-        reference=row.get("canonical_solution"),
+        reference=common.check_field(row, "canonical_solution", "a text", place),
     )
 
 

@@ -69,12 +69,18 @@ def _number(key: str | int, source: str) -> int:
 
 
 def _task(row: dict, place: str) -> programs.Task:
-    text, tests = row.get("text", row.get("prompt")), row.get("test_list")
-    if not isinstance(text, str) or "task_id" not in row or not isinstance(tests, list) or not tests:
+    """The task of a row. `test_imports` may be one text, as files have it that went through a table."""
+    imports = row.get("test_imports")
+    row = row | {"test_imports": [imports] if isinstance(imports, str) else imports}
+    kinds = dict.fromkeys(("text", "prompt", "code", "test_setup_code"), "a text")
+    kinds |= {"task_id": "a text or a number", "test_list": "a list of texts", "test_imports": "a list of texts"}
+    value = {name: common.check_field(row, name, kind, place) for name, kind in kinds.items()}
+    text, tests = value["prompt"] if value["text"] is None else value["text"], value["test_list"]
+    if text is None or value["task_id"] is None or not tests:
         raise UserError(f"{place}: a task needs text (or prompt), task_id and test_list (it has: {', '.join(row)})")
-    setup = "\n".join([*row.get("test_imports", []), row.get("test_setup_code", "")]).replace("\r\n", "\n")
+    setup = "\n".join([*(value["test_imports"] or []), value["test_setup_code"] or ""]).replace("\r\n", "\n")
     shown = "\n".join(test.strip() for test in tests)
-    code = row.get("code", "").replace("\r\n", "\n")
+    code = (value["code"] or "").replace("\r\n", "\n")
     names, one_process = programs.names_in_tests(shown, setup, code, place)
     return programs.Task(
         id=row["task_id"],

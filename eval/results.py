@@ -34,11 +34,31 @@ GENERATION_FACTS = (  # what `ask` gives; null after --rescore of a file of unkn
 GENERATIONS, SCORED, SCORE = "generations.jsonl", "scored.jsonl", "score.json"
 
 
+_KINDS = {
+    "a text": lambda value: isinstance(value, str),
+    "a text or a number": lambda value: isinstance(value, (str, int, float)) and not isinstance(value, bool),
+    "a whole number": lambda value: isinstance(value, int) and not isinstance(value, bool),
+    "a list of texts": lambda value: isinstance(value, list) and all(isinstance(text, str) for text in value),
+}
+
+
+def check_field(record: dict, name: str, kind: str, place: str):
+    """The value of a field, None where it is absent or null. Raises UserError naming `place` for one that is not of its kind."""
+    value = record.get(name)
+    if value is not None and not _KINDS[kind](value):
+        raise UserError(f"{place}: '{name}' is {str(value)[:60]!r} ({type(value).__name__}), {kind} is needed")
+    return value
+
+
+def to_line(record: dict) -> str:
+    """One JSON object as a line that is always UTF-8: half a surrogate pair, which a model can write, stays an escape."""
+    return json.dumps(record, ensure_ascii=False).encode("utf-8", "backslashreplace").decode() + "\n"
+
+
 def write_lines(path: Path, records: Iterable[dict]) -> None:
     """Write one JSON object a line; the file appears whole or not at all."""
     with atomic_write(path) as file:
-        for record in records:
-            file.write(json.dumps(record, ensure_ascii=False) + "\n")
+        file.writelines(map(to_line, records))
 
 
 def read_lines(path: str | Path, fields: Sequence[str], limit: int | None = None) -> list[dict]:
@@ -70,7 +90,7 @@ def read_lines(path: str | Path, fields: Sequence[str], limit: int | None = None
 
 
 def read_line(line: str, place: str, fields: Sequence[str]) -> dict:
-    """The object of one line. UserError naming `place` where it is none, lacks a field or its completion is no text."""
+    """The object of one line. UserError naming `place` where it is none, lacks a field or has one of another type."""
     try:
         line.encode("utf-8")
     except UnicodeEncodeError:
@@ -82,8 +102,8 @@ def read_line(line: str, place: str, fields: Sequence[str]) -> dict:
         if record.get(field) is None:
             has = ", ".join(record) or "nothing"
             raise UserError(f"{place}: no '{field}' (the line has: {has}); every line needs {', '.join(fields)}")
-    if not isinstance(record.get("completion", ""), str):
-        raise UserError(f"{place}: 'completion' is {record['completion']!r}, a text is needed")
+    for field, kind in (("completion", "a text"), ("id", "a text or a number"), ("sample", "a whole number")):
+        check_field(record, field, kind, place)
     return record
 
 

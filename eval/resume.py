@@ -5,7 +5,6 @@ is dropped; a run that would make other lines is refused, with the option that c
 checksum of itself and of generation.json, so that no line is altered or another run's without a word.
 """
 
-import json
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,7 +15,7 @@ from ba_lora.errors import UserError
 from ba_lora.files import digest, write_json
 
 from .common import Request
-from .results import GENERATIONS, SCORE, SCORED, read_line
+from .results import GENERATIONS, SCORE, SCORED, read_line, to_line
 
 CONFIG = "generation.json"
 WHOSE = ("model", "model_hash", "adapter_hash", "endpoint", "seed")  # what a line's checksum knows of the config
@@ -91,7 +90,7 @@ def begin(folder: Path, config: dict, fresh: bool) -> Iterator[Callable[[dict], 
     with open(path, "a", encoding="utf-8") as file:
 
         def append(record: dict) -> None:
-            file.write(json.dumps(checked_line(record, of), ensure_ascii=False) + "\n")
+            file.write(to_line(checked_line(record, of)))
             file.flush()
 
         yield append
