@@ -57,13 +57,14 @@ def _hash(files: list[Path], blocks: int | None = None) -> str | None:
     total = xxhash.xxh3_128()
     for file in files:
         facts = file.stat()
-        total.update(f"{file.name} {facts.st_size} {_hash_of(file, facts.st_size, facts.st_mtime_ns, blocks)}".encode())
+        content = _hash_of(file.absolute(), facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns, blocks)
+        total.update(f"{file.name} {facts.st_size} {content}".encode())
     return total.hexdigest()
 
 
 @lru_cache(maxsize=4096)
-def _hash_of(file: Path, size: int, changed: int, blocks: int | None) -> str:
-    """Hash of a file, read once by a process as long as its size and time of change stay."""
+def _hash_of(file: Path, size: int, modified: int, changed: int, blocks: int | None) -> str:
+    """Hash of a file, read once by a process as long as its size and times of change stay."""
     step = BLOCK if blocks is None else max(size // blocks, BLOCK)
     total = xxhash.xxh3_128()
     with open(file, "rb") as data:

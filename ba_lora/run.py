@@ -126,8 +126,10 @@ def _train(arguments: TrainArguments, folder: Path, callbacks: Sequence) -> Path
         wrapper=work.wrapper,
         train_dataset=work.samples,
         data_collator=work.collate,
-        callbacks=[keeper, stop, *work.callbacks, *callbacks],
+        callbacks=[keeper, stop],
     )
+    for callback in (*work.callbacks, *callbacks):  # after the trainer's own, which writes metrics.jsonl
+        trainer.add_callback(callback)
     keeper.trainer, main = trainer, trainer.is_world_process_zero()
     with stop, explained(lambda: f"after step {trainer.state.global_step}", folder), told(trainer, folder):
         _check_agreement(record)  # waits for all: each has seen the folder as it was before this run
@@ -153,6 +155,8 @@ def _train(arguments: TrainArguments, folder: Path, callbacks: Sequence) -> Path
         if main:
             ended = {"status": "finished", "steps": steps, "train_seconds": seconds, "peak_memory": memory.peak}
             _finish(arguments, folder, tokenizer, record | ended)
+    if main:
+        _write_card(folder)
     trainer.accelerator.wait_for_everyone()
     return folder
 
@@ -194,6 +198,11 @@ def _finish(arguments: TrainArguments, folder: Path, tokenizer, record: dict) ->
     write_sealed(folder / "run.json", record | {"files": checksums.of_run(folder)})
     if not arguments.save_steps:
         remove_own(folder / "checkpoints", RUN["checkpoints"])
+    print(f"{folder}: {record['steps']} steps in {record['train_seconds']:.0f} s, saved as {folder / kind}")
+
+
+def _write_card(folder: Path) -> None:
+    """The model card of a finished run. Raises RunFailure with the command that writes it later."""
     try:
         write_card(folder)
     except Exception as error:
@@ -201,7 +210,6 @@ def _finish(arguments: TrainArguments, folder: Path, tokenizer, record: dict) ->
             f"{folder} is finished and saved, but for its model card ({type(error).__name__}: {error}); write that with "
             f"python -m ba_lora.card {folder}"
         ) from error
-    print(f"{folder}: {record['steps']} steps in {record['train_seconds']:.0f} s, saved as {folder / kind}")
 
 
 def leave_processes(status: int = 0) -> None:

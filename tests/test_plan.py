@@ -98,7 +98,7 @@ def test_what_a_run_writes_depends_on_its_method_and_its_checkpoints():
         return planned("--rank", "4", *words, memory=False)["disk"]
 
     plain, lora = disk(), disk("--method", "lora")
-    assert plain.keys() == {"adapter", "initial values", "decomposition cache"}
+    assert plain.keys() == {"adapter", "initial values", "trained tensors", "decomposition cache"}
     assert lora.keys() == {"adapter", "initial values", "trained tensors"}
     assert disk("--method", "full").keys() == {"model", "trained tensors"}
     assert plain["initial values"] == lora["initial values"] == lora["adapter"]
