@@ -227,28 +227,28 @@ def same_values(
     unique = list(dict.fromkeys(pairs))
     count = workers or max(1, min(os.cpu_count() or 1, len(unique) // 50))
     verdicts: dict[tuple[str, str], bool | None] = {}
-    stop, running = threading.Event(), set()
+    stop, at_work = threading.Event(), set()
     with ThreadPoolExecutor(count) as pool:
         shares = [unique[start::count] for start in range(count)]
-        running = [pool.submit(_ask, share, seconds, stop, running) for share in shares]
+        running = [pool.submit(_ask, share, seconds, stop, at_work) for share in shares]
         try:
             for share, verdict in zip(shares, running, strict=True):
                 verdicts |= zip(share, verdict.result(), strict=True)
         finally:
             stop.set()  # Ctrl-C: no share goes on, and the processes at work are not waited for
-            for worker in list(running):
+            for worker in list(at_work):
                 worker.kill()
     return [verdicts[pair] for pair in pairs]
 
 
-def _ask(pairs: Sequence[tuple[str, str]], seconds: float, stop: threading.Event, running: set) -> list[bool | None]:
-    """The verdicts of one process at a time: a new one after each that had to be killed or died. It is in `running` meanwhile."""
+def _ask(pairs: Sequence[tuple[str, str]], seconds: float, stop: threading.Event, at_work: set) -> list[bool | None]:
+    """The verdicts of one process at a time: a new one after each that had to be killed or died. It is in `at_work` meanwhile."""
     worker, verdicts = None, []
     try:
         for pair in pairs:
             if stop.is_set():
                 break
-            worker = worker or _start_worker(seconds, running)
+            worker = worker or _start_worker(seconds, at_work)
             start = time.monotonic()
             limit = threading.Timer(seconds, worker.kill)
             limit.start()
@@ -262,17 +262,17 @@ def _ask(pairs: Sequence[tuple[str, str]], seconds: float, stop: threading.Event
             limit.join()
             verdicts.append(json.loads(line) if line in ("true\n", "false\n") else None)
             if not line or time.monotonic() - start >= seconds:  # killed, or about to be
-                running.discard(worker)
+                at_work.discard(worker)
                 _stop(worker)
                 worker = None
     finally:
         if worker:
-            running.discard(worker)
+            at_work.discard(worker)
             _stop(worker)
     return verdicts
 
 
-def _start_worker(seconds: float, running: set) -> subprocess.Popen:
+def _start_worker(seconds: float, at_work: set) -> subprocess.Popen:
     """A process that has said it is ready: importing math-verify takes seconds, which are nobody's time limit."""
     worker = subprocess.Popen(
         [sys.executable, "-m", "eval.latex_worker", str(int(seconds) + 5)],
@@ -283,9 +283,9 @@ def _start_worker(seconds: float, running: set) -> subprocess.Popen:
         text=True,
         encoding="utf-8",
     )
-    running.add(worker)
+    at_work.add(worker)
     if worker.stdout.readline() != "ready\n":
-        running.discard(worker)
+        at_work.discard(worker)
         _stop(worker)
         raise UserError("math-verify does not start; try: python -c 'import math_verify'")
     return worker

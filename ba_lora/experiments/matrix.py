@@ -34,6 +34,7 @@ from ..arguments import TrainArguments, changed_options, parse
 from ..errors import UserError, choose, nearest
 from ..files import read_json
 from ..inputs import inputs_changed
+from .run_names import check_content, check_options, check_runs
 
 FOLDER = Path("configs/experiments")
 NEEDED = ("name", "config", "methods", "seeds")
@@ -176,9 +177,11 @@ def read_experiment(
             rates = tuned_rates(content.get("rates_of") or content["name"], runs, results)
         else:
             home = home.with_name(f"{home.name}-untuned")
+    check_options(changes or {}, "--set")
     made = []
     for cell in _cells(content):
         made += _runs(cell, changes or {}, chosen, home, rates.get(cell.group))
+    check_runs(made, file)
     return Experiment(
         content["name"],
         content.get("title") or content["name"],
@@ -211,6 +214,7 @@ def tuning_runs(file: str | Path, runs: str | Path = "runs") -> Experiment:
         for rate in rates
         for run in _runs(cell, {"learning_rate": rate}, [tuning["seed"]], home, suffix=f"-lr{rate:g}")
     ]
+    check_runs(made, file)
     evaluations = [Evaluation("validation", tuning["data"], tuning.get("limit"))]
     name = content["name"]
     return Experiment(name, name, Path(file), home, made, evaluations, [tuning["seed"]], tuning=tuning)
@@ -322,4 +326,5 @@ def read_file(file: str | Path) -> dict:
     for key in NEEDED:
         if not content.get(key):
             raise UserError(f"{file}: '{key}' is missing or empty")
+    check_content(content, file)
     return content

@@ -99,11 +99,11 @@ class _Stop:
 
 @contextlib.contextmanager
 def _held_back():
-    """Signals wait until the block is left, and in processes that it starts until they are ready for them (`_work`)."""
+    """Ctrl-C waits until the block is left, and in processes that it starts until they are ready for it (`_work`)."""
     if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "pthread_sigmask"):
         yield
         return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, signals.STOP)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
     try:
         yield
     finally:
@@ -173,9 +173,9 @@ def _work(tasks, events, evaluations: list[Evaluation]) -> None:
     """A worker's life: take a run, do it, report, until there are none or SIGTERM comes. Ctrl-C is the parent's to pass on."""
     threading.Thread(target=_end_with_parent, daemon=True).start()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
     with signals.Ending() as ending:
-        if hasattr(signal, "pthread_sigmask"):
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, signals.STOP)
         while ending.received is None and (task := tasks.get()) is not None:
             index, run, retrain = task
             try:
@@ -197,6 +197,10 @@ def _work(tasks, events, evaluations: list[Evaluation]) -> None:
                 with atomic_write(run.failure) as file:
                     file.write(line + "\n")
                 events.put((index, "failed", f"failed: {line} (see {run.log})"))
+        if ending.received is not None:  # the libraries take seconds to be taken down
+            events.close()
+            events.join_thread()
+            os._exit(128 + ending.received)
 
 
 def _end_with_parent() -> None:

@@ -23,7 +23,7 @@ def tune(file: str, runs: str, jobs: int, overwrite: bool = False, retry: bool =
     scores: dict[str, dict[str, float | None]] = {}
     for run in experiment.runs:
         score = None if run in failed else read_json(run.folder / "measures.json")["scores"]["validation"]
-        scores.setdefault(run.name.partition("-lr")[0], {})[f"{run.arguments.learning_rate:g}"] = score
+        scores.setdefault(run.name.rpartition("-lr")[0], {})[f"{run.arguments.learning_rate:g}"] = score
     best = {}
     for group, rates in scores.items():
         there = {rate: score for rate, score in rates.items() if score is not None}

@@ -1,0 +1,145 @@
+"""Names in an experiment file: what cannot name a folder inside the runs folder, and runs that would share one, are refused.
+
+A run's folder is MODEL-DATA-METHOD-OPTION=VALUE-sSEED, with NAME.failed and NAME.log beside it. All checks are made before
+anything runs, also for file systems that do not tell upper from lower case.
+"""
+
+import unicodedata
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from ..arguments import changed_options
+from ..errors import UserError
+
+# options that the matrix itself gives to every run, and where it takes them from
+OWN = {
+    "seed": "seeds: lists the seeds",
+    "output_dir": "the matrix names each run's folder",
+    "overwrite": "--overwrite of the matrix repeats runs",
+    "resume": "the matrix resumes by itself",
+    "dry_run": "--dry_run of the matrix prices its runs",
+}
+BESIDE = (".failed", ".log")  # files of a run beside its folder
+RESERVED = ("tuning", "tuning.json", "table.md", "table.csv", "table.tex")  # files of the experiment beside its runs
+LONGEST = 255  # bytes of a file's name on most systems
+
+
+def check_content(content: dict, file: str | Path) -> None:
+    """Refuse names, seeds and options of a parsed experiment file that no run can have. Raises UserError naming them."""
+    for key in ("name", "folder", "rates_of"):
+        if content.get(key) is not None:
+            _check_name(file, key, content[key])
+    for key in ("methods", "models", "data", "evaluate"):
+        given = content.get(key)
+        if not isinstance(given, dict | (list if key in ("models", "data") else dict) | None):
+            raise UserError(f"{file}: '{key}' must map names to options, as {key}: {{NAME: {{OPTION: VALUE}}}}")
+        _check_names(file, key, given or ())
+        for name, options in given.items() if isinstance(given, dict) else ():
+            _check_options(file, f"{key}: {name}", options, () if key == "evaluate" else OWN)
+    vary = content.get("vary") or {}
+    if not isinstance(vary, dict) or not all(isinstance(values, list | dict) for values in vary.values()):
+        raise UserError(f"{file}: 'vary' must map options to their values, as vary: {{rank: [1, 2, 4]}}")
+    _check_names(file, "vary", vary)
+    for option, values in vary.items():
+        if isinstance(values, list):
+            _check_options(file, "vary", {option: values}, OWN)
+            remedy = f"; label it: {option}: {{LABEL: {{{option}: VALUE}}}}"
+            _check_names(file, f"vary: {option}", [str(value) for value in values], remedy)
+            continue
+        _check_names(file, f"vary: {option}", values)
+        for label, options in values.items():
+            _check_options(file, f"vary: {option}: {label}", options, OWN)
+    _check_seeds(file, content["seeds"])
+
+
+def check_options(given: Iterable[str], where: str) -> None:
+    """Refuse an option that the matrix gives itself. Raises UserError."""
+    for name in given:
+        if name in OWN:
+            raise UserError(f"{where}: '{name}' cannot be given here; {OWN[name]}")
+
+
+def _check_options(file, where: str, options, own) -> None:
+    if not isinstance(options, dict):
+        raise UserError(f"{file}: {where} must have options, as {{rank: 4}}, or {{}}; it has {options!r}")
+    check_options(own and options, f"{file}: {where}")
+
+
+def _check_names(file, where: str, names: Iterable, remedy: str = "") -> None:
+    """Each one can name a folder, and no two are the same one."""
+    seen: dict[str, str] = {}
+    for name in names:
+        _check_name(file, where, name, remedy)
+        other = seen.get(_folded(name))
+        if other == name:
+            raise UserError(f"{file}: {where}: '{name}' is there twice; leave one out")
+        if other is not None:
+            raise UserError(f"{file}: {where}: '{other}' and '{name}' differ in upper case alone; rename one")
+        seen[_folded(name)] = name
+
+
+def _check_name(file, where: str, name, remedy: str = "") -> None:
+    if not isinstance(name, str):
+        raise UserError(f"{file}: {where}: the name {name!r} is no text; put it between quotes")
+    bad = [character for character in name if character in "/\\" or not character.isprintable()]
+    if not name.strip():
+        reason = "is empty"
+    elif bad:
+        reason = f"has {bad[0]!r} in it"
+    elif name[0] == "." or name != name.strip():
+        reason = "begins with a dot" if name[0] == "." else "begins or ends with a space"
+    else:
+        return
+    raise UserError(f"{file}: {where}: {name!r} {reason} and cannot name a folder{remedy or '; choose another name'}")
+
+
+def _check_seeds(file, seeds) -> None:
+    if not isinstance(seeds, list):
+        raise UserError(f"{file}: 'seeds' must be a list, as [42, 1024]; it is {seeds!r}")
+    for place, seed in enumerate(seeds):
+        if type(seed) is not int or seed < 0:
+            raise UserError(f"{file}: seeds: {seed!r} is no whole number from 0 on")
+        if seed in seeds[:place]:
+            raise UserError(f"{file}: seeds: {seed} is there twice; leave one out")
+
+
+def check_runs(runs: Sequence, file: str | Path) -> None:
+    """Refuse runs of which two would write to one place, or are the same under two labels. Raises UserError naming both."""
+    taken = {}
+    for run in runs:
+        if _folded(run.name) in RESERVED:
+            raise UserError(f"{file}: the run {run.name} would have the name of a file of the experiment; rename it")
+        if len(run.name.encode()) + len(BESIDE[0]) > LONGEST:
+            raise UserError(f"{file}: the name {run.name} is too long for a folder; shorten its parts")
+        for name in (run.name, *(run.name + end for end in BESIDE)):
+            other = taken.setdefault(_folded(name), run)
+            if other is not run:
+                raise UserError(
+                    f"{file}: two runs would share {run.folder}: {_told(other)} and {_told(run)}; rename one"
+                )
+    alike = defaultdict(list)
+    for run in runs:
+        if run.arguments and run.variant.varied:
+            alike[run.variant._replace(varied=run.variant.varied[:1]), run.data, run.seed].append(run)
+    for group in alike.values():
+        for place, run in enumerate(group):
+            for other in group[:place]:
+                if not changed_options(vars(other.arguments), run.arguments):
+                    raise UserError(
+                        f"{file}: the runs {other.name} and {run.name} have the same options; leave one out"
+                    )
+
+
+def _folded(name: str) -> str:
+    """The name as a file system that ignores case sees it."""
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
+
+
+def _told(run) -> str:
+    """What a run is made of."""
+    parts = {"model": run.variant.model, "data": run.data, "method": run.method}
+    parts |= dict([run.variant.varied]) if run.variant.varied else {}
+    parts |= {"learning rate": run.arguments.learning_rate} if run.is_trial else {}
+    parts |= {"seed": run.seed}
+    return "(" + ", ".join(f"{name} {value}" for name, value in parts.items() if value not in (None, "")) + ")"
