@@ -61,8 +61,12 @@ def choose(what: str, value: str, choices: Iterable[str]) -> str:
 def run_cli(main: Callable[[], int | None]) -> None:
     """Run an entry point and exit with a status from this file's head; an error is one line.
 
-    With --debug among the arguments every error keeps its traceback. SIGINT and SIGTERM end it as `signals` says.
+    With --debug among the arguments every error keeps its traceback. SIGINT and SIGTERM end it as `signals` says. What a
+    terminal's encoding lacks is printed as an escape.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
     with Ending() as ending:
         try:
             status = main() or 0

@@ -43,6 +43,7 @@ _HASHES = re.compile(r"####")
 _ANSWER_IS = re.compile(r"\bthe\s+(?:final\s+)?answer\s+is\b", re.IGNORECASE)
 _BOXED = re.compile(r"\\boxed\s*\{")
 _EQUATION = re.compile(r"^(?:[^A-Za-z\n\\]|\\[A-Za-z]+|\b[A-Za-z]\b)*=")  # "3 + 4 =", "x =": the number is behind it
+_DIGIT = re.compile("[0-9]")
 _NO_WORDS = re.compile(r"(?:[^A-Za-z0-9\n\\]|\\(?:boxed|text|textbf|mathbf|[dt]?frac(?!\w))?)*")
 
 
@@ -79,8 +80,15 @@ def _value(match: re.Match) -> Fraction | None:
 
 def _numbers(text: str) -> list[tuple[str, Fraction]]:
     """Every number of a normalised text as (text, value), in order."""
+    if not _DIGIT.search(text):
+        return []
     found = [(match.group(), _value(match)) for match in _NUMBER.finditer(text)]
     return [(written, value) for written, value in found if value is not None]
+
+
+def all_numbers(text: str) -> list[Fraction]:
+    """Every number written in `text`, exactly, in order."""
+    return [value for _, value in _numbers(_normalise(text))]
 
 
 def parse_number(text: str) -> Fraction | None:
@@ -127,18 +135,22 @@ def split_questions(text: str) -> list[str]:
 
 
 def _last_number(text: str) -> str | None:
-    found = _numbers(text)
-    return found[-1][0] if found else None
+    for match in reversed(list(_NUMBER.finditer(text))):
+        if _value(match) is not None:
+            return match.group()
+    return None
 
 
 def _stated(text: str) -> str | None:
     """The answer of one part: "####", else "The answer is", else \\boxed{}; of each the last that holds a number."""
-    after_hashes = [_statement(text, match.end()) for match in _HASHES.finditer(text)]
-    after_phrase = [_statement(text, match.end()) for match in _ANSWER_IS.finditer(text)]
-    boxed = [_braced(text, match.end()) for match in _BOXED.finditer(text)]
+    hashes, phrases, boxes = (list(mark.finditer(text)) for mark in (_HASHES, _ANSWER_IS, _BOXED))
     # A number that follows directly goes before one after words ("The answer is correct because 3 …"); "#### Step 1" is a heading.
-    for statements, direct in ((after_hashes, True), (after_phrase, True), (after_phrase, False), (boxed, False)):
-        for statement in reversed(statements):
+    for marks, read, direct in (
+        *((hashes, _statement, True), (phrases, _statement, True)),
+        *((phrases, _statement, False), (boxes, _braced, False)),
+    ):
+        for mark in reversed(marks):
+            statement = read(text, mark.end())
             found = _numbers(statement)
             if found and not (direct and not _starts_with_number(statement)):
                 return found[0][0]
@@ -160,10 +172,10 @@ def _starts_with_number(statement: str) -> bool:
 def _braced(text: str, start: int) -> str:
     """The inside of the braces that were opened just before `start`; "" when they are not closed."""
     depth = 1
-    for end in range(start, min(len(text), start + CLAIM)):
-        depth += {"{": 1, "}": -1}.get(text[end], 0)
+    for match in re.compile("[{}]").finditer(text, start, start + CLAIM):
+        depth += 1 if match[0] == "{" else -1
         if depth == 0:
-            return _EQUATION.sub("", text[start:end])
+            return _EQUATION.sub("", text[start : match.start()])
     return ""
 
 

@@ -153,7 +153,7 @@ def ask(
 
 _STRICT = re.compile(r"#### (-?[0-9.,]+)", re.ASCII)
 _FLEXIBLE = re.compile(r"-?[$0-9.,]{2,}|-?[0-9]+", re.ASCII)
-_MINERVA = re.compile(re.escape(ENDING) + "(.*?). " + HOPE)  # its periods are any character, there as here
+_MINERVA = re.compile("(.*?). " + HOPE)  # behind ENDING; its periods are any character, there as here
 
 
 def read_strict(completion: str) -> str | None:
@@ -179,5 +179,9 @@ def _bare(text: str) -> str:
 
 def read_minerva(completion: str) -> str | None:
     """minerva_math: what the first "Final Answer: The final answer is … I hope it is correct." says, without its dollars."""
-    found = _MINERVA.search(completion + HOPE)
-    return found[1].strip().strip("$") if found else None
+    for line in (completion + HOPE).split("\n"):
+        start = line.find(ENDING)
+        # where the first of a line's sentences does not end on it, no other does: each line is read once
+        if start >= 0 and (found := _MINERVA.match(line, start + len(ENDING))):
+            return found[1].strip().strip("$")
+    return None

@@ -21,7 +21,7 @@ from ba_lora.errors import UserError, run_cli
 
 from . import common, few_shot
 from .latex import PROTOCOLS as READINGS
-from .latex import as_formula, extract_latex, read_reference, same_string, same_values
+from .latex import as_formula, extract_latex, read_reference, same_string, same_text, same_values
 
 MINERVA = "minerva_math"
 PROTOCOLS = READINGS | {MINERVA: "1"}  # name → version
@@ -120,16 +120,19 @@ def score_records(records: list[dict], protocol: str = "ba-lora") -> tuple[dict,
             (as_formula(right), as_formula(answer or "")) for (_, right), answer in zip(solutions, answers, strict=True)
         ]
     asked = [index for index, answer in enumerate(answers) if answer or protocol == MINERVA]
-    values = dict(zip(asked, same_values([pairs[index] for index in asked]), strict=True))
+    whole = {} if protocol != MINERVA else {"whole": False}  # its verdicts are to be those of lm-evaluation-harness
+    values = dict(zip(asked, same_values([pairs[index] for index in asked], **whole), strict=True))
     scored = []
     for index, (record, (solution, _), answer) in enumerate(zip(records, solutions, answers, strict=True)):
         right = read_reference(solution, protocol)
         verdicts = {"string": answer is not None and right is not None and same_string(right, answer)}
         verdicts["math-verify"] = values.get(index, False)
         correct = verdicts[JUDGES[protocol]]
+        if correct is None:  # not read whole, or not in time
+            correct = answer is not None and right is not None and same_text(right, answer)
         scored.append(
             {key: record[key] for key in ("id", "sample") if key in record}
-            | {"answer": answer, "correct": verdicts["string"] if correct is None else correct}
+            | {"answer": answer, "correct": correct}
             | {"math_verify": verdicts["math-verify"], "string": verdicts["string"]}
         )
     ends = [record.get("finish_reason") for record in records]

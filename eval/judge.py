@@ -17,6 +17,7 @@ counted. So is one that the server refuses (HTTP 400, 413, 422: too long, filter
 """
 
 import json
+import math
 import os
 import re
 from collections.abc import Iterable, Sequence
@@ -45,7 +46,7 @@ RETRY_TEMPERATURE = 0.7
 LOWEST, HIGHEST = 1, 10
 
 _EXAMPLE = 'for example: "Rating: [[5]]"'  # how the published prompts show the form
-_NUMBER = r"(\d+\.?\d*)"
+_NUMBER = r"(\d+(?:\.\d*)?)"
 _READ = {  # protocol → (double brackets, single brackets, which of several counts)
     "ba-lora": (
         re.compile(rf"\[\[\s*{_NUMBER}\s*(?:/\s*10\s*)?\]\]", re.ASCII),
@@ -90,7 +91,7 @@ def read_rating(reply: str, protocol: str = "ba-lora") -> Reading:
         return Reading(None, "no rating")
     several = len({float(number) for number in found}) > 1
     rating = float(found[which])
-    if protocol != "fastchat" and not LOWEST <= rating <= HIGHEST:
+    if math.isinf(rating) or (protocol != "fastchat" and not LOWEST <= rating <= HIGHEST):
         return Reading(None, "out of range", several)
     return Reading(rating, None, several)
 

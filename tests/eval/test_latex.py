@@ -264,8 +264,8 @@ PAIRS = [
     ("\\begin{pmatrix}1\\\\2\\end{pmatrix}", "\\begin{pmatrix}2\\\\1\\end{pmatrix}", False, False),
     ("\\text{Tuesday}", "Monday", False, False),
     ("5", "5 \\text{ or } 6", True, False),
-    ("x^2", "\\frac{", False, False),
-    ("5", "\\boxed{", False, False),
+    ("x^2", "\\frac{", False, None),
+    ("5", "\\boxed{", False, None),
 ]
 
 
@@ -317,7 +317,7 @@ def test_a_worker_whose_starter_is_gone_ends_by_itself():
         [sys.executable, "-m", "eval.latex_worker", "1"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=ROOT
     )
     assert worker.stdout.readline() == b"ready\n"
-    worker.stdin.write(json.dumps(["$1$", f"${HOSTILE[0]}$"]).encode() + b"\n")
+    worker.stdin.write(json.dumps(["$1$", f"${HOSTILE[0]}$", True]).encode() + b"\n")
     worker.stdin.flush()
     assert worker.wait(timeout=30) == -signal.SIGALRM
     worker.stdin.close()

@@ -1,0 +1,252 @@
+"""An answer in LaTeX as one value, read whole or not at all, and whether two values are the same.
+
+math-verify's own extraction takes what it can parse: of "3+\\foo{x}" the 3, of "1-\\frac{1}{\\mathrm{e}}" the 1. Here its parser gets
+the whole answer, after what has no value was taken off by rules that are plain to see: delimiters, space, a unit at the end, the
+period of a sentence. Where the parser does not take all of the rest, the answer is `Unread`.
+
+Its comparison takes any two exact values for equal whose difference is below 2^-54, and any two decimals that agree in six
+places. Here exact values are compared by their leading digits, however small they are, and decimals by both.
+
+Runs in a worker only (`eval.latex_worker`): a hostile answer may take any time.
+"""
+
+import re
+from contextlib import contextmanager
+
+import sympy
+from latex2sympy2_extended.latex2sympy2 import latex2sympy
+from latex2sympy2_extended.math_normalization import NormalizationConfig, normalize_latex
+from latex2sympy2_extended.math_normalization import units as UNITS
+from math_verify import grader, verify
+
+from .answers import all_numbers
+
+DIGITS = 30  # leading digits in which exact values agree
+CLOSE = 2e-4  # relative difference of a decimal to what it stands for, beside math-verify's six places
+
+_CLEANUP = NormalizationConfig(units=False, malformed_operators=False, boxed="none")
+_FORMULA = re.compile(
+    r"(?<!\\)\$\$(.+?)(?<!\\)\$\$|(?<!\\)\$((?:\\.|[^$\\])+)\$|\\\[(.+?)\\\]|\\\((.+?)\\\)", re.DOTALL
+)
+_BETWEEN = re.compile(
+    r"(?:[\s,;.]|\band\b|\bor\b)*", re.IGNORECASE
+)  # what may stand between the formulas of one answer
+_CHANGES_MEANING = re.compile(
+    r"\b(?:not?|never|none|neither|nor|or|and|if|when|where|for|mod|modulo|base|to|from|between|than|less|more|fewer|greater|least"
+    r"|most|over|under|above|below|up|about|approximately|roughly|plus|minus|times|half|twice|double|hundred|thousand|"
+    r"[mb]illion|dozen|pi|squared|cubed)\b",
+    re.IGNORECASE,
+)
+_LEFT_OUT = re.compile(r"\\[lc]?dots(?![A-Za-z])|\\dots[cbmio](?![A-Za-z])|\\vdots|\\ddots|\.\.\.|…")
+_PRIME = re.compile(r"(?<!\\)['\"′″]|\\prime")  # the parser drops them
+_SPACE = re.compile(
+    r"(?<!\\)\\[,;: ]|\\q?quad(?![A-Za-z])|\\(?:thin|med|thick)?space(?![A-Za-z])|~|[\u00a0\u2009\u202f]|\n"
+)
+_GROUPS = re.compile(r"(?<![\d.,])\d{1,3}(?:(?:\{,\}|,?\\!,?|,\\,|\\,|\\ |~|[ \u00a0\u2009\u202f])\d{3})+(?!\d)")
+_MIXED = re.compile(r"(?<![\w.^/\\])(\d+)\s+(\d+)\s*/\s*(\d+)(?![\w.^/])")  # "1 1/2"
+_TWO_NUMBERS = re.compile(r"(?<![\w.^\\])\d[\d.]*\s+[\d.]|\.\d*\.")  # the parser adds or multiplies them
+_BASE = re.compile(
+    r"(?<![\w}])([0-9A-F]*\d[0-9A-F]*)_(?:\{\s*(\d+)\s*\}|(\d))|(?<![\w}])(\d+)_\{?\\(?:text|mathrm)\{\s*(\w+)\s*\}\}?"
+)
+_TEXT = r"\\(?:text(?:bf|it|rm|sf|normal)?|mbox|hbox|math(?:rm|bf|it|sf|normal)|operatorname)\s*\{([^{}]*)\}"
+_POWER = r"(?:\s*\^\s*(?:\{\s*-?\d\s*\}|\d)|\s*[²³])?"
+_TEXT_UNIT = re.compile(rf"(?<=[\w)\]}}%])\s*((?:(?:\s|/|\\cdot|\\times)*{_TEXT}{_POWER})+)\s*$")
+_PERCENT = re.compile(r"\\text\s*\{\s*(?:percent|pct)(?:age)?\s*\}|(?<![\\A-Za-z])\s*\b(?:percent|pct)\b")
+_LETTER = re.compile(r"\\(?:text|mathrm)\s*\{\s*([A-Za-z])\s*\}")
+_WORDS_OF = {
+    "degree",
+    "degrees",
+    "dollar",
+    "dollars",
+    "cents",
+    "euros",
+    "miles",
+    "oz",
+    "mg",
+    "ml",
+    "mL",
+    "yd",
+    "mi",
+    "in",
+    "km/h",
+    "m/s",
+}
+_NO_UNITS = {
+    "ab",
+    "bc",
+    "th",
+    "st",
+    "by",
+    "rd",
+    "rs",
+    "mp",
+    "lt",
+    "mt",
+    "are",
+    "per",
+    "sue",
+    "pie",
+    "more",
+    "less",
+    "prime",
+    "ratio",
+    "multiple",
+}
+_KNOWN = sorted(
+    {unit for unit in UNITS if re.fullmatch("[A-Za-z]{2,}", unit)} - _NO_UNITS | _WORDS_OF, key=len, reverse=True
+)
+_PLAIN_UNIT = re.compile(
+    rf"(?<=[\d)}}%])(?:\s*(?:{'|'.join(map(re.escape, _KNOWN))})(?:s|es)?|\s+[mgshlL])\.?{_POWER}\s*$"
+    r"|(?<=[\d)}%])(?:\s+[A-Za-z]{2,})*\s+[A-Za-z]{4,}\.?\s*$"
+)
+
+
+class Unread(Exception):
+    """Some of an answer has no value here."""
+
+
+def same(reference: str, answer: str) -> bool | None:
+    """Whether two answers have the same value; None where one of them could not be read whole."""
+    complex_ = any(grader.should_treat_as_complex(text) or re.search(r"\di\b", text) for text in (reference, answer))
+    try:
+        values = [read(text, real=not complex_) for text in (reference, answer)]
+    except Unread:
+        return None
+    with _leading_digits():
+        return bool(verify(*values, timeout_seconds=None))
+
+
+def read(text: str, real: bool = True):
+    """The value of an answer, a sympy object; its formulas stand between dollars. Raises Unread."""
+    formulas = [next(filter(None, match.groups())) for match in _FORMULA.finditer(text)]
+    outside = _FORMULA.sub(" ", text)
+    if not formulas or not _BETWEEN.fullmatch(outside):
+        return _read_sentence(formulas, outside, real)
+    latex = clean(", ".join(formula.strip().rstrip(".,;") for formula in formulas))
+    try:
+        value = latex2sympy(latex, is_real=real, convert_degrees=False, normalization_config=None)
+    except Exception as error:
+        raise Unread(latex) from error
+    if value is None or value in (sympy.nan, sympy.zoo):  # "3:00" is a time
+        raise Unread(latex)
+    return value
+
+
+def _read_sentence(formulas: list[str], words: str, real: bool):
+    """The one number, or the one formula, in words that do not change its meaning: "that there are 18 eggs"."""
+    numbers = all_numbers(words)
+    if _CHANGES_MEANING.search(words) or "\\" in words or len(formulas) + len(numbers) != 1:
+        raise Unread(words)
+    return read(f"${formulas[0]}$", real) if formulas else sympy.Rational(numbers[0].numerator, numbers[0].denominator)
+
+
+def clean(latex: str) -> str:
+    """A formula as math-verify's parser takes it. Nothing with a value is dropped. Raises Unread for what the parser would drop."""
+    text = latex.strip().removesuffix(".").strip()
+    if _LEFT_OUT.search(text) or _PRIME.search(text):
+        raise Unread(latex)
+    text = _GROUPS.sub(lambda match: re.sub(r"\D", "", match[0]), text)
+    text = _SPACE.sub(" ", text.replace("\\!", "").replace("{,}", ",")).strip()
+    text = re.sub(r"(?:°|\\degree(?![A-Za-z])|\^\s*\{\s*\\degree\s*\})", r"^{\\circ}", text)
+    text = re.sub(r"^(?:\\\$|[$€£¥])\s*|\\(?:display|text)style(?![A-Za-z])", "", text)
+    text = _PERCENT.sub(r"\\%", text)
+    text = _LETTER.sub(lambda match: f" {match[1]} " if match[1] in "ie" else match[0], text)
+    text = _PLAIN_UNIT.sub(_unit, _TEXT_UNIT.sub(_unit, text)).strip()
+    text = _MIXED.sub(r"\1\\frac{\2}{\3}", _BASE.sub(_in_base, text))
+    text = _brace_arguments(text)
+    if _TWO_NUMBERS.search(text):
+        raise Unread(latex)
+    text = normalize_latex(text, _CLEANUP)
+    if not text:
+        raise Unread(latex)
+    return text
+
+
+def _unit(match: re.Match) -> str:
+    """Nothing in place of a unit; words that change a meaning are none."""
+    words = re.sub(r"\\[A-Za-z]+", " ", match[0])
+    return match[0] if _CHANGES_MEANING.search(words) or re.search(r"[^A-Za-z\s{}().,/^²³°%\d-]", words) else ""
+
+
+def _in_base(match: re.Match) -> str:
+    """A number in another base as a symbol of its own: the parser would drop the base."""
+    digits, base = match[1] or match[4], match[2] or match[3] or match[5]
+    return f"\\text{{N{digits}base{base}}}"
+
+
+def _brace_arguments(text: str) -> str:
+    """Braces around the arguments of fractions, roots and powers, as TeX takes them: \\frac12, \\frac1{72}, \\sqrt2; also \\sqrt(2)."""
+    text = re.sub(r"\\[dtc]frac(?![A-Za-z])", r"\\frac", text)
+    parts, position = [], 0
+    for match in re.finditer(r"\\(frac|sqrt)(?![A-Za-z])\s*|\^\s*(?=\()", text):
+        if match.start() < position:
+            continue
+        parts.append(text[position : match.start()] + match[0].strip())
+        position = match.end()
+        if match[1] == "sqrt" and text[position : position + 1] == "[":
+            end = text.find("]", position) + 1
+            parts.append(text[position:end])
+            position = max(end, position)
+        for _ in range(2 if match[1] == "frac" else 1):
+            argument, position = _argument(text, position)
+            parts.append("{" + (_brace_arguments(argument) if argument != text else argument) + "}")
+    return "".join([*parts, text[position:]])
+
+
+def _argument(text: str, position: int) -> tuple[str, int]:
+    """(the argument that begins at `position`, where it ends): a group, a command, or one character. Raises Unread."""
+    while text[position : position + 1].isspace():
+        position += 1
+    first = text[position : position + 1]
+    if first in ("{", "("):
+        depth, close = 0, {"{": "}", "(": ")"}[first]
+        for end in range(position, len(text)):
+            depth += (text[end] == first) - (text[end] == close)
+            if depth == 0:
+                return text[position + 1 : end], end + 1
+        raise Unread(text)
+    found = re.compile(r"\\[A-Za-z]+|\w").match(text, position)
+    if not found:
+        raise Unread(text)
+    return found[0], found.end()
+
+
+# Equality
+
+
+@contextmanager
+def _leading_digits():
+    """math-verify with this file's comparison of numbers."""
+    theirs, grader.sympy_numeric_eq = grader.sympy_numeric_eq, same_number
+    try:
+        yield
+    finally:
+        grader.sympy_numeric_eq = theirs
+
+
+_THEIRS = grader.sympy_numeric_eq
+
+
+def same_number(a, b, rounding: int, precision: int) -> bool:
+    """In place of math-verify's function of these arguments: see the head of this file."""
+    matrices = (sympy.MatrixBase, sympy.MatrixExpr)
+    if isinstance(a, matrices) or isinstance(b, matrices):
+        a, b = grader.safe_sympy_doit(a), grader.safe_sympy_doit(b)
+        if not (isinstance(a, sympy.MatrixBase) and isinstance(b, sympy.MatrixBase) and a.shape == b.shape):
+            return False
+        return all(grader.sympy_expr_eq(x, y, rounding, precision) for x, y in zip(a.flat(), b.flat(), strict=True))
+    try:
+        decimal = a.has(sympy.Float) or b.has(sympy.Float)
+        numbers = [value for value in (a, b) if grader.is_atomic_or_pct_atomic(value, sympy.Number)]
+        if decimal and numbers and not _THEIRS(a, b, rounding, precision):
+            return False
+        if numbers and not decimal:
+            return _THEIRS(a, b, rounding, precision)
+        a, b = grader.safe_sympy_doit(a), grader.safe_sympy_doit(b)
+        if a.free_symbols or b.free_symbols:
+            return sympy.expand(sympy.nsimplify(a - b, rational=True)) == 0
+        left, right = a.evalf(DIGITS + 10), b.evalf(DIGITS + 10)
+        scale = max(abs(left), abs(right))
+        return bool(abs(left - right) <= scale * (CLOSE if decimal and numbers else sympy.Float(10) ** -DIGITS))
+    except Exception:
+        return False
