@@ -119,6 +119,8 @@ def _tab_separated(file: Path, headless: Sequence[str] | None, broken: Counter |
     try:
         with open(file, encoding="utf-8-sig", newline="\n") as lines:
             for number, line in enumerate(lines, 1):
+                if "\0" in line:
+                    raise UserError(f"{file}, line {number}: a NUL byte, which no text has; fix or remove the line")
                 fields = line.rstrip("\r\n").split("\t")
                 if header is None and headless is not None and headless[-1] not in fields:
                     header, first = headless, 1

@@ -202,6 +202,58 @@ def test_qqps_broken_rows_are_left_out_and_counted_and_its_empty_questions_stay(
     assert examples.texts[1] == ("How can I?", "") and examples.labels == [0, 0, 1]
 
 
+QQP_TEST = ["id\tquestion1\tquestion2", "0\tHow old?\tWhat age?", "1\tHow far?\tWhat age?", "3\tWho?\tWhich one?"]
+
+
+def test_the_rows_of_a_submission_have_the_numbers_of_their_file(tmp_path):
+    def ids(task, name, lines, **options):
+        write(tmp_path / task / name, lines)
+        return load_examples(task, "test", str(tmp_path / task / name), numbered=True, **options).ids
+
+    assert ids("qqp", "test.tsv", QQP_TEST) == [0, 1, 3]
+    assert ids("qqp", "test.tsv", QQP_TEST, limit=2) == [0, 1]
+    assert ids("sst2", "test.tsv", ["index\tsentence", "4\ta", "", "2\tb"]) == [4, 2]
+    assert ids("sst2", "test.tsv", ["sentence", "a", "b"]) == [0, 1]  # without a column: the place among the rows
+    assert ids("sst2", "test.csv", ["index,sentence", "4,a", '2,"b, c"']) == [4, 2]
+    save(tmp_path / "idx.jsonl", [{"sentence": "a", "label": -1, "idx": 5}, {"sentence": "b", "label": -1, "idx": 4}])
+    assert load_examples("sst2", "test", str(tmp_path / "idx.jsonl"), numbered=True).ids == [5, 4]
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("1\tbroken line", r"test.tsv, line 3: 2 fields where 3 are needed"),
+        ("1\ta\ttab\tin it", r"line 3: 4 fields where 3 are needed"),
+        ("0\ta\tb", r"line 3: id 0 was already in .*line 2; give every row a number of its own"),
+        ("\ta\tb", r"line 3: id is '', a whole number is needed"),
+        ("x1\ta\tb", r"line 3: id is 'x1', a whole number is needed"),
+        ("1.5\ta\tb", r"line 3: id is '1.5'"),
+        ("-1\ta\tb", r"line 3: id is '-1'"),
+        ("1\ta\tb\0", r"line 3: a NUL byte"),
+    ],
+)
+def test_a_row_that_a_submission_cannot_number_is_an_error(tmp_path, line, message):
+    write(tmp_path / "test.tsv", [*QQP_TEST[:2], line, *QQP_TEST[2:]])
+    with pytest.raises(UserError, match=message) as caught:
+        load_examples("qqp", "test", str(tmp_path), numbered=True)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_comma_in_a_sentence_moves_no_column(tmp_path):
+    write(tmp_path / "train.csv", ["sentence,label", "slow, but good,1", "long, and bad,0"])
+    with pytest.raises(UserError, match=r"train.csv, line 2: 3 fields where the header has 2 \(sentence, label\)"):
+        load_examples("sst2", "train", str(tmp_path))
+    write(tmp_path / "train.csv", ["sentence,label", '"slow, but good",1', '"so ""good""",0'])
+    assert load_examples("sst2", "train", str(tmp_path)).texts == [("slow, but good",), ('so "good"',)]
+
+
+def test_a_target_too_large_for_a_float_is_named(tmp_path):
+    (tmp_path / "rows.jsonl").write_text('{"sentence1": "a", "sentence2": "b", "label": 1' + "0" * 400 + "}\n")
+    with pytest.raises(UserError, match="row 1: the target 1000.* is no number from 0 to 5") as caught:
+        load_examples("stsb", "train", str(tmp_path / "rows.jsonl"))
+    assert "\n" not in str(caught.value)
+
+
 def test_the_report_has_the_classes_and_what_guessing_the_commonest_gives(tmp_path):
     rows = [{"sentence": str(number), "label": int(number < 3)} for number in range(4)]
     examples = load_examples("cola", "train", str(save(tmp_path / "rows.jsonl", rows)))

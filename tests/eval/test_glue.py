@@ -107,6 +107,19 @@ def test_the_test_split_is_predicted_in_glues_format(run, tmp_path):
         glue.main(["--model", str(run), "--split", "test", "--output_dir", str(tmp_path / "other")])
 
 
+def test_a_submission_numbers_its_predictions_as_the_file_does(run, tmp_path):
+    data, out = tmp_path / "data", tmp_path / "out"
+    data.mkdir()
+    words = ["--model", str(run), "--submission", "--data", str(data), "--output_dir", str(out)]
+    (data / "test.tsv").write_text("index\tsentence\n7\tgood film\n\n3\tbad film\n0\tgood\n")
+    glue.main(words)
+    assert [line.split("\t")[0] for line in (out / "SST-2.tsv").read_text().splitlines()] == ["index", "7", "3", "0"]
+    (data / "test.tsv").write_text("index\tsentence\n7\tgood film\n7\tbad film\n")
+    with pytest.raises(UserError, match="test.tsv, line 3: index 7 was already in .*line 2"):
+        glue.main(words)
+    assert len((out / "SST-2.tsv").read_text().splitlines()) == 4
+
+
 def test_out_of_domain_sets_are_scored_and_those_not_at_hand_named(home, run, capsys):
     gluex.main(["--model", str(run), "--at_hand", "--data", f"imdb={home / 'imdb.jsonl'}"])
     whole = read(run / "eval/gluex/scores.json")
