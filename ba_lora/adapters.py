@@ -12,13 +12,13 @@ from pathlib import Path
 
 import torch
 from peft import PeftModel, get_peft_model_state_dict
+from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors.torch import load_file, save_file
 from torch import nn
 
 from . import checksums
 from .adalora import after_step, effective_ranks, leave_loss_alone, penalty
 from .conv1d import to_conv1d, to_linear
-from .data.pairs import padding_id
 from .errors import UserError
 from .files import read_json, write_json
 from .folder_kinds import MADE_BY, WEIGHTS
@@ -30,6 +30,7 @@ from .names import BOTTLENECKS, OWN
 from .pooling import agree_on_padding
 from .targets import DEFAULT_TARGETS, default_targets, is_within, stacked_experts
 from .teacher import COPY, initial_copy, initial_tensors
+from .tied import untie
 
 __all__ = [  # what others know by this file's name
     "DEFAULT_TARGETS",
@@ -164,17 +165,24 @@ def export_merged(
     if attached.method in BOTTLENECKS:
         raise UserError(f"an adapter of method '{attached.method}' adds layers and cannot be folded into {base}")
     if isinstance(merged, PeftModel):
+        untie(merged.get_base_model(), _adapted_layers(merged))  # else a merge into one layer would change another
         merged = merged.merge_and_unload()
         to_conv1d(merged, attached.as_linear)
     tokenizer = load_tokenizer(base, trust_remote_code=trust_remote_code)
     if is_classifier(merged):
-        agree_on_padding(merged, padding_id(tokenizer))
+        agree_on_padding(merged, tokenizer)
     with replaced(folder, "weights", WEIGHTS) as place:
         save_whole(merged, place)
         tokenizer.save_pretrained(place)
         if is_classifier(merged):
             write_json(place / TASK_FILE, read_json(find_run(adapter)[0] / TASK_FILE))
         checksums.write(place)
+
+
+def _adapted_layers(adapted: PeftModel) -> list[str]:
+    """Names of the layers under the factors."""
+    layers = adapted.get_base_model().named_modules()
+    return [f"{name}.base_layer" for name, layer in layers if isinstance(layer, BaseTunerLayer)]
 
 
 def find_run(folder: str | Path) -> tuple[Path, str | None]:
@@ -205,6 +213,40 @@ def _find_run(folder: Path) -> tuple[Path, str | None]:
     )
 
 
+def read_task(saved: Path) -> dict | None:
+    """task.json of what was saved by a run of classification; None where there is none.
+
+    Raises UserError where it cannot be read, or does not belong to the run that the folder is in.
+    """
+    file, run = saved / TASK_FILE, saved.parent / "run.json"
+    recorded = read_json(run).get("task") if saved.name in ("adapter", "model") and run.is_file() else None
+    if not file.is_file():
+        if recorded:
+            raise UserError(
+                f"{file} is missing, which says what the classifier's outputs are; copy the run folder whole"
+            )
+        return None
+    try:
+        task = read_json(file)
+        labels = task["labels"]
+        fits = labels is None or (isinstance(labels, list) and labels and all(isinstance(name, str) for name in labels))
+    except (OSError, ValueError, KeyError, TypeError):
+        fits = False
+    if not fits:
+        raise UserError(
+            f"{file} is damaged: it does not say what the classifier's outputs are; copy the run folder again"
+        )
+    if recorded:
+        differing = [key for key in ("name", "labels", "head") if task.get(key) != recorded.get(key, task.get(key))]
+        if differing:
+            key = differing[0]
+            raise UserError(
+                f"{file} says {key} {task.get(key)} and {run} says {recorded.get(key)}; they are of different runs, or one "
+                "was changed"
+            )
+    return task
+
+
 def load(
     folder: str | Path,
     base: str | nn.Module | None = None,
@@ -218,27 +260,29 @@ def load(
     a classifier, and so is its base. trust_remote_code: run Python code that comes with the model.
     """
     saved, recorded = find_run(folder)
-    task = read_json(saved / TASK_FILE) if (saved / TASK_FILE).is_file() else None
+    task = read_task(saved)
     own = read_json(saved / OWN_FILE) if (saved / OWN_FILE).is_file() else {}
 
-    def opened(name: str) -> nn.Module:
+    def opened(name: str, **more) -> nn.Module:
         if task is None:
             return load_model(name, dtype, trust_remote_code=trust_remote_code)
-        return load_classifier(name, task["labels"], dtype=dtype, trust_remote_code=trust_remote_code)[0]
+        return load_classifier(name, task["labels"], dtype=dtype, trust_remote_code=trust_remote_code, **more)[0]
 
     if not own and not (saved / "adapter_config.json").is_file():
         return opened(str(saved))
     base = base if base is not None else recorded
     if base is None:
         raise UserError(f"{saved} does not say which base model it belongs to; name it")
-    model = opened(base) if isinstance(base, str) else base
+    model = opened(base, head_follows=True) if isinstance(base, str) else base
     if own.get("method") in OWN:
         return _load_own(model, own, saved / OWN_WEIGHTS)
     as_linear = tuple(to_linear(model, own["head"])) if own.get("as_linear") else ()
     with warnings.catch_warnings():
         # PEFT looks for the layers of an AdaLoRA adapter under the names of their singular values
         warnings.filterwarnings("ignore", "The following rank_pattern keys did not match", RuntimeWarning)
+        warnings.filterwarnings("ignore", "Model has `tie_word_embeddings=True`")  # `untie` below takes care of it
         adapted = PeftModel.from_pretrained(model, str(saved)).eval()
+    untie(adapted.get_base_model(), _adapted_layers(adapted), refuse=False)
     leave_loss_alone(adapted)
     adapted.attached = Attached(own.get("method", "lora"), own.get("rank", 0), tuple(own.get("head", ())), as_linear)
     return adapted

@@ -11,7 +11,7 @@ from . import resume
 from .arguments import TrainArguments
 from .data.corruption import corrupt, thin
 from .data.glue import Examples, Task, load_examples
-from .data.pairs import PadPairs, encode_examples, padding_id
+from .data.pairs import PadPairs, encode_examples
 from .errors import UserError
 from .features import FeatureSaver
 from .models import load_classifier, load_tokenizer
@@ -33,7 +33,7 @@ def prepare(arguments: TrainArguments, objective: Objective) -> Prepared:
             f"--features_steps: there is no step {max(arguments.features_steps)}, the run has {steps}; ask for earlier ones"
         )
     model, head, base = _open(arguments, task)
-    agree_on_padding(model, padding_id(tokenizer))
+    agree_on_padding(model, tokenizer)
     if arguments.model_dropout is not None:
         set_dropout(model, arguments.model_dropout)
     to_device(model, arguments.use_cpu)

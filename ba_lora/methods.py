@@ -26,6 +26,7 @@ from .pissa import Factors, start_from_factors, start_from_triplets
 from .pooling import pool_by_mask
 from .targets import (
     check_targets,
+    chosen_layers,
     default_targets,
     head_pattern,
     is_within,
@@ -34,6 +35,7 @@ from .targets import (
     stacked_experts,
 )
 from .teacher import keep_initial_copy
+from .tied import untie
 
 logger = logging.getLogger(__name__)
 
@@ -69,7 +71,7 @@ def attach(
     method: one of METHODS, or pissa_niter_N (randomised SVD with N power iterations).
     rank, alpha: of the factors; the update is scaled by alpha/rank (AdaLoRA: by its start_rank). Of houlsby and pfeiffer rank is
     the bottleneck's width; full and bitfit (all biases) have neither. target_modules: names as PEFT takes them; None is every
-    linear layer but the head. init: "pissa" (default) or "pissa_niter_N", and for ba-lora "lora". seed: of the random starts.
+    linear layer but the head. A target whose weight is tied to the embeddings gets a copy of its own. init: "pissa" (default) or "pissa_niter_N", and for ba-lora "lora". seed: of the random starts.
     keep_initial: keep a frozen copy of the trained tensors, which the teacher needs; methods with factors always keep it, the
     others only when True (of full fine-tuning it is a second model). dropout: on the adapter's input; not with a PiSSA start,
     because W_res + dropout(B0·A0) is not W. head: names of modules that are trained whole and never adapted; () is none, and
@@ -110,6 +112,7 @@ def attach(
     if method == "adalora":
         check_targets(model, targets, start_rank(rank), head, f" (adalora's at the start, for {rank} at the end)")
     check_targets(model, targets, rank, head)
+    untie(model, chosen_layers(model, targets, head))
     options = {"target_modules": targets or "all-linear", "exclude_modules": head_pattern(head)}
     options["task_type"] = None if head else "CAUSAL_LM"  # a classifier's would wrap the head; export names it
     as_linear = tuple(to_linear(model, head)) if method == "loha" else ()  # PEFT's LoHa refuses Conv1D

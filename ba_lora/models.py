@@ -1,7 +1,9 @@
 """Model and tokenizer by name: the embedded model ("tiny"), a folder, a hub id, or "package:NAME" from the registry."""
 
 import contextlib
+import copy
 import importlib.util
+import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -13,8 +15,11 @@ from transformers import logging as transformers_logging
 
 from . import checksums, packages
 from .errors import RunFailure, UserError, choose
+from .labels import check_names, in_order_of, output_layer, reorder_outputs, saved_names
 from .pooling import pool_by_mask
 from .tiny import MODEL_DIR
+
+logger = logging.getLogger(__name__)
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "auto": "auto"}
 ATTENTIONS = ("eager", "sdpa", "flash_attention_2")
@@ -90,10 +95,12 @@ def load_classifier(
     dtype: str = "float32",
     attn_implementation: str | None = None,
     trust_remote_code: bool = False,
+    head_follows: bool = False,
 ) -> tuple[nn.Module, list[str]]:
     """(a sequence classifier in evaluation mode, the names of its head's modules).
 
-    labels: names of the classes; None is a regression with one output. The head: the modules that the checkpoint lacks, each
+    labels: names of the classes; None is a regression with one output. A saved classifier's outputs are put in their order by
+    name (labels.py). head_follows: the head will be replaced by a saved one, so that what it is now does not matter. The head: the modules that the checkpoint lacks, each
     the topmost one that is missing as a whole (DeBERTa: pooler, classifier); of a whole classifier the modules beside its
     body. What is missing is drawn from `seed` alone, so that every method starts with the same head. A decoder's
     score is that of the last token that the attention mask names (pooling.py). Raises UserError when it cannot be opened, is a classifier of other classes,
@@ -102,8 +109,10 @@ def load_classifier(
     choose("dtype", dtype, DTYPES)
     check_attention(attn_implementation, dtype)
     place, outputs = locate(name), 1 if labels is None else len(labels)
+    check_names(place)
     try:
         config = AutoConfig.from_pretrained(place, trust_remote_code=trust_remote_code)
+        saved = copy.copy(config)
         config.num_labels = outputs  # gives the classes placeholder names
         config.use_cache = False  # a decoder's keys and values, for tokens that never come
         config.problem_type = "regression" if labels is None else "single_label_classification"
@@ -137,11 +146,35 @@ def load_classifier(
     ]
     if lacking:
         raise UserError(f"model {name} has no weights for {lacking[0]}, which is no part of a head; give a whole model")
+    if not head_follows:
+        _name_outputs(model, labels, saved, report["missing_keys"], name)
     if name == "tiny" or name.startswith(packages.PREFIX):
         model.name_or_path = model.config._name_or_path = name
     keep_soft_cap(model, attn_implementation)
     pool_by_mask(model)
     return model.eval(), head
+
+
+def _name_outputs(model: nn.Module, labels: Sequence[str] | None, saved, missing: Sequence[str], name: str) -> None:
+    """Put the outputs of a saved classifier in the order of `labels`. saved: its own config; missing: tensors it lacks.
+
+    Raises UserError where it is a classifier of other classes, or a regression in place of one or the other way round.
+    """
+    if f"{output_layer(model)[0]}.weight" in missing:
+        return  # a new head has no meaning yet
+    was_regression = saved.problem_type == "regression"
+    if saved.problem_type and was_regression != (labels is None):
+        kinds = ("classes", "regression")
+        raise UserError(
+            f"model {name} was trained for {kinds[was_regression]}, not for {kinds[labels is None]}; give its pre-trained body"
+        )
+    names = saved_names(saved, name)
+    if labels is None or names is None:
+        return
+    order = in_order_of(labels, names, name)
+    if order != sorted(order):
+        logger.warning("%s gives %s: its outputs are put in the order %s", name, ", ".join(names), ", ".join(labels))
+        reorder_outputs(model, order)
 
 
 def keep_soft_cap(model: nn.Module, attn_implementation: str | None) -> None:

@@ -16,6 +16,7 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 from . import regularizers, schedules
 from .adapters import penalty
 from .errors import UserError
+from .labels import output_layer
 from .objective import TERMS, Objective
 from .pooling import last_real
 from .step import StepModel
@@ -42,7 +43,7 @@ class ClassifierModel(StepModel):
                 raise UserError(f"top_k {objective.top_k} is above the {classes} classes; lower top_k")
         super().__init__(student, objective, **options)
         self.regularize, self.regression = regularize, student.config.problem_type == "regression"
-        self.last = _last_layer(student)
+        self.last = output_layer(student)[1]
         self.warned = False
 
     def items(self, labels: Tensor) -> Tensor:
@@ -216,12 +217,3 @@ def powerless(objective: Objective, rows: int, classes: int, width: int) -> dict
             f"({rows}, {width}) has one singular value, so the ratio is 1; use larger micro-batches of features"
         )
     return found
-
-
-def _last_layer(student: nn.Module) -> nn.Module:
-    """The layer that gives the logits."""
-    classes = student.config.num_labels
-    layers = [m for m in student.modules() if isinstance(m, nn.Linear) and m.out_features == classes]
-    if not layers:
-        raise UserError(f"{type(student).__name__} ends in no linear layer of {classes} outputs; it is no classifier")
-    return layers[-1]

@@ -54,11 +54,17 @@ def pool_by_mask(model: nn.Module) -> None:
         config.pad_token_id = (ends[0] if isinstance(ends, list) else ends) or 0
 
 
-def agree_on_padding(model: nn.Module, pad: int) -> None:
+def padding_id(tokenizer) -> int:
+    """The id that stands where there is no text: the tokenizer's padding, else its end of sequence, else 0."""
+    known = (tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
+    return next(number for number in known if number is not None)
+
+
+def agree_on_padding(model: nn.Module, tokenizer) -> None:
     """Write the id that its texts are padded with into the config of a classifier that takes the last token, so that other
     software finds that token too. It changes nothing that is computed here."""
     if takes_last_token(model):
-        model.config.get_text_config().pad_token_id = pad
+        model.config.get_text_config().pad_token_id = padding_id(tokenizer)
 
 
 def _last_state_everywhere(body: nn.Module, args: tuple, kwargs: dict, output):

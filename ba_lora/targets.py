@@ -79,6 +79,16 @@ def left_out(adapted: nn.Module, head: Sequence[str] = ()) -> dict[str, int]:
     return left
 
 
+def chosen_layers(model: nn.Module, target_modules: Sequence[str] | None, head: Sequence[str] = ()) -> list[str]:
+    """Names of the linear layers outside `head` that are adapted; None: all but the output embeddings."""
+    output = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    return [
+        name
+        for name, module in linear_layers(model, head).items()
+        if (any(_matches(name, each) for each in target_modules) if target_modules else module is not output)
+    ]
+
+
 def check_targets(
     model: nn.Module, target_modules: Sequence[str] | None, rank: int, head: Sequence[str] = (), why: str = ""
 ) -> None:
@@ -87,7 +97,6 @@ def check_targets(
     why: said after the rank, where it is not the one that was asked for.
     """
     linears = linear_layers(model, head)
-    output = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
     taken = taken_for_experts(model) if stacked_experts(model) else ()
     for target in target_modules or ():
         if target.rpartition(".")[2] in taken:
@@ -99,9 +108,9 @@ def check_targets(
             raise UserError(
                 f"target module '{target}' matches no linear layer{nearest(target, known)} (there are: {', '.join(known)})"
             )
-    for name, module in linears.items():
-        chosen = any(_matches(name, each) for each in target_modules) if target_modules else module is not output
-        if chosen and rank > min(module.weight.shape):
+    for name in chosen_layers(model, target_modules, head):
+        module = linears[name]
+        if rank > min(module.weight.shape):
             shape = "×".join(str(size) for size in module.weight.shape)
             raise UserError(
                 f"rank {rank}{why} is larger than the target matrix {name} ({shape}); use at most {min(module.weight.shape)}"

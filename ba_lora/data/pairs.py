@@ -8,6 +8,7 @@ from datasets import Dataset
 
 from ..errors import UserError
 from ..files import digest
+from ..pooling import padding_id
 from .glue import Examples
 
 logger = logging.getLogger(__name__)
@@ -42,12 +43,6 @@ def encode_texts(tokenizer, texts: Sequence[tuple[str, ...]], max_length: int) -
     return {name: encoded[name] for name in encoded if name in ("input_ids", "token_type_ids")} | {
         "truncated": truncated
     }
-
-
-def padding_id(tokenizer) -> int:
-    """The id that stands where there is no text: the tokenizer's padding, else its end of sequence, else 0."""
-    known = (tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
-    return next(number for number in known if number is not None)
 
 
 class PadPairs:

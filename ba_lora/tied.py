@@ -1,0 +1,68 @@
+"""Weights that two layers share, such as an output head tied to the embeddings, when one of the layers is adapted.
+
+An adapter changes the function of one layer. A PiSSA start or a merge writes into that layer's weight, and would change the
+other layer too. So an adapted output head that is tied to the embeddings, and the other way round, gets a copy of its own.
+The exported adapter fits the tied base all the same; a merged model is saved untied.
+"""
+
+import logging
+from collections.abc import Iterable
+
+import torch
+from torch import nn
+
+from .errors import UserError
+
+logger = logging.getLogger(__name__)
+
+
+def untie(model: nn.Module, layers: Iterable[str], refuse: bool = True) -> None:
+    """Give each of `layers` (names of modules of `model`) a weight of its own where it shares it with another module.
+
+    Raises UserError for a weight that is shared in another way than between input and output embeddings, because
+    transformers could not save the model otherwise; without `refuse` such layers stay as they are.
+    """
+    names: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        names.setdefault(id(parameter), []).append(name)
+    for layer in layers:
+        module = model.get_submodule(layer)
+        weight = getattr(module, "weight", None)
+        others = [name for name in names.get(id(weight), ()) if name != f"{layer}.weight"]
+        if not others:
+            continue
+        shown = layer.removesuffix(".base_layer")
+        if {_plain(name) for name in (*others, f"{layer}.weight")} == _tied_embeddings(model):
+            logger.warning(
+                "%s shares its weight with %s and is adapted: it gets a copy of its own, %s numbers more; "
+                "a merged model is saved with tie_word_embeddings false",
+                shown,
+                _plain(others[0]).removesuffix(".weight"),
+                f"{weight.numel():,}",
+            )
+            with torch.no_grad():
+                module.weight = nn.Parameter(weight.clone(), requires_grad=weight.requires_grad)
+            _say_untied(model)
+        elif refuse:
+            raise UserError(
+                f"{shown} shares its weight with {_plain(others[0]).removesuffix('.weight')}, so it cannot be adapted or merged "
+                f"alone in this {type(model).__name__}; leave it out of the target modules"
+            )
+
+
+def _plain(name: str) -> str:
+    """The name of a tensor before its layer was adapted."""
+    return name.replace(".base_layer.", ".")
+
+
+def _tied_embeddings(model: nn.Module) -> set[str]:
+    """The names of the two tensors that transformers ties in this model; empty where it ties others or none."""
+    tied = getattr(model, "all_tied_weights_keys", None) or {}
+    return {*tied.keys(), *tied.values()} if len(tied) == 1 else set()
+
+
+def _say_untied(model: nn.Module) -> None:
+    """Let transformers neither tie the two again nor save one of them only."""
+    model.all_tied_weights_keys = {}
+    for config in {id(each): each for each in (model.config, model.config.get_text_config())}.values():
+        config.tie_word_embeddings = False
