@@ -475,9 +475,12 @@ def config_words(file: str | Path) -> list[str]:
     if not path.is_file():
         raise UserError(f"config file {file} does not exist")
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except yaml.YAMLError as error:
+        text = path.read_text(encoding="utf-8")
+        values = yaml.safe_load(text) or {}
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{file} is not valid YAML: {' '.join(str(error).split())}") from None
+    if not text.strip():
+        raise UserError(f"config file {file} is empty; put it back from a copy, or leave --config out")
     if not isinstance(values, dict):
         raise UserError(f"{file} must hold 'option: value' lines")
     known = [f.name for f in fields(TrainArguments)]

@@ -83,7 +83,7 @@ def write_card(run: str | Path) -> Path:
         "Objective": _objective(record["objective"]),
         "Data": _data(record),
         "Training": _training(record, run / "metrics.jsonl"),
-        "Results": _results(run / "eval"),
+        "Results": _results(run),
         "How to load it": _loading(record, saved),
         "Limits": LIMITS,
         "Citation": CITATION.replace("VERSION", record["versions"]["ba-lora"]),
@@ -241,10 +241,11 @@ def _training(record: dict, metrics: Path) -> str:
     return "| | |\n|---|---|\n" + "\n".join(f"| {name} | {value} |" for name, value in rows)
 
 
-def _results(folder: Path) -> str:
-    scores = [
-        checksums.read_record(file) | {"folder": file.parent.name} for file in sorted(folder.glob("**/score.json"))
-    ]
+def _results(run: Path) -> str:
+    scores = []
+    for file in sorted((run / "eval").glob("**/score.json")):
+        scores.append(checksums.read_record(file) | {"folder": file.parent.name})
+        checksums.check_weights(scores[-1], run, file)
     if not scores:
         return "None were measured."
     lines = ["| evaluation | benchmark | data | metric | score ± standard error | n | protocol |"]

@@ -168,7 +168,7 @@ def check_line(record: dict, place: str, of: str = "") -> None:
 
 
 def _of_line(record: dict, of: str) -> str:
-    return xxhash.xxh3_64_hexdigest(of + json.dumps(record, sort_keys=True))
+    return xxhash.xxh3_64_hexdigest((of + json.dumps(record, sort_keys=True)).encode())
 
 
 # Tensors

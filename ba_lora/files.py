@@ -153,7 +153,7 @@ def read_json(path: str | os.PathLike) -> dict:
         reason = "it is empty" if not text else str(error).partition("\n")[0]
         raise DamagedFile(f"{path} is not valid JSON ({reason}); put it back from a copy or remove it") from None
     if not isinstance(value, dict):
-        raise DamagedFile(f"{path} holds no JSON object; put it back from a copy or remove it")
+        raise DamagedFile(f"{path} holds no object; put it back from a copy or remove it")
     expected = value.pop(CHECKSUM, None)
     if expected is not None and text.startswith(LAYOUT.encode()) and expected != _seal(value):
         raise DamagedFile(

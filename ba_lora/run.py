@@ -319,7 +319,9 @@ def _checkpoint(arguments: TrainArguments, folder: Path, main: bool, record: dic
             return f"{name} is {was} there and {now} here"
         if before["data"]["hash"] != record["data"]["hash"]:
             return "its data are others"
-        return None if before["order_hash"] == record["order_hash"] else "its samples have another order"
+        if before["order_hash"] != record["order_hash"]:
+            return "its samples have another order"
+        return None
 
     found = checkpoints.newest(folder / "checkpoints", alien) if arguments.resume and main else None
     return broadcast_object_list([str(found) if found else None])[0]

@@ -223,6 +223,7 @@ def test_the_steps_asked_for_and_the_end_are_saved_with_what_they_are(tmp_path):
     _, model = trained(tmp_path, steps=[0, 2])
     folder = tmp_path / "features"
     assert sorted(path.name for path in folder.iterdir()) == [
+        "checksums.json",
         "features.json",
         *(f"features_step_{step}.npy" for step in (0, 2, "final")),
         *(f"labels_step_{step}.npy" for step in (0, 2, "final")),

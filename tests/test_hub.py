@@ -4,6 +4,7 @@ import base64
 import json
 import subprocess
 import sys
+from hashlib import sha256
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
@@ -86,7 +87,9 @@ def test_training_ends_with_the_adapter_and_its_card_on_the_hub(hub, tmp_path):
     folder = train(arguments)
     assert hub.created == {"name": "adapter", "organization": "someone", "visibility": "private"} and not hub.files
     push_after(folder, arguments)
-    assert sorted(hub.files) == ["README.md", "adapter_config.json", "adapter_model.safetensors"]
+    assert sorted(hub.files) == ["README.md", "adapter_config.json", "adapter_model.safetensors", "checksums.json"]
+    listed = json.loads(hub.files["checksums.json"])["files"]  # what is uploaded has no path of this machine in it
+    assert listed == {name: sha256(hub.files[name]).hexdigest() for name in hub.files if name.startswith("adapter")}
     for name in ("README.md", "adapter_model.safetensors"):
         assert hub.files[name] == (folder / "adapter" / name).read_bytes()
     assert {token for *_, token in hub.asked if token} == {"Bearer hf_of_the_test"}

@@ -83,8 +83,11 @@ def read_results(experiment: Experiment, results: str | Path | None = "results")
     for file in sorted((Path(results) / experiment.name).glob("*.json")) if results else ():
         if file.name != "tuning.json":
             content = _read(file)
+            if content.get("experiment", experiment.name) != experiment.name:
+                raise UserError(f"{file} is a result of {content['experiment']}, not of {experiment.name}; take it away")
             if (content["model"], content["method"], _varied(content), content["data"], content["seed"]) not in known:
                 found.append(_result(content, str(file)))
+    _check_once(found)
     _check_columns(found)
     place = {variant: number for number, variant in enumerate(experiment.variants)}
     return sorted(found, key=lambda result: place.get(result.variant, len(place)))
@@ -97,7 +100,7 @@ def collect(experiment: Experiment, results: str | Path = "results") -> list[Pat
         for run in experiment.runs:
             if run.state(experiment.evaluations) == "measured":
                 files.append(folder / f"{run.name}.json")
-                write_compact(files[-1], of_run(run, experiment))
+                write_compact(files[-1], sealed({"experiment": experiment.name} | of_run(run, experiment)))
         tuning = experiment.home.parent / experiment.name / "tuning.json"
         if experiment.tuning and tuning.is_file():
             files.append(folder / tuning.name)
@@ -187,8 +190,8 @@ def _lines(file: Path) -> list[dict]:
 
 
 def write_compact(path: Path, content: dict) -> None:
-    """Write `content` atomically, a line a key, so that a change shows as such; with a checksum, which `read_json` compares."""
-    lines = [f"{json.dumps(key)}: {json.dumps(value, ensure_ascii=False)}" for key, value in sealed(content).items()]
+    """Write `content` atomically, a line a key, so that a change shows as such."""
+    lines = [f"{json.dumps(key)}: {json.dumps(value, ensure_ascii=False)}" for key, value in content.items()]
     with atomic_write(path) as file:
         file.write("{\n" + ",\n".join(lines) + "\n}\n")
 
@@ -219,6 +222,18 @@ def _result(content: dict, source: str) -> Result:
     variant = Variant(content["model"], content["method"], _varied(content))
     parts = {key: content.get(key) or {} for key in ("measures", "training", "curves", "provenance")}
     return Result(source, variant, content["data"], content["seed"], scores, **parts)
+
+
+def _check_once(results: list[Result]) -> None:
+    """Refuse a result that is there twice, as when a file stands under another's name."""
+    seen = {}
+    for result in results:
+        key = (result.variant, result.data, result.seed)
+        if result.seed is not None and key in seen:
+            raise UserError(
+                f"{result.source} and {seen[key]} hold the same result ({result.variant.method}, seed {result.seed}); take one away"
+            )
+        seen[key] = result.source
 
 
 def _check_columns(results: list[Result]) -> None:
