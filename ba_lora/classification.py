@@ -41,7 +41,7 @@ def prepare(arguments: TrainArguments, objective: Objective) -> Prepared:
     described = record["task"] | {"head": list(head), "max_length": arguments.max_length, "data": data}
     callbacks = []
     if arguments.features_steps is not None:
-        callbacks.append(_feature_saver(arguments, student, tokenizer, examples, data))
+        callbacks.append(_feature_saver(arguments, student, tokenizer))
     return Prepared(
         student,
         tokenizer,
@@ -76,6 +76,8 @@ def _read(arguments: TrainArguments) -> tuple:
         "data": examples.report | encoded | {"corruption": changes},
         "order_hash": order_hash(order),
     }
+    if arguments.features_steps is not None:
+        record["features"] = _shown(arguments, tokenizer)[2]
     resume.refuse_changes(arguments, record)
     return examples, tokenizer, samples, order, record
 
@@ -135,13 +137,19 @@ def _share(text: str) -> tuple[str, float]:
         raise UserError(f"--class_shares {text}: write LABEL=SHARE, as negative=0.1") from None
 
 
-def _feature_saver(arguments: TrainArguments, student, tokenizer, examples: Examples, data) -> FeatureSaver:
-    """The callback that saves the last hidden layer on a sample of the split named by --features_split, the same for every
-    method and seed; the first rows would not do, because some sets stand in the order of their labels."""
-    shown = load_examples(arguments.task, arguments.features_split, data)
+def _shown(arguments: TrainArguments, tokenizer) -> tuple:
+    """(examples, samples, their hash): a sample of the split named by --features_split, the same for every method and seed;
+    the first rows would not do, because some sets stand in the order of their labels."""
+    shown = load_examples(arguments.task, arguments.features_split, arguments.data_path or arguments.data)
     count = min(arguments.features_examples, len(shown.ids))
     shown = shown.select(sorted(random.Random("features").sample(range(len(shown.ids)), count)))
-    encoded, _ = encode_examples(tokenizer, shown, arguments.max_length)
+    encoded, report = encode_examples(tokenizer, shown, arguments.max_length)
+    return shown, encoded, report["hash"]
+
+
+def _feature_saver(arguments: TrainArguments, student, tokenizer) -> FeatureSaver:
+    """The callback that saves the last hidden layer on those examples."""
+    shown, encoded, _ = _shown(arguments, tokenizer)
     return FeatureSaver(
         student,
         list(encoded),

@@ -9,6 +9,7 @@ training again.
 import logging
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -47,7 +48,7 @@ def try_out(arguments: TrainArguments, student: nn.Module, tokenizer, task: dict
             _try("the model", arguments, lambda: _refuse_tied(whole))
         if arguments.merge or arguments.method == "full":
             _try("the tokenizer", arguments, lambda: tokenizer.save_pretrained(run / saved))
-        if arguments.merge:
+        if arguments.merge and getattr(whole, "hf_quantizer", None) is None:  # that would write its tensors
             _try("the merged model", arguments, lambda: save_whole(whole, run / "merged", {}))
         ended = {"status": "finished", "steps": 1, "train_seconds": 1.0, "peak_memory": 1}
         _try("run.json", arguments, lambda: write_json(run / "run.json", record | ended))
@@ -73,8 +74,8 @@ def _try(what: str, arguments: TrainArguments, write: Callable[[], object]) -> N
     except UserError:
         raise
     except Exception as error:
-        if isinstance(error, OSError) and cause(error, Path(tempfile.gettempdir())):
-            raise  # a full disk for temporary files says nothing about the run's
+        if reason := cause(error, Path(tempfile.gettempdir())):
+            raise RunFailure(f"{what} could not be tried out before the first step: {reason}") from error
         raise UserError(
             f"{what} could not be saved at the end of this run, so it does not begin: {_line(error)}; "
             f"change the files of --model {arguments.model} or give another model"
@@ -105,7 +106,8 @@ def _check_space(arguments: TrainArguments, student: nn.Module, whole: nn.Module
     folder = Path(arguments.output_dir).absolute()
     there = next(place for place in (folder, *folder.parents) if place.exists())
     freed = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) if arguments.overwrite else 0
-    free, needed = shutil.disk_usage(there).free + freed, trained + exported + merged
+    kept = 0 if arguments.resume else trained  # a resumed run may have its copy already
+    free, needed = shutil.disk_usage(there).free + freed, kept + exported + merged
     if free < needed:
         raise RunFailure(
             f"--output_dir {arguments.output_dir}: the end of the run needs {needed / 1e9:,.3f} GB and the disk has "
@@ -130,6 +132,9 @@ class KeepTrained(TrainerCallback):
     def on_step_end(self, args, state, control, **objects):
         if state.global_step < state.max_steps:
             return
+        counted, begun = self.trainer.objective_callback, time.perf_counter()
+        counted.model.clock.lap("optimizer")
+        counted.model.clock.rest()  # what is written here is no part of the step
         try:
             self.trainer.save_last(complete=bool(self.steps_between))
         except RunFailure as failure:
@@ -137,6 +142,7 @@ class KeepTrained(TrainerCallback):
             if on_any_process(is_fatal and state.is_world_process_zero, args.device):
                 raise
             logger.warning("%s; the results are written without it", str(failure).partition(";")[0])
+        counted.started += time.perf_counter() - begun
 
 
 @contextmanager

@@ -3,6 +3,7 @@
     tokenizer         vocabulary, merges, special tokens and chat template
     data.hash         token ids of the samples in their order; of a classifier the labels too
     data.trained      which of these tokens are trained
+    features          token ids and labels of the examples whose features are saved
     order_hash        the order in which the first two epochs visit the samples
     base.config       the base model's config, without what changes no value
     base.weights      every value of every tensor of the base model, before it is adapted
@@ -36,6 +37,7 @@ FACTS = {
     "data.hash": "the data of {data} (token ids)",
     "data.trained": "the choice of trained tokens in {data}",
     "task.labels": "the classes",
+    "features": "the examples of --features_split",
     "order_hash": "the order of the samples",
     "teacher_cache": "the use of --teacher_cache",
     "base.config": "the config of {model}",

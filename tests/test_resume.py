@@ -4,6 +4,8 @@ import json
 import os
 import shutil
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -20,11 +22,12 @@ from ba_lora.inputs import input_hashes
 from ba_lora.resume import SAMPLED, base_of, tensors_hash, trained_hash
 from ba_lora.run import train
 from ba_lora.tiny import MODEL_DIR
-from tests.common import command, small_llama
+from tests.common import ROOT, command, small_llama
 from tests.tiny_encoder import make_home
 
 GENERATION = ["--model", "M", "--data", "d.jsonl", "--template", "plain", "--max_length", "96", "--rank", "2"]
 CLASSIFICATION = ["--model", "encoder", "--task", "sst2", "--data", "sst2", "--rank", "2", "--limit", "8"]
+CLASSIFICATION += ["--features_steps", "1"]
 SHORT = ["--output_dir", "run", "--max_steps", "3", "--effective_batch_size", "4", "--progress", "false", "--use_cpu"]
 
 
@@ -171,6 +174,10 @@ def other_body():
 OF_CLASSIFICATION = {
     "one other label": (relabel, "the data of sst2"),
     "other rows": (lambda: shutil.copy("sst2/validation.jsonl", "sst2/train.jsonl"), "the data of sst2"),
+    "other rows to save features of": (
+        lambda: shutil.copy("sst2/train.jsonl", "sst2/validation.jsonl"),
+        "the examples of --features_split",
+    ),
     "another tokenizer": (swap_two_words, "the tokenizer of encoder"),
     "another body": (other_body, "the weights of encoder"),
     "one value of the body": (
@@ -356,3 +363,29 @@ def test_the_files_of_a_run_are_those_of_its_split_and_task(tmp_path):
     assert changes("plain/b.jsonl", "--data", f"{tmp_path}:plain", "--template", "plain")
     generated = parse(["--data", "tinymath:train", "--output_dir", "x"])
     assert input_hashes(generated)["data"] is None and input_hashes(generated)["base"]
+
+
+@pytest.mark.slow
+def test_two_processes_refuse_another_base_together(here):
+    home = here("generation")
+    words = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    words += [str(ROOT / "train.py"), *GENERATION, *SHORT, "--micro_batch_size", "2"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+
+    def start(*more):
+        done = subprocess.run([*words, *more], cwd=home, env=environment, capture_output=True, text=True, timeout=600)
+        return done.returncode, done.stderr
+
+    assert start("--output_dir", "pair")[0] == 0
+    weights = (home / "M/model.safetensors").read_bytes()
+    change_one_value("M/model.safetensors", "model.norm.weight")
+    shutil.copytree("pair", "stopped")
+    edit_json("stopped/run.json", lambda record: record.update(status="running"))
+    for folder in ("pair", "stopped"):
+        before = contents(folder)
+        status, said = start("--output_dir", folder, "--resume")
+        assert status == 1 and "error: --resume would mix two runs" in said and "the weights of M" in said
+        assert contents(folder) == before
+    (home / "M/model.safetensors").write_bytes(weights)
+    status, said = start("--output_dir", "stopped", "--resume")
+    assert status == 0 and read_json("stopped/run.json")["status"] == "finished"
