@@ -136,7 +136,7 @@ def start(words: list[str]) -> None:
     if not torch.cuda.is_available():
         environment.setdefault("DS_ACCELERATOR", "cpu")
     status, received = signals.run(words, _training, env=environment)
-    if status == Stopped.STATUS:
+    if status in (Stopped.STATUS, *signals.ENDED):
         raise SystemExit(status)
     if status and received:
         raise SystemExit(128 + received)

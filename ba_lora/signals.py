@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
 STOP = (signal.SIGINT, signal.SIGTERM)
+ENDED = tuple(128 + number for number in STOP)  # the statuses of commands that they ended
 PASSED = (*STOP, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else []))  # to a command that this one has started
 GRACE = 1.2  # seconds in which a command leaves its blocks
 AGAIN = 1.0  # seconds after which another Ctrl-C is another wish: a terminal and torchrun both send the first
@@ -216,27 +217,33 @@ def run(words: list[str], whom: Callable[[int], list] = lambda pid: tree(pid)[:1
     """
     import psutil
 
-    received, since, seen = None, 0.0, {}
-    process = subprocess.Popen(words, start_new_session=True, preexec_fn=_end_with(os.getpid()), **options)
+    process, received, since, seen = None, None, 0.0, {}
 
     def forward(number: int, frame) -> None:
         nonlocal received, since
-        seen.update((each.pid, each) for each in tree(process.pid))
         if received is None:
             received, since = number, time.monotonic()
             note(number)
         elif number == signal.SIGINT and time.monotonic() - since > AGAIN:
             threading.Timer(2 * GRACE, lambda: kill(seen.values())).start()
+        if process is not None:
+            pass_on(number)
+
+    def pass_on(number: int) -> None:
+        seen.update((each.pid, each) for each in tree(process.pid))
         for each in whom(process.pid):
             with contextlib.suppress(psutil.NoSuchProcess):
                 each.send_signal(number)
 
-    try:
-        with handled(forward, PASSED):
+    with handled(forward, PASSED):
+        process = subprocess.Popen(words, start_new_session=True, preexec_fn=_end_with(os.getpid()), **options)
+        if received is not None:  # meanwhile
+            pass_on(received)
+        try:
             status = process.wait()
-    except BaseException:
-        kill(tree(process.pid))
-        raise
+        except BaseException:
+            kill(tree(process.pid))
+            raise
     if received is not None:
         kill(each for each in seen.values() if each.is_running())
     return status, received

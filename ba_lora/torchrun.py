@@ -7,9 +7,11 @@ errors.py has said why in one line; a stopped run, which has written its checkpo
 import sys
 
 from torch.distributed import run
+from torch.distributed.elastic.multiprocessing import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
 from .errors import RunFailure, Stopped, UserError
+from .signals import ENDED
 
 
 def main() -> None:
@@ -17,9 +19,11 @@ def main() -> None:
         run.main()
     except ChildFailedError as error:
         status = error.get_first_failure()[1].exitcode
-        if status not in (RunFailure.status, UserError.status, Stopped.STATUS):
+        if status not in (RunFailure.status, UserError.status, Stopped.STATUS, *ENDED):
             raise
         sys.exit(status)
+    except SignalException as error:  # it has ended its processes
+        sys.exit(128 + error.sigval)
 
 
 if __name__ == "__main__":

@@ -31,6 +31,7 @@ from ba_lora.errors import RunFailure, Stopped
 from ba_lora.models import load_model
 from ba_lora.step import StepModel
 from ba_lora.tiny import MODEL_DIR
+from tests.processes import default_signals
 
 ROOT = Path(__file__).parent.parent
 SHORT = ["--config", str(ROOT / "configs/nlg/tiny.yaml"), "--progress", "false", "--rank", "4"]
@@ -51,6 +52,8 @@ def life(folder, *words, before=lambda: None, resume=True):
             disable_progress_bar()
             torch.set_num_threads(1)  # the parent's threads are not here
             logging.getLogger().handlers.clear()  # pytest's
+            default_signals()
+            signal.signal(signal.SIGINT, signal.default_int_handler)  # as Python starts
             before()
             sys.argv = ["train.py", *SHORT, "--output_dir", str(folder), *(["--resume"] if resume else []), *words]
             runpy.run_path(str(ROOT / "train.py"), run_name="__main__")
@@ -155,6 +158,45 @@ def test_a_signal_gets_a_checkpoint_and_a_status_of_its_own(whole, tmp_path):
     assert life(folder, *ADAPTIVE)[0] == 0
     assert_same(folder, whole)
     assert not (folder / "checkpoints").exists()  # nobody asked for them
+
+
+def send(number):
+    return lambda: os.kill(os.getpid(), number)
+
+
+@pytest.mark.parametrize(
+    ("number", "line"), [(signal.SIGINT, "error: interrupted"), (signal.SIGTERM, "error: ended by SIGTERM")]
+)
+def test_a_signal_while_the_model_is_opened_ends_the_run_with_one_line(tmp_path, number, line):
+    opens = on_call(run.generation, "prepare", 1, send(number))
+    assert life(tmp_path / "run", before=opens) == (128 + number, line + "\n")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_while_the_adapter_is_written_lets_the_run_end(whole, tmp_path, number):
+    assert life(tmp_path / "run", *ADAPTIVE, before=on_call(run, "export", 1, send(number)))[0] == 0
+    assert_same(tmp_path / "run", whole)
+
+
+def test_a_second_ctrl_c_ends_a_run_within_its_step(tmp_path):
+    def twice():
+        send(signal.SIGINT)()
+        time.sleep(1.1)
+        send(signal.SIGINT)()
+
+    status, said = life(tmp_path / "run", before=on_call(StepModel, "begin_step", 4, twice))
+    assert (status, said) == (130, "error: interrupted\n") and steps_in(tmp_path / "run") == []
+
+
+def test_a_run_under_nohup_ignores_ctrl_c_and_stops_at_sigterm(tmp_path):
+    def before():
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        on_call(StepModel, "begin_step", 2, send(signal.SIGINT))()
+        on_call(StepModel, "begin_step", 4, send(signal.SIGTERM))()
+
+    status, said = life(tmp_path / "run", before=before)
+    assert status == 75 and said.startswith("stopped: SIGTERM after step 3 of 6; its checkpoint is in ")
 
 
 def test_checkpoints_that_are_not_whole_are_skipped_and_named(tmp_path, caplog):
@@ -388,7 +430,8 @@ def test_two_processes_stop_after_the_same_step_and_continue(tmp_path, whom, mor
 
     def start(folder, *others):
         with open(folder.with_suffix(".txt"), "w") as said:
-            return subprocess.Popen([*words, str(folder), *others], cwd=ROOT, env=environment, stdout=said, stderr=said)
+            options = {"stdout": said, "stderr": said, "preexec_fn": default_signals}
+            return subprocess.Popen([*words, str(folder), *others], cwd=ROOT, env=environment, **options)
 
     whole, folder = tmp_path / "whole", tmp_path / "run"
     assert start(whole).wait() == 0

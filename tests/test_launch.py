@@ -23,6 +23,7 @@ from ba_lora.experiments import single
 from ba_lora.files import read_json, write_json
 from ba_lora.models import load_model
 from ba_lora.run import train
+from tests.processes import default_signals
 
 ROOT = Path(__file__).parent.parent
 ZERO2 = str(ROOT / "configs/deepspeed/zero2.json")
@@ -236,6 +237,7 @@ def begin(folder, *words, **environment):
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        preexec_fn=default_signals,
     )
 
 

@@ -18,8 +18,8 @@ config: {ROOT}/configs/nlg/tiny.yaml
 PLAIN = {"methods": "{lora: {method: lora}}", "seeds": "[1]"}
 
 
-def written(folder, **parts):
-    file = folder / "names.yaml"
+def written(place, **parts):
+    file = place / "names.yaml"
     file.write_text(HEAD + "".join(f"{key}: {text}\n" for key, text in (PLAIN | parts).items()))
     return file
 

@@ -32,7 +32,7 @@ TRAIN_SHARE = 0.75  # of a run's time, for the progress bar
 # Seconds that workers have after a signal. A command's checkpoint is worth the wait for a long step; a worker that trains
 # itself starts its run anew, whatever its checkpoint.
 GRACE, COMMAND_GRACE = 30, 300
-INTERRUPTED = (Stopped.STATUS, *(128 + number for number in signals.STOP), *(-number for number in signals.STOP))
+INTERRUPTED = (Stopped.STATUS, *signals.ENDED, *(-number for number in signals.STOP))
 
 
 def run_all(experiment: Experiment, jobs: int, overwrite: bool = False, retry: bool = False) -> list[Run]:
@@ -157,11 +157,11 @@ def _watch(todo: list[Run], workers: list, events, stop: _Stop) -> tuple[set[int
                 fractions[index] = value
                 bar.set_postfix_str(todo[index].name, refresh=False)
             else:
-                fractions[index] = 1.0
                 if kind == "done":
                     done.add(index)
                 elif kind == "failed" or stop.received is None:  # a run that somebody stopped alone is not done either
                     failed.append(index)
+                fractions[index] = 1.0 if index in (*done, *failed) else fractions[index]
                 tqdm.write(f"{todo[index].name:24} {value}", file=sys.stdout)
                 sys.stdout.flush()
             bar.n = sum(fractions)
