@@ -17,7 +17,7 @@ import yaml
 
 from .data.corruption import KINDS
 from .data.glue import TASKS
-from .data.templates import check_template, default_template
+from .data.templates import IN_TEXT, check_template, default_template
 from .errors import UserError, choose, nearest
 from .files import cache_home
 from .names import (
@@ -138,6 +138,13 @@ class TrainArguments:
     template: str | None = option(
         None,
         "prompt: alpaca (paper), plain, or chat (the tokenizer's own); none = plain for 'tiny', else alpaca",
+        group="data",
+    )
+    special_tokens_in_text: str = option(
+        "text",
+        "what </s>, <|im_end|> and the like in a text are: text, or the control tokens themselves, which can end an answer in its "
+        "middle; the evaluation of the run does the same",
+        choices=IN_TEXT,
         group="data",
     )
     group_by_length: bool = option(

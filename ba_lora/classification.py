@@ -39,6 +39,7 @@ def prepare(arguments: TrainArguments, objective: Objective) -> Prepared:
     to_device(model, arguments.use_cpu)
     student = adapt(arguments, model, objective, len(samples), head=head)
     described = record["task"] | {"head": list(head), "max_length": arguments.max_length, "data": data}
+    described["special_tokens_in_text"] = arguments.special_tokens_in_text
     callbacks = []
     if arguments.features_steps is not None:
         callbacks.append(_feature_saver(arguments, student, tokenizer))
@@ -67,7 +68,7 @@ def _read(arguments: TrainArguments) -> tuple:
     examples, changes = _corrupted(examples, arguments)
     tokenizer = load_tokenizer(arguments.model, trust_remote_code=arguments.trust_remote_code)
     identity = resume.tokenizer_hash(tokenizer)
-    samples, encoded = encode_examples(tokenizer, examples, arguments.max_length)
+    samples, encoded = encode_examples(tokenizer, examples, arguments.max_length, arguments.special_tokens_in_text)
     order = order_of(arguments, samples)
     task = examples.task
     record = {
@@ -143,7 +144,7 @@ def _shown(arguments: TrainArguments, tokenizer) -> tuple:
     shown = load_examples(arguments.task, arguments.features_split, arguments.data_path or arguments.data)
     count = min(arguments.features_examples, len(shown.ids))
     shown = shown.select(sorted(random.Random("features").sample(range(len(shown.ids)), count)))
-    encoded, report = encode_examples(tokenizer, shown, arguments.max_length)
+    encoded, report = encode_examples(tokenizer, shown, arguments.max_length, arguments.special_tokens_in_text)
     return shown, encoded, report["hash"]
 
 

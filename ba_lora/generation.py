@@ -44,7 +44,7 @@ def _read(arguments: TrainArguments) -> tuple:
     conversations, report = _conversations(arguments)
     tokenizer = load_tokenizer(arguments.model, trust_remote_code=arguments.trust_remote_code)
     identity = resume.tokenizer_hash(tokenizer)
-    template = make_template(arguments.template, tokenizer)
+    template = make_template(arguments.template, tokenizer, arguments.special_tokens_in_text)
     samples, encoded = load_samples(tokenizer, template, conversations, arguments.max_length)
     order = order_of(arguments, samples)
     record = {

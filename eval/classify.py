@@ -24,13 +24,15 @@ PREDICTIONS = "predictions.jsonl"
 
 
 class Classifier(NamedTuple):
-    """model: in evaluation mode. task: what it was trained for. max_length: tokens of an example there."""
+    """model: in evaluation mode. task: what it was trained for. max_length: tokens of an example there, special_tokens_in_text:
+    what special tokens in a text are there."""
 
     model: object
     tokenizer: object
     task: Task
     max_length: int
     base: str
+    special_tokens_in_text: str = "text"
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -90,7 +92,8 @@ def open_classifier(run: str, dtype: str = "float32") -> Classifier:
             f"{record}: the labels {described['labels']} are not those of {task.name} ({list(task.labels)})"
         )
     model = load(run, dtype=dtype)
-    return Classifier(_to_accelerator(model), load_tokenizer(base), task, described["max_length"], base)
+    in_text = described.get("special_tokens_in_text", "control")  # what earlier versions did, and did not record
+    return Classifier(_to_accelerator(model), load_tokenizer(base), task, described["max_length"], base, in_text)
 
 
 def _to_accelerator(model):
@@ -105,7 +108,8 @@ def predict(classifier: Classifier, examples: Examples, batch_size: int) -> tupl
 
     from ba_lora.data.pairs import PadPairs, encode_texts
 
-    encoded = encode_texts(classifier.tokenizer, examples.texts, classifier.max_length)
+    in_text = classifier.special_tokens_in_text
+    encoded = encode_texts(classifier.tokenizer, examples.texts, classifier.max_length, in_text)
     encoded.pop("truncated")
     samples = [{name: values[row] for name, values in encoded.items()} for row in range(len(examples.ids))]
     order = sorted(range(len(samples)), key=lambda row: len(samples[row]["input_ids"]))

@@ -7,7 +7,9 @@ and --rescore do without.
 """
 
 import argparse
+import logging
 import time
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -33,6 +35,9 @@ from .results import read_lines as read_lines
 from .results import summarise as summarise
 from .results import write_score as write_score
 
+logger = logging.getLogger(__name__)
+
+IN_TEXT = "special_tokens_in_text"  # what the template says of these; without any it makes no difference
 BACKENDS = {"transformers": "transformers", "vllm": "vllm", "openai": "openai"}  # name → module that it needs
 
 
@@ -40,12 +45,16 @@ ADAPTERS = ("adapter_config.json", "ba_lora.json")  # what an adapter folder hol
 
 
 class Request(NamedTuple):
-    """One prompt: as text for generations.jsonl, as token ids for the backend, and a JSON value to score against."""
+    """One prompt: as text for generations.jsonl, as token ids for the backend, and a JSON value to score against.
+
+    special: the names of the special tokens that stand in the texts that the prompt was made of.
+    """
 
     id: str | int
     prompt: str
     ids: list[int]
     reference: object
+    special: tuple[str, ...] = ()
 
 
 class Sampling(NamedTuple):
@@ -216,7 +225,8 @@ def open_subject(args: argparse.Namespace | str, **options) -> Subject:
     tokenizer = load_tokenizer(saved if own else base, **code)
     recorded = template_of(trained) if trained else None
     if args.template or not recorded:
-        recorded = make_template(args.template or default_template(base), tokenizer)
+        in_text = recorded.special_tokens_in_text if recorded else "text"
+        recorded = make_template(args.template or default_template(base), tokenizer, in_text)
     return Subject(model, tokenizer, recorded, base, weights, adapter)
 
 
@@ -242,12 +252,24 @@ def task_id(value) -> str | int:
 def make_request(subject: Subject, key: str | int, prompt: str | list[dict], reference: object) -> Request:
     """The request of a question, or of a conversation that ends with the user, in the subject's template."""
     from ba_lora.data.instruction import encode_prompt
+    from ba_lora.data.special_tokens import special_tokens
 
     messages = question(prompt) if isinstance(prompt, str) else prompt
+    specials = special_tokens(subject.tokenizer, subject.template)
+    special = tuple(name for message in messages for name in specials.found(message["content"]))
     end = subject.template.end or subject.tokenizer.eos_token
     parts = turns(subject.template, subject.tokenizer, messages)
     text = "".join(part + end * (number % 2) for number, part in enumerate(parts))
-    return Request(key, text, encode_prompt(subject.tokenizer, subject.template, messages), reference)
+    return Request(key, text, encode_prompt(subject.tokenizer, subject.template, messages), reference, special)
+
+
+def make_plain_request(subject: Subject, key: str | int, prompt: str, reference: object) -> Request:
+    """The request of a text that is to be continued as it is, with the beginning-of-sequence token if the tokenizer adds one."""
+    from ba_lora.data.instruction import encode_text
+    from ba_lora.data.special_tokens import special_tokens
+
+    special = tuple(special_tokens(subject.tokenizer, subject.template).found(prompt))
+    return Request(key, prompt, encode_text(subject.tokenizer, subject.template, prompt), reference, special)
 
 
 def sampling_of(args: argparse.Namespace, protocol: Sampling) -> Sampling:
@@ -279,7 +301,11 @@ def ask(
     if len(wanted) < len(requests) * sampling.samples:
         raise UserError(f"{data}: an id stands for more than one task; give every task an id of its own")
     config = {name: value for name, value in facts.items() if name != "sampling"} | facts["sampling"]
-    config |= {"template_text": vars(subject.template)}
+    special = _say_special(args, subject, requests)
+    template = vars(subject.template)
+    if not special or template[IN_TEXT] == "control":  # then the prompts are those of earlier versions
+        template = {name: value for name, value in template.items() if name != IN_TEXT}
+    config |= {"template_text": template}
     del config["batch_size"]  # no completion depends on it
     done = {} if args.overwrite else check(folder, config, wanted)
     missing = [key for key in wanted if key not in done]
@@ -304,6 +330,22 @@ def ask(
     write_lines(folder / GENERATIONS, records)  # in the order of the requests, as if nothing had come between
     seal(folder, config)
     return records, facts
+
+
+def _say_special(args: argparse.Namespace, subject: Subject, requests: Sequence[Request]) -> bool:
+    """Whether there are special tokens in the texts of the prompts; if so, one line says what they are taken for."""
+    from ba_lora.data.special_tokens import report_line
+
+    found = Counter(name for request in requests for name in request.special)
+    if found:
+        line = report_line(found, subject.template)
+        if args.backend == "openai" and args.send == "text":
+            line = (
+                line.partition(";")[0]
+                + "; with --send text the endpoint decides what they are (--send ids: as in training)"
+            )
+        logger.warning("%s", line)
+    return bool(found)
 
 
 def _seed(seed: int, key: tuple[str, int]) -> int:

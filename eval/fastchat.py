@@ -7,6 +7,8 @@ import importlib.util
 import sys
 from functools import cache
 
+from ba_lora.data.instruction import encode_cut
+from ba_lora.data.special_tokens import special_tokens
 from ba_lora.data.templates import Template, end_id
 from ba_lora.errors import UserError, choose
 from ba_lora.packages import fetch
@@ -57,7 +59,8 @@ def template_of(name: str, tokenizer) -> Template:
     known = {str(token) for token in tokenizer.added_tokens_decoder.values()} | set(tokenizer.all_special_tokens)
     end = max((token for token in known if after.lstrip().startswith(token)), key=len, default=tokenizer.eos_token)
     later = after.replace(LATER, "{instruction}")
-    template = Template(f"fastchat:{name}", first.replace(FIRST, "{instruction}"), "", later, end=end)
+    prompt = first.replace(FIRST, "{instruction}")
+    template = Template(f"fastchat:{name}", prompt, "", later, end=end, special_tokens_in_text="text")
     end_id(tokenizer, template)
     return template
 
@@ -65,8 +68,10 @@ def template_of(name: str, tokenizer) -> Template:
 def make_request(subject: common.Subject, key: str | int, texts: list[str], reference: object) -> common.Request:
     """The request of a conversation in the subject's FastChat template, encoded as one text, as FastChat does; a beginning of
     sequence that both the template and the tokenizer write stands once."""
-    prompt = write(subject.template.name.partition(":")[2], texts)
-    ids, begin = subject.tokenizer(prompt)["input_ids"], subject.tokenizer.bos_token_id
+    name, specials = subject.template.name.partition(":")[2], special_tokens(subject.tokenizer, subject.template)
+    prompt, special = write(name, texts), tuple(found for text in texts for found in specials.found(text))
+    ids = encode_cut(subject.tokenizer, write(name, [specials.cut(text) for text in texts]), specials)
+    begin = subject.tokenizer.bos_token_id
     if begin is not None and ids[:2] == [begin, begin]:
         ids = ids[1:]
-    return common.Request(key, prompt, ids, reference)
+    return common.Request(key, prompt, ids, reference, special)

@@ -129,8 +129,7 @@ def make_requests(layout: Layout, subject: Subject, problems: Sequence[dict], sh
     requests = []
     for problem, shown in zip(problems, draw(layout, shots), strict=False):
         prompt = write_prompt(layout, shown, problem[layout.fields[0]])
-        ids = subject.tokenizer(prompt)["input_ids"]
-        requests.append(Request(problem["id"], prompt, ids, problem["reference"]))
+        requests.append(common.make_plain_request(subject, problem["id"], prompt, problem["reference"]))
     return requests
 
 

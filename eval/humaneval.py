@@ -103,7 +103,7 @@ def _task(row: dict, place: str) -> programs.Task:
 def make_request(subject: common.Subject, task: programs.Task, protocol: str) -> common.Request:
     """The training prompt, or for "base" the code itself (with the beginning-of-sequence token if the tokenizer adds one)."""
     if protocol == "base":
-        return common.Request(task.id, task.prompt, subject.tokenizer(task.prompt)["input_ids"], task.reference)
+        return common.make_plain_request(subject, task.id, task.prompt, task.reference)
     asked = INSTRUCTION.format(prompt=task.prompt.rstrip("\n"))
     return common.make_request(subject, task.id, asked, task.reference)
 

@@ -128,10 +128,9 @@ def make_requests(subject: common.Subject, tasks: list[programs.Task], protocol:
         ]
     before = "".join(_asked(EXAMPLE, task) + f"{task.reference}\n{DONE}\n\n" for task in examples)
     prompts = [before + _asked(EXAMPLE, task) for task in tasks]
-    ids = [subject.tokenizer(prompt)["input_ids"] for prompt in prompts]
     return [
-        common.Request(task.id, prompt, tokens, task.reference)
-        for task, prompt, tokens in zip(tasks, prompts, ids, strict=True)
+        common.make_plain_request(subject, task.id, prompt, task.reference)
+        for task, prompt in zip(tasks, prompts, strict=True)
     ]
 
 

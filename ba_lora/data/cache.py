@@ -13,7 +13,7 @@ from .templates import Template
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 2  # to be raised when encode_conversations changes what it returns
+FORMAT = 3  # to be raised when encode_conversations changes what it returns
 
 
 def load_samples(tokenizer, template: Template, conversations, max_length: int) -> tuple[Dataset, dict]:

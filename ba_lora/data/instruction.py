@@ -2,10 +2,12 @@
 
 The ids of a sample are exactly the prompt's ids as the evaluation sends them, then the answer's ids, then the token that ends
 an answer; with several turns, again and again. Context and answers are encoded apart, so no merge of the tokenizer can reach
-across a border, and the mask comes from their lengths, never from a comparison with the padding token.
+across a border, and the mask comes from their lengths, never from a comparison with the padding token. Special tokens in a
+message are text, unless the template says otherwise (`special_tokens`).
 """
 
 import logging
+from collections import Counter
 from collections.abc import Sequence
 
 from tqdm import tqdm
@@ -14,6 +16,7 @@ from ..errors import UserError
 from ..files import digest
 from .collator import IGNORED
 from .formats import check_conversation, is_untrained, question
+from .special_tokens import CUT, SpecialTokens, check, cut_messages, is_text, report_line, special_tokens
 from .templates import CHAT, Template, end_id, turns
 
 logger = logging.getLogger(__name__)
@@ -31,14 +34,28 @@ def encode_prompt(tokenizer, template: Template, prompt: str | list[dict]) -> li
     if isinstance(prompt, str):
         prompt = question(prompt)
     check_conversation(prompt, "prompt", answered=False)
-    (parts,) = _encode(tokenizer, template, [turns(template, tokenizer, prompt)])
+    _, (parts,) = _encode(tokenizer, template, [prompt])
     return [token for part in parts for token in part]
+
+
+def encode_text(tokenizer, template: Template | None, text: str, add_special_tokens: bool = True) -> list[int]:
+    """Token ids of a text that no template frames, with the beginning-of-sequence token if the tokenizer adds one.
+
+    template: the one that says what special tokens in texts are; None = text.
+    """
+    specials = special_tokens(tokenizer, template)
+    return encode_cut(tokenizer, specials.cut(text) if is_text(template) else text, specials, add_special_tokens)
+
+
+def encode_cut(tokenizer, text: str, specials: SpecialTokens, add_special_tokens: bool = True) -> list[int]:
+    """Token ids of a text in which `special_tokens` has cut what is no control token."""
+    (ids,) = _tokens(tokenizer, [text], add_special_tokens, specials)
+    return ids
 
 
 def encode_sample(tokenizer, template: Template, conversation: list[dict], max_length: int) -> dict | None:
     """Ids and labels of one training sample, or None when no answer's token is left to train on: see `encode_conversations`."""
-    texts = turns(template, tokenizer, conversation)
-    (parts,) = _encode(tokenizer, template, [texts])
+    (texts,), (parts,) = _encode(tokenizer, template, [conversation])
     return _sample(template, conversation, texts, parts, max_length)
 
 
@@ -49,20 +66,22 @@ def encode_conversations(
 
     A sample is {"input_ids", "labels"}; labels are -100 everywhere but on the answers and the token after each. One longer
     than `max_length` loses its end. An answer of white space is context only, as is one with "train": False; the report counts
-    these, where there are any, as "untrained". `hash` is that of the token ids kept, in
+    these, where there are any, as "untrained", and special tokens in texts as "special_tokens". `hash` is that of the token ids kept, in
     their order: the identity of the training data.
     """
     samples, truncated = [], 0
     with tqdm(total=len(conversations), desc="encode", unit="sample", disable=len(conversations) < 5000) as bar:
         for start in range(0, len(conversations), CHUNK):
             some = conversations[start : start + CHUNK]
-            texts = [turns(template, tokenizer, messages) for messages in some]
-            for messages, text, parts in zip(some, texts, _encode(tokenizer, template, texts), strict=True):
+            for messages, text, parts in zip(some, *_encode(tokenizer, template, some), strict=True):
                 sample = _sample(template, messages, text, parts, max_length)
                 if sample is not None:
                     truncated += sum(map(len, parts)) > max_length
                     samples.append(sample)
-            bar.update(len(texts))
+            bar.update(len(some))
+    found = _found(tokenizer, template, conversations)
+    if found:
+        logger.warning("%s", report_line(found, template))
     empty = len(conversations) - len(samples)
     untrained = sum(is_untrained(message) for messages in conversations for message in messages)
     also = f" that is to be trained ({untrained} answers are not)" if untrained else ""
@@ -75,6 +94,7 @@ def encode_conversations(
         raise UserError(f"no sample has a response{also} within max_length {max_length}; raise --max_length")
     report = {"kept": len(samples), "no_response": empty, "truncated": truncated}
     report |= {"untrained": untrained} if untrained else {}
+    report |= {"special_tokens": dict(found.most_common())} if found else {}
     return samples, report | {"hash": digest([sample["input_ids"] for sample in samples])}
 
 
@@ -85,28 +105,68 @@ def decode_after(tokenizer, before: Sequence[int], ids: Sequence[int], skip_spec
     return whole[len(head) :] if whole.startswith(head) else tokenizer.decode([*ids], **options)
 
 
-def _encode(tokenizer, template: Template, texts: list[list[str]]) -> list[list[list[int]]]:
-    """The ids of each text of each conversation; an answer's end with the end token."""
-    end = end_id(tokenizer, template)
-    first = _tokens(tokenizer, [text[0] for text in texts], add_special_tokens=template.name != CHAT)
+def _found(tokenizer, template: Template, conversations: Sequence[list[dict]]) -> Counter:
+    """How often the name of each special token stands in the messages."""
+    specials = special_tokens(tokenizer, template)
+    return Counter(
+        name for messages in conversations for message in messages for name in specials.found(message["content"])
+    )
+
+
+def _encode(
+    tokenizer, template: Template, conversations: Sequence[list[dict]]
+) -> tuple[list[list[str]], list[list[list[int]]]]:
+    """(the texts of each conversation, their ids); an answer's end with the end token."""
+    end, specials = end_id(tokenizer, template), special_tokens(tokenizer, template)
+    if is_text(template):
+        conversations = [cut_messages(specials, messages) for messages in conversations]
+    texts = [turns(template, tokenizer, messages) for messages in conversations]
+    first = _tokens(tokenizer, [text[0] for text in texts], template.name != CHAT, specials)
     if template.name != CHAT and tokenizer.bos_token_id != tokenizer.eos_token_id:
         first = [_without_end(ids, tokenizer.eos_token_id) for ids in first]
-    later = iter(_tokens_after(tokenizer, [part for text in texts for part in text[1:]]))
+    later = iter(_tokens_after(tokenizer, [part for text in texts for part in text[1:]], specials))
     encoded = []
     for text, ids in zip(texts, first, strict=True):
         parts = [ids, *(next(later) for _ in text[1:])]
         encoded.append([part + [end] if number % 2 else part for number, part in enumerate(parts)])
+    return texts, encoded
+
+
+def _tokens(
+    tokenizer, texts: list[str], add_special_tokens: bool = False, specials: SpecialTokens | None = None
+) -> list[list[int]]:
+    """The ids of each text; of one that is cut (see `special_tokens`), those of its letters."""
+    if not texts:
+        return []
+    options = {"add_special_tokens": add_special_tokens, "return_attention_mask": False, "verbose": False}
+    ids = tokenizer([text.replace(CUT, "") for text in texts], **options)
+    encoded = [list(row) for row in ids["input_ids"]]
+    for number, text in enumerate(texts):
+        if CUT in text:
+            encoded[number] = _letters(tokenizer, text, options, specials)
     return encoded
 
 
-def _tokens(tokenizer, texts: list[str], add_special_tokens: bool = False) -> list[list[int]]:
-    if not texts:
-        return []
-    ids = tokenizer(texts, add_special_tokens=add_special_tokens, return_attention_mask=False, verbose=False)
-    return [list(row) for row in ids["input_ids"]]
+def _letters(tokenizer, text: str, options: dict, specials: SpecialTokens) -> list[int]:
+    """The ids of a text that is cut: in one piece, with what the tokenizer offers for this, where the text holds no control
+    token of a template and the tokenizer keeps its word (a Unigram model does not); else piece by piece."""
+    # The template's own names: those of the messages are cut, but for a name of one letter.
+    own = sum(len(name) > 1 for name in specials.found(text))
+    if not own:
+        whole = tokenizer(text.replace(CUT, ""), **options | {"add_special_tokens": False}, split_special_tokens=True)
+        if specials.ids.isdisjoint(whole["input_ids"]):
+            return list(tokenizer(text.replace(CUT, ""), **options, split_special_tokens=True)["input_ids"])
+    first, *pieces = text.split(CUT)
+    (head,) = _tokens(tokenizer, [first], options["add_special_tokens"])
+    if tokenizer.bos_token_id != tokenizer.eos_token_id:
+        head = _without_end(head, tokenizer.eos_token_id)
+    rest = [token for piece in _tokens_after(tokenizer, pieces) for token in piece]
+    (bare,) = _tokens(tokenizer, [first])
+    check(specials, bare + rest, own)
+    return head + rest
 
 
-def _tokens_after(tokenizer, texts: list[str]) -> list[list[int]]:
+def _tokens_after(tokenizer, texts: list[str], specials: SpecialTokens | None = None) -> list[list[int]]:
     """The ids of texts that continue another one.
 
     SentencePiece tokenizers put a blank before a text that stands alone. Inside a text there is none, so there such a text is
@@ -114,8 +174,8 @@ def _tokens_after(tokenizer, texts: list[str]) -> list[list[int]]:
     """
     alone, anchor, anchored = _tokens(tokenizer, ["a", ANCHOR, ANCHOR + "a"])
     if anchored[: len(anchor)] != anchor or anchored[len(anchor) :] == alone:
-        return _tokens(tokenizer, texts)
-    return [ids[len(anchor) :] for ids in _tokens(tokenizer, [ANCHOR + text for text in texts])]
+        return _tokens(tokenizer, texts, specials=specials)
+    return [ids[len(anchor) :] for ids in _tokens(tokenizer, [ANCHOR + text for text in texts], specials=specials)]
 
 
 def _without_end(ids: list[int], eos: int) -> list[int]:

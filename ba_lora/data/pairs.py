@@ -1,7 +1,8 @@
 """Labelled texts and pairs of texts → token ids and padded batches, for classifiers."""
 
 import logging
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 
 import torch
 from datasets import Dataset
@@ -10,11 +11,15 @@ from ..errors import UserError
 from ..files import digest
 from ..pooling import padding_id
 from .glue import Examples
+from .instruction import encode_text
+from .special_tokens import report_line, special_tokens
 
 logger = logging.getLogger(__name__)
 
 
-def encode_examples(tokenizer, examples: Examples, max_length: int) -> tuple[Dataset, dict]:
+def encode_examples(
+    tokenizer, examples: Examples, max_length: int, special_tokens_in_text: str = "text"
+) -> tuple[Dataset, dict]:
     """(samples, report {"kept", "truncated", "hash"}) of examples that all have a label.
 
     A sample is what the tokenizer gives for the text or the pair, cut to max_length (of a pair the longer text first), and
@@ -25,24 +30,78 @@ def encode_examples(tokenizer, examples: Examples, max_length: int) -> tuple[Dat
         raise UserError(
             f"{examples.source}: row {missing[0]} has no label; a test split without labels cannot be used here"
         )
-    encoded = encode_texts(tokenizer, examples.texts, max_length)
+    encoded = encode_texts(tokenizer, examples.texts, max_length, special_tokens_in_text)
     truncated = encoded.pop("truncated")
     samples = Dataset.from_dict(encoded | {"labels": examples.labels})
     report = {"kept": len(samples), "truncated": truncated}
     return samples, report | {"hash": digest([encoded["input_ids"], examples.labels])}
 
 
-def encode_texts(tokenizer, texts: Sequence[tuple[str, ...]], max_length: int) -> dict:
-    """{"input_ids", perhaps "token_type_ids": a list a text or pair; "truncated": how many were cut to max_length}."""
+def encode_texts(
+    tokenizer, texts: Sequence[tuple[str, ...]], max_length: int, special_tokens_in_text: str = "text"
+) -> dict:
+    """{"input_ids", perhaps "token_type_ids": a list a text or pair; "truncated": how many were cut to max_length}.
+
+    special_tokens_in_text: whether "[SEP]" and its like in a text are "text" or "control" tokens.
+    """
     columns = [list(column) for column in zip(*texts, strict=True)]
     encoded = tokenizer(*columns, truncation=False, verbose=False)
-    truncated = sum(len(ids) > max_length for ids in encoded["input_ids"])
-    if truncated:
+    lengths = [len(ids) for ids in encoded["input_ids"]]
+    if max(lengths, default=0) > max_length:
         encoded = tokenizer(*columns, truncation=True, max_length=max_length)
+    encoded = {name: list(encoded[name]) for name in encoded if name in ("input_ids", "token_type_ids")}
+    if special_tokens_in_text == "text":
+        for row, made in _as_letters(tokenizer, texts, max_length):
+            lengths[row] = made.pop("length")
+            for name, values in encoded.items():
+                values[row] = made[name]
+    truncated = sum(length > max_length for length in lengths)
+    if truncated:
         logger.warning("%d of %d texts are cut to %d tokens", truncated, len(texts), max_length)
-    return {name: encoded[name] for name in encoded if name in ("input_ids", "token_type_ids")} | {
-        "truncated": truncated
-    }
+    return encoded | {"truncated": truncated}
+
+
+def _as_letters(tokenizer, texts: Sequence[tuple[str, ...]], max_length: int) -> Iterator[tuple[int, dict]]:
+    """(row, what the tokenizer gives for it, and its "length" before it was cut) of each row with special tokens in its texts.
+
+    The texts are encoded by themselves and take the place of two letters in what the tokenizer puts around a text or a pair.
+    """
+    specials, found = special_tokens(tokenizer), Counter()
+    for row, parts in enumerate(texts):
+        names = [name for text in parts for name in specials.found(text)]
+        if not names:
+            continue
+        found.update(names)
+        frame = tokenizer(*("a" for _ in parts))
+        bodies = [encode_text(tokenizer, None, text, add_special_tokens=False) for text in parts]
+        whose = frame.sequence_ids()
+        around = whose.count(None)
+        length = around + sum(map(len, bodies))
+        if length > max_length:
+            bodies = [body[:kept] for body, kept in zip(bodies, _kept(bodies, max_length - around), strict=True)]
+        made = {"length": length}
+        for name in ("input_ids", "token_type_ids"):
+            made[name] = []
+            for place, (owner, value) in enumerate(zip(whose, frame.get(name, whose), strict=True)):
+                if owner is None:
+                    made[name].append(value)
+                elif place == whose.index(owner):
+                    made[name] += bodies[owner] if name == "input_ids" else [value] * len(bodies[owner])
+        yield row, made
+    if found:
+        logger.warning("%s", report_line(found, None))
+
+
+def _kept(bodies: list[list[int]], room: int) -> list[int]:
+    """How many tokens of a text or of a pair remain in `room`, as `longest_first` of the tokenizers library cuts them."""
+    room = max(room, 0)
+    if len(bodies) == 1:
+        return [room]
+    short, long = sorted(map(len, bodies))
+    long = short if short > room else max(short, room - short)
+    if short + long > room:
+        short, long = room // 2, room - room // 2
+    return [long, short] if len(bodies[0]) > len(bodies[1]) else [short, long]
 
 
 class PadPairs:

@@ -64,7 +64,7 @@ def json_lines(file: BinaryIO, name: str) -> Iterator[Found]:
 
 
 def objects(found: Iterable[Found]) -> Iterator[dict]:
-    """The objects among `found`. UserError for anything else, and for a field that has two types."""
+    """The objects among `found`. UserError for anything else, and for a field that is a list or an object in one row only."""
     kinds: dict[str, tuple[type, str]] = {}  # field → (type, where it was first seen)
     for place, row in found:
         if not isinstance(row, dict):
@@ -73,7 +73,7 @@ def objects(found: Iterable[Found]) -> Iterator[dict]:
             if value is None:
                 continue
             kind, first = kinds.setdefault(name, (type(value), place))
-            if kind is not type(value) and {kind, type(value)} != {int, float}:
+            if kind is not type(value) and not {list, dict}.isdisjoint((kind, type(value))):
                 raise UserError(
                     f"{place}: field '{name}' is a {_name(type(value))}, and a {_name(kind)} in {first}; mend one of them"
                 )

@@ -22,7 +22,8 @@ class Template:
     prompt: the first user's turn with {instruction} in it; for `chat` the Jinja text. separator: between prompt and answer,
     encoded with the answer. later: a user's turn after an answer's end; "" = a blank line and `prompt`. opening: what a chat
     template writes before an answer's text beyond its generation prompt; part of the context. end: the token that ends an
-    answer; None = the tokenizer's end of sequence.
+    answer; None = the tokenizer's end of sequence. special_tokens_in_text: what "</s>" and its like in a message are, "text" or
+    "control" tokens (see `special_tokens`); templates that earlier versions recorded say nothing, and mean "control".
     """
 
     name: str
@@ -31,6 +32,7 @@ class Template:
     later: str = ""
     opening: str = ""
     end: str | None = None
+    special_tokens_in_text: str = "control"
 
     def render(self, instruction: str) -> str:
         """The text of a first question; not for `chat`, which needs its tokenizer (see `turns`)."""
@@ -49,10 +51,18 @@ TEMPLATES = {
         "\n\n### Instruction:\n{instruction}\n\n### Response:",
         "",
         "\n\n### Instruction:\n{instruction}\n\n### Response:",
+        special_tokens_in_text="text",
     ),
-    "plain": Template("plain", "Question: {instruction}\nAnswer:", " ", "\n\nQuestion: {instruction}\nAnswer:"),
+    "plain": Template(
+        "plain",
+        "Question: {instruction}\nAnswer:",
+        " ",
+        "\n\nQuestion: {instruction}\nAnswer:",
+        special_tokens_in_text="text",
+    ),
 }
 CHAT = "chat"
+IN_TEXT = ("text", "control")  # what special tokens in texts may be
 NAMES = (*TEMPLATES, CHAT)
 REMEDY = "use --template alpaca"
 FIXED_DATE = date(2024, 7, 26)  # what a template that asks for today's date is given: a run must not depend on its day
@@ -68,16 +78,16 @@ def default_template(model: str) -> str:
     return "plain" if model == "tiny" else "alpaca"
 
 
-def make_template(name: str, tokenizer) -> Template:
+def make_template(name: str, tokenizer, special_tokens_in_text: str = "text") -> Template:
     """The template called `name`, complete for this tokenizer. Raises UserError where it lacks what the template needs."""
     if check_template(name) != CHAT:
-        return replace(TEMPLATES[name], end=_eos(tokenizer))
+        return replace(TEMPLATES[name], end=_eos(tokenizer), special_tokens_in_text=special_tokens_in_text)
     try:
         text = tokenizer.get_chat_template()
     except ValueError:
         raise UserError(f"--template chat: this tokenizer has no chat template; {REMEDY} or plain") from None
     text = re.sub(r"""strftime_now\((["'])(.*?)\1\)""", lambda call: repr(FIXED_DATE.strftime(call[2])), text)
-    return _probe(Template(CHAT, text, ""), tokenizer)
+    return _probe(Template(CHAT, text, "", special_tokens_in_text=special_tokens_in_text), tokenizer)
 
 
 def template_of(folder: str | Path) -> Template | None:

@@ -35,7 +35,7 @@ def with_pad_equal_to_eos(tokenizer):
 def test_training_ids_are_the_evaluations_prompt_ids_then_the_response_then_the_end(tokenizer, template, response):
     sample = encode_sample(tokenizer, template, exchange("What is 5 + 4?", response), 512)
     prompt = encode_prompt(tokenizer, template, "What is 5 + 4?")
-    answer = tokenizer(template.separator + response, add_special_tokens=False)["input_ids"]
+    answer = tokenizer(template.separator + response, add_special_tokens=False, split_special_tokens=True)["input_ids"]
     assert sample["input_ids"] == prompt + answer + [tokenizer.eos_token_id]
     assert sample["labels"] == [-100] * len(prompt) + answer + [tokenizer.eos_token_id]
 

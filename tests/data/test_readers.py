@@ -45,6 +45,11 @@ def test_whole_numbers_keep_all_their_digits_and_floats_stay_floats(tmp_path, na
     assert read == numbers and [type(value) for value in read] == [type(value) for value in numbers]
 
 
+def test_rows_may_have_different_types_of_numbers_and_texts(tmp_path):
+    rows = [{"id": key} for key in (1, "1", 1.5, True, "x")] + [{"other": 1}]
+    assert rows_of(write(tmp_path / "rows.jsonl", rows)) == rows
+
+
 def write(path, rows):
     path.write_text(
         json.dumps(rows, indent=1) if path.suffix == ".json" else "".join(json.dumps(r) + "\n" for r in rows)
@@ -84,7 +89,8 @@ LINES = {
     "deep nesting": ('{"a": ' + "[" * 100_000 + "]" * 100_000 + "}", "nested too deeply"),
     "half a character": ('{"a": "x\\ud83d"}', r"\\ud83d is half of a surrogate pair"),
     "half a character as a name": ('{"\\ude00": "x"}', r"\\ude00 is half of a surrogate pair"),
-    "another type": ('{"a": 1}', "field 'a' is a int, and a str in .*line 1; mend one of them"),
+    "a list for a text": ('{"a": ["b"]}', "field 'a' is a list, and a str in .*line 1; mend one of them"),
+    "an object for a text": ('{"a": {}}', "field 'a' is a dict, and a str in .*line 1"),
     "a control character": ('{"a": "x\x01"}', "Invalid control character"),
     "no JSON": ("{'a': 'b'}", "not valid JSON"),
     "two on a line": ('{"a": "b"} {"a": "c"}', "not valid JSON .Extra data"),
