@@ -6,18 +6,18 @@ s·[B, −B0]·[A; A0].
 
 import copy
 import logging
-import warnings
 from functools import lru_cache
 from pathlib import Path
 
 import torch
 from peft import PeftModel, get_peft_model_state_dict
 from peft.tuners.tuners_utils import BaseTunerLayer
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import nn
 
 from . import checksums
 from .adalora import after_step, effective_ranks, leave_loss_alone, penalty
+from .adapter_files import CONFIG, check_files, open_adapter, read_config, read_tensors
 from .conv1d import to_conv1d, to_linear
 from .errors import UserError
 from .files import read_json, write_json
@@ -197,9 +197,12 @@ def find_run(folder: str | Path) -> tuple[Path, str | None]:
 
 
 def _find_run(folder: Path) -> tuple[Path, str | None]:
-    for name, key in (("adapter_config.json", "base_model_name_or_path"), (OWN_FILE, "base_model")):
+    for name, key in ((CONFIG, "base_model_name_or_path"), (OWN_FILE, "base_model")):
         if (folder / name).is_file():
-            return folder, read_json(folder / name).get(key)
+            base = read_config(folder / name).get(key)
+            if not isinstance(base, str | None):
+                raise UserError(f"{folder / name}: {key} is {base!r}, not the name of a model; copy the adapter again")
+            return folder, base
     if (folder / "run.json").is_file():
         base = read_json(folder / "run.json").get("model")
         for name in ("adapter", "model"):
@@ -261,37 +264,57 @@ def load(
     """
     saved, recorded = find_run(folder)
     task = read_task(saved)
-    own = read_json(saved / OWN_FILE) if (saved / OWN_FILE).is_file() else {}
+    own = _read_own(saved)
 
     def opened(name: str, **more) -> nn.Module:
         if task is None:
             return load_model(name, dtype, trust_remote_code=trust_remote_code)
         return load_classifier(name, task["labels"], dtype=dtype, trust_remote_code=trust_remote_code, **more)[0]
 
-    if not own and not (saved / "adapter_config.json").is_file():
+    if not own and not (saved / CONFIG).is_file():
         return opened(str(saved))
     base = base if base is not None else recorded
     if base is None:
         raise UserError(f"{saved} does not say which base model it belongs to; name it")
+    check_saved(saved)
     model = opened(base, head_follows=True) if isinstance(base, str) else base
     if own.get("method") in OWN:
         return _load_own(model, own, saved / OWN_WEIGHTS)
     as_linear = tuple(to_linear(model, own["head"])) if own.get("as_linear") else ()
-    with warnings.catch_warnings():
-        # PEFT looks for the layers of an AdaLoRA adapter under the names of their singular values
-        warnings.filterwarnings("ignore", "The following rank_pattern keys did not match", RuntimeWarning)
-        warnings.filterwarnings("ignore", "Model has `tie_word_embeddings=True`")  # `untie` below takes care of it
-        adapted = PeftModel.from_pretrained(model, str(saved)).eval()
+    adapted = open_adapter(model, saved)
     untie(adapted.get_base_model(), _adapted_layers(adapted), refuse=False)
     leave_loss_alone(adapted)
     adapted.attached = Attached(own.get("method", "lora"), own.get("rank", 0), tuple(own.get("head", ())), as_linear)
     return adapted
 
 
+def check_saved(folder: Path) -> None:
+    """Refuse an adapter folder whose files alone show that it is damaged; see adapter_files.py. A model folder passes."""
+    if _read_own(folder).get("method") in OWN:
+        read_tensors(folder / OWN_WEIGHTS)
+    elif (folder / CONFIG).is_file():
+        check_files(folder)
+
+
+def _read_own(saved: Path) -> dict:
+    """ba_lora.json of an adapter; {} where there is none. UserError where it does not describe one."""
+    if not (saved / OWN_FILE).is_file():
+        return {}
+    own = read_config(saved / OWN_FILE)
+    lists = [own.get("head"), own.get("as_linear")]
+    names = all(isinstance(each, list) and all(isinstance(name, str) for name in each) for each in lists)
+    known = own.get("method") in OWN or (isinstance(own.get("method"), str) and (saved / CONFIG).is_file())
+    if not names or not known or type(own.get("rank")) is not int:
+        raise UserError(
+            f"{saved / OWN_FILE} is damaged: it does not say how the adapter is opened; copy the adapter again"
+        )
+    return own
+
+
 def _load_own(model: nn.Module, own: dict, file: Path) -> nn.Module:
     """`model` with what BitFit or the bottlenecks of a folder trained. UserError when the tensors are of another model."""
     model = attach(model, own["method"], rank=own["rank"], alpha=1, head=own["head"])
-    trained, saved = {n: p for n, p in model.named_parameters() if p.requires_grad}, load_file(file)
+    trained, saved = {n: p for n, p in model.named_parameters() if p.requires_grad}, read_tensors(file)
     wrong = sorted(trained.keys() ^ saved.keys()) or [n for n in saved if saved[n].shape != trained[n].shape]
     if wrong:
         raise UserError(f"{file}: {wrong[0]} does not fit the base model; name the base that the adapter belongs to")

@@ -64,10 +64,16 @@ def public_name(name: str) -> str:
 
 
 def write_card(run: str | Path) -> Path:
-    """Write (or write again) README.md in adapter/ or model/ of a finished run folder; returns its path."""
+    """Write (or write again) README.md in adapter/ or model/ of a finished run folder; returns its path.
+
+    Raises UserError or RunFailure for an adapter whose files are damaged.
+    """
     from huggingface_hub import ModelCardData
 
+    from .adapters import check_saved
+
     run, saved = Path(run), saved_in(run)
+    check_saved(saved)
     record = read_json(run / "run.json")
     checksums.check_of_run(run, "metrics.jsonl")
     data = hub_id(_data_name(record["config"]))

@@ -52,11 +52,14 @@ def reserve(repo: str, public: bool = False) -> None:
 def push(run: str | Path, repo: str) -> str:
     """Upload adapter/ or model/ of a finished run folder to the repository `repo`; returns its address.
 
-    Raises UserError with the command that uploads later. The card is written first where there is none.
+    Raises UserError with the command that uploads later, or for a damaged adapter. The card is written first where there is none.
     """
     from huggingface_hub import CommitOperationAdd, HfApi
 
+    from .adapters import check_saved
+
     run, saved = Path(run), saved_in(run)
+    check_saved(saved)
     if not (saved / "README.md").is_file():
         write_card(run)
     files = {path.relative_to(saved).as_posix(): path for path in sorted(saved.rglob("*")) if path.is_file()}

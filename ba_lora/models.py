@@ -74,6 +74,12 @@ def load_model(
         raise _cannot_open("model", name, error) from None
     except SafetensorError as error:
         raise _unreadable(name, place, error) from None
+    except RuntimeError as error:
+        if "mismatch" not in str(error):
+            raise
+        raise UserError(
+            f"model {name}: its weights have other sizes than its config.json says; give a model folder as it was saved"
+        ) from None
     missing = sorted(report["missing_keys"])
     if missing:
         raise UserError(

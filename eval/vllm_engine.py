@@ -19,7 +19,8 @@ from typing import NamedTuple
 import torch
 from safetensors import safe_open
 
-from ba_lora.adapters import export_merged
+from ba_lora.adapter_files import check_for_base
+from ba_lora.adapters import check_saved, export_merged
 from ba_lora.data.templates import end_id
 from ba_lora.errors import UserError
 from ba_lora.files import read_json
@@ -120,8 +121,12 @@ def _open(
     from vllm.v1.engine.async_llm import AsyncLLM
 
     _check_devices(tensor_parallel, data_parallel)
+    if adapter:
+        check_saved(Path(adapter))
     rank = lora_rank(adapter, dtype) if adapter else None
     options = {} if rank is None else {"enable_lora": True, "max_loras": 1, "max_lora_rank": rank}
+    if rank is not None:
+        check_for_base(adapter, locate(weights), trust)  # vLLM leaves out what an adapter lacks, without a word
     request = None if rank is None else LoRARequest("adapter", 1, str(Path(adapter).resolve()))
     with TemporaryDirectory(prefix="ba-lora-merged-") as merged:
         place = locate(weights)

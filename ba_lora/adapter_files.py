@@ -1,0 +1,186 @@
+"""Whether the files of an adapter are whole, belong together, and fit a base model. PEFT itself only warns where they do not.
+
+`check_files` needs the files alone; `open_adapter` puts them on a model and compares all that the model expects with all that
+the file holds; `check_for_base` does the same with a base that has shapes and no values, for software that opens the
+adapter itself.
+"""
+
+import math
+import re
+import warnings
+from pathlib import Path
+
+import torch
+from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
+from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from .errors import RunFailure, UserError
+from .files import read_json
+
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+PICKLED = "adapter_model.bin"  # of adapters by others: PEFT reads nothing but tensors from it
+FACTOR = re.compile(r"(.+)\.lora_(A|B)\.weight")
+HINT = "copy the adapter again, or name the base model that it was made for"
+SAME_SCALE = ("lora", "pissa", "ba-lora", "dora")  # methods whose exported alpha/rank is the run's
+
+
+def read_config(file: Path) -> dict:
+    """A JSON object. Raises UserError where the file holds anything else."""
+    try:
+        config = read_json(file)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file} cannot be read ({error}); copy the adapter again") from None
+    if not isinstance(config, dict):
+        raise UserError(f"{file} holds a {type(config).__name__}, not an adapter's settings; copy the adapter again")
+    return config
+
+
+def read_tensors(file: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file. RunFailure where it cannot be read; UserError where it is missing, or where it holds
+    a number that is not finite or is no real number."""
+    if not file.is_file():
+        raise UserError(f"{file} is missing; copy the adapter again")
+    try:
+        tensors = load_file(file)
+    except (OSError, SafetensorError) as error:
+        raise RunFailure(f"{file} cannot be read ({error}); copy the adapter again") from None
+    for name, tensor in tensors.items():
+        if not tensor.is_floating_point():
+            kind = str(tensor.dtype).removeprefix("torch.")
+            raise UserError(f"{file}: {name} holds {kind} and not real numbers; copy the adapter again")
+        if not torch.isfinite(tensor.float()).all():
+            raise UserError(f"{file}: {name} holds numbers that are not finite; train again, or copy the adapter again")
+    return tensors
+
+
+def check_files(folder: str | Path) -> dict[str, Tensor]:
+    """The tensors of a PEFT adapter's folder, after a check of what the files alone can tell; {} for the form of PICKLED.
+
+    Raises UserError for a config that is none, or that is not the run's, for a half of a pair of factors and for what
+    `read_tensors` refuses; RunFailure for weights that cannot be read.
+    """
+    folder = Path(folder)
+    config = read_config(folder / CONFIG)
+    kind = config.get("peft_type")
+    if not isinstance(kind, str) or kind not in PEFT_TYPE_TO_CONFIG_MAPPING:
+        raise UserError(f"{folder / CONFIG}: peft_type is {kind!r}, which PEFT does not know; copy the adapter again")
+    if kind == "LORA":
+        _check_scale(folder, config)
+    if not (folder / WEIGHTS).is_file() and (folder / PICKLED).is_file():
+        return {}
+    tensors = read_tensors(folder / WEIGHTS)
+    if not tensors:
+        raise UserError(f"{folder / WEIGHTS} holds no tensors; copy the adapter again")
+    for name, tensor in tensors.items():
+        found = FACTOR.fullmatch(name)
+        if found is None or tensor.dim() != 2:
+            continue
+        layer, which = found.groups()
+        other = f"{layer}.lora_{'B' if which == 'A' else 'A'}.weight"
+        if other not in tensors:
+            raise UserError(f"{folder / WEIGHTS} lacks {other}; {HINT}")
+        if tensor.shape[which == "B"] != tensors[other].shape[which == "A"]:
+            raise UserError(f"{folder / WEIGHTS}: the factors of {layer} have different ranks; copy the adapter again")
+    return tensors
+
+
+def _check_scale(folder: Path, config: dict) -> None:
+    """UserError where rank and alpha are no numbers, or scale the update otherwise than the run did that it lies in."""
+    file, rank, alpha = folder / CONFIG, config.get("r"), config.get("lora_alpha")
+    if not (type(rank) is int and rank > 0 and type(alpha) in (int, float) and math.isfinite(alpha)):
+        raise UserError(f"{file}: r is {rank!r} and lora_alpha {alpha!r}; they must be a rank above 0 and a number")
+    run = folder.parent / "run.json"
+    if folder.name != "adapter" or not run.is_file():
+        return
+    options = read_json(run).get("config") or {}
+    if not options.get("rank") or not options.get("alpha") or options.get("method") not in SAME_SCALE:
+        return
+    scale = alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
+    expected = options["alpha"] / options["rank"]
+    if not math.isclose(scale, expected, rel_tol=1e-6):
+        raise UserError(
+            f"{file}: rank and alpha scale the update by {scale:g}, and {run} says {expected:g}; they are of different runs, or "
+            "one was changed"
+        )
+
+
+def open_adapter(model: nn.Module, folder: str | Path, **options) -> PeftModel:
+    """`model` with the PEFT adapter of `folder` on it, in evaluation mode. options: PEFT's.
+
+    Raises UserError where the adapter lacks a tensor that its config calls for on this model, holds one that belongs to no
+    layer, or where PEFT cannot put it on; as `check_files` does otherwise.
+    """
+    tensors = check_files(folder)
+    file = Path(folder) / (WEIGHTS if tensors else PICKLED)
+    try:
+        with warnings.catch_warnings():
+            # PEFT looks for the layers of an AdaLoRA adapter under the names of their singular values
+            warnings.filterwarnings("ignore", "The following rank_pattern keys did not match", RuntimeWarning)
+            warnings.filterwarnings("ignore", "Model has `tie_word_embeddings=True`")  # see tied.py
+            warnings.filterwarnings("ignore", ".*meta parameter in the current model")
+            warnings.filterwarnings("error", "(?s).*Found missing adapter keys")
+            adapted = PeftModel.from_pretrained(model, str(folder), **options)
+            strange = _strange(adapted, tensors)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # PEFT raises many kinds, for a config that makes no sense among others
+        raise UserError(f"{file} does not fit {_called(model)}: {_reason(error)}; {HINT}") from None
+    if strange:
+        what = "belong" if len(strange) > 1 else "belongs"
+        raise UserError(
+            f"{file} does not fit {_called(model)}: {strange[0]} ({len(strange)} tensors) {what} to no layer that "
+            f"{CONFIG} names; {HINT}"
+        )
+    lacking = [name for name in _biases(adapted) if name not in tensors] if tensors else []
+    if lacking:
+        raise UserError(f"{file} does not fit {_called(model)}: it lacks {lacking[0]}; {HINT}")
+    return adapted.eval()
+
+
+def check_for_base(folder: str | Path, base: str, trust_remote_code: bool = False) -> None:
+    """Refuse, as `open_adapter` does, an adapter that does not fit a causal language model; no weight of that is read.
+
+    base: what transformers opens, a folder or a hub id.
+    """
+    config = AutoConfig.from_pretrained(base, trust_remote_code=trust_remote_code)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+    model.name_or_path = base
+    open_adapter(model, folder, low_cpu_mem_usage=True)
+
+
+def _strange(adapted: PeftModel, tensors: dict[str, Tensor]) -> list[str]:
+    """Names in the file that are no tensor of the adapted model."""
+    config = adapted.peft_config[adapted.active_adapter]
+    if not tensors or config.is_prompt_learning:
+        return []
+    return sorted(set_peft_model_state_dict(adapted, tensors, adapted.active_adapter).unexpected_keys)
+
+
+def _biases(adapted: PeftModel) -> list[str]:
+    """Names of the biases that the adapter holds, which PEFT does not look for."""
+    if getattr(adapted.peft_config[adapted.active_adapter], "bias", "none") == "none":
+        return []
+    return [name for name in get_peft_model_state_dict(adapted, save_embedding_layers=False) if name.endswith("bias")]
+
+
+def _called(model: nn.Module) -> str:
+    name = getattr(model, "name_or_path", "")
+    return f"the base {name}" if name else f"this {type(model).__name__}"
+
+
+def _reason(error: Exception) -> str:
+    """PEFT's reason in one line."""
+    text = str(error)
+    if isinstance(error, KeyError):
+        return f"it lacks {error.args[0]}"
+    if "Found missing adapter keys" in text:
+        names = re.findall(r"'([^']+)'", text.partition("checkpoint:")[2])
+        return f"it lacks {names[0]} ({len(names)} tensors are missing)"
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    first = next((line for line in lines if "size mismatch" in line), lines[0] if lines else type(error).__name__)
+    return first[:300].rstrip(".")
