@@ -74,7 +74,7 @@ def write_card(run: str | Path) -> Path:
 
     run, saved = Path(run), saved_in(run)
     check_saved(saved)
-    record = read_json(run / "run.json")
+    record = read_json(run / "run.json", "config", "model", "objective", "data", "steps", "versions")
     checksums.check_of_run(run, "metrics.jsonl")
     data = hub_id(_data_name(record["config"]))
     front = ModelCardData(

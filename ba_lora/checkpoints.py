@@ -163,7 +163,7 @@ def newest(folder: Path, alien: Callable[[dict], str | None] = lambda run: None)
     for checkpoint in saved(folder):
         wrong = flaw(checkpoint) or _misplaced(checkpoint)
         if wrong is None and (checkpoint / BESIDE[0]).is_file():  # checkpoints of earlier versions have none
-            other = alien(read_json(checkpoint / BESIDE[0]))
+            other = alien(read_json(checkpoint / BESIDE[0], "config", "data", "order_hash"))
             wrong = other and f"it is of another run: {other}"
         if wrong is None:
             return checkpoint

@@ -133,11 +133,11 @@ def write_record(path: Path, record: dict, beside: Iterable[str]) -> None:
     write_sealed(path, record | {"files": files})
 
 
-def read_record(path: str | Path, beside: Iterable[str] | None = None) -> dict:
+def read_record(path: str | Path, beside: Iterable[str] | None = None, keys: Iterable[str] = ()) -> dict:
     """`read_json`, and the files beside it that it knows are compared, all or those named in `beside`. Raises DamagedFile naming
     what does not fit."""
     path = Path(path)
-    record = read_json(path)
+    record = read_json(path, *keys)
     for name, expected in (record.get("files") or {}).items():
         file = path.with_name(name)
         if beside is not None and name not in beside:

@@ -16,6 +16,7 @@ from .errors import DamagedFile, UserError
 # What atomic_write and atomic_folder write to first: the name, the process, and of a folder some letters.
 LEFTOVER = re.compile(r"\.(?P<name>.+?)\.\d+(\.\w+)?\.(?P<end>tmp|old)")
 CHECKSUM = "checksum"  # key of a sealed JSON file: of all its other keys
+RECORDS = ("run.json", "generation.json")
 LAYOUT = "{\n"  # how the JSON files of this project begin
 
 
@@ -140,11 +141,11 @@ def write_json(path: str | os.PathLike, value) -> None:
         file.write("\n")
 
 
-def read_json(path: str | os.PathLike) -> dict:
-    """Read one JSON object, and compare it with its checksum if it is sealed; the checksum is left out of what is returned.
+def read_json(path: str | os.PathLike, *keys: str) -> dict:
+    """Read one JSON object with `keys`, and compare it with its checksum if it is sealed; that is left out of what is returned.
 
-    A sealed file that another program has written anew, in a layout of its own, was changed on purpose: it is taken as it is.
-    Raises DamagedFile for anything that is no JSON object, and for an altered one.
+    A record of how something was made (RECORDS) that another program has written anew, in a layout of its own, was changed on
+    purpose: it is taken as it is. Raises DamagedFile for anything that is no such object, and for an altered one.
     """
     text = Path(path).read_bytes()
     try:
@@ -155,11 +156,15 @@ def read_json(path: str | os.PathLike) -> dict:
     if not isinstance(value, dict):
         raise DamagedFile(f"{path} holds no object; put it back from a copy or remove it")
     expected = value.pop(CHECKSUM, None)
-    if expected is not None and text.startswith(LAYOUT.encode()) and expected != _seal(value):
+    rewritten = Path(path).name in RECORDS and not text.startswith(LAYOUT.encode())
+    if expected is not None and not rewritten and expected != _seal(value):
         raise DamagedFile(
             f'{path} was altered after it was written; put it back from a copy, or remove its line "{CHECKSUM}" if the change '
             "is your own"
         )
+    for key in keys:
+        if key not in value:
+            raise DamagedFile(f"{path} has no '{key}'; put it back from a copy or remove it")
     return value
 
 

@@ -281,7 +281,7 @@ def _is_finished(arguments: TrainArguments, folder: Path) -> bool:
         raise UserError(
             f"--output_dir {folder} holds a run already; add --resume to continue it or --overwrite to replace it"
         )
-    before = read_json(folder / "run.json")
+    before = read_json(folder / "run.json", "config", "status")
     for name, (was, now) in changed_options(before["config"], arguments).items():
         raise UserError(
             f"--resume: {name} is {now} and was {was} in {folder}; give the first run's options, or --overwrite"

@@ -249,7 +249,7 @@ def _claim(folder: Path, facts: dict, layout: Layout) -> bool:
                 f"--teacher_cache {folder} is of another {what} ({then}, now {now}); "
                 "name another folder, or remove this one to build it again"
             )
-    return held["complete"]
+    return bool(held.get("complete"))
 
 
 def _check_space(folder: Path, facts: dict, layout: Layout) -> None:

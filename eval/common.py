@@ -328,7 +328,7 @@ def ask(
     facts |= {"seconds": round(seconds, 2), "tokens_per_second": round(tokens / seconds, 1) if jobs else None}
     records = [done[key] for key in wanted]
     write_lines(folder / GENERATIONS, records)  # in the order of the requests, as if nothing had come between
-    seal(folder, config)
+    seal(folder, config, records)
     return records, facts
 
 

@@ -6,13 +6,13 @@ checksum of itself and of generation.json, so that no line is altered or another
 """
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from ba_lora.checksums import check_line, checked_line, read_record, write_record
+from ba_lora.checksums import check_line, checked_line
 from ba_lora.errors import UserError
-from ba_lora.files import digest, write_json
+from ba_lora.files import digest, read_json, write_json, write_sealed
 
 from .common import Request
 from .results import GENERATIONS, SCORE, SCORED, read_line, to_line
@@ -42,8 +42,8 @@ def check(folder: Path, config: dict, wanted: dict[tuple[str, int], Request]) ->
         return {}
     if not (folder / CONFIG).is_file():
         raise UserError(f"{path} has no {CONFIG} beside it, which says how it was made; {remedy}")
-    known = read_record(folder / CONFIG)
-    known.pop("files", None)
+    known = read_json(folder / CONFIG)
+    lines = known.pop("lines", [])
     for name, before in known.items():
         if config.get(name) != before:
             what = NOT_OPTIONS.get(name, f"--{name}")
@@ -57,6 +57,8 @@ def check(folder: Path, config: dict, wanted: dict[tuple[str, int], Request]) ->
             break
         place = f"{path}, line {number}"
         record = read_line(line.decode("utf-8", "surrogateescape"), place, FIELDS)
+        if "check" not in record and number <= len(lines):
+            record["check"] = lines[number - 1]
         check_line(record, place, of)
         record.pop("check", None)
         key = (str(record["id"]), record.get("sample", 0))
@@ -96,9 +98,10 @@ def begin(folder: Path, config: dict, fresh: bool) -> Iterator[Callable[[dict], 
         yield append
 
 
-def seal(folder: Path, config: dict) -> None:
-    """Note in D/generation.json the hash of D/generations.jsonl, whose lines are all there and have no checksums any more."""
-    write_record(folder / CONFIG, config, (GENERATIONS,))
+def seal(folder: Path, config: dict, records: Iterable[dict]) -> None:
+    """Note in D/generation.json the checksums of the lines of D/generations.jsonl, which are all there and hold none any more."""
+    of = _whose(config)
+    write_sealed(folder / CONFIG, config | {"lines": [checked_line(record, of)["check"] for record in records]})
 
 
 def _whose(config: dict) -> str:

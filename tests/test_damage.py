@@ -45,7 +45,7 @@ from ba_lora.trainer import forget_after
 from ba_lora.tsne_figure import Panel
 from eval import classify, judge, resume
 from eval.common import Request
-from eval.results import read_lines
+from eval.results import read_lines, write_lines
 from tests.common import ROOT, classifier_batch, collate, move, ragged_samples, small_classifier, small_llama
 
 OPTIONS = "limit: 16, effective_batch_size: 4, micro_batch_size: 4, rank: 2, save_steps: 2, logging_steps: 1"
@@ -118,12 +118,15 @@ def _models(folder, seed):
 
 
 def _evaluation(folder, said, config):
-    """An unfinished generations.jsonl, a judgment, and a classifier's predictions with their score."""
-    with resume.begin(folder, config, fresh=True) as append:
-        for (_, _), request in WANTED.items():
-            append(
-                {"id": request.id, "prompt": request.prompt, "completion": said, "finish_reason": "stop", "tokens": 4}
-            )
+    """A generations.jsonl that grows and one that is complete, a judgment, and a classifier's predictions with their score."""
+    made = {"completion": said, "finish_reason": "stop", "tokens": 4}
+    records = [{"id": request.id, "prompt": request.prompt} | made for request in WANTED.values()]
+    for place in (folder, folder / "ended"):
+        with resume.begin(place, config, fresh=True) as append:
+            for record in records:
+                append(record)
+    write_lines(folder / "ended/generations.jsonl", records)
+    resume.seal(folder / "ended", config, records)
     who, task = _judged(said)
     line = judge._line(who, task, judge.key_of(who, task), [f"{said} [[5]]"])
     (folder / "judgments.jsonl").write_text(json.dumps(line) + "\n")
@@ -231,6 +234,10 @@ def _lines(home):
     return resume.check(home / "lines", CONFIG, WANTED)
 
 
+def _ended(home):
+    return resume.check(home / "lines/ended", CONFIG, WANTED)
+
+
 def _judgments(home):
     wanted = judge.key_of(*_judged("It is 1."))
     found = judge.read_judgments([home / "lines/judgments.jsonl"])
@@ -312,6 +319,7 @@ def _kinds():
         )
     for name in ("generations.jsonl", "generation.json"):
         yield f"unfinished {name}", Kind(f"lines/{name}", f"lines2/{name}", _lines)
+        yield f"unscored {name}", Kind(f"lines/ended/{name}", f"lines2/ended/{name}", _ended)
     yield "judgments.jsonl", Kind("lines/judgments.jsonl", "lines2/judgments.jsonl", _judgments)
     predicted = lambda home: classify.read_predictions(home / "lines" / classify.PREDICTIONS, TASKS["sst2"])  # noqa: E731
     for name in (classify.PREDICTIONS, "score.json"):
@@ -325,7 +333,7 @@ def _kinds():
 
 
 KINDS = dict(_kinds())
-GROWING = (_lines, _judgments)  # what lacks a line is asked again
+GROWING = (_lines, _ended, _judgments)  # what lacks a line is asked again
 FLIPS = (0.0, 0.2, 0.5, 0.8, 1.0)  # where in the file
 
 
@@ -551,10 +559,10 @@ def test_a_damaged_package_is_fetched_again(tmp_path, monkeypatch, capsys):
 # The whole command: a run that was cut short after step 2 of 4 goes on to the same weights, or is refused by name
 
 
-def _flipped(file):
+def _flipped(file, share=0.99):
     content = file.read_bytes()
     file.unlink()
-    file.write_bytes(_flip(content, 0.99))
+    file.write_bytes(_flip(content, share))
 
 
 RESUMED = {  # what is damaged: (how, what is said, whether the run ends)
@@ -571,7 +579,7 @@ RESUMED = {  # what is damaged: (how, what is said, whether the run ends)
         True,
     ),
     "metrics": (
-        lambda home: _flipped(home / OTHER / "metrics.jsonl"),
+        lambda home: _flipped(home / OTHER / "metrics.jsonl", 0.1),
         "metrics.jsonl was altered; it is put back",
         True,
     ),
@@ -638,6 +646,16 @@ def _bare_tensors(file):
     save_file(tensors, file)
 
 
+NEWER = {  # keys that earlier versions did not write
+    "run.json": ("files",),
+    "score.json": ("files", "weights"),
+    "scores.json": ("files",),
+    "measures.json": ("weights",),
+    "generation.json": ("lines",),
+    "report.json": ("key",),
+}
+
+
 def test_files_of_earlier_versions_open_as_before(copied, caplog):
     reads = {kind.read for kind in KINDS.values()}
     right = [(read, read(copied)) for read in reads]
@@ -645,9 +663,8 @@ def test_files_of_earlier_versions_open_as_before(copied, caplog):
         file.unlink()
     for file in (file for file in copied.rglob("*.json") if file.name not in ("trainer_state.json", "tokenizer.json")):
         content = read_json(file)
-        for key in ("files", "weights", "start", "key", "experiment"):
-            if key != "files" or file.name != "manifest.json":
-                content.pop(key, None)
+        for key in NEWER.get(file.name, ("experiment",)):
+            content.pop(key, None)
         file.unlink()
         file.write_text(json.dumps(content, indent=2))
     for file in copied.rglob("*.jsonl"):

@@ -99,7 +99,7 @@ class Run:
         if self.arguments is None:
             return True
         record = self.folder / "run.json"
-        before = read_json(record) if record.is_file() else {}
+        before = read_json(record, "status", "config") if record.is_file() else {}
         if before.get("status") != "finished" or changed_options(before["config"], self.arguments):
             return False
         return not inputs_changed(before, self.arguments)

@@ -84,7 +84,9 @@ def read_results(experiment: Experiment, results: str | Path | None = "results")
         if file.name != "tuning.json":
             content = _read(file)
             if content.get("experiment", experiment.name) != experiment.name:
-                raise UserError(f"{file} is a result of {content['experiment']}, not of {experiment.name}; take it away")
+                raise UserError(
+                    f"{file} is a result of {content['experiment']}, not of {experiment.name}; take it away"
+                )
             if (content["model"], content["method"], _varied(content), content["data"], content["seed"]) not in known:
                 found.append(_result(content, str(file)))
     _check_once(found)
@@ -151,7 +153,11 @@ def _benchmarks(folder: Path) -> dict:
 
 def _score_of(folder: Path, run: Path) -> dict:
     """The score in an evaluation's folder, with the hash of its problems and each one's outcome."""
-    made = checksums.read_record(folder / "score.json")
+    if not (folder / "score.json").is_file():
+        raise UserError(
+            f"{folder / 'score.json'} is missing; put it back from a copy, or measure the run again with --overwrite"
+        )
+    made = checksums.read_record(folder / "score.json", keys=("metric", "n"))
     checksums.check_weights(made, run, folder / "score.json")
     value = made.get("score", made.get(made["metric"]))
     protocol = f"{made.get('protocol', 'classification')} {made.get('protocol_version', '1')}"
