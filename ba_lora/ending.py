@@ -28,6 +28,7 @@ from .errors import RunFailure, UserError
 from .files import write_json
 from .interruptions import cause, on_any_process
 from .names import start_of
+from .resume import from_first, is_first
 from .teacher import COPY
 
 logger = logging.getLogger(__name__)
@@ -36,9 +37,21 @@ logger = logging.getLogger(__name__)
 def try_out(arguments: TrainArguments, student: nn.Module, tokenizer, task: dict | None, record: dict) -> None:
     """Write to a temporary folder what the run will write at its end, but for the tensors, and look for the room for those.
 
-    student: from `attach`, before the training. record: the run.json to come. Raises UserError for what cannot be written,
-    RunFailure where the disk is too small.
+    student: from `attach`, before the training. record: the run.json to come. Every process calls it and the first one works.
+    Raises, on all of them, UserError for what cannot be written, RunFailure where the disk is too small.
     """
+    failure = None
+    if is_first():
+        try:
+            _try_all(arguments, student, tokenizer, task, record)
+        except UserError as error:
+            failure = error
+    failure = from_first(failure)
+    if failure is not None:
+        raise failure
+
+
+def _try_all(arguments: TrainArguments, student: nn.Module, tokenizer, task: dict | None, record: dict) -> None:
     whole = student.get_base_model() if isinstance(student, PeftModel) else student
     with tempfile.TemporaryDirectory(prefix="ba-lora-") as place, _no_bar():
         run, saved = Path(place), "model" if arguments.method == "full" else "adapter"

@@ -80,7 +80,7 @@ def base_of(model: nn.Module) -> dict[str, str | None]:
     return {
         "config": digest(config),
         "sample": tensors_hash(state.items(), SAMPLED),
-        "weights": tensors_hash(state.items()) if _is_first() else None,
+        "weights": tensors_hash(state.items()) if is_first() else None,
     }
 
 
@@ -112,15 +112,21 @@ def refuse_changes(arguments: TrainArguments, now: dict) -> None:
 
     Every process calls it and the first one compares. Raises UserError on all of them: what changed, from what to what.
     """
-    problem = _problem(arguments, now) if arguments.resume and _is_first() else None
-    if distributed.is_available() and distributed.is_initialized():
-        problem = broadcast_object_list([problem])[0]
+    problem = from_first(_problem(arguments, now) if arguments.resume and is_first() else None)
     if problem:
         raise UserError(problem)
 
 
-def _is_first() -> bool:
+def is_first() -> bool:
+    """Whether this is the first process of a run, or its only one."""
     return int(os.environ.get("RANK", 0)) == 0
+
+
+def from_first(value):
+    """The first process's `value`, on every process that has joined it; each has to call this."""
+    if distributed.is_available() and distributed.is_initialized():
+        return broadcast_object_list([value])[0]
+    return value
 
 
 def _problem(arguments: TrainArguments, now: dict) -> str | None:

@@ -45,10 +45,10 @@ AGREED = ("order_hash", "objective", "trained_parameters", "accumulation")
 def train(arguments: TrainArguments, callbacks: Sequence = ()) -> Path:
     """Run it; returns the run folder. `callbacks`: more TrainerCallbacks. Raises UserError for what the user can mend."""
     folder = Path(arguments.output_dir)
-    with claimed(folder, "run", writes=int(os.environ.get("RANK", 0)) == 0):
+    with claimed(folder, "run", writes=resume.is_first()):
         if not _is_finished(arguments, folder):
             return _train(arguments, folder, callbacks)
-        if int(os.environ.get("RANK", 0)) == 0:
+        if resume.is_first():
             _kind_of_run(arguments).check(arguments)
     logger.warning("%s holds this run, finished: nothing to do", folder)
     return folder
@@ -56,7 +56,7 @@ def train(arguments: TrainArguments, callbacks: Sequence = ()) -> Path:
 
 def _train(arguments: TrainArguments, folder: Path, callbacks: Sequence) -> Path:
     """`train` in a folder that this process may write into."""
-    is_first = int(os.environ.get("RANK", 0)) == 0
+    is_first = resume.is_first()
     if arguments.uses_teacher_cache():
         refuse_foreign(arguments.teacher_cache, "teacher cache", "--teacher_cache")
     if arguments.decomposition_cache not in (None, "auto"):
@@ -112,8 +112,7 @@ def _train(arguments: TrainArguments, folder: Path, callbacks: Sequence) -> Path
         "accumulation": accumulation,
         **provenance.record(),
     }
-    if is_first:
-        try_out(arguments, student, tokenizer, work.task, record)
+    try_out(arguments, student, tokenizer, work.task, record)
     stop, keeper = StopSignals(), KeepTrained(arguments.save_steps)
     trainer = BALoRATrainer(
         student,

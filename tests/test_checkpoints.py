@@ -129,7 +129,7 @@ def test_a_run_killed_in_a_step_and_in_its_checkpoint_ends_as_the_uninterrupted_
     kills = [
         (on_call(StepModel, "begin_step", 6), [2, 4]),  # the first is the model's own; in step 5
         (on_call(os, "rename", 1), [2, 4]),  # checkpoint-6 is filled and has not its name yet
-        (on_call(shutil, "rmtree", 5), [2, 4, 6]),  # it has, and the old one is not gone yet
+        (on_call(checkpoints, "prune", 1), [2, 4, 6]),  # it has, and the old one is not gone yet
     ]
     for number, (kill, left) in enumerate(kills):
         assert life(folder, *words, before=kill)[0] == -signal.SIGKILL
