@@ -5,7 +5,7 @@ the whole answer, after what has no value was taken off by rules that are plain 
 period of a sentence. Where the parser does not take all of the rest, the answer is `Unread`.
 
 Its comparison takes any two exact values for equal whose difference is below 2^-54, and any two decimals that agree in six
-places. Here exact values are compared by their leading digits, however small they are, and decimals by both.
+places. Here exact values are compared with a thousand digits, and decimals by their size too.
 
 Runs in a worker only (`eval.latex_worker`): a hostile answer may take any time.
 """
@@ -21,16 +21,15 @@ from math_verify import grader, verify
 
 from .answers import all_numbers
 
-DIGITS = 30  # leading digits in which exact values agree
+DIGITS = 1000  # with which the difference of exact values is computed
 CLOSE = 2e-4  # relative difference of a decimal to what it stands for, beside math-verify's six places
 
 _CLEANUP = NormalizationConfig(units=False, malformed_operators=False, boxed="none")
 _FORMULA = re.compile(
     r"(?<!\\)\$\$(.+?)(?<!\\)\$\$|(?<!\\)\$((?:\\.|[^$\\])+)\$|\\\[(.+?)\\\]|\\\((.+?)\\\)", re.DOTALL
 )
-_BETWEEN = re.compile(
-    r"(?:[\s,;.]|\band\b|\bor\b)*", re.IGNORECASE
-)  # what may stand between the formulas of one answer
+# what may stand between the formulas of one answer
+_BETWEEN = re.compile(r"(?:[\s,;.]|\band\b|\bor\b)*", re.IGNORECASE)
 _CHANGES_MEANING = re.compile(
     r"\b(?:not?|never|none|neither|nor|or|and|if|when|where|for|mod|modulo|base|to|from|between|than|less|more|fewer|greater|least"
     r"|most|over|under|above|below|up|about|approximately|roughly|plus|minus|times|half|twice|double|hundred|thousand|"
@@ -53,51 +52,19 @@ _POWER = r"(?:\s*\^\s*(?:\{\s*-?\d\s*\}|\d)|\s*[²³])?"
 _TEXT_UNIT = re.compile(rf"(?<=[\w)\]}}%])\s*((?:(?:\s|/|\\cdot|\\times)*{_TEXT}{_POWER})+)\s*$")
 _PERCENT = re.compile(r"\\text\s*\{\s*(?:percent|pct)(?:age)?\s*\}|(?<![\\A-Za-z])\s*\b(?:percent|pct)\b")
 _LETTER = re.compile(r"\\(?:text|mathrm)\s*\{\s*([A-Za-z])\s*\}")
-_WORDS_OF = {
-    "degree",
-    "degrees",
-    "dollar",
-    "dollars",
-    "cents",
-    "euros",
-    "miles",
-    "oz",
-    "mg",
-    "ml",
-    "mL",
-    "yd",
-    "mi",
-    "in",
-    "km/h",
-    "m/s",
+_MORE_UNITS = set("degree dollar cent euro mile oz mg ml mL yd mi in km/h m/s".split())
+_NO_UNITS = set("ab bc th st by rd rs mp lt mt are per sue pie more less prime ratio multiple".split())
+_KNOWN = {unit for unit in UNITS if re.fullmatch("[A-Za-z]{2,}", unit)} - _NO_UNITS | _MORE_UNITS
+# "3cm" is no product, "3pm" is one
+_GLUED = {"cm", "mm", "km", "kg", "mph"} | {unit for unit in _KNOWN if len(unit) > 3}
+_ONE_OF = {
+    name: "|".join(sorted(map(re.escape, units), key=len, reverse=True))
+    for name, units in (("known", _KNOWN), ("glued", _GLUED))
 }
-_NO_UNITS = {
-    "ab",
-    "bc",
-    "th",
-    "st",
-    "by",
-    "rd",
-    "rs",
-    "mp",
-    "lt",
-    "mt",
-    "are",
-    "per",
-    "sue",
-    "pie",
-    "more",
-    "less",
-    "prime",
-    "ratio",
-    "multiple",
-}
-_KNOWN = sorted(
-    {unit for unit in UNITS if re.fullmatch("[A-Za-z]{2,}", unit)} - _NO_UNITS | _WORDS_OF, key=len, reverse=True
-)
 _PLAIN_UNIT = re.compile(
-    rf"(?<=[\d)}}%])(?:\s*(?:{'|'.join(map(re.escape, _KNOWN))})(?:s|es)?|\s+[mgshlL])\.?{_POWER}\s*$"
-    r"|(?<=[\d)}%])(?:\s+[A-Za-z]{2,})*\s+[A-Za-z]{4,}\.?\s*$"
+    rf"(?:(?<=[\d)}}%])(?:(?:{_ONE_OF['glued']})(?:s|es)?|\s+[mgshlL])|(?<=[\w)\]}}%])\s+(?:{_ONE_OF['known']})(?:s|es)?)"
+    rf"\.?{_POWER}\s*$"
+    r"|(?<=[\d)}%])(?:\s+[A-Za-z]{2,})*\s+[A-Za-z]{4,}\.?\s*$"  # "18 dollars a day"
 )
 
 
@@ -122,7 +89,9 @@ def read(text: str, real: bool = True):
     outside = _FORMULA.sub(" ", text)
     if not formulas or not _BETWEEN.fullmatch(outside):
         return _read_sentence(formulas, outside, real)
-    latex = clean(", ".join(formula.strip().rstrip(".,;") for formula in formulas))
+    if any(_LEFT_OUT.search(formula) for formula in formulas):
+        raise Unread(text)
+    latex = clean(", ".join(re.sub(r"[.,;]\s*$", "", formula) for formula in formulas))
     try:
         value = latex2sympy(latex, is_real=real, convert_degrees=False, normalization_config=None)
     except Exception as error:
@@ -149,6 +118,7 @@ def clean(latex: str) -> str:
     text = _SPACE.sub(" ", text.replace("\\!", "").replace("{,}", ",")).strip()
     text = re.sub(r"(?:°|\\degree(?![A-Za-z])|\^\s*\{\s*\\degree\s*\})", r"^{\\circ}", text)
     text = re.sub(r"^(?:\\\$|[$€£¥])\s*|\\(?:display|text)style(?![A-Za-z])", "", text)
+    text = re.sub(r"\{\s*\\(?:rm|bf|it)\s+([^{}]*)\}", r"\\text{\1}", text)
     text = _PERCENT.sub(r"\\%", text)
     text = _LETTER.sub(lambda match: f" {match[1]} " if match[1] in "ie" else match[0], text)
     text = _PLAIN_UNIT.sub(_unit, _TEXT_UNIT.sub(_unit, text)).strip()
@@ -227,6 +197,14 @@ def _leading_digits():
 _THEIRS = grader.sympy_numeric_eq
 
 
+def _is_zero(difference) -> bool:
+    """Whether an exact value is 0, or so small beside its terms that none of its digits can be told."""
+    if difference.is_Rational:
+        return difference == 0
+    value = difference.evalf(15, maxn=DIGITS)
+    return value == 0 or all(part._prec <= 10 for part in value.atoms(sympy.Float))
+
+
 def same_number(a, b, rounding: int, precision: int) -> bool:
     """In place of math-verify's function of these arguments: see the head of this file."""
     matrices = (sympy.MatrixBase, sympy.MatrixExpr)
@@ -245,8 +223,9 @@ def same_number(a, b, rounding: int, precision: int) -> bool:
         a, b = grader.safe_sympy_doit(a), grader.safe_sympy_doit(b)
         if a.free_symbols or b.free_symbols:
             return sympy.expand(sympy.nsimplify(a - b, rational=True)) == 0
-        left, right = a.evalf(DIGITS + 10), b.evalf(DIGITS + 10)
-        scale = max(abs(left), abs(right))
-        return bool(abs(left - right) <= scale * (CLOSE if decimal and numbers else sympy.Float(10) ** -DIGITS))
+        if not decimal:
+            return _is_zero(a - b)
+        left, right = a.evalf(), b.evalf()
+        return bool(abs(left - right) <= CLOSE * max(abs(left), abs(right)))
     except Exception:
         return False

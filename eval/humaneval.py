@@ -19,7 +19,7 @@ from ba_lora.packages import fetch
 from . import common, completions, programs
 from .sandbox import find_box
 
-PROTOCOLS = {"ba-lora": "1", "upstream": "1", "base": "1"}
+PROTOCOLS = {"ba-lora": "2", "upstream": "2", "base": "2"}  # name → version
 STOP = ("\nclass", "\ndef", "\n#", "\nif", "\nprint")  # section 2.2 of the paper
 SAMPLING = {
     "ba-lora": common.Sampling(),

@@ -18,7 +18,7 @@ from ba_lora.errors import UserError, choose
 from .answers import split_questions
 from .workers import ask
 
-PROTOCOLS = {"ba-lora": "1", "upstream": "1"}  # name → version; a change of what is read raises the version
+PROTOCOLS = {"ba-lora": "2", "upstream": "1"}  # name → version; a change of what is read raises the version
 
 CLAIM = 2000  # characters behind a marker in which its answer must end
 SECONDS = 10  # for one comparison

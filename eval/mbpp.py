@@ -20,7 +20,7 @@ from ba_lora.errors import UserError, run_cli
 from . import common, programs
 from .sandbox import find_box
 
-PROTOCOLS = {"ba-lora": "1", "upstream": "1", "base": "1"}
+PROTOCOLS = {"ba-lora": "2", "upstream": "2", "base": "2"}  # name → version
 HUB = "google-research-datasets/mbpp:full"
 TEST = (11, 510)  # the tasks of the test split
 EXAMPLE_TASKS = (2, 3, 4)  # of the prompt split
