@@ -53,7 +53,8 @@ def check_left_out(
         if plain in METADATA or (plain not in CARRIERS and (chosen or _repeats(name, row[name], conversation))):
             continue
         raise Lost(
-            f"{place}: the column '{name}' ({short(row[name])}) would be lost; name it with --ignore_columns {name}"
+            f"{place}: the column {short(name)} ({short(row[name])}) would be lost; name it with --ignore_columns "
+            + " ".join(name.split())[:60]
         )
     return left
 

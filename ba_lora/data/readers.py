@@ -75,7 +75,7 @@ def objects(found: Iterable[Found]) -> Iterator[dict]:
             kind, first = kinds.setdefault(name, (type(value), place))
             if kind is not type(value) and not {list, dict}.isdisjoint((kind, type(value))):
                 raise UserError(
-                    f"{place}: field '{name}' is a {_name(type(value))}, and a {_name(kind)} in {first}; mend one of them"
+                    f"{place}: field {_short(name)} is a {_name(type(value))}, and a {_name(kind)} in {first}; mend one of them"
                 )
         yield row
 
@@ -92,11 +92,11 @@ def _read_json(files: Sequence[Path]) -> tuple[list[str], list[dict]]:
 
 
 def _found(file: Path) -> Iterator[Found]:
-    """What a JSON file holds: a row a line; a .json file may also be a list of rows, or one object over several lines."""
+    """What a JSON file holds: a row a line, a list of rows, or in a .json file one object over several lines."""
     with open(file, "rb") as data:
         opening = data.read(4096).removeprefix(b"\xef\xbb\xbf").lstrip()
         data.seek(0)
-        if file.suffix == ".json" and (opening.startswith(b"[") or opening.partition(b"\n")[0].strip() == b"{"):
+        if opening.startswith(b"[") or (file.suffix == ".json" and opening.partition(b"\n")[0].strip() == b"{"):
             yield from _document(file)
         else:
             yield from json_lines(data, str(file))
@@ -193,7 +193,7 @@ def _object(pairs: list[tuple]) -> dict:
     if len(made) < len(pairs):
         names = [name for name, _ in pairs]
         twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"the name {twice!r} stands twice in one object")
+        raise ValueError(f"the name {_short(twice)} stands twice in one object")
     return made
 
 
@@ -214,6 +214,15 @@ def _reason(error: Exception) -> str:
     return str(error)
 
 
+def _short(name: str) -> str:
+    return repr(name if len(name) <= 60 else name[:57] + "...")
+
+
+def _listed(names: list[str]) -> str:
+    text = ", ".join(" ".join(name.split()) for name in names)
+    return text if len(text) <= 200 else text[:197] + "..."
+
+
 def _name(kind: type) -> str:
     return "null" if kind is type(None) else kind.__name__
 
@@ -226,9 +235,7 @@ def _read_csv(files: Sequence[Path]) -> tuple[list[str], list[dict]]:
     for file in files:
         names, found = read_csv(file)
         if header and names != header:
-            raise UserError(
-                f"{file} has the columns {', '.join(names)}, and {files[0]} {', '.join(header)}; give one file"
-            )
+            raise UserError(f"{file} has the columns {_listed(names)}, and {files[0]} {_listed(header)}; give one file")
         header = names
         rows += [row for _, row in found]
     if not rows:
@@ -252,7 +259,7 @@ def read_csv(file: Path) -> tuple[list[str], Iterator[tuple[str, dict]]]:
     for name in header:
         if header.count(name) > 1:
             raise UserError(
-                f"{place}: the header names {name!r} {header.count(name)} times; give every column its own name"
+                f"{place}: the header names {_short(name)} {header.count(name)} times; give every column its own name"
             )
     if "" in header[1:]:
         raise UserError(f"{place}: column {header.index('', 1) + 1} of the header has no name; give it one")
@@ -262,7 +269,7 @@ def read_csv(file: Path) -> tuple[list[str], Iterator[tuple[str, dict]]]:
         for place, fields in found:
             if len(fields) != len(header):
                 raise UserError(
-                    f"{place}: {len(fields)} fields where the header has {len(header)} ({', '.join(header)}); put a field "
+                    f"{place}: {len(fields)} fields where the header has {len(header)} ({_listed(header)}); put a field "
                     'that holds a comma into double quotes ("a, b"), and leave no comma at the end'
                 )
             row = dict(zip(header, fields, strict=True))

@@ -196,6 +196,12 @@ def test_a_column_that_would_be_lost_is_refused_until_it_is_named(row, name, val
     assert read_conversations(table(rows), skip_bad=True)[1] == {"read": 2, "skipped": 1}
 
 
+def test_a_name_of_several_lines_is_told_in_one():
+    with pytest.raises(UserError, match=r"row 1: the column 'a\\nb' \('x'\) would be lost") as error:
+        read({"question": "q", "answer": "a", "a\nb": "x"})
+    assert "\n" not in str(error.value)
+
+
 KEYS = {
     "tool_calls": [{"id": 1}],
     "function_call": {"name": "f"},

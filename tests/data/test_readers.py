@@ -112,6 +112,11 @@ def test_escapes_separators_marks_and_line_ends_change_no_text(tmp_path):
     assert [row["a"] for row in rows_of(tmp_path / "list.json")] == texts
 
 
+def test_a_list_is_read_whatever_the_ending_of_its_file(tmp_path):
+    (tmp_path / "rows.jsonl").write_text('[{"a": "b"},\n {"a": "c"}]\n')
+    assert rows_of(tmp_path / "rows.jsonl") == [{"a": "b"}, {"a": "c"}]
+
+
 def test_one_object_over_several_lines_is_one_row(tmp_path):
     (tmp_path / "one.json").write_text('{\n "question": "q",\n "answer": "a"\n}\n')
     assert rows_of(tmp_path / "one.json") == [{"question": "q", "answer": "a"}]
@@ -174,6 +179,7 @@ SHIFTED = {
     "a quote that is never closed": ('question,answer\na,b\n"c,d\ne,f\n', "line 3: a quoted field is not closed"),
     "a letter behind a closing quote": ('question,answer\na,b\n"c"d,e\n', "line 3: ',' expected after '\"'"),
     "a name twice": ("question,answer,answer\na,b,c\n", "line 1: the header names 'answer' 2 times"),
+    "a name of several lines twice": ('"a\nb","a\nb"\n1,2\n', r"line 1: the header names 'a\\nb' 2 times"),
     "names that are missing": (",,\na,b,c\n", "line 1: the header names '' 3 times"),
     "a name that is missing": ("question,answer,\na,b,c\n", "line 1: column 3 of the header has no name"),
     "semicolons": ("question;answer\na;b\n", "line 1: the fields of the header are separated by semicolons"),

@@ -346,30 +346,3 @@ def test_generate_answers_keeps_the_order_of_the_problems(model_folder):
     ]
     assert batched == alone
     assert [record["id"] for record in batched] == [problem["id"] for problem in problems]
-
-
-def test_ids_are_compared_as_the_texts_that_stand_in_the_file(tmp_path):
-    ids = [2**64 + 1, 2**64 + 2, "2024-05-01", "2024-05-01T00:00:00", "007", 7, "1e5"]
-    rows = [{"id": key, "question": "What is 1 + 1?", "answer": "#### 2"} for key in ids]
-    (tmp_path / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows[:2]))
-    assert [problem["id"] for problem in load_problems(str(tmp_path / "data.jsonl"))] == ids[:2]
-    (tmp_path / "text.jsonl").write_text("".join(json.dumps(row | {"id": str(row["id"])}) + "\n" for row in rows))
-    assert [problem["id"] for problem in load_problems(str(tmp_path / "text.jsonl"))] == [str(key) for key in ids]
-    (tmp_path / "made.jsonl").write_text(
-        "".join(json.dumps({"id": str(key), "completion": "2", "reference": "2"}) + "\n" for key in ids)
-    )
-    words = ["--rescore", str(tmp_path / "made.jsonl"), "--data", str(tmp_path / "text.jsonl")]
-    assert main([*words, "--output_dir", str(tmp_path / "out")]) == 0
-    score = json.loads((tmp_path / "out" / "score.json").read_text())
-    assert (score["n"], score["missing"], score["score"]) == (7, 0, 1.0)
-
-
-def test_a_date_as_an_id_of_a_parquet_file_is_its_text(tmp_path):
-    import datetime
-
-    import pyarrow.parquet
-
-    rows = [{"id": datetime.date(2024, 5, day), "question": "q", "answer": "2"} for day in (1, 2)]
-    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "data.parquet")
-    problems = load_problems(str(tmp_path / "data.parquet"))
-    assert [problem["id"] for problem in problems] == ["2024-05-01", "2024-05-02"]
