@@ -42,10 +42,10 @@ def saved_in(run: str | Path) -> Path:
     run = Path(run)
     if not (run / "run.json").is_file():
         raise UserError(f"{run} is no run folder (it has no run.json); give the --output_dir of a training run")
-    if not is_ours(run, "run"):
-        raise UserError(f"{run / 'run.json'} was not written by this project, or is damaged; give another run folder")
     for name in ("adapter", "model"):
         if (run / name).is_dir():
+            if not is_ours(run, "run"):
+                raise UserError(f"{run / 'run.json'} is damaged, or not of this project; give another run folder")
             checksums.verify(run / name)
             return run / name
     raise UserError(f"run folder {run} has neither adapter/ nor model/: the run has not ended")

@@ -13,7 +13,7 @@ from tests.common import small_llama
 
 
 def main(folder: Path, process: int) -> None:
-    """`folder` is the cache; it gets said-0.json and said-1.json too, what each process found in each check."""
+    """`folder` holds the cache; it gets said-0.json and said-1.json too, what each process found in each check."""
     torch.set_num_threads(1)  # the threads of the process that this one was forked from are not here
     distributed.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=process, world_size=2)
     exact, made = decomposition.exact, []
@@ -33,7 +33,7 @@ def main(folder: Path, process: int) -> None:
     decomposition.exact = other_signs
     for check in ("first", "second"):
         made.clear()
-        model = attach(small_llama(), "pissa", rank=4, alpha=6, decomposition_cache=folder)
+        model = attach(small_llama(), "pissa", rank=4, alpha=6, decomposition_cache=folder / "cache")
         numbers = torch.cat([tensor.flatten() for tensor in model.state_dict().values()]).detach()
         said[check] = {
             "hash": hashlib.sha256(numbers.numpy().tobytes()).hexdigest(),

@@ -173,6 +173,8 @@ def _report(arguments: argparse.Namespace) -> int:
     from .report import write_report
     from .results import read_results
 
+    if Path(arguments.output).is_dir():
+        raise UserError(f"--output {arguments.output} is a folder; name a file")
     named = [FOLDER / f"{folder.name}.yaml" for folder in sorted(Path(arguments.results).glob("*")) if folder.is_dir()]
     files = arguments.files or [file for file in named if file.is_file()]  # results/t-sne is points, of no experiment
     if not files:

@@ -182,7 +182,7 @@ def test_overwrite_starts_afresh(tmp_path, asked):
 
 def test_generations_of_unknown_origin_are_neither_continued_nor_lost(tmp_path):
     (tmp_path / "generations.jsonl").write_text('{"id": 0}\n')
-    with pytest.raises(UserError, match=r"generations.jsonl has no generation.json beside it"):
+    with pytest.raises(UserError, match=r"holds no evaluation \(generations.jsonl, ...\)"):
         run(tmp_path)
     assert (tmp_path / "generations.jsonl").read_text() == '{"id": 0}\n'
 

@@ -317,11 +317,11 @@ def test_an_adapter_and_a_run_folder_are_evaluated_alike_and_differ_from_the_bas
     found = {}
     for name, way in ways.items():
         options = ["--data", "tinymath:test", "--limit", "4", "--max_new_tokens", "6", "--output_dir"]
-        main([*way, *options, str(tmp_path / name)])
-        found[name] = [line["completion"] for line in read(tmp_path / name / "generations.jsonl")]
+        main([*way, *options, str(tmp_path / "eval" / name)])
+        found[name] = [line["completion"] for line in read(tmp_path / "eval" / name / "generations.jsonl")]
     assert found["run"] == found["adapter"] != found["base"]
-    assert read(tmp_path / "run" / "generations.jsonl")[0]["prompt"].startswith("Q: ")
-    score = json.loads((tmp_path / "run" / "score.json").read_text())
+    assert read(tmp_path / "eval" / "run" / "generations.jsonl")[0]["prompt"].startswith("Q: ")
+    score = json.loads((tmp_path / "eval" / "run" / "score.json").read_text())
     assert (score["benchmark"], score["template"], score["base"]) == ("tinymath", "plain", str(model_folder))
 
 

@@ -1,0 +1,291 @@
+"""Every command that writes a folder: a stranger's folder survives it, and two of them do not write into one folder at once.
+
+The commands are found by their parsers: an option that may name an output is in WRITES, with a case, or in READS.
+"""
+
+import argparse
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from unittest import mock
+
+import pytest
+
+from ba_lora.files import write_json
+from tests.common import ROOT, command, finished_run
+
+EXPERIMENT = """
+name: small
+config: CONFIG
+methods: {lora: {method: lora}}
+seeds: [42]
+evaluate: {test: {data: "tinymath:test", limit: 4}}
+tuning: {seed: 7, data: "tinymath:validation", limit: 5, learning_rates: [1e-3]}
+"""
+NAMES_AN_OUTPUT = re.compile(r"output|_dir$|_cache$|^runs?$|results|folder")
+TINY = ["--config", "configs/nlg/tiny.yaml"]
+SCORE_AGAIN = ["--rescore", "AWAY/given.jsonl"]
+
+# (command, option) → its words; STRANGER is the stranger's folder, IN the folder that holds it, AWAY a folder of its own.
+WRITES = {
+    ("train.py", "output_dir"): [*TINY, "--output_dir", "STRANGER"],
+    ("train.py", "teacher_cache"): [*TINY, "--output_dir", "AWAY/run", "--teacher_cache", "STRANGER"],
+    ("train.py", "decomposition_cache"): [*TINY, "--output_dir", "AWAY/run", "--decomposition_cache", "STRANGER"],
+    ("tsne_visualization.py", "output_dir"): ["--redraw", "AWAY/points", "--output_dir", "STRANGER"],
+    ("ba_lora.tiny.pretrain", "output"): ["--output", "STRANGER"],
+    ("ba_lora.benchmark", "output"): ["--no_memory", "--output", "STRANGER"],
+    ("ba_lora.data.tinymath", "output"): ["--split", "test", "--output", "STRANGER"],
+    ("ba_lora.card", "run"): ["STRANGER"],
+    ("ba_lora.hub", "run"): ["STRANGER", "someone/some-model"],
+    ("ba_lora.experiments run", "runs"): ["run", "AWAY/small.yaml", "--runs", "IN"],
+    ("ba_lora.experiments tune", "runs"): ["tune", "AWAY/small.yaml", "--runs", "IN"],
+    ("ba_lora.experiments table", "runs"): ["table", "AWAY/small.yaml", "--untuned", "--runs", "IN"],
+    ("ba_lora.experiments table", "output"): ["table", "AWAY/small.yaml", "--untuned", "--output", "STRANGER"],
+    ("ba_lora.experiments figure", "runs"): ["figure", "AWAY/small.yaml", "--runs", "IN"],
+    ("ba_lora.experiments figure", "output"): ["figure", "AWAY/small.yaml", "--output", "STRANGER"],
+    ("ba_lora.experiments collect", "results"): ["collect", "AWAY/small.yaml", "--results", "IN"],
+    ("ba_lora.experiments report", "output"): [
+        *("report", "configs/experiments/nlg-main-embedded.yaml", "--output", "STRANGER")
+    ],
+    ("ba_lora.experiments one", "config"): ["one", "configs/nlg/tiny.yaml", "--output_dir", "STRANGER"],
+    **{
+        (f"eval.{name}", "output_dir"): [*SCORE_AGAIN, "--output_dir", "STRANGER"]
+        for name in ("gsm8k", "hendrycks_math", "humaneval", "mbpp", "mt_bench")
+    },
+    ("eval.all", "output_dir"): ["tiny", "--output_dir", "STRANGER"],
+    ("eval.glue", "output_dir"): [*SCORE_AGAIN, "--task", "cola", "--output_dir", "STRANGER"],
+    ("eval.gluex", "output_dir"): ["--model", "AWAY/classifier", "--output_dir", "STRANGER"],
+}
+MORE = {  # other ways into the same options
+    "a submission": ["eval.glue", "--model", "AWAY/classifier", "--submission", "--output_dir", "STRANGER"],
+    "a model's own folder": ["eval.gsm8k", "--model", "tiny", "--output_dir", "STRANGER"],
+    "features": ["tsne_visualization.py", "--features_dir", "AWAY/classifier", "--output_dir", "STRANGER"],
+    "the answers alone": ["eval.mt_bench", "--model", "tiny", "--generate_only", "--output_dir", "STRANGER"],
+    "answers beside a thesis": ["eval.gsm8k", "--rescore", "STRANGER/generations.jsonl", "--output_dir", "STRANGER"],
+}
+READS = {
+    ("tsne_visualization.py", "features_dir"),
+    ("ba_lora.chat", "run"),
+    *(("ba_lora.experiments " + name, "runs") for name in ("collect", "report")),
+    *(("ba_lora.experiments " + name, "results") for name in ("run", "tune", "table", "figure", "report")),
+}
+
+
+class Caught(SystemExit):
+    """A command that has been stopped at its parser."""
+
+
+def parsers(*words):
+    """{name: parser} of a command, and of its subcommands."""
+    caught, real = [], argparse.ArgumentParser.parse_known_args
+
+    def catch(self, *arguments, **options):
+        if not self.add_help:  # looks for --config alone
+            return real(self, *arguments, **options)
+        caught.append(self)
+        raise Caught(0)
+
+    with mock.patch("argparse.ArgumentParser.parse_known_args", catch):
+        command(*words)
+    name, (parser,) = words[-1], caught
+    below = [action for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
+    return {f"{name} {key}": each for key, each in below[0].choices.items()} if below else {name: parser}
+
+
+def commands():
+    """The words of every command of the repository: a file that ends in run_cli(main)."""
+    for file in [*ROOT.glob("*.py"), *(ROOT / "ba_lora").rglob("*.py"), *(ROOT / "eval").rglob("*.py")]:
+        text = file.read_text(encoding="utf-8")
+        if "run_cli(main)" in text and ("ArgumentParser" in text or file.name == "train.py" or "tsne" in file.name):
+            parts = file.relative_to(ROOT).with_suffix("").parts
+            module = ".".join(part for part in parts if part != "__main__")
+            yield (file.name,) if len(parts) == 1 else ("-m", module)
+
+
+def test_every_option_that_names_an_output_has_a_case():
+    found = {name: parser for words in commands() for name, parser in parsers(*words).items()}
+    options = {
+        (name, action.dest)
+        for name, parser in found.items()
+        for action in parser._actions
+        if NAMES_AN_OUTPUT.search(action.dest) or re.search(r"to write|folder for", action.help or "")
+    }
+    assert options | {("ba_lora.experiments one", "config")} == WRITES.keys() | READS
+    assert len(found) > 18 and not WRITES.keys() & READS
+
+
+def rich(folder):
+    """Ordinary files, hidden ones, some under the names of temporary files, and links that lead out of the folder."""
+    outside = folder.parent.parent / "outside"
+    (folder / "work").mkdir(), outside.mkdir(exist_ok=True)
+    for name in ("thesis.txt", ".bashrc", ".x.tmp", ".y.old", ".run.json.4711.tmp", "work/draft.txt", ".ba-lora.json"):
+        (folder / name).write_text(f"my own {name}")
+    (outside / "kept.txt").write_text("outside")
+    (folder / ".adapter.4711.old").mkdir()
+    (folder / ".adapter.4711.old" / "mine.txt").write_text("mine")
+    for name in ("adapter", "checkpoints", "link"):
+        (folder / name).symlink_to(outside)
+    (folder / "dangling").symlink_to(outside / "nothing")
+
+
+def hidden(folder):
+    (folder / ".profile").write_text("mine")
+    (folder / ".vim.tmp").mkdir()
+    (folder / ".vim.tmp" / "work").write_text("mine")
+
+
+def names_of_ours(folder):
+    """What another tool, or its user, may call its files."""
+    texts = {
+        "run.json": {"config": {"lr": 1}, "status": "finished", "objective": "map"},
+        "cache.json": {"complete": True},
+    }
+    texts |= {"score.json": {"benchmark": "mine", "metric": "accuracy", "score": 0.5}, "measures.json": {"scores": {}}}
+    texts |= {"recipe.json": {"command": "bake"}, "tuning.json": {"best": {}}, "scores.json": {"scores": [1]}}
+    texts |= {"benchmark.json": {"cases": []}, "config.json": {"model_type": "llama"}, "features.json": {"steps": []}}
+    for name, content in texts.items():
+        write_json(folder / name, content)
+    for name in ("adapter", "model", "merged", "logs", "features", "checkpoints", "eval", "turns"):
+        (folder / name).mkdir()
+        (folder / name / "mine.txt").write_text("mine")
+    for name in ("adapter/adapter_config.json", "model/config.json"):
+        write_json(folder / name, {"mine": True})
+    for name in (
+        "table.csv",
+        "table.md",
+        "bars.png",
+        "model.safetensors",
+        "adapter_model.safetensors",
+        "row.md",
+        "CoLA.tsv",
+    ):
+        (folder / name).write_text("mine")
+    (folder / "generations.jsonl").write_text('{"id": 1, "completion": "mine", "reference": "1"}\n')
+
+
+def seen(place):
+    """Everything about what lies in `place`: kinds, modes, times, contents."""
+    found = {}
+    for path in [place, *sorted(place.rglob("*"))]:
+        state = path.lstat()
+        content = os.readlink(path) if path.is_symlink() else path.read_bytes() if path.is_file() else None
+        found[str(path.relative_to(place))] = (state.st_mode, state.st_mtime_ns, state.st_ino, content)
+    return found
+
+
+@pytest.fixture(scope="module")
+def away(tmp_path_factory):
+    """What the commands read, so that they come as far as they can."""
+    folder = tmp_path_factory.mktemp("away")
+    (folder / "small.yaml").write_text(EXPERIMENT.replace("CONFIG", str(ROOT / "configs/nlg/tiny.yaml")))
+    (folder / "classifier").mkdir()
+    finished_run(folder / "classifier")
+    record = folder / "classifier" / "run.json"
+    record.write_text(record.read_text().replace("{", '{"task": {"name": "cola", "labels": ["0", "1"]},', 1))
+    (folder / "given.jsonl").write_text('{"id": 1, "completion": "The answer is: 1", "reference": "1"}\n')
+    return folder
+
+
+CASES = {f"{name} {option}": [*name.split()[:1], *words] for (name, option), words in WRITES.items()} | MORE
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_strangers_folder_survives_every_command(case, tmp_path, away):
+    name, *words = CASES[case]
+    start = (name,) if name.endswith(".py") else ("-m", name)
+    known = [
+        option for parser in parsers(*start).values() for action in parser._actions for option in action.option_strings
+    ]
+    if name == "ba_lora.experiments":
+        known = {"run": ["--overwrite"], "tune": ["--overwrite"], "one": ["--overwrite", "--resume"]}.get(words[0], [])
+    for fill in (rich, hidden, names_of_ours):
+        home = tmp_path / fill.__name__ / "home"
+        stranger = home / "small"
+        stranger.mkdir(parents=True)
+        fill(stranger)
+        before = seen(tmp_path)
+        for more in ((), *([flag] for flag in ("--overwrite", "--resume") if flag in known)):
+            places = {"STRANGER": str(stranger), "AWAY": str(away), "IN": str(home)}
+            given = [re.sub("STRANGER|AWAY|^IN$", lambda found: places[found[0]], word) for word in words]  # noqa: B023
+            done = command(*start, *given, *more)
+            lines = done.stderr.strip().splitlines()
+            assert done.returncode == 2, (fill.__name__, more, done)
+            assert lines[-1].startswith("error: ") and str(stranger) in lines[-1] and "Traceback" not in done.stderr
+            assert re.search(r"name (another )?(folder|a file)|is no run folder|another run folder", lines[-1]), lines[
+                -1
+            ]
+            assert seen(tmp_path) == before, (fill.__name__, more)
+    assert not (away / "run").exists()
+
+
+HOLD = """
+import os, sys, time
+from ba_lora.folders import claimed
+with claimed(sys.argv[1], sys.argv[2]):
+    if "fork" not in sys.argv or not os.fork():
+        print("held", flush=True)
+    time.sleep(600)
+"""
+
+
+def hold(folder, kind, *more):
+    """A process that holds `folder` until it is killed."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(folder), kind, *more], cwd=ROOT, stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout.readline() == "held\n"
+    return process
+
+
+TOGETHER = {
+    "run": ["train.py", *TINY, "--output_dir", "FOLDER"],
+    "evaluation": ["-m", "eval.gsm8k", "--model", "tiny", "--output_dir", "FOLDER"],
+    "evaluations": ["-m", "eval.all", "tiny", "--output_dir", "FOLDER"],
+    "submission": ["-m", "eval.glue", "--model", "AWAY/classifier", "--submission", "--output_dir", "FOLDER"],
+    "experiment": ["-m", "ba_lora.experiments", "run", "AWAY/small.yaml", "--untuned", "--runs", "HOME"],
+    "pre-trained model": ["-m", "ba_lora.tiny.pretrain", "--output", "FOLDER"],
+    "benchmark": ["-m", "ba_lora.benchmark", "--output", "FOLDER"],
+    "t-SNE": ["tsne_visualization.py", "--redraw", "AWAY/points", "--output_dir", "FOLDER"],
+    "results": ["-m", "ba_lora.experiments", "collect", "AWAY/small.yaml", "--results", "HOME"],
+}
+
+
+@pytest.mark.parametrize("kind", TOGETHER)
+def test_a_second_command_in_a_folder_is_refused_and_names_the_first_until_it_is_killed(kind, tmp_path, away):
+    folder = tmp_path / ("small-untuned" if kind == "experiment" else "small")
+    places = {"FOLDER": str(folder), "AWAY": str(away), "HOME": str(tmp_path)}
+    words = [re.sub("FOLDER|AWAY|HOME", lambda found: places[found[0]], word) for word in TOGETHER[kind]]
+    first = hold(folder, kind)
+    try:
+        before = seen(tmp_path)
+        done = command(*words)
+        assert done.returncode == 2 and seen(tmp_path) == before
+        holder = f"{folder} is in use by process {first.pid} on {socket.gethostname()}"
+        assert holder in done.stderr.strip().splitlines()[-1] and "Traceback" not in done.stderr
+    finally:
+        first.kill()
+        first.wait()
+    from ba_lora.folders import claimed
+
+    with claimed(folder, kind):
+        assert len(list(folder.iterdir())) == 1
+    assert list(folder.iterdir()) == []
+
+
+def test_a_child_that_outlives_a_killed_process_does_not_keep_its_folder(tmp_path):
+    from ba_lora.folders import claimed
+
+    first = hold(tmp_path / "run", "run", "fork")
+    group = Path(f"/proc/{first.pid}/task/{first.pid}/children").read_text().split()
+    first.kill()
+    first.wait()
+    try:
+        assert len(group) == 1
+        with claimed(tmp_path / "run", "run"):
+            pass
+    finally:
+        os.kill(int(group[0]), signal.SIGKILL)
