@@ -138,9 +138,13 @@ def _run(lines: list[str], start: int) -> tuple[int, ast.Module]:
     """(the end of the run that begins at `start`, its tree)."""
     end = len(lines)
     while end > start:
+        last = end  # without the blank lines at the end, which would be cut off one by one
+        while last > start + 1 and not lines[last - 1].strip() and not lines[last - 2].endswith("\\"):
+            last -= 1
         try:
-            return end, ast.parse("\n".join(lines[start:end]))
+            return end, ast.parse("\n".join(lines[start:last]))
         except NOT_PYTHON as error:
+            end = last
             number = getattr(error, "lineno", None)
             wrong = start + number - 1 if number else _first_too_much(lines, start, end)
             end = max(start, min(wrong, end - 1))

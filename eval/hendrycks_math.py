@@ -2,7 +2,7 @@
 
 Protocol "ba-lora": the training prompt with the problem as instruction, no examples, greedy decoding to the end-of-sequence
 token; the answer is read by `eval.latex.extract_latex`, and right where math-verify finds it equal to what the solution's last
-\\boxed{} holds (where math-verify gives no verdict in time: where the normalised strings are equal). Protocol "upstream" changes
+\\boxed{} holds (where one of the two is not read whole, or not in time: where the normalised strings are equal). Protocol "upstream" changes
 the reading only, to what the published code does, flaws included: the text behind "The answer is: ", as a normalised string.
 Protocol "minerva_math" is comparable with lm-evaluation-harness' task of that name: four examples, and its metric math_verify
 on the whole completion and the whole solution (its exact_match has a unit table and a LaTeX parser of its own; in its place

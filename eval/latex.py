@@ -2,8 +2,8 @@
 
 Two judges, each with its own weakness. `same_string` is the classical one of the MATH paper (Hendrycks et al. 2021, arXiv
 2103.03874): a fixed list of rewritings, then equal or not; it takes "\\frac{2}{4}" and "\\frac{1}{2}" for different.
-`same_values` asks math-verify, which computes: it takes them for equal, but knows no number bases ("25_6" is 25 to it) and
-takes "10\\%" and "10" for equal.
+`same_values` asks math-verify, which computes: it takes them for equal, and "10\\%" and "10" too. It has a verdict only where both
+answers were read whole (`eval.formulas`).
 
 Completions are hostile: "9^{9^{9^9}}" never ends. So math-verify lives in a process of its own (`eval.latex_worker`), with a
 time limit a pair; a process that does not answer in time is killed, and the pair has no verdict.

@@ -237,3 +237,28 @@ def test_the_reference_programs_of_other_tasks_score_zero(tasks):
     codes = [task.reference for task in chosen]
     records = [{"id": task.id, "completion": code} for task, code in zip(chosen, codes[1:] + codes[:1], strict=True)]
     assert score_records(records, {str(task.id): task for task in tasks})[0]["score"] == 0.0
+
+
+# Rows without code, and rows that went through a table
+
+
+@pytest.mark.parametrize(
+    ("test", "right", "wrong"),
+    [
+        ("assert max([1, 2]) == 2", "def max(x):\n    return sorted(x)[-1]", "def max(x):\n    return 'wrong'"),
+        ("assert sorted([1, 2]) == [2, 1]", "def sorted(x):\n    return x[::-1]", "def sorted(x):\n    return x"),
+        ("assert max(f(1), 2) == 3", "def f(x):\n    return 3", "def f(x):\n    return 1"),
+    ],
+)
+def test_without_code_the_tests_name_the_function_even_a_builtins(tmp_path, test, right, wrong):
+    rows = [{"task_id": number, "text": "Write it.", "test_list": [test]} for number in (11, 12)]
+    lines = [{"id": 11, "completion": f"```python\n{right}\n```"}, {"id": 12, "completion": wrong}]
+    rescore(tmp_path, write(tmp_path, rows), lines, "--tasks", "all")
+    scored = [json.loads(line) for line in (tmp_path / "out" / "scored.jsonl").read_text().splitlines()]
+    assert [line["correct"] for line in scored] == [True, False]
+
+
+@pytest.mark.parametrize("imports", ["import math", ["import math"], "import math\nimport os"])
+def test_the_imports_of_tests_may_be_one_text(tmp_path, imports):
+    data = write(tmp_path, [row(11, test_list=["assert f(4) == math.sqrt(64)"], test_imports=imports)])
+    assert rescore(tmp_path, data, [{"id": 11, "completion": "def f(x):\n    return 2 * x"}])["score"] == 1

@@ -196,6 +196,37 @@ def test_names_in_tests(tests, setup, reference, names, one_process):
     assert names_in_tests(tests, setup, reference) == (names, one_process)
 
 
+@pytest.mark.parametrize(
+    ("tests", "names"),
+    [
+        ("assert max([1, 2]) == 2", ("max",)),
+        ("assert sorted([1, 2]) == [2, 1]\nassert sorted([]) == []", ("sorted",)),
+        ("assert max(f(1), 2) == 3", ("f",)),
+        ("assert set(f(1)) == {1}", ("f",)),
+        ("import math\nassert abs(sum(1, 2) - 3) < 1 and math.pi", None),
+        ("assert sorted(list('ba')) == ['a', 'b']", None),
+        ("assert True", None),
+        ("", None),
+    ],
+)
+@pytest.mark.parametrize("reference", ["", "print 'Python 2'"])
+def test_without_code_a_builtin_is_the_function_where_the_tests_call_no_other(tests, names, reference):
+    if names:
+        assert names_in_tests(tests, "", reference) == (names, False)
+    else:
+        with pytest.raises(UserError, match="row 3: the tests call no function.*give the row its 'code'"):
+            names_in_tests(tests, "", reference, "row 3")
+
+
+@pytest.mark.parametrize(
+    "code",
+    ["def sum(a, b): return 1", "async def sum(a, b): pass", "sum = lambda a, b: 1"],
+    ids=["def", "async", "lambda"],
+)
+def test_a_builtins_name_is_the_programs_where_its_code_defines_it(code):
+    assert names_in_tests("assert max(sum(1, 2), 0) == 1", "", code)[0] == ("sum",)
+
+
 def test_tests_that_are_not_python_are_refused_with_their_place():
     with pytest.raises(UserError, match="row 3: the tests are not Python"):
         names_in_tests("assert f(", place="row 3")
