@@ -10,6 +10,7 @@ import contextlib
 import io
 import multiprocessing
 import multiprocessing.connection
+import multiprocessing.util
 import os
 import queue
 import signal
@@ -197,10 +198,8 @@ def _work(tasks, events, evaluations: list[Evaluation]) -> None:
                 with atomic_write(run.failure) as file:
                     file.write(line + "\n")
                 events.put((index, "failed", f"failed: {line} (see {run.log})"))
-        if ending.received is not None:  # the libraries take seconds to be taken down
-            events.close()
-            events.join_thread()
-            os._exit(128 + ending.received)
+        if ending.received is not None:  # the libraries take seconds to be taken down; after queues and locks, end
+            multiprocessing.util.Finalize(None, os._exit, args=(128 + ending.received,), exitpriority=-100)
 
 
 def _end_with_parent() -> None:
