@@ -268,8 +268,9 @@ def make_plain_request(subject: Subject, key: str | int, prompt: str, reference:
     from ba_lora.data.instruction import encode_text
     from ba_lora.data.special_tokens import special_tokens
 
-    special = tuple(special_tokens(subject.tokenizer, subject.template).found(prompt))
-    return Request(key, prompt, encode_text(subject.tokenizer, subject.template, prompt), reference, special)
+    template = getattr(subject, "template", None)
+    special = tuple(special_tokens(subject.tokenizer, template).found(prompt))
+    return Request(key, prompt, encode_text(subject.tokenizer, template, prompt), reference, special)
 
 
 def sampling_of(args: argparse.Namespace, protocol: Sampling) -> Sampling:

@@ -49,6 +49,8 @@ def encode_text(tokenizer, template: Template | None, text: str, add_special_tok
 
 def encode_cut(tokenizer, text: str, specials: SpecialTokens, add_special_tokens: bool = True) -> list[int]:
     """Token ids of a text in which `special_tokens` has cut what is no control token."""
+    if CUT not in text:
+        return list(tokenizer(text, **({} if add_special_tokens else {"add_special_tokens": False}))["input_ids"])
     (ids,) = _tokens(tokenizer, [text], add_special_tokens, specials)
     return ids
 

@@ -61,6 +61,8 @@ def read_table(
         chosen = _choose(records, numbers)
     except UnicodeDecodeError:  # Arrow takes the bytes as they are
         raise UserError(f"{source} is not UTF-8 text; convert the file") from None
+    except (ValueError, OverflowError) as error:  # a date of Parquet that Python cannot hold
+        raise UserError(f"{source} cannot be read: {_reason(error)}") from None
     return Table(source, columns, [(number + 1, row) for number, row in zip(numbers, chosen, strict=True)])
 
 
@@ -68,7 +70,12 @@ def _choose(records, numbers: list[int]) -> list[dict]:
     """The rows with these numbers (from 0) of a list, an Arrow table or a Dataset, without fields that are null."""
     if isinstance(records, list):
         return [records[number] for number in numbers]
-    rows = records.select(numbers).to_list() if isinstance(records, Dataset) else records.take(numbers).to_pylist()
+    if isinstance(records, Dataset):
+        rows = records.select(numbers).to_list()
+    elif numbers == list(range(len(numbers))):
+        rows = records.slice(0, len(numbers)).to_pylist()
+    else:
+        rows = records.take(numbers).to_pylist()
     return [{name: value for name, value in row.items() if value is not None} for row in rows]
 
 

@@ -42,6 +42,8 @@ class SpecialTokens(NamedTuple):
 
 def special_tokens(tokenizer, template: Template | None = None) -> SpecialTokens:
     """Those of a tokenizer, with the token that ends an answer and what a chat template writes, special or not."""
+    if not hasattr(tokenizer, "added_tokens_decoder"):  # a function from text to ids will do for a prompt
+        return SpecialTokens(None, frozenset())
     return _special_tokens(tokenizer, template, len(tokenizer), tuple(tokenizer.all_special_tokens))
 
 
@@ -54,7 +56,12 @@ def _special_tokens(tokenizer, template: Template | None, _size: int, named: tup
         name for name, special in added.items() if special or name == end or (name in written and not name.isalnum())
     }
     names = {name for name in names | {*named} if name.strip("\u2581 \t\r\n")}  # Gemma's blanks are tokens too
-    ids = {tokenizer.convert_tokens_to_ids(name) for name in names} - {tokenizer.unk_token_id}
+    ids = {tokenizer.convert_tokens_to_ids(name) for name in names}
+    if tokenizer.unk_token_id not in (
+        tokenizer.eos_token_id,
+        tokenizer.bos_token_id,
+    ):  # in GPT-2's they are one, and no text is unknown
+        ids -= {tokenizer.unk_token_id}
     pattern = "|".join(re.escape(name) for name in sorted(names, key=len, reverse=True))
     return SpecialTokens(re.compile(pattern) if names else None, frozenset(ids))
 

@@ -53,7 +53,11 @@ def test_a_line_of_completions_that_cannot_be_held_is_named(tmp_path, text, mess
     with pytest.raises(UserError, match=message) as error:
         common.read_lines(tmp_path / "lines.jsonl", ("id", "completion"))
     assert "\n" not in str(error.value)
-    (line,) = common.read_lines(tmp_path / "lines.jsonl", ("id", "completion"), limit=1)
+
+
+def test_a_completion_may_hold_half_a_character(tmp_path):
+    (tmp_path / "lines.jsonl").write_text('{"id": 0, "completion": "half \\ud83d"}\n')
+    (line,) = common.read_lines(tmp_path / "lines.jsonl", ("id", "completion"))
     assert line["completion"] == "half \ud83d"
 
 
