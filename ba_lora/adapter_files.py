@@ -6,25 +6,29 @@ adapter itself.
 """
 
 import math
-import re
 import warnings
 from pathlib import Path
 
 import torch
-from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
+from peft import MODEL_TYPE_TO_PEFT_MODEL_MAPPING, PeftConfig, PeftModel, get_peft_model_state_dict
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from .adapter_names import HINT, WEIGHTS, check_pairs
 from .errors import RunFailure, UserError
 from .files import read_json
 
-CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+CONFIG = "adapter_config.json"
 PICKLED = "adapter_model.bin"  # of adapters by others: PEFT reads nothing but tensors from it
-FACTOR = re.compile(r"(.+)\.lora_(A|B)\.weight")
-HINT = "copy the adapter again, or name the base model that it was made for"
+SHARED = (
+    "vblora_vector_bank",
+    "prompt_encoder",
+    ".tinylora_v.",
+    ".unilora_theta_d.",
+)  # PEFT restores these by other ways
 SAME_SCALE = ("lora", "pissa", "ba-lora", "dora")  # methods whose exported alpha/rank is the run's
 
 
@@ -60,7 +64,7 @@ def read_tensors(file: Path) -> dict[str, Tensor]:
 def check_files(folder: str | Path) -> dict[str, Tensor]:
     """The tensors of a PEFT adapter's folder, after a check of what the files alone can tell; {} for the form of PICKLED.
 
-    Raises UserError for a config that is none, or that is not the run's, for a half of a pair of factors and for what
+    Raises UserError for a config that is none, for a half of a pair of factors and for what
     `read_tensors` refuses; RunFailure for weights that cannot be read.
     """
     folder = Path(folder)
@@ -68,38 +72,30 @@ def check_files(folder: str | Path) -> dict[str, Tensor]:
     kind = config.get("peft_type")
     if not isinstance(kind, str) or kind not in PEFT_TYPE_TO_CONFIG_MAPPING:
         raise UserError(f"{folder / CONFIG}: peft_type is {kind!r}, which PEFT does not know; copy the adapter again")
-    if kind == "LORA":
-        _check_scale(folder, config)
+    rank, alpha = config.get("r"), config.get("lora_alpha")
+    if kind == "LORA" and not (type(rank) is int and rank > 0 and type(alpha) in (int, float) and math.isfinite(alpha)):
+        raise UserError(
+            f"{folder / CONFIG}: r is {rank!r} and lora_alpha {alpha!r}; they must be a rank above 0 and a number"
+        )
     if not (folder / WEIGHTS).is_file() and (folder / PICKLED).is_file():
         return {}
     tensors = read_tensors(folder / WEIGHTS)
     if not tensors:
         raise UserError(f"{folder / WEIGHTS} holds no tensors; copy the adapter again")
-    for name, tensor in tensors.items():
-        found = FACTOR.fullmatch(name)
-        if found is None or tensor.dim() != 2:
-            continue
-        layer, which = found.groups()
-        other = f"{layer}.lora_{'B' if which == 'A' else 'A'}.weight"
-        if other not in tensors:
-            raise UserError(f"{folder / WEIGHTS} lacks {other}; {HINT}")
-        if tensor.shape[which == "B"] != tensors[other].shape[which == "A"]:
-            raise UserError(f"{folder / WEIGHTS}: the factors of {layer} have different ranks; copy the adapter again")
+    check_pairs(tensors, folder / WEIGHTS)
     return tensors
 
 
-def _check_scale(folder: Path, config: dict) -> None:
-    """UserError where rank and alpha are no numbers, or scale the update otherwise than the run did that it lies in."""
-    file, rank, alpha = folder / CONFIG, config.get("r"), config.get("lora_alpha")
-    if not (type(rank) is int and rank > 0 and type(alpha) in (int, float) and math.isfinite(alpha)):
-        raise UserError(f"{file}: r is {rank!r} and lora_alpha {alpha!r}; they must be a rank above 0 and a number")
-    run = folder.parent / "run.json"
-    if folder.name != "adapter" or not run.is_file():
+def _check_scale(folder: Path) -> None:
+    """UserError where rank and alpha of a LoRA scale the update otherwise than the run did that its folder lies in."""
+    file, run = folder / CONFIG, folder.parent / "run.json"
+    config = read_config(file)
+    if config["peft_type"] != "LORA" or folder.name != "adapter" or not run.is_file():
         return
     options = read_json(run).get("config") or {}
     if not options.get("rank") or not options.get("alpha") or options.get("method") not in SAME_SCALE:
         return
-    scale = alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
+    scale = config["lora_alpha"] / (math.sqrt(config["r"]) if config.get("use_rslora") else config["r"])
     expected = options["alpha"] / options["rank"]
     if not math.isclose(scale, expected, rel_tol=1e-6):
         raise UserError(
@@ -115,20 +111,29 @@ def open_adapter(model: nn.Module, folder: str | Path, **options) -> PeftModel:
     layer, or where PEFT cannot put it on; as `check_files` does otherwise.
     """
     tensors = check_files(folder)
+    _check_scale(Path(folder))
     file = Path(folder) / (WEIGHTS if tensors else PICKLED)
     try:
         with warnings.catch_warnings():
             # PEFT looks for the layers of an AdaLoRA adapter under the names of their singular values
             warnings.filterwarnings("ignore", "The following rank_pattern keys did not match", RuntimeWarning)
             warnings.filterwarnings("ignore", "Model has `tie_word_embeddings=True`")  # see tied.py
-            warnings.filterwarnings("ignore", ".*meta parameter in the current model")
-            warnings.filterwarnings("error", "(?s).*Found missing adapter keys")
-            adapted = PeftModel.from_pretrained(model, str(folder), **options)
-            strange = _strange(adapted, tensors)
+            # in two steps, as PeftModel.from_pretrained does it, because that does not say what was left over
+            config = PeftConfig.from_pretrained(str(folder), inference_mode=True)
+            kind = MODEL_TYPE_TO_PEFT_MODEL_MAPPING.get(config.task_type, PeftModel)
+            adapted = kind(model, config, **options)
+            result = adapted.load_adapter(str(folder), adapted.active_adapter, **options)
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # PEFT raises many kinds, for a config that makes no sense among others
         raise UserError(f"{file} does not fit {_called(model)}: {_reason(error)}; {HINT}") from None
+    lacking = [name for name in result.missing_keys if not any(part in name for part in SHARED)]
+    if lacking:
+        raise UserError(
+            f"{file} does not fit {_called(model)}: it lacks {lacking[0].replace(f'.{adapted.active_adapter}', '')} "
+            f"({len(lacking)} tensors are missing); {HINT}"
+        )
+    strange = [] if config.is_prompt_learning else sorted(result.unexpected_keys)
     if strange:
         what = "belong" if len(strange) > 1 else "belongs"
         raise UserError(
@@ -153,14 +158,6 @@ def check_for_base(folder: str | Path, base: str, trust_remote_code: bool = Fals
     open_adapter(model, folder, low_cpu_mem_usage=True)
 
 
-def _strange(adapted: PeftModel, tensors: dict[str, Tensor]) -> list[str]:
-    """Names in the file that are no tensor of the adapted model."""
-    config = adapted.peft_config[adapted.active_adapter]
-    if not tensors or config.is_prompt_learning:
-        return []
-    return sorted(set_peft_model_state_dict(adapted, tensors, adapted.active_adapter).unexpected_keys)
-
-
 def _biases(adapted: PeftModel) -> list[str]:
     """Names of the biases that the adapter holds, which PEFT does not look for."""
     if getattr(adapted.peft_config[adapted.active_adapter], "bias", "none") == "none":
@@ -178,9 +175,6 @@ def _reason(error: Exception) -> str:
     text = str(error)
     if isinstance(error, KeyError):
         return f"it lacks {error.args[0]}"
-    if "Found missing adapter keys" in text:
-        names = re.findall(r"'([^']+)'", text.partition("checkpoint:")[2])
-        return f"it lacks {names[0]} ({len(names)} tensors are missing)"
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     first = next((line for line in lines if "size mismatch" in line), lines[0] if lines else type(error).__name__)
     return first[:300].rstrip(".")

@@ -12,6 +12,7 @@ import re
 from pathlib import Path
 
 from . import checksums
+from .adapter_names import check_header
 from .errors import UserError, run_cli
 from .files import atomic_write, read_json
 from .folder_kinds import is_ours
@@ -66,14 +67,12 @@ def public_name(name: str) -> str:
 def write_card(run: str | Path) -> Path:
     """Write (or write again) README.md in adapter/ or model/ of a finished run folder; returns its path.
 
-    Raises UserError or RunFailure for an adapter whose files are damaged.
+    Raises UserError or RunFailure for an adapter whose weights are not whole.
     """
     from huggingface_hub import ModelCardData
 
-    from .adapters import check_saved
-
     run, saved = Path(run), saved_in(run)
-    check_saved(saved)
+    check_header(saved)
     record = read_json(run / "run.json", "config", "model", "objective", "data", "steps", "versions")
     checksums.check_of_run(run, "metrics.jsonl")
     data = hub_id(_data_name(record["config"]))

@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from . import checksums
+from .adapter_names import check_header
 from .card import hub_id, public_name, saved_in, write_card
 from .errors import UserError, run_cli
 from .files import read_json
@@ -56,10 +57,8 @@ def push(run: str | Path, repo: str) -> str:
     """
     from huggingface_hub import CommitOperationAdd, HfApi
 
-    from .adapters import check_saved
-
     run, saved = Path(run), saved_in(run)
-    check_saved(saved)
+    check_header(saved)
     if not (saved / "README.md").is_file():
         write_card(run)
     files = {path.relative_to(saved).as_posix(): path for path in sorted(saved.rglob("*")) if path.is_file()}

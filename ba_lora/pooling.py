@@ -63,7 +63,8 @@ def padding_id(tokenizer) -> int:
 def agree_on_padding(model: nn.Module, tokenizer) -> None:
     """Write the id that its texts are padded with into the config of a classifier that takes the last token, so that other
     software finds that token too. It changes nothing that is computed here."""
-    if takes_last_token(model):
+    has_one = any(getattr(tokenizer, name, None) is not None for name in ("pad_token_id", "eos_token_id"))
+    if has_one and takes_last_token(model):
         model.config.get_text_config().pad_token_id = padding_id(tokenizer)
 
 

@@ -90,7 +90,7 @@ DAMAGE = {
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
-@pytest.mark.parametrize("method", ["lora", "dora", "loha"])
+@pytest.mark.parametrize("method", ["lora", *[pytest.param(name, marks=pytest.mark.slow) for name in ("dora", "loha")]])
 def test_an_adapter_that_is_not_whole_is_refused_by_the_tensor(damage, method, base, tmp_path):
     made(base, tmp_path, method)
     change, message = DAMAGE[damage]
@@ -98,7 +98,9 @@ def test_an_adapter_that_is_not_whole_is_refused_by_the_tensor(damage, method, b
     refused(lambda: load(tmp_path, base), message)
 
 
-@pytest.mark.parametrize("method", ["pissa", "dora", "loha", "adalora"])
+@pytest.mark.parametrize(
+    "method", ["dora", *[pytest.param(name, marks=pytest.mark.slow) for name in ("pissa", "loha", "adalora")]]
+)
 def test_every_single_tensor_is_needed(method, base, tmp_path):
     made(base, tmp_path, method, target_modules=["q_proj"])
     whole = (tmp_path / "adapter_model.safetensors").read_bytes()
@@ -187,7 +189,7 @@ def test_an_adapter_of_another_base_is_refused(changes, base, tmp_path):
     assert not (tmp_path / "merged").exists()
 
 
-@pytest.mark.parametrize("damage", DAMAGE)
+@pytest.mark.parametrize("damage", ["another tensor", "a stranger's tensor", "NaN", "a row less"])
 def test_an_engine_that_opens_the_folder_itself_gets_no_adapter_that_does_not_fit(damage, base, tmp_path):
     made(base, tmp_path, "pissa")
     check_for_base(tmp_path, base)

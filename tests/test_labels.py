@@ -173,7 +173,7 @@ def run_of(folder, method="lora"):
     return folder / "run" / kind / "task.json"
 
 
-@pytest.mark.parametrize("method", ["lora", "full"])
+@pytest.mark.parametrize("method", ["lora", pytest.param("full", marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     "change",
     [

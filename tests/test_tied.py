@@ -54,9 +54,23 @@ def train(model):
     return model.eval()
 
 
-@pytest.mark.parametrize("targets", [["lm_head"], ["lm_head", "other"]], ids=["alone", "with others"])
-@pytest.mark.parametrize("base", ["llama", "gpt2"])
-@pytest.mark.parametrize("method", PEFT_METHODS)
+@pytest.mark.parametrize(
+    ("method", "base", "targets"),
+    [
+        *[(method, "llama", ["lm_head"]) for method in ("lora", "pissa", "dora")],
+        *[
+            ("pissa", "gpt2", ["lm_head"]),
+            ("lora", "gpt2", ["lm_head", "other"]),
+            ("loha", "gpt2", ["lm_head", "other"]),
+        ],
+        *[("ba-lora", "llama", ["lm_head", "other"]), ("adalora", "llama", ["lm_head", "other"])],
+        *[
+            pytest.param(method, base, ["lm_head", "other"], marks=pytest.mark.slow)
+            for method in PEFT_METHODS
+            for base in ("llama", "gpt2")
+        ],
+    ],
+)
 def test_start_adapter_and_merged_model_are_those_of_an_untied_head(method, base, targets, bases, tmp_path, caplog):
     other = {"llama": "q_proj", "gpt2": "c_attn"}[base]
     targets = [other if name == "other" else name for name in targets]
