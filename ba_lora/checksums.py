@@ -176,7 +176,9 @@ def _of_line(record: dict, of: str) -> str:
 
 def save_tensors(tensors: Mapping[str, Tensor], file: Path, of: str = "") -> None:
     """Write a safetensors file with a checksum. of: what it is of, as a name or hash."""
-    save_file(dict(tensors), file, metadata={"checksum": _of_tensors(tensors), "of": of})
+    save_file(
+        dict(tensors), file, metadata={"checksum": f"{_of_tensors(tensors)} {of}"}
+    )  # of two entries the order varies
 
 
 def load_tensors(file: str | Path, of: str = "") -> dict[str, Tensor]:
@@ -187,14 +189,23 @@ def load_tensors(file: str | Path, of: str = "") -> dict[str, Tensor]:
     try:
         with safe_open(file, framework="pt") as opened:
             tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118  (no mapping)
-            known = opened.metadata() or {}
+            checksum, _, known = (opened.metadata() or {}).get("checksum", "").partition(" ")
     except (OSError, SafetensorError) as error:
         raise DamagedFile(f"{file} cannot be read ({error})") from None
-    if known.get("checksum", "") not in ("", _of_tensors(tensors)):
+    if checksum and checksum != _of_tensors(tensors):
         raise DamagedFile(f"{file} was altered after it was written")
-    if of and known.get("of", of) != of:
-        raise DamagedFile(f"{file} is of something else ({known['of'][:12]}, not {of[:12]})")
+    if checksum and known != of:
+        raise DamagedFile(f"{file} is of something else ({known[:12] or 'a start'}, not {of[:12] or 'a start'})")
     return tensors
+
+
+def of_tensors(file: str | Path) -> str | None:
+    """What a file says that it is `of`; None where that cannot be read."""
+    try:
+        with safe_open(file, framework="pt") as opened:
+            return (opened.metadata() or {}).get("checksum", "").partition(" ")[2]
+    except (OSError, SafetensorError):
+        return None
 
 
 def _of_tensors(tensors: Mapping[str, Tensor]) -> str:

@@ -125,7 +125,7 @@ class Decomposer:
         tensors = {name: tensor.cpu().contiguous() for name, tensor in triplets._asdict().items()}
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
-            save_file(tensors, temporary, metadata={"checksum": _checksum(tensors), "of": file.stem})
+            save_file(tensors, temporary, metadata={"checksum": f"{_checksum(tensors)} {file.stem}"})
             os.replace(temporary, file)
         except (OSError, SafetensorError) as error:
             logger.warning("decompositions cannot be kept in %s (%s); the run goes on without", file.parent, error)
@@ -153,8 +153,8 @@ def _read(file: Path, count: int) -> Triplets | None:
     try:
         with safe_open(file, framework="pt") as opened:
             tensors = {name: opened.get_tensor(name) for name in Triplets._fields}
-            known = opened.metadata() or {}
-            whole = known.get("checksum") == _checksum(tensors) and known.get("of", file.stem) == file.stem
+            checksum, _, of = (opened.metadata() or {}).get("checksum", "").partition(" ")
+            whole = checksum == _checksum(tensors) and of in ("", file.stem)  # earlier versions did not say of what
     except (OSError, SafetensorError):
         whole = False
     if not whole:

@@ -198,7 +198,11 @@ def _make(name: str, place: Path) -> None:
         _say(f"converting {parts[0].name} to float32 safetensors (once, about a minute)")
         convert_gguf(gguf, place, PREFIX + name)
         gguf.unlink()
-    files = {path.relative_to(place).as_posix(): sha256(path) for path in sorted(place.rglob("*")) if path.is_file()}
+    files = {
+        path.relative_to(place).as_posix(): sha256(path)
+        for path in sorted(place.rglob("*"))
+        if path.is_file() and path.name != CHECKSUMS
+    }
     write_json(
         place / CHECKSUMS, {"model": PREFIX + name, "sources": package.sources, "source": source, "files": files}
     )

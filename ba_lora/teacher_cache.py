@@ -30,7 +30,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from .checksums import load_tensors, save_tensors
+from .checksums import load_tensors, of_tensors, save_tensors
 from .chunked import stats_of
 from .data.collator import IGNORED
 from .errors import DamagedFile, UserError
@@ -235,7 +235,7 @@ def _claim(folder: Path, facts: dict, layout: Layout) -> bool:
         held = read_json(folder / "cache.json")
     except DamagedFile:
         shards = {_file(folder, shard): _of(facts, shard) for shard in range(len(layout.members))}
-        if any(shards.get(file) != _said_of(file) for file in folder.glob("rows-*.safetensors")):
+        if any(shards.get(file) != of_tensors(file) for file in folder.glob("rows-*.safetensors")):
             raise UserError(
                 f"--teacher_cache {folder} is damaged: cache.json cannot be read, and what the shards are of is not known; "
                 "remove the folder to build it again"
@@ -322,14 +322,6 @@ def _file(folder: Path, shard: int) -> Path:
 def _of(facts: dict, shard: int) -> str:
     """What a shard says that it is of."""
     return digest([facts, shard])
-
-
-def _said_of(file: Path) -> str | None:
-    try:
-        with safe_open(file, framework="pt") as opened:
-            return (opened.metadata() or {}).get("of")
-    except (OSError, SafetensorError):
-        return None
 
 
 def _flaw(folder: Path, layout: Layout, facts: dict, shard: int) -> str | None:

@@ -4,6 +4,8 @@ Both are small, unlike the features, so that they can be kept and the same figur
 """
 
 import csv
+import json
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,6 +16,8 @@ from .errors import DamagedFile, UserError
 from .files import atomic_write
 from .folders import refuse_foreign
 from .tsne_figure import Panel, write_figures
+
+logger = logging.getLogger(__name__)
 
 COORDINATES, SCORES = "coordinates.csv", "scores.json"
 KEYS = ("classes", "pooling", "examples", "perplexity", "seed", "panels")  # without which nothing is drawn
@@ -60,14 +64,20 @@ def read_record(folder: Path) -> tuple[list[Panel], dict]:
             )
         plane = np.array(plane, np.float32)
         panels.append(Panel(run, step, np.array(labels), plane, scored["original"], scored["plane"]))
+    try:
+        checksums.read_record(folder / SCORES)
+    except DamagedFile as error:  # points may be moved on purpose
+        logger.warning("%s; drawn as they are now", error)
     return panels, record
 
 
 def _read_scores(file: Path) -> dict:
     try:
-        record = checksums.read_record(file)
-    except DamagedFile as error:
-        raise UserError(f"{error}; or {AGAIN}") from None
+        record = json.loads(file.read_bytes())
+    except ValueError as error:
+        raise UserError(f"{file} is not valid JSON ({error}); {AGAIN}") from None
+    if not isinstance(record, dict):
+        raise UserError(f"{file} holds no object; {AGAIN}")
     for part, keys in ((record, KEYS), *((panel, PANEL_KEYS) for panel in record.get("panels", ()))):
         for key in keys:
             if key not in part:

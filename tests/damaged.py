@@ -4,7 +4,7 @@ import json
 import os
 import shutil
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -186,8 +186,13 @@ def started(home):
     return sorted(checkpoints.read_start(home / RUN / "checkpoints" / checkpoints.START).items()), continued(home)
 
 
+@cache
+def _tokenizer():
+    return load_tokenizer("tiny")
+
+
 def encoded(home, conversations=TRAINED_ON):
-    tokenizer = load_tokenizer("tiny")
+    tokenizer = _tokenizer()
     samples, report = load_samples(tokenizer, make_template(default_template("tiny"), tokenizer), conversations, 64)
     return samples.to_list(), report
 

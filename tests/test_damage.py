@@ -74,36 +74,36 @@ def test_no_damage_goes_unnoticed(home, tmp_path, monkeypatch, caplog, name, dam
     assert not caplog.records, "whole files give no warning"
     contents = {file: file.read_bytes() for file in files}
     others = [home / kind.other] if kind.other else files[1:] + files[:1]
+    swaps = {file: others[number % len(others)].read_bytes() for number, file in enumerate(files)}
     noticed = 0
-    for number, file in enumerate(files):
-        other = others[number % len(others)].read_bytes()
-        for content in DAMAGES[damage](contents[file], other):
-            file.unlink()  # tensors and tables may be mapped to the whole one
-            file.write_bytes(content)
-            caplog.clear()
-            try:
-                value = kind.read(tmp_path)
-            except UserError as error:
-                said = str(error)
-                assert "\n" not in said
-            else:
-                said = "\n".join(record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING)
-                missing = kind.read in GROWING and value.items() <= right.items()
-                assert said or missing or _same(value, right), f"{file.name}, {damage}: another value without a word"
-                if said and "checkpoint" not in name and "start" not in name:
-                    assert _same(value, right), "what is made again is what was there"
-            if said:
-                assert any(part in said for part in (file.name, file.parent.name)), said
-                noticed += 1
-            for each in files:
-                each.parent.mkdir(parents=True, exist_ok=True)
-                each.unlink(missing_ok=True)
-                each.write_bytes(contents[each])
-    assert (
-        noticed
-        or kind.read in GROWING
-        or (damage == "swapped" and len({*contents.values(), *(p.read_bytes() for p in others)}) == 1)
-    )
+    for variant in zip(*(DAMAGES[damage](contents[file], swaps[file]) for file in files), strict=True):
+        _put(files, variant)
+        caplog.clear()
+        try:
+            value = kind.read(tmp_path)
+        except UserError as error:
+            said = str(error)
+            assert "\n" not in said
+        else:
+            said = "\n".join(record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING)
+            missing = kind.read in GROWING and value.items() <= right.items()
+            assert said or missing or _same(value, right), f"{kind.file}, {damage}: another value without a word"
+            if said and not name.startswith(("checkpoint", "start", "t-SNE")):
+                assert _same(value, right), "what is made again is what was there"
+        if said:
+            assert any(part in said for file in files for part in (file.name, file.parent.name)), said
+            noticed += 1
+        _put(files, contents.values())
+    changes_nothing = damage == "swapped" and all(contents[file] == swaps[file] for file in files)
+    assert noticed or changes_nothing or kind.read in GROWING
+
+
+def _put(files, contents):
+    """Write the files anew, not into the old ones: tensors and tables may be mapped to those."""
+    for file, content in zip(files, contents, strict=True):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.unlink(missing_ok=True)
+        file.write_bytes(content)
 
 
 # Mix-ups and damage of whole folders

@@ -184,7 +184,7 @@ def test_judgments_are_not_asked_for_twice_and_scoring_them_again_needs_no_judge
         outputs.append([(folder / file).read_bytes() for file in ("score.json", "scored.jsonl")])
     assert outputs[0] == outputs[1] != outputs[2]
     again, published = (json.loads(outputs[number][0]) for number in (0, 2))
-    assert again | {"rescored": first["rescored"]} == first
+    assert again | {name: first[name] for name in ("rescored", "checksum")} == first
     assert (published["score"], published["n_several"], published["protocol"]) == (3, 6, "fastchat")
 
 
@@ -398,7 +398,7 @@ def test_a_killed_judging_goes_on_where_it_stopped_and_ends_alike(tmp_path, data
     judge = ScriptedJudge(rate)
     score = run(judge, *arguments)
     assert len(judge.asked) == 6 - kept and len(read(judgments)) == 6
-    same = {"judged": None, "rescored": None}
+    same = {"judged": None, "rescored": None, "checksum": None}
     assert score | same == whole | same
 
 
@@ -435,7 +435,7 @@ def test_the_embedded_model_answers_both_turns_and_is_judged(tmp_path, data, tin
     arguments = ["--rescore", str(source), "--data", data, "--limit", "2"]
     assert main([*arguments, "--output_dir", str(tmp_path / "D2")]) == 0
     again = json.loads((tmp_path / "D2" / "score.json").read_text())
-    assert again | {"rescored": None} == score
+    assert again | {name: score[name] for name in ("rescored", "checksum", "files")} == score
 
 
 def test_a_judge_that_fails_costs_no_generation(tmp_path, data):
