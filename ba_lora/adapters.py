@@ -5,6 +5,7 @@ s·[B, −B0]·[A; A0].
 """
 
 import copy
+import json
 import logging
 from functools import lru_cache
 from pathlib import Path
@@ -148,7 +149,19 @@ def _export_peft(model: PeftModel, folder: Path, head: tuple[str, ...], tensors:
 
 def _save(tensors: dict[str, torch.Tensor], file: Path) -> None:
     whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    save_file(whole, file, metadata={"format": "pt", MADE_BY: "export"})  # so that a later export knows it
+    save_file(whole, file, metadata={"format": "pt"})
+    _sign(file)
+
+
+def _sign(file: Path) -> None:
+    """Add MADE_BY to the metadata of a safetensors file, so that a later export knows it. safetensors itself writes two entries in
+    an order that changes, and the same run has to give the same bytes."""
+    content = file.read_bytes()
+    size = int.from_bytes(content[:8], "little")
+    plain, signed = b'{"format":"pt"}', json.dumps({"format": "pt", MADE_BY: "export"}, separators=(",", ":")).encode()
+    header = content[8 : 8 + size].replace(plain, signed, 1).rstrip()
+    header += b" " * (-len(header) % 8)  # the tensors stay aligned
+    file.write_bytes(len(header).to_bytes(8, "little") + header + content[8 + size :])
 
 
 def export_merged(

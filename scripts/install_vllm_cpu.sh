@@ -22,6 +22,10 @@ if [ -e "$folder" ] && [ ! -f "$folder/pyvenv.cfg" ]; then
     echo "error: $folder is there and no Python environment; name another folder" >&2
     exit 2
 fi
+if [ -e "$folder" ] && [ ! -f "$stamp" ] && [ ! -f "$folder/wanted.txt" ]; then
+    echo "error: $folder is a Python environment that this script did not make; name another folder" >&2
+    exit 2
+fi
 
 for candidate in "${PYTHON:-python3}" python3 python3.12 python3.11 python3.13 python3.14; do
     if "$candidate" -c 'import ensurepip, sys, venv; sys.exit(not (3, 11) <= sys.version_info < (3, 15))' 2>/dev/null; then break; fi

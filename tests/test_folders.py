@@ -4,12 +4,14 @@ The commands are found by their parsers: an option that may name an output is in
 """
 
 import argparse
+import json
 import os
 import re
 import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 from unittest import mock
 
@@ -289,3 +291,23 @@ def test_a_child_that_outlives_a_killed_process_does_not_keep_its_folder(tmp_pat
             pass
     finally:
         os.kill(int(group[0]), signal.SIGKILL)
+
+
+@pytest.mark.slow
+def test_two_trainings_started_at_once_in_one_folder_are_one_run_and_one_line(tmp_path):
+    words = [sys.executable, str(ROOT / "train.py"), "--config", str(ROOT / "configs/nlg/tiny.yaml"), "--limit", "640"]
+    words += ["--output_dir", str(tmp_path / "run"), "--logging_steps", "1", "--progress", "false"]
+    both = [subprocess.Popen(words, cwd=ROOT, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    said = {process.wait(): process.stderr.read() for process in both}
+    assert sorted(said) == [0, 2]
+    assert re.search(r"error: --output_dir .*run is in use by process \d+ on ", said[2].strip().splitlines()[-1])
+    steps = [json.loads(line)["step"] for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert steps == list(range(1, 21))
+    killed = subprocess.Popen([*words, "--overwrite"], cwd=ROOT)
+    deadline = time.monotonic() + 300
+    while not (tmp_path / "run" / ".ba-lora.json").is_file() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    killed.kill()
+    killed.wait()
+    assert subprocess.run([*words, "--overwrite"], cwd=ROOT).returncode == 0
+    assert not (tmp_path / "run" / ".ba-lora.json").exists()

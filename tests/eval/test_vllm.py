@@ -187,6 +187,10 @@ def test_the_installation_leaves_a_folder_alone_that_is_no_environment(tmp_path)
     done = subprocess.run(script, capture_output=True, text=True)
     assert done.returncode == 2 and done.stderr.endswith("is there and no Python environment; name another folder\n")
     assert (tmp_path / "mine.txt").read_text() == "kept"
+    (tmp_path / "pyvenv.cfg").write_text("home = mine")  # somebody's own environment
+    done = subprocess.run(script, capture_output=True, text=True)
+    assert done.returncode == 2 and done.stderr.endswith("that this script did not make; name another folder\n")
+    assert {path.name for path in tmp_path.iterdir()} == {"mine.txt", "pyvenv.cfg"}
 
 
 def test_an_engine_ends_when_its_parent_is_killed():
