@@ -23,13 +23,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from .adalora import allocator_state, restore_allocator
-from .checksums import load_tensors, save_tensors
 from .errors import DamagedFile, RunFailure, UserError
 from .files import hash_of, read_json, sha256, write_json
 from .interruptions import cause, on_any_process
 from .methods import attached_to
 from .sharding import gathered
 from .teacher import initial_copy, initial_tensors
+from .tensor_files import load_tensors, save_tensors
 
 logger = logging.getLogger(__name__)
 
@@ -117,7 +117,7 @@ def flaw(checkpoint: Path, hashes: bool = True) -> str | None:
     try:
         manifest = read_json(checkpoint / MANIFEST)
         listed = manifest["files"]
-        there = {path.relative_to(checkpoint).as_posix() for path in checkpoint.rglob("*") if path.is_file()}
+        there = {path.relative_to(checkpoint).as_posix() for path in checkpoint.rglob("[!.]*") if path.is_file()}
         for names in (*NEEDED, *((name,) for name in sorted(there - {MANIFEST}))):
             if not any(name in listed for name in names):
                 return f"{MANIFEST} does not list {names[0]}"

@@ -2,7 +2,7 @@
 
     FOLDER/checksums.json   SHA-256 of each file of a folder that belongs together: adapter/, model/, merged/, features/, a cache
     run.json "files"        SHA-256 of metrics.jsonl and of each checksums.json of a finished run, so that none is another run's
-    a safetensors file      its metadata hold a checksum of the tensors, and what the file is of
+    a safetensors file      its metadata hold a checksum of the tensors, and what the file is of: see tensor_files.py
 
 Files without them, of earlier versions and of other software, open as before. The checksum of a JSON file lies in it, see files.py.
 SHA-256 and not a faster hash: an evaluation records the same hash of the weights anyway, and each file is read once a process.
@@ -10,14 +10,10 @@ SHA-256 and not a faster hash: an evaluation records the same hash of the weight
 
 import json
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 
-import torch
 import xxhash
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
-from torch import Tensor
 
 from .errors import DamagedFile
 from .files import hash_of, read_json, write_json, write_sealed
@@ -31,12 +27,11 @@ OWN_CHANGE = f"if the change is your own, remove {FILE} from that folder"
 
 
 def write(folder: str | Path) -> None:
-    """Write FOLDER/checksums.json, of every file in the folder but the card."""
+    """Write FOLDER/checksums.json, of every file in the folder but the card and hidden ones."""
     folder = Path(folder)
     files = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
-    write_json(
-        folder / FILE, {"files": {name: hash_of(path) for name, path in files.items() if name not in (FILE, CARD)}}
-    )
+    listed = [name for name in files if name not in (FILE, CARD) and not Path(name).name.startswith(".")]
+    write_json(folder / FILE, {"files": {name: hash_of(files[name]) for name in listed}})
 
 
 def verify(folder: str | Path, remedy: str = f"put it back from a copy; {OWN_CHANGE}") -> None:
@@ -169,50 +164,3 @@ def check_line(record: dict, place: str, of: str = "") -> None:
 
 def _of_line(record: dict, of: str) -> str:
     return xxhash.xxh3_64_hexdigest((of + json.dumps(record, sort_keys=True)).encode())
-
-
-# Tensors
-
-
-def save_tensors(tensors: Mapping[str, Tensor], file: Path, of: str = "") -> None:
-    """Write a safetensors file with a checksum. of: what it is of, as a name or hash."""
-    save_file(
-        dict(tensors), file, metadata={"checksum": f"{_of_tensors(tensors)} {of}"}
-    )  # of two entries the order varies
-
-
-def load_tensors(file: str | Path, of: str = "") -> dict[str, Tensor]:
-    """The tensors of a file, compared with its checksum and with what it should be `of`, where it knows them.
-
-    Raises DamagedFile, of which the message says what is wrong but gives no remedy.
-    """
-    try:
-        with safe_open(file, framework="pt") as opened:
-            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118  (no mapping)
-            checksum, _, known = (opened.metadata() or {}).get("checksum", "").partition(" ")
-    except (OSError, SafetensorError) as error:
-        raise DamagedFile(f"{file} cannot be read ({error})") from None
-    if checksum and checksum != _of_tensors(tensors):
-        raise DamagedFile(f"{file} was altered after it was written")
-    if checksum and known != of:
-        raise DamagedFile(f"{file} is of something else ({known[:12] or 'a start'}, not {of[:12] or 'a start'})")
-    return tensors
-
-
-def of_tensors(file: str | Path) -> str | None:
-    """What a file says that it is `of`; None where that cannot be read."""
-    try:
-        with safe_open(file, framework="pt") as opened:
-            return (opened.metadata() or {}).get("checksum", "").partition(" ")[2]
-    except (OSError, SafetensorError):
-        return None
-
-
-def _of_tensors(tensors: Mapping[str, Tensor]) -> str:
-    """128 bits of names, types, shapes and values."""
-    state = xxhash.xxh3_128()
-    for name in sorted(tensors):
-        tensor = tensors[name].detach().cpu().contiguous()
-        state.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        state.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
-    return state.hexdigest()

@@ -30,7 +30,6 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from .checksums import load_tensors, of_tensors, save_tensors
 from .chunked import stats_of
 from .data.collator import IGNORED
 from .errors import DamagedFile, UserError
@@ -38,6 +37,7 @@ from .files import digest, read_json, write_sealed
 from .folders import refuse_foreign
 from .head import Split, split
 from .objective import counted
+from .tensor_files import load_tensors, of_tensors, save_tensors
 
 logger = logging.getLogger(__name__)
 

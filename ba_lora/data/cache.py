@@ -1,6 +1,7 @@
 """Encoded samples, kept on disk by their content: the same texts, tokenizer, template and length are encoded once."""
 
 import logging
+import shutil
 from pathlib import Path
 
 from datasets import Dataset, disable_progress_bars, load_from_disk
@@ -58,4 +59,5 @@ def _read(folder: Path) -> tuple[Dataset, dict] | None:
     except Exception as error:  # of datasets' and arrow's many kinds; each means that the folder cannot be used
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         logger.warning("the samples in %s are damaged (%s); they are encoded again", folder, reason)
+        shutil.rmtree(folder, ignore_errors=True)
         return None

@@ -1,0 +1,56 @@
+"""Safetensors files of the project's own, each with a checksum of its tensors and of what it belongs to."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+import xxhash
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from .errors import DamagedFile
+
+
+def save_tensors(tensors: Mapping[str, Tensor], file: Path, of: str = "") -> None:
+    """Write a safetensors file with a checksum. of: what it is of, as a name or hash."""
+    save_file(
+        dict(tensors), file, metadata={"checksum": f"{_of_tensors(tensors)} {of}"}
+    )  # of two entries the order varies
+
+
+def load_tensors(file: str | Path, of: str = "") -> dict[str, Tensor]:
+    """The tensors of a file, compared with its checksum and with what it should be `of`, where it knows them.
+
+    Raises DamagedFile, of which the message says what is wrong but gives no remedy.
+    """
+    try:
+        with safe_open(file, framework="pt") as opened:
+            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118  (no mapping)
+            checksum, _, known = (opened.metadata() or {}).get("checksum", "").partition(" ")
+    except (OSError, SafetensorError) as error:
+        raise DamagedFile(f"{file} cannot be read ({error})") from None
+    if checksum and checksum != _of_tensors(tensors):
+        raise DamagedFile(f"{file} was altered after it was written")
+    if checksum and known != of:
+        raise DamagedFile(f"{file} is of something else ({known[:12] or 'a start'}, not {of[:12] or 'a start'})")
+    return tensors
+
+
+def of_tensors(file: str | Path) -> str | None:
+    """What a file says that it is `of`; None where that cannot be read."""
+    try:
+        with safe_open(file, framework="pt") as opened:
+            return (opened.metadata() or {}).get("checksum", "").partition(" ")[2]
+    except (OSError, SafetensorError):
+        return None
+
+
+def _of_tensors(tensors: Mapping[str, Tensor]) -> str:
+    """128 bits of names, types, shapes and values."""
+    state = xxhash.xxh3_128()
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        state.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        state.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return state.hexdigest()
