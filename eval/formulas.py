@@ -37,6 +37,10 @@ _CHANGES_MEANING = re.compile(
     re.IGNORECASE,
 )
 _LEFT_OUT = re.compile(r"\\[lc]?dots(?![A-Za-z])|\\dots[cbmio](?![A-Za-z])|\\vdots|\\ddots|\.\.\.|…")
+_SIGNS = {ord(sign): "-" for sign in "\u2010\u2011\u2012\u2013\u2212\ufe63\uff0d"} | {
+    ord(sign): rf"\{name} "
+    for sign, name in zip("×·÷π∞≤≥≠∪∩∅±", "times cdot div pi infty le ge neq cup cap emptyset pm".split(), strict=True)
+}
 _PRIME = re.compile(r"(?<!\\)['\"′″]|\\prime")  # the parser drops them
 _SPACE = re.compile(
     r"(?<!\\)\\[,;: ]|\\q?quad(?![A-Za-z])|\\(?:thin|med|thick)?space(?![A-Za-z])|~|[\u00a0\u2009\u202f]|\n"
@@ -111,7 +115,7 @@ def _read_sentence(formulas: list[str], words: str, real: bool):
 
 def clean(latex: str) -> str:
     """A formula as math-verify's parser takes it. Nothing with a value is dropped. Raises Unread for what the parser would drop."""
-    text = latex.strip().removesuffix(".").strip()
+    text = latex.translate(_SIGNS).strip().removesuffix(".").strip()
     if _LEFT_OUT.search(text) or _PRIME.search(text):
         raise Unread(latex)
     text = _GROUPS.sub(lambda match: re.sub(r"\D", "", match[0]), text)

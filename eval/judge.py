@@ -17,7 +17,6 @@ counted. So is one that the server refuses (HTTP 400, 413, 422: too long, filter
 """
 
 import json
-import math
 import os
 import re
 from collections.abc import Iterable, Sequence
@@ -91,7 +90,7 @@ def read_rating(reply: str, protocol: str = "ba-lora") -> Reading:
         return Reading(None, "no rating")
     several = len({float(number) for number in found}) > 1
     rating = float(found[which])
-    if math.isinf(rating) or (protocol != "fastchat" and not LOWEST <= rating <= HIGHEST):
+    if protocol != "fastchat" and not LOWEST <= rating <= HIGHEST:
         return Reading(None, "out of range", several)
     return Reading(rating, None, several)
 

@@ -46,7 +46,7 @@ def check_field(record: dict, name: str, kind: str, place: str):
     """The value of a field, None where it is absent or null. Raises UserError naming `place` for one that is not of its kind."""
     value = record.get(name)
     if value is not None and not _KINDS[kind](value):
-        raise UserError(f"{place}: '{name}' is {str(value)[:60]!r} ({type(value).__name__}), {kind} is needed")
+        raise UserError(f"{place}: '{name}' is {repr(value)[:60]}, {kind} is needed")
     return value
 
 

@@ -156,6 +156,6 @@ def test_half_a_surrogate_pair_is_wrong_alone_and_any_terminal_gets_the_score(tm
 
 
 @pytest.mark.parametrize("protocol", ["ba-lora", "fastchat"])
-@pytest.mark.parametrize("reply", ["[[" + "1" * 10**5, "[[" * 10**5, "[[" + "9" * 10**5 + "]]", "[[1" + " " * 10**5])
+@pytest.mark.parametrize("reply", ["[[" + "1" * 10**5, "[[" * 10**5, "[[1" + " " * 10**5])
 def test_a_hostile_reply_of_a_judge_has_no_rating(reply, protocol):
     assert read_rating(reply, protocol).rating is None

@@ -76,6 +76,9 @@ SAME_VALUE = [
     ("3,4", "$3$ and $4$"),
     ("x=3, x=4", "x = 4 \\text{ or } x = 3"),
     ("\\begin{pmatrix} 1 \\\\ 2 \\end{pmatrix}", "\\begin{pmatrix}\n1 \\\\\n2\n\\end{pmatrix}"),
+    ("-5", "\u20115"),
+    ("6\\pi", "2 × 3π"),
+    ("(-\\infty, 2]", "(\u2212∞, 2]"),
     ("18", "that there are 18 eggs"),
 ]
 SMALL = ["2^{-100}", "2^{-99}", "10^{-400}", "\\frac{\\sqrt{2}}{10^{30}}", "0"]
