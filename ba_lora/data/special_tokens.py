@@ -44,7 +44,8 @@ def special_tokens(tokenizer, template: Template | None = None) -> SpecialTokens
     """Those of a tokenizer, with the token that ends an answer and what a chat template writes, special or not."""
     if not hasattr(tokenizer, "added_tokens_decoder"):  # a function from text to ids will do for a prompt
         return SpecialTokens(None, frozenset())
-    return _special_tokens(tokenizer, template, len(tokenizer), tuple(tokenizer.all_special_tokens))
+    size = len(tokenizer) if hasattr(tokenizer, "__len__") else 0
+    return _special_tokens(tokenizer, template, size, tuple(tokenizer.all_special_tokens))
 
 
 @lru_cache(maxsize=8)
