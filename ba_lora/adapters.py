@@ -5,7 +5,6 @@ s·[B, −B0]·[A; A0].
 """
 
 import copy
-import json
 import logging
 from functools import lru_cache
 from pathlib import Path
@@ -22,7 +21,7 @@ from .adapter_files import CONFIG, check_files, open_adapter, read_config, read_
 from .conv1d import to_conv1d, to_linear
 from .errors import UserError
 from .files import read_json, write_json
-from .folder_kinds import MADE_BY, WEIGHTS
+from .folder_kinds import OF_WEIGHTS, WEIGHTS
 from .folders import replaced
 from .generation_config import repair_generation_config
 from .methods import Attached, attach, attached_to
@@ -98,7 +97,7 @@ def export(model: nn.Module, folder: str | Path, task: dict | None = None, *, te
             regression = whole.config.problem_type == "regression"
             labels = None if regression else [whole.config.id2label[i] for i in range(whole.config.num_labels)]
             write_json(place / TASK_FILE, {"labels": labels, "head": list(attached.head)} | (task or {}))
-        checksums.write(place)
+        checksums.write(place, **OF_WEIGHTS)
 
 
 def save_whole(model: nn.Module, folder: Path, state: dict[str, torch.Tensor] | None = None) -> None:
@@ -150,18 +149,6 @@ def _export_peft(model: PeftModel, folder: Path, head: tuple[str, ...], tensors:
 def _save(tensors: dict[str, torch.Tensor], file: Path) -> None:
     whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     save_file(whole, file, metadata={"format": "pt"})
-    _sign(file)
-
-
-def _sign(file: Path) -> None:
-    """Add MADE_BY to the metadata of a safetensors file, so that a later export knows it. safetensors itself writes two entries in
-    an order that changes, and the same run has to give the same bytes."""
-    content = file.read_bytes()
-    size = int.from_bytes(content[:8], "little")
-    plain, signed = b'{"format":"pt"}', json.dumps({"format": "pt", MADE_BY: "export"}, separators=(",", ":")).encode()
-    header = content[8 : 8 + size].replace(plain, signed, 1).rstrip()
-    header += b" " * (-len(header) % 8)  # the tensors stay aligned
-    file.write_bytes(len(header).to_bytes(8, "little") + header + content[8 + size :])
 
 
 def export_merged(
@@ -189,7 +176,7 @@ def export_merged(
         tokenizer.save_pretrained(place)
         if is_classifier(merged):
             write_json(place / TASK_FILE, read_json(find_run(adapter)[0] / TASK_FILE))
-        checksums.write(place)
+        checksums.write(place, **OF_WEIGHTS)
 
 
 def _adapted_layers(adapted: PeftModel) -> list[str]:

@@ -26,12 +26,12 @@ WEIGHTS = "*.safetensors"
 OWN_CHANGE = f"if the change is your own, remove {FILE} from that folder"
 
 
-def write(folder: str | Path) -> None:
-    """Write FOLDER/checksums.json, of every file in the folder but the card and hidden ones."""
+def write(folder: str | Path, **facts: str) -> None:
+    """Write FOLDER/checksums.json, of every file in the folder but the card and hidden ones. facts: more to say in it."""
     folder = Path(folder)
     files = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
     listed = [name for name in files if name not in (FILE, CARD) and not Path(name).name.startswith(".")]
-    write_json(folder / FILE, {"files": {name: hash_of(files[name]) for name in listed}})
+    write_json(folder / FILE, facts | {"files": {name: hash_of(files[name]) for name in listed}})
 
 
 def verify(folder: str | Path, remedy: str = f"put it back from a copy; {OWN_CHANGE}") -> None:

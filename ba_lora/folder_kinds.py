@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 MARKER = ".ba-lora.json"  # of folders.py: it says the kind while a folder is written, and after where nothing else does
-MADE_BY = "ba-lora"  # in the marker, in the metadata of an adapter and in a figure
+MADE_BY = "ba-lora"  # in the marker, in the checksums.json of what is exported, and in a figure
+OF_WEIGHTS = {"made_by": MADE_BY, "kind": "weights"}  # what that checksums.json says besides
 
 # Names of what is saved of a model: of an adapter, a head, a whole model and its tokenizer.
 WEIGHTS = (
@@ -157,7 +158,7 @@ KINDS = {
         "adapter or model that this project saved",
         (
             ("ba_lora.json", _has("method", "rank", "head", "as_linear")),
-            ("adapter_model.safetensors", _metadata(MADE_BY)),
+            ("checksums.json", lambda path: any(OF_WEIGHTS.items() <= found.items() for found in _objects(path))),
         ),
     ),
     "pre-trained model": Kind(

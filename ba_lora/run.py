@@ -27,7 +27,7 @@ from .card import write_card
 from .ending import KeepTrained, told, try_out
 from .errors import RunFailure, UserError
 from .files import digest, read_json, remove_leftovers, remove_own, write_sealed
-from .folder_kinds import RUN
+from .folder_kinds import OF_WEIGHTS, RUN
 from .folders import claimed, refuse_foreign, remove_run
 from .hub import reserve
 from .inputs import input_hashes
@@ -184,7 +184,7 @@ def _finish(arguments: TrainArguments, folder: Path, tokenizer, record: dict) ->
     kind = _kind(arguments)
     if kind == "model":
         tokenizer.save_pretrained(folder / kind)
-        checksums.write(folder / kind)
+        checksums.write(folder / kind, **OF_WEIGHTS)
     if arguments.merge:
         unset_hf_deepspeed_config()  # under ZeRO-3 the base would be opened in pieces, with processes that do not come
         export_merged(
