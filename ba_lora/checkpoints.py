@@ -38,10 +38,9 @@ PREFIX = "checkpoint-"  # transformers' name
 LEFTOVER = re.compile(rf"\.({PREFIX}\d+|{re.escape(START)})\.tmp")
 BESIDE = ("run.json", "metrics.jsonl")  # of the run folder, copied into each checkpoint
 STATE = "trainer_state.json"  # transformers' name
-# What no checkpoint goes without: one of each; the second is of several processes, or DeepSpeed's.
-NEEDED = (
-    (TRAINED,),
-    (STATE,),
+ALWAYS = ((TRAINED,), (STATE,))  # what no checkpoint goes without
+# What training goes on from: one of each; the second is of several processes, or DeepSpeed's.
+TO_GO_ON = (
     ("optimizer.pt", "latest"),
     ("scheduler.pt", "latest"),
     ("rng_state.pth", "rng_state_0.pth"),
@@ -118,7 +117,8 @@ def flaw(checkpoint: Path, hashes: bool = True) -> str | None:
         manifest = read_json(checkpoint / MANIFEST)
         listed = manifest["files"]
         there = {path.relative_to(checkpoint).as_posix() for path in checkpoint.rglob("[!.]*") if path.is_file()}
-        for names in (*NEEDED, *((name,) for name in sorted(there - {MANIFEST}))):
+        needed = (*ALWAYS, *(TO_GO_ON if STATE not in listed or _steps_left(checkpoint / STATE) else ()))
+        for names in (*needed, *((name,) for name in sorted(there - {MANIFEST}))):
             if not any(name in listed for name in names):
                 return f"{MANIFEST} does not list {names[0]}"
         for name, entry in listed.items():
@@ -135,6 +135,12 @@ def flaw(checkpoint: Path, hashes: bool = True) -> str | None:
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         return f"{MANIFEST} cannot be read" if not isinstance(error, OSError) else f"{error.strerror}: {error.filename}"
     return None
+
+
+def _steps_left(state: Path) -> bool:
+    """Whether training goes on from a checkpoint; after the last step it holds what was trained alone."""
+    facts = read_json(state)
+    return facts["global_step"] < facts["max_steps"]
 
 
 def saved(folder: Path) -> list[Path]:

@@ -125,9 +125,9 @@ def _train(arguments: TrainArguments, folder: Path, callbacks: Sequence) -> Path
         wrapper=work.wrapper,
         train_dataset=work.samples,
         data_collator=work.collate,
-        callbacks=[keeper, stop],
+        callbacks=[stop],
     )
-    for callback in (*work.callbacks, *callbacks):  # after the trainer's own, which writes metrics.jsonl
+    for callback in (keeper, *work.callbacks, *callbacks):  # after the trainer's own, which writes metrics.jsonl
         trainer.add_callback(callback)
     keeper.trainer, main = trainer, trainer.is_world_process_zero()
     with stop, explained(lambda: f"after step {trainer.state.global_step}", folder), told(trainer, folder):

@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Iterable, Sequence
+from datetime import date
 from pathlib import Path
 
 import ba_lora
@@ -34,9 +35,9 @@ GENERATION_FACTS = (  # what `ask` gives; null after --rescore of a file of unkn
 GENERATIONS, SCORED, SCORE = "generations.jsonl", "scored.jsonl", "score.json"
 
 
-_KINDS = {
+_KINDS = {  # Parquet has dates besides
     "a text": lambda value: isinstance(value, str),
-    "a text or a number": lambda value: isinstance(value, (str, int, float)) and not isinstance(value, bool),
+    "a text or a number": lambda value: isinstance(value, str | int | float | date) and not isinstance(value, bool),
     "a whole number": lambda value: isinstance(value, int) and not isinstance(value, bool),
     "a list of texts": lambda value: isinstance(value, list) and all(isinstance(text, str) for text in value),
 }

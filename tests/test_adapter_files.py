@@ -31,10 +31,11 @@ def base(tmp_path_factory):
 
 
 def made(base, folder, method="lora", **options):
-    """An exported adapter; the model that was trained."""
+    """An exported adapter without the checksums that would notice each change first; the model that was trained."""
     model = attach(load_model(base), method, **{"rank": 4, "alpha": 4, "total_steps": 9} | options)
     move(model)
     export(model, folder)
+    (folder / "checksums.json").unlink()
     return model.eval()
 
 
@@ -243,6 +244,7 @@ def classifier(folder, method="lora"):
     model = attach(model, method, rank=2, alpha=2, head=head)
     move(model)
     export(model, folder / "adapter")
+    (folder / "adapter/checksums.json").unlink()
     return model.eval()
 
 
@@ -259,7 +261,9 @@ def test_a_classifiers_adapter_without_its_head_is_refused(part, tmp_path):
 def test_every_way_in_refuses_it_and_writes_nothing(base, tmp_path):
     run = tmp_path / "run"
     made("tiny", run / "adapter", "lora")
-    write_json(run / "run.json", {"status": "finished", "model": "tiny", "config": {}})
+    config = {"method": "lora", "rank": 4, "alpha": 4}
+    record = {"status": "finished", "model": "tiny", "config": config, "objective": {"lambda1": 0.0}}
+    write_json(run / "run.json", record)
     rewrite(run / "adapter", without(5))
     before = sorted(path.name for path in tmp_path.rglob("*"))
     message = "adapter_model.safetensors.* lacks"

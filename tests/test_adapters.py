@@ -106,6 +106,7 @@ def test_export_takes_the_wrapped_model_too_and_writes_no_pickle(base, tmp_path)
     assert sorted(path.name for path in (tmp_path / "adapter").iterdir()) == [
         "adapter_config.json",
         "adapter_model.safetensors",
+        "checksums.json",
     ]
 
 

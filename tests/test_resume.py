@@ -18,6 +18,8 @@ from ba_lora.arguments import parse
 from ba_lora.errors import Stopped, UserError
 from ba_lora.experiments.matrix import read_experiment
 from ba_lora.files import read_json, write_json
+from ba_lora.folder_kinds import MARKER
+from ba_lora.folders import mark
 from ba_lora.inputs import input_hashes
 from ba_lora.resume import SAMPLED, base_of, tensors_hash, trained_hash
 from ba_lora.run import train
@@ -208,13 +210,27 @@ def test_another_start_is_refused_before_anything_is_written(here):
     assert contents("run") == before
 
 
-def test_checkpoints_without_a_record_of_what_they_are_of_are_not_continued(here):
+@pytest.mark.parametrize(
+    ("is_marked", "message"),
+    [
+        (False, r"run is not empty and holds no run \(checkpoints, ...\)"),
+        (
+            True,
+            "run holds checkpoints and no run.json, which says what they are of",
+        ),  # as a killed run leaves its folder
+    ],
+)
+def test_checkpoints_without_a_record_of_what_they_are_of_are_not_continued(here, is_marked, message):
     here("generation")
     Path("run/run.json").unlink()
+    if is_marked:
+        mark(Path("run"), "run")
     before = contents("run")
-    with pytest.raises(UserError, match="run holds checkpoints and no run.json, which says what they are of"):
+    with pytest.raises(UserError, match=message):
         train(parse([*GENERATION, *SHORT, "--resume"]))
-    assert contents("run") == before
+    assert {name: value for name, value in contents("run").items() if name.name != MARKER} == {
+        name: value for name, value in before.items() if name.name != MARKER
+    }
 
 
 @pytest.mark.parametrize(("words", "name"), [(GENERATION, "generation"), (CLASSIFICATION, "classification")])

@@ -140,7 +140,7 @@ def test_a_tuning_keeps_methods_apart_whose_names_look_like_rates(tmp_path, monk
     file = written(tmp_path, methods=methods, tuning='{seed: 7, data: "tinymath:test", learning_rates: [0.001]}')
     for number, run in enumerate(tuning_runs(file, tmp_path / "runs").runs):
         run.folder.mkdir(parents=True)
-        (run.folder / "measures.json").write_text(f'{{"scores": {{"validation": 0.{number + 1}}}}}')
+        (run.folder / "measures.json").write_text(f'{{"evaluations": [], "scores": {{"validation": 0.{number + 1}}}}}')
     monkeypatch.setattr(tuning, "run_all", lambda *given: [])
     found = tuning.tune(str(file), str(tmp_path / "runs"), jobs=1).read_text()
     assert '"x": 0.001' in found and '"x-lr2": 0.001' in found
