@@ -192,7 +192,7 @@ def find_run(folder: str | Path) -> tuple[Path, str | None]:
     a damaged one.
     """
     found = _find_run(Path(folder))
-    checksums.verify(found[0])
+    checksums.verify_model(found[0])
     return found
 
 

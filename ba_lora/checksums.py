@@ -1,6 +1,7 @@
 """Damage and mix-ups that would go unnoticed: what this project writes carries checksums, which are compared when it is read.
 
     FOLDER/checksums.json   SHA-256 of each file of a folder that belongs together: adapter/, model/, merged/, features/, a cache
+                            (the embedded model's lies beside its folder, so that a copy is a model like any other)
     run.json "files"        SHA-256 of metrics.jsonl and of each checksums.json of a finished run, so that none is another run's
     a safetensors file      its metadata hold a checksum of the tensors, and what the file is of: see tensor_files.py
 
@@ -34,30 +35,49 @@ def write(folder: str | Path, **facts: str) -> None:
     write_json(folder / FILE, facts | {"files": {name: hash_of(files[name]) for name in listed}})
 
 
-def verify(folder: str | Path, remedy: str = f"put it back from a copy; {OWN_CHANGE}") -> None:
+def verify(
+    folder: str | Path,
+    remedy: str = f"put it back from a copy; {OWN_CHANGE}",
+    *,
+    listing: Path | None = None,
+    only_weights: bool = False,
+) -> None:
     """Compare a folder with its checksums.json, and that with the run.json of the run which the folder belongs to.
 
+    listing: another file in place of FOLDER/checksums.json. only_weights: a change of another file is no more than warned of.
     Raises DamagedFile, with `remedy`, naming the first file that is missing, altered or not listed. Without a checksums.json
     nothing is compared, which is said of a folder that had one.
     """
     folder = Path(folder)
     _check_run(folder, remedy)
-    if not (folder / FILE).is_file():
+    listing = listing or folder / FILE
+    if not listing.is_file():
         return
-    known = read_json(folder / FILE)
+    known = read_json(listing)
     if known and "files" not in known:
         return  # of other software
     files = known.get("files")
     if not isinstance(files, dict) or not files:
-        raise DamagedFile(f"{folder / FILE} lists no files; {remedy}")
+        raise DamagedFile(f"{listing} lists no files; {remedy}")
     for name, expected in files.items():
-        if not (folder / name).is_file():
-            raise DamagedFile(f"{folder / name} is missing; {remedy}")
-        if hash_of(folder / name) != expected:
-            raise DamagedFile(f"{folder / name} was altered after it was written (see {FILE}); {remedy}")
+        path = folder / name
+        if path.is_file() and hash_of(path) == expected:
+            continue
+        change = f"was altered after it was written (see {FILE})" if path.is_file() else "is missing"
+        if not only_weights or path.match(WEIGHTS):
+            raise DamagedFile(f"{path} {change}; {remedy}")
+        logger.warning("%s %s; it is taken as your own change", path, change)
     for path in sorted(folder.glob(WEIGHTS)):
         if path.name not in files:
             raise DamagedFile(f"{path} is not one of the files in {FILE}; {remedy}")
+
+
+def verify_model(folder: str | Path) -> None:
+    """`verify` for what is to be opened. A whole model outside of a run may differ in the files beside its weights, with a
+    warning: people copy models and edit their generation config."""
+    folder = Path(folder)
+    is_copy = (folder / "config.json").is_file() and not _recorded(folder.resolve().parent)
+    verify(folder, only_weights=is_copy)
 
 
 def of_run(folder: str | Path) -> dict[str, str]:

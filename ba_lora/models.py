@@ -17,7 +17,7 @@ from . import checksums, packages
 from .errors import RunFailure, UserError, choose
 from .labels import check_names, in_order_of, output_layer, reorder_outputs, saved_names
 from .pooling import pool_by_mask
-from .tiny import MODEL_DIR
+from .tiny import CHECKSUMS, MODEL_DIR
 
 logger = logging.getLogger(__name__)
 
@@ -33,7 +33,7 @@ def locate(name: str) -> str:
     those in the folder's checksums.json, if it has one.
     """
     if name == "tiny":
-        checksums.verify(MODEL_DIR, "install the project again")
+        checksums.verify(MODEL_DIR, "install the project again", listing=CHECKSUMS)
         return str(MODEL_DIR)
     if name.startswith(packages.PREFIX):
         return str(packages.open_model(name))
@@ -43,7 +43,7 @@ def locate(name: str) -> str:
             raise UserError(f"model folder {name} has no config.json; give a folder written by save_pretrained")
         if not any(next(folder.glob(pattern), None) for pattern in WEIGHT_FILES):
             raise UserError(f"model folder {name} has a config.json but no safetensors weights")
-        checksums.verify(folder)
+        checksums.verify_model(folder)
         return name
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise UserError(f"model folder {name} does not exist")

@@ -7,13 +7,14 @@ from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
 from typing import NamedTuple
+from unittest import mock
 
 import numpy as np
 import torch
 from datasets import Dataset
 from transformers import TrainerState
 
-from ba_lora import checkpoints, checksums, run, teacher_cache, tsne, tsne_record
+from ba_lora import checkpoints, checksums, models, run, teacher_cache, tsne, tsne_record
 from ba_lora.adapters import attach, export, load
 from ba_lora.card import write_card
 from ba_lora.data.cache import load_samples
@@ -74,7 +75,7 @@ def make_home(home):
     triplets(home), triplets(home, 1), teacher(home / "teacher"), teacher(home / "teacher2", 1)
     for number, name in enumerate(("own", "own2")):
         _models(home / name, number)
-    shutil.copytree(MODEL_DIR, home / "tiny")
+    shutil.copytree(MODEL_DIR.parent, home / "tiny", ignore=shutil.ignore_patterns("*.py", "__pycache__"))
     for name, said in (("lines", "It is 1."), ("lines2", "It is 2.")):
         _evaluation(home / name, said, CONFIG if name == "lines" else CONFIG | {"model_hash": "2" * 64})
     for number, name in enumerate(("features", "features2")):
@@ -214,8 +215,9 @@ def teacher(folder, seed=0):
 
 
 def embedded(home):
-    model, tokenizer = load_model(str(home / "tiny")), load_tokenizer(str(home / "tiny"))
-    with torch.no_grad():
+    places = {"MODEL_DIR": home / "tiny/model", "CHECKSUMS": home / "tiny/checksums.json"}
+    with mock.patch.multiple(models, **places), torch.no_grad():
+        model, tokenizer = load_model("tiny"), load_tokenizer("tiny")
         return model(input_ids=IDS).logits, tokenizer("What is 3 + 4?")["input_ids"], model.generation_config.to_dict()
 
 
@@ -289,12 +291,8 @@ def _kinds():
         for name in names:
             yield f"{folder}/{name}", Kind(f"own/{folder}/{name}", f"own2/{folder}/{name}", partial(_own, folder))
     for name in (
-        "model.safetensors",
-        "config.json",
-        "tokenizer.json",
-        "tokenizer_config.json",
-        "generation_config.json",
-        "checksums.json",
+        *("model/model.safetensors", "model/config.json", "model/tokenizer.json", "model/tokenizer_config.json"),
+        *("model/generation_config.json", "checksums.json"),
     ):
         yield f"tiny/{name}", Kind(f"tiny/{name}", "own2/full/checksums.json", embedded)
     for name in ("data-00000-of-00001.arrow", "state.json", "dataset_info.json", "report.json", "checksums.json"):

@@ -8,3 +8,4 @@ reserved. Training adds `</s>` after a response, and generation stops there.
 from pathlib import Path
 
 MODEL_DIR = Path(__file__).parent / "model"
+CHECKSUMS = Path(__file__).parent / "checksums.json"  # of the files in it
