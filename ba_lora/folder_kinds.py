@@ -167,7 +167,7 @@ KINDS = {
     ),
     "teacher cache": Kind(
         "cache",
-        (("cache.json", _has("format", "weights", "labels", "rows")),),
+        (("cache.json", _has("format", "weights", "labels", "rows")), ("rows-*.safetensors", _metadata("checksum"))),
         passed=(".cache.json.lock", ".cache.json.*.tmp"),
     ),
     "decompositions": Kind(

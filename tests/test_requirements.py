@@ -25,6 +25,7 @@ def test_the_requirements_resolve_for_every_promised_python():
     assert resolve(ROOT / "requirements.txt", lowest) is None
 
 
+@pytest.mark.slow
 def test_a_pin_that_the_lowest_python_cannot_install_is_noticed(tmp_path):
     (tmp_path / "requirements.txt").write_text("filelock==4.2.11\n")  # needs Python 3.11
     assert "Python>=3.11" in resolve(tmp_path / "requirements.txt", "3.10")
