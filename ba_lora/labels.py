@@ -24,7 +24,9 @@ def output_layer(model: nn.Module) -> tuple[str, nn.Linear]:
     classes = model.config.num_labels
     layers = [(n, m) for n, m in model.named_modules() if isinstance(m, nn.Linear) and m.out_features == classes]
     if not layers:
-        raise UserError(f"{type(model).__name__} ends in no linear layer of {classes} outputs; it is no classifier")
+        raise UserError(
+            f"{type(model).__name__} has no final linear layer of {classes} outputs, so it is not a classifier"
+        )
     return layers[-1]
 
 

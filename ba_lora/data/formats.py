@@ -54,7 +54,7 @@ def read_conversations(
             check_conversation(conversation, place)
         except UserError as error:
             if not skip_bad:
-                remedy = f"or {LEAVE_OUT}" if isinstance(error, Lost) else f"mend it, or {LEAVE_OUT}"
+                remedy = f"or {LEAVE_OUT}" if isinstance(error, Lost) else f"fix it, or {LEAVE_OUT}"
                 raise UserError(f"{error}; {remedy}") from None
             reasons.append(str(error))
             continue

@@ -75,7 +75,7 @@ def objects(found: Iterable[Found]) -> Iterator[dict]:
             kind, first = kinds.setdefault(name, (type(value), place))
             if kind is not type(value) and not {list, dict}.isdisjoint((kind, type(value))):
                 raise UserError(
-                    f"{place}: field {_short(name)} is a {_name(type(value))}, and a {_name(kind)} in {first}; mend one of them"
+                    f"{place}: field {_short(name)} is a {_name(type(value))}, and a {_name(kind)} in {first}; fix one of them"
                 )
         yield row
 

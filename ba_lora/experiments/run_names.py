@@ -81,7 +81,7 @@ def _check_names(file, where: str, names: Iterable, remedy: str = "") -> None:
 
 def _check_name(file, where: str, name, remedy: str = "") -> None:
     if not isinstance(name, str):
-        raise UserError(f"{file}: {where}: the name {name!r} is no text; put it between quotes")
+        raise UserError(f"{file}: {where}: the name {name!r} is not a text; put it in quotes")
     bad = [character for character in name if character in "/\\" or not character.isprintable()]
     if not name.strip():
         reason = "is empty"
@@ -99,7 +99,7 @@ def _check_seeds(file, seeds) -> None:
         raise UserError(f"{file}: 'seeds' must be a list, as [42, 1024]; it is {seeds!r}")
     for place, seed in enumerate(seeds):
         if type(seed) is not int or seed < 0:
-            raise UserError(f"{file}: seeds: {seed!r} is no whole number from 0 on")
+            raise UserError(f"{file}: seeds: {seed!r} is not a whole number of at least 0")
         if seed in seeds[:place]:
             raise UserError(f"{file}: seeds: {seed} is there twice; leave one out")
 

@@ -89,7 +89,7 @@ LINES = {
     "deep nesting": ('{"a": ' + "[" * 100_000 + "]" * 100_000 + "}", "nested too deeply"),
     "half a character": ('{"a": "x\\ud83d"}', r"\\ud83d is half of a surrogate pair"),
     "half a character as a name": ('{"\\ude00": "x"}', r"\\ude00 is half of a surrogate pair"),
-    "a list for a text": ('{"a": ["b"]}', "field 'a' is a list, and a str in .*line 1; mend one of them"),
+    "a list for a text": ('{"a": ["b"]}', "field 'a' is a list, and a str in .*line 1; fix one of them"),
     "an object for a text": ('{"a": {}}', "field 'a' is a dict, and a str in .*line 1"),
     "a control character": ('{"a": "x\x01"}', "Invalid control character"),
     "no JSON": ("{'a': 'b'}", "not valid JSON"),

@@ -144,7 +144,7 @@ def test_a_field_that_changes_its_type_far_down_a_file_is_named_with_its_lines(t
     """`datasets` fixes the types by the first 10 MB."""
     rows = [{"question": "x" * 10_000, "answer": [number]} for number in range(1_100)]
     path = write(tmp_path / "mixed.jsonl", [*rows, {"question": "q", "answer": "text"}])
-    with pytest.raises(UserError, match="line 1101: field 'answer' is a str, and a list in .*line 1; mend one of them"):
+    with pytest.raises(UserError, match="line 1101: field 'answer' is a str, and a list in .*line 1; fix one of them"):
         read_table(path)
 
 
