@@ -15,4 +15,4 @@ if [ "${1:-}" = slow ]; then
 fi
 OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} # workers of one thread each: small models run best so
 export OMP_NUM_THREADS
-exec "$PYTHON" -m pytest -n "$workers" --dist loadfile --no-loadscope-reorder -m "$tier" "$@"
+exec "$PYTHON" -m pytest -n "$workers" --dist loadfile -m "$tier" "$@"

@@ -16,20 +16,6 @@ from ba_lora.models import load_model, load_tokenizer
 
 atexit.register(shutil.rmtree, os.environ["HF_HOME"], ignore_errors=True)
 
-# Files that take longest. They begin first, so that none is still at work when the others are done.
-LONG = (
-    "test_experiments.py",
-    "test_distributed.py",
-    "test_run.py",
-    "test_checkpoints.py",
-    "test_memory.py",
-    "test_common.py",
-)
-
-
-def pytest_collection_modifyitems(items: list) -> None:
-    items.sort(key=lambda item: LONG.index(item.path.name) if item.path.name in LONG else len(LONG))
-
 
 @pytest.fixture(scope="session", autouse=True)
 def own_cache(tmp_path_factory):
