@@ -277,7 +277,7 @@ def matrix(folder, more=IN_WORKERS, limit=640, command="run"):
 def assert_stopped(status, said, number, folder):
     assert status == {signal.SIGINT: 130, signal.SIGTERM: 75}[number], said
     assert f"stopped: {signal.Signals(number).name} after 0 of 4 runs; the same command goes on" in said
-    assert "Traceback" not in said and said.count("stopped:") == 1
+    assert "Traceback" not in said and "leaked" not in said and said.count("stopped:") == 1
     assert list(folder.rglob("*.failed")) == []
 
 
@@ -331,6 +331,19 @@ def test_a_matrix_of_commands_leaves_none_of_them(tmp_path, whom):
 
 def lines_of(folder):
     return sum(file.read_bytes().count(b"\n") for file in folder.rglob("metrics.jsonl"))
+
+
+@pytest.mark.slow
+def test_workers_that_are_killed_leave_no_semaphore(tmp_path):
+    with orphans() as left:
+        process = start(*matrix(tmp_path))
+        wait_until(lambda: len(list(tmp_path.rglob("metrics.jsonl"))) == 2, process)
+        for worker in psutil.Process(process.pid).children():
+            if "resource_tracker" not in " ".join(worker.cmdline()):
+                worker.kill()
+        out, said = process.communicate(timeout=LIMIT)
+        assert "the workers ended early" in out and "leaked" not in said
+        assert left() == []
 
 
 @pytest.mark.slow

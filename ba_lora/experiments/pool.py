@@ -172,6 +172,8 @@ def _watch(todo: list[Run], workers: list, events, stop: _Stop) -> tuple[set[int
 
 def _work(tasks, events, evaluations: list[Evaluation]) -> None:
     """A worker's life: take a run, do it, report, until there are none or SIGTERM comes. Ctrl-C is the parent's to pass on."""
+    # tqdm's own lock is a semaphore of the system, of whose loss Python's tracker warns when this process is cut off
+    tqdm.set_lock(threading.RLock())
     threading.Thread(target=_end_with_parent, daemon=True).start()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if hasattr(signal, "pthread_sigmask"):
