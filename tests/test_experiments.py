@@ -1,7 +1,6 @@
 """The matrix: names and states of its runs, workers equal to the command, the statistics, the table."""
 
 import json
-import os
 import subprocess
 import sys
 import time
@@ -9,12 +8,14 @@ from pathlib import Path
 from random import Random
 
 import pytest
+import torch
 
 from ba_lora.errors import UserError
 from ba_lora.experiments.figure import draw_terms
 from ba_lora.experiments.matrix import read_experiment, tuning_runs
 from ba_lora.experiments.results import of_run
 from eval import gsm8k
+from tests.common import command
 
 ROOT = Path(__file__).parent.parent
 
@@ -102,8 +103,7 @@ def test_a_chosen_rate_fills_what_no_other_gives(axes, small, tmp_path):
 
 
 def test_rates_of_another_experiment_must_be_there(axes, capsys):
-    words = [sys.executable, "-m", "ba_lora.experiments", "run", str(axes)]
-    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    done = command("-m", "ba_lora.experiments", "run", str(axes))
     assert done.returncode == 2 and "experiments tune configs/experiments/other.yaml (or add --untuned)" in done.stderr
 
 
@@ -122,27 +122,30 @@ def test_bad_experiment_files_end_in_one_line(tmp_path):
         read_experiment(tmp_path / "none.yaml")
 
 
-def test_workers_do_the_runs_equal_to_the_command_and_a_second_call_does_nothing(small, tmp_path):
-    words = [sys.executable, "-m", "ba_lora.experiments", "run", str(small), "--runs", str(tmp_path), "--seeds", "1"]
-    threads = str(max(1, os.cpu_count() // 2))  # what one of two workers gets; sums then add up alike
-    alike = os.environ | {"OMP_NUM_THREADS": threads}
-    first = subprocess.run([*words, "--jobs", "2"], cwd=ROOT, env=alike, capture_output=True, text=True, timeout=300)
-    assert first.returncode == 0 and "leaked" not in first.stderr, first.stderr[-2000:]
+def test_workers_do_the_runs_equal_to_the_command_keep_what_is_done_and_name_what_failed(small, tmp_path, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # sums then add up alike, here and in a worker
+    whole = small.read_text()
+    small.write_text(whole.replace("lora: {method: lora, limit: 64", "lora: {method: lora, data: none.jsonl"))
+    words = ["-m", "ba_lora.experiments", "run", str(small), "--runs", str(tmp_path), "--seeds", "1", "--jobs", "1"]
+    first = command(*words)
+    assert first.returncode == 2 and "error: 1 of 3 runs failed: lora-s42" in first.stderr
     assert "validation accuracy in percent, seed 7, 5 problems" in first.stdout  # rates had to be chosen first
-    assert "| ba-lora | 1 |" in first.stdout and "| ba-lora − lora |" in first.stdout
-    assert (tmp_path / "small" / "table.md").read_text() in first.stdout
-    assert "- ba-lora (" in first.stdout  # its answers
-    again = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=300)
-    assert again.returncode == 0 and "3 finished runs are kept" in again.stdout
+    assert "data file none.jsonl does not exist" in first.stdout and "| ba-lora | here | 1 |" in first.stdout
+    again = command(*words)
+    assert again.returncode == 2 and "2 finished runs are kept" in again.stdout
+    assert "lora-s42 failed before (--retry tries again): data file none.jsonl" in again.stdout
+    small.write_text(whole)
+    retried = command(*words, "--retry")
+    assert retried.returncode == 0 and "2 finished runs are kept" in retried.stdout
+    assert "| ba-lora − lora |" in retried.stdout and "- ba-lora (" in retried.stdout  # its answers
+    assert (tmp_path / "small" / "table.md").read_text() in retried.stdout
 
     chosen = json.loads((tmp_path / "small" / "tuning.json").read_text())
     assert set(chosen["scores"]["ba-lora"]) == {"0.001", "0.002"} and list(chosen["best"]) == ["ba-lora"]
-    command = [sys.executable, "train.py", "--config", "configs/nlg/tiny.yaml", "--limit", "64", "--progress", "false"]
-    command += ["--learning_rate", str(chosen["best"]["ba-lora"])]
-    by_hand = subprocess.run(
-        [*command, "--output_dir", str(tmp_path / "hand")], cwd=ROOT, env=alike, capture_output=True, timeout=120
-    )
-    assert by_hand.returncode == 0
+    by_hand = ["train.py", "--config", "configs/nlg/tiny.yaml", "--limit", "64", "--progress", "false"]
+    by_hand += ["--learning_rate", str(chosen["best"]["ba-lora"]), "--output_dir", str(tmp_path / "hand")]
+    torch.set_num_threads(1)
+    assert command(*by_hand).returncode == 0
     run = tmp_path / "small" / "ba-lora-s42"
     assert _weights(run) == _weights(tmp_path / "hand")
     evaluation = ["--model", str(tmp_path / "hand"), "--limit", "12", "--max_new_tokens", "96"]
@@ -155,25 +158,6 @@ def test_workers_do_the_runs_equal_to_the_command_and_a_second_call_does_nothing
 
 def _weights(run):
     return (run / "adapter" / "adapter_model.safetensors").read_bytes()
-
-
-def test_a_failed_run_is_named_and_the_others_are_done(small, tmp_path):
-    small.write_text(
-        small.read_text().replace("lora: {method: lora, limit: 64", "lora: {method: lora, data: none.jsonl")
-    )
-    words = [sys.executable, "-m", "ba_lora.experiments", "run", str(small), "--runs", str(tmp_path), "--seeds", "1"]
-    words += ["--untuned", "--methods", "lora", "ba-lora"]
-    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 2
-    assert "lora-s42" in done.stdout and "data file none.jsonl does not exist" in done.stdout
-    assert "error: 1 of 2 runs failed: lora-s42" in done.stderr
-    assert (tmp_path / "small-untuned" / "ba-lora-s42" / "measures.json").exists()
-    again = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=300)
-    assert again.returncode == 2 and "lora-s42 failed before (--retry tries again): data file none" in again.stdout
-    (tmp_path / "mended.yaml").write_text(SMALL.replace("CONFIG", str(ROOT / "configs/nlg/tiny.yaml")))
-    words[4] = str(tmp_path / "mended.yaml")
-    retried = subprocess.run([*words, "--retry"], cwd=ROOT, capture_output=True, text=True, timeout=300)
-    assert retried.returncode == 0 and "1 finished runs are kept" in retried.stdout
 
 
 @pytest.mark.slow

@@ -1,10 +1,7 @@
 """The command: generate then score, score again from a file, and every way in which that can go wrong."""
 
 import json
-import subprocess
-import sys
 from importlib.util import find_spec
-from pathlib import Path
 
 import pytest
 import torch
@@ -15,8 +12,8 @@ from ba_lora.data.templates import TEMPLATES
 from ba_lora.errors import UserError
 from eval.common import summarise
 from eval.gsm8k import generate_answers, load_problems, main, score_records
+from tests.common import command
 
-ROOT = Path(__file__).parents[2]
 LINES = [
     {"id": 0, "completion": "6 * 3 = 18. The answer is: 18", "reference": "18"},
     {"id": 1, "completion": "#### 1,000", "reference": "10 * 100 = <<10*100=1000>>1000\n#### 1000"},
@@ -200,23 +197,17 @@ def test_generations_can_be_scored_into_their_own_folder(tmp_path):
     assert len(read(tmp_path / "generations.jsonl")) == 4 and (tmp_path / "score.json").is_file()
 
 
-def command(*arguments):
-    return subprocess.run(
-        [sys.executable, "-m", "eval.gsm8k", *arguments], cwd=ROOT, capture_output=True, text=True, check=False
-    )
-
-
 def test_the_command_exits_0_when_done_and_2_with_one_line_when_not(tmp_path):
     source = write(tmp_path / "given.jsonl", LINES)
-    done = command("--rescore", source, "--output_dir", str(tmp_path / "out"))
+    done = command("-m", "eval.gsm8k", "--rescore", source, "--output_dir", str(tmp_path / "out"))
     assert (done.returncode, done.stderr) == (0, "") and "50.00% of 4" in done.stdout
-    refused = command("--rescore", source, "--output_dir", str(tmp_path / "out"))
+    refused = command("-m", "eval.gsm8k", "--rescore", source, "--output_dir", str(tmp_path / "out"))
     assert refused.returncode == 2 and refused.stderr.startswith("error: --output_dir")
     assert len(refused.stderr.splitlines()) == 1
 
 
 def test_help_shows_a_command_for_each_use():
-    shown = command("--help")
+    shown = command("-m", "eval.gsm8k", "--help")
     assert shown.returncode == 0
     for piece in ("--model tiny", "--adapter", "--rescore out/generations.jsonl", "tinymath", "grade-school-math"):
         assert piece in shown.stdout
