@@ -11,7 +11,7 @@ SHA-256 and not a faster hash: an evaluation records the same hash of the weight
 
 import json
 import logging
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 
 import xxhash
@@ -24,6 +24,7 @@ logger = logging.getLogger(__name__)
 FILE = "checksums.json"
 CARD = "README.md"  # written again at any time
 WEIGHTS = "*.safetensors"
+GENERATION_CONFIG = "generation_config.json"
 OWN_CHANGE = f"if the change is your own, remove {FILE} from that folder"
 
 
@@ -40,13 +41,13 @@ def verify(
     remedy: str = f"put it back from a copy; {OWN_CHANGE}",
     *,
     listing: Path | None = None,
-    only_weights: bool = False,
+    editable: Collection[str] = (),
 ) -> None:
     """Compare a folder with its checksums.json, and that with the run.json of the run which the folder belongs to.
 
-    listing: another file in place of FOLDER/checksums.json. only_weights: a change of another file is no more than warned of.
+    listing: another file in place of FOLDER/checksums.json. editable: names of files whose change only gives a warning.
     Raises DamagedFile, with `remedy`, naming the first file that is missing, altered or not listed. Without a checksums.json
-    nothing is compared, which is said of a folder that had one.
+    nothing is compared; if the run recorded one, a warning says that it is gone.
     """
     folder = Path(folder)
     _check_run(folder, remedy)
@@ -64,20 +65,20 @@ def verify(
         if path.is_file() and hash_of(path) == expected:
             continue
         change = f"was altered after it was written (see {FILE})" if path.is_file() else "is missing"
-        if not only_weights or path.match(WEIGHTS):
+        if name not in editable:
             raise DamagedFile(f"{path} {change}; {remedy}")
-        logger.warning("%s %s; it is taken as your own change", path, change)
+        logger.warning("%s %s; this is taken as your own change", path, change)
     for path in sorted(folder.glob(WEIGHTS)):
         if path.name not in files:
             raise DamagedFile(f"{path} is not one of the files in {FILE}; {remedy}")
 
 
 def verify_model(folder: str | Path) -> None:
-    """`verify` for what is to be opened. A whole model outside of a run may differ in the files beside its weights, with a
-    warning: people copy models and edit their generation config."""
-    folder = Path(folder)
-    is_copy = (folder / "config.json").is_file() and not _recorded(folder.resolve().parent)
-    verify(folder, only_weights=is_copy)
+    """`verify` for what is to be opened. A model outside a run may have another generation config, with a warning: people edit
+    it, and no result here depends on it. An edit of config.json or of the tokenizer cannot be told from damage, so it is refused
+    until checksums.json is removed."""
+    is_in_run = bool(_recorded(Path(folder).resolve().parent))
+    verify(folder, editable=() if is_in_run else (GENERATION_CONFIG,))
 
 
 def of_run(folder: str | Path) -> dict[str, str]:

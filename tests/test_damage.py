@@ -91,7 +91,7 @@ def test_no_damage_goes_unnoticed(home, tmp_path, monkeypatch, caplog, name, dam
             said = "\n".join(record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING)
             missing = kind.read in GROWING and value.items() <= right.items()
             assert said or missing or _same(value, right), f"{kind.file}, {damage}: another value without a word"
-            if said and not name.startswith(("checkpoint", "start", "t-SNE")) and "your own change" not in said:
+            if said and not name.startswith(("checkpoint", "start", "t-SNE")):
                 assert _same(value, right), "what is made again is what was there"
         if said:
             assert any(part in said for file in files for part in (file.name, file.parent.name)), said
@@ -466,15 +466,38 @@ def test_a_broken_file_of_the_users_is_refused_by_name(tmp_path, name, content, 
     assert "\n" not in str(error.value)
 
 
-def test_a_copied_model_may_be_edited_beside_its_weights_and_not_in_them(home, tmp_path, caplog):
-    for source, said in ((MODEL_DIR, ""), (home / "own/full", "config.json was altered after it was written")):
+def _edit(file, **changes):
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes, indent=2))
+
+
+@pytest.mark.parametrize(
+    ("name", "edit"),
+    [
+        ("config.json", lambda file: _edit(file, rope_parameters={"rope_theta": 20000.0, "rope_type": "default"})),
+        ("config.json", lambda file: file.write_bytes(_flip(file.read_bytes(), 0.5))),
+        ("model.safetensors", lambda file: file.write_bytes(_flip(file.read_bytes(), 0.9))),
+    ],
+)
+def test_a_copied_model_with_another_config_or_weights_is_refused_until_its_checksums_are_removed(
+    home, tmp_path, name, edit
+):
+    copy = Path(shutil.copytree(home / "own/full", tmp_path / "copy"))
+    edit(copy / name)
+    for read in (lambda: load_model(str(copy)), lambda: load(copy)):
+        with pytest.raises(DamagedFile, match=rf"{name} .*if the change is your own, remove checksums.json"):
+            read()
+
+
+def test_a_copied_model_may_have_another_generation_config(home, tmp_path, caplog):
+    copy = Path(shutil.copytree(home / "own/full", tmp_path / "copy"))
+    _edit(copy / "generation_config.json", max_length=77)
+    assert load_model(str(copy)).generation_config.max_length == 77
+    assert "generation_config.json was altered after it was written" in caplog.text and "your own change" in caplog.text
+
+
+def test_a_copied_model_may_be_edited_once_its_checksums_are_removed(home, tmp_path, caplog):
+    for source in (MODEL_DIR, home / "own/full"):
         copy = Path(shutil.copytree(source, tmp_path / source.name))
-        config = json.loads((copy / "config.json").read_text()) | {"pad_token_id": None}
-        (copy / "config.json").write_text(json.dumps(config))
-        caplog.clear()
-        assert load_model(str(copy)).config.pad_token_id is None
-        assert said in caplog.text and bool(said) == bool(caplog.records)
-    weights = tmp_path / "full/model.safetensors"
-    weights.write_bytes(_flip(weights.read_bytes(), 0.9))
-    with pytest.raises(DamagedFile, match="model.safetensors was altered"):
-        load_model(str(tmp_path / "full"))
+        _edit(copy / "config.json", pad_token_id=None)
+        (copy / checksums.FILE).unlink(missing_ok=True)
+        assert load_model(str(copy)).config.pad_token_id is None and not caplog.records
