@@ -16,22 +16,25 @@ OF_WEIGHTS = {"made_by": MADE_BY, "kind": "weights"}  # what that checksums.json
 # Names of what is saved of a model: of an adapter, a head, a whole model and its tokenizer.
 WEIGHTS = (
     *("adapter_config.json", "adapter_model.safetensors", "adapter.safetensors", "ba_lora.json", "task.json"),
-    *("config.json", "generation_config.json", "model.safetensors", "model-*-of-*.safetensors", "*.index.json"),
-    *("tokenizer*.json", "tokenizer.model", "special_tokens_map.json", "added_tokens.json", "vocab.json", "vocab.txt"),
-    *("merges.txt", "spiece.model", "spm.model", "sentencepiece.bpe.model", "chat_template.*", "*.py"),
+    *("config.json", "generation_config.json", "model.safetensors", "model-*-of-*.safetensors"),
+    *("model.safetensors.index.json", "tokenizer.json", "tokenizer_config.json", "tokenizer.model"),
+    *("special_tokens_map.json", "added_tokens.json", "vocab.json", "vocab.txt", "merges.txt"),
+    *("spiece.model", "spm.model", "sentencepiece.bpe.model", "chat_template.json", "chat_template.jinja"),
     *("additional_chat_templates", "README.md", "recipe.json", "checksums.json", MARKER),
 )
 EVALUATION = (
     *("generations.jsonl", "generation.json", "scored.jsonl", "score.json", "predictions.jsonl", "reliability.png"),
     *("judgments.jsonl", "radar.png", "turns", "scores.json", "row.md", MARKER),
 )
+CHECKPOINTS = ("start.safetensors", *(f"checkpoint-{'[0-9]' * digits}" for digits in range(1, 16)))
 FEATURES = ("features_step_*.npy", "labels_step_*.npy", "features.json", "checksums.json")
-# What a run folder may hold: a file, or a folder and the names in it.
+# What a run folder may hold: a file, or a folder and the names in it. Code (*.py) is not among the names of a model: a new one
+# replaces files of the same name, and nothing else tells a script of the user's.
 RUN = {
     **dict.fromkeys(("run.json", "metrics.jsonl", "measures.json"), ()),
     **dict.fromkeys(("adapter", "model", "merged"), WEIGHTS),
     "features": FEATURES,
-    "checkpoints": ("start.safetensors", "checkpoint-[0-9]*"),
+    "checkpoints": CHECKPOINTS,
     "logs": ("events.out.tfevents.*", "wandb"),
     "eval": EVALUATION,
 }
@@ -123,11 +126,12 @@ IS_RUN = _has("status", "model", config="method", objective="lambda1")
 IS_RESULT = _has("model", "method", "seed", "scores")
 IS_TUNING = _has("learning_rates", "scores", "best")
 IS_GENERATION = _has("model_hash", "backend", "base", "stop")
+MEASURES = ("measures.json", _has("evaluations", "scores"))  # alone: of a base model, which an experiment only measures
 TABLE = ("table.csv", _begins("where,model,method,option,value,seeds"))
 IS_FIGURE = _begins(f"Software\0{MADE_BY}", within=256)
 FIGURES = ("*.png", lambda path: all(map(IS_FIGURE, path.parent.glob("*.png"))))
 KINDS = {
-    "run": Kind("run", (("run.json", IS_RUN), ("eval", _only_evaluations)), first=True),
+    "run": Kind("run", (("run.json", IS_RUN), MEASURES, ("eval", _only_evaluations)), first=True),
     "evaluation": Kind(
         "evaluation",
         (
@@ -147,7 +151,7 @@ KINDS = {
     "submission": Kind("submission"),
     "experiment": Kind(
         "experiment",
-        (("tuning.json", IS_TUNING), TABLE, ("*/run.json", IS_RUN), ("*/measures.json", _has("evaluations", "scores"))),
+        (("tuning.json", IS_TUNING), TABLE, ("*/run.json", IS_RUN), (f"*/{MEASURES[0]}", MEASURES[1])),
     ),
     "tables": Kind("table or figure", (("tuning.json", IS_TUNING), TABLE, FIGURES)),
     "results": Kind("results", (("tuning.json", IS_TUNING), ("*.json", IS_RESULT))),
@@ -176,6 +180,8 @@ KINDS = {
         passed=(f".{'[0-9a-f]' * 32}.safetensors.*.tmp",),
     ),
 }
+# Parts of a run that are written under a temporary name first.
+REPLACED = ("run.json", "metrics.jsonl", "measures.json", "adapter", "model", "merged")
 # Parts of a run that are the run's own whatever they hold.
 PARTS_OF_A_RUN = {"weights": ("adapter", "model", "merged"), "features": ("features",), "evaluations": ("eval",)}
 

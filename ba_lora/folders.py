@@ -188,15 +188,36 @@ def replaced(folder: str | Path, kind: str, own: Collection[str], option: str = 
 
 
 def remove_run(folder: Path) -> None:
-    """Take the parts of a run, and nothing else, out of `folder`. An evaluation that holds more stays known as ours."""
+    """Take the parts of a run, and nothing else, out of `folder`. An evaluation that holds more stays known as ours.
+
+    Raises UserError, before anything is removed, where another process writes an evaluation of the run.
+    """
     walk = () if (folder / "eval").is_symlink() else os.walk(folder / "eval")
-    evaluations = [Path(place) for place, _, _ in walk if is_ours(place, "evaluation")]
+    places = [Path(place) for place, _, _ in walk]
+    evaluations = [place for place in places if is_ours(place, "evaluation")]
+    for place in places:
+        refuse_busy(place)
     for place in reversed(evaluations):  # the deepest first
         remove_own(place, EVALUATION)
         if place.is_dir():
             mark(place, "evaluation")
     for name, names in RUN.items():
         remove_own(folder / name, names)
+
+
+def refuse_busy(place: Path) -> None:
+    """Raise UserError where another process has claimed `place`. Changes nothing."""
+    try:
+        descriptor = os.open(place / MARKER, os.O_RDONLY | os.O_NOFOLLOW)
+    except OSError:
+        return  # no marker
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise UserError(f"{place} is in use by {_holder(place)}; wait until it ends") from None
+    finally:
+        os.close(descriptor)
 
 
 def mark(folder: Path, kind: str) -> None:

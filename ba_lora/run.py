@@ -27,7 +27,7 @@ from .card import write_card
 from .ending import KeepTrained, told, try_out
 from .errors import RunFailure, UserError
 from .files import digest, read_json, remove_leftovers, remove_own, write_sealed
-from .folder_kinds import OF_WEIGHTS, RUN
+from .folder_kinds import CHECKPOINTS, OF_WEIGHTS, REPLACED
 from .folders import claimed, refuse_foreign, remove_run
 from .hub import reserve
 from .inputs import input_hashes
@@ -84,6 +84,8 @@ def _train(arguments: TrainArguments, folder: Path, callbacks: Sequence) -> Path
         reserve(arguments.push_to_hub, arguments.hub_public)
     if ranks > 1:
         join_processes(arguments)
+    sharding = digest(read_json(arguments.deepspeed)) if arguments.deepspeed else None
+    resume.refuse_changes(arguments, {"deepspeed": sharding})
     with explained(lambda: "while the data and the model were opened", folder):
         work = _kind_of_run(arguments).prepare(arguments, objective)
     student, tokenizer = work.student, work.tokenizer
@@ -105,6 +107,7 @@ def _train(arguments: TrainArguments, folder: Path, callbacks: Sequence) -> Path
         **work.record,
         "decomposition": getattr(student, "decomposition", None),
         "start": first_values,
+        "deepspeed": sharding,
         "inputs": input_hashes(arguments) if is_first else None,
         "trained_parameters": trained_parameters(student),
         "quantisation": quantisation.quantisation_of(student),
@@ -196,7 +199,7 @@ def _finish(arguments: TrainArguments, folder: Path, tokenizer, record: dict) ->
         )
     write_sealed(folder / "run.json", record | {"files": checksums.of_run(folder)})
     if not arguments.save_steps:
-        remove_own(folder / "checkpoints", RUN["checkpoints"])
+        remove_own(folder / "checkpoints", CHECKPOINTS)
     print(f"{folder}: {record['steps']} steps in {record['train_seconds']:.0f} s, saved as {folder / kind}")
 
 
@@ -303,7 +306,7 @@ def _check_agreement(record: dict) -> None:
 
 def _prepare(arguments: TrainArguments, folder: Path) -> None:
     """Tidy the folder up after a killed run; with --overwrite take the old run's parts (and nothing else) out of it."""
-    remove_leftovers(folder, RUN)
+    remove_leftovers(folder, REPLACED)
     checkpoints.remove_leftovers(folder / "checkpoints")
     if arguments.overwrite:
         remove_run(folder)

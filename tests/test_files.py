@@ -9,7 +9,7 @@ import torch
 from ba_lora.adapters import attach, export, export_merged
 from ba_lora.errors import UserError
 from ba_lora.files import atomic_folder, atomic_write, remove_leftovers, remove_own
-from ba_lora.folder_kinds import RUN, is_ours
+from ba_lora.folder_kinds import REPLACED, is_ours
 from ba_lora.folders import claimed, refuse_foreign, remove_run
 from ba_lora.models import load_model
 from tests.common import finished_run, small_llama
@@ -61,17 +61,18 @@ def test_a_file_is_not_written_over_a_folder(tmp_path):
 
 def test_only_temporary_names_of_ours_are_leftovers(tmp_path):
     kept = (".x.tmp", ".vim.old", ".run.json.tmp", ".thesis.4711.tmp", ".run.json.4711x.tmp", ".adapter.tmp/mine.txt")
+    kept += (".logs.4711.old/mine.txt", ".eval.4711.0a1b2c3d.tmp/mine.txt", ".checkpoints.4711.old/mine.txt")
     fill(tmp_path, *kept, ".run.json.4711.tmp", ".adapter.4711.0a1b2c3d.tmp/config.json", ".model.4711.old/config.json")
     (tmp_path / "model").mkdir()
     (tmp_path / ".merged.4711.old").symlink_to(tmp_path / "model")
     (tmp_path / "merged").mkdir()
-    remove_leftovers(tmp_path, RUN)
+    remove_leftovers(tmp_path, REPLACED)
     assert {path.name for path in tmp_path.iterdir()} == {name.split("/")[0] for name in kept} | {"model", "merged"}
 
 
 def test_a_folder_that_was_killed_between_two_names_comes_back(tmp_path):
     fill(tmp_path, ".adapter.4711.0a1b2c3d.old/notes.txt", ".adapter.4711.0a1b2c3d.tmp/config.json")
-    remove_leftovers(tmp_path, RUN)
+    remove_leftovers(tmp_path, REPLACED)
     assert [path.name for path in tmp_path.iterdir()] == ["adapter"]
     assert (tmp_path / "adapter" / "notes.txt").is_file()
 
@@ -88,6 +89,7 @@ def test_an_old_run_is_taken_away_and_the_users_own_files_and_what_links_lead_to
         "eval/mine/score.json",
     )
     mine += ("logs/mine.txt", "adapter/backup/adapter_config.json", "features/mine.npy")
+    mine += ("adapter/plot.py", "adapter/tokenizer_notes.json", "adapter/notes.index.json", "adapter/chat_template.old")
     fill(run, *mine, "metrics.jsonl", "features/features_step_0.npy", "logs/events.out.tfevents.1", "eval/row.md")
     score = {"benchmark": "gsm8k", "metric": "accuracy", "score": 0.5, "ba_lora_version": "0.0.1"}
     for name in ("gsm8k", "math"):
@@ -101,6 +103,31 @@ def test_an_old_run_is_taken_away_and_the_users_own_files_and_what_links_lead_to
     left = {str(path.relative_to(run)) for path in run.rglob("*") if not path.is_dir()}
     assert left == {*mine, marker} and is_ours(run / "eval/gsm8k", "evaluation")
     assert seen(elsewhere) == before and not (run / "eval/math").exists()
+
+
+def test_a_copy_of_a_checkpoint_that_the_user_made_stays(tmp_path):
+    (tmp_path / "run").mkdir()
+    run = finished_run(tmp_path / "run")
+    mine = ("checkpoint-40-mine/x", "checkpoint-40.old/x", "checkpoint-4x/x", "checkpoint-best/x")
+    fill(run / "checkpoints", *mine, "start.safetensors", "checkpoint-7/x", "checkpoint-1234567/x")
+    remove_run(run)
+    assert {str(path.relative_to(run / "checkpoints")) for path in run.rglob("x")} == set(mine)
+
+
+def test_a_run_is_not_replaced_while_another_process_evaluates_it(tmp_path):
+    (tmp_path / "run").mkdir()
+    run = finished_run(tmp_path / "run")
+    for kind, place in (("evaluation", run / "eval/gsm8k"), ("evaluations", run / "eval")):
+        with claimed(place, kind):
+            fill(place, "generations.jsonl")
+            before = seen(run)
+            with pytest.raises(
+                UserError, match=rf"{place} is in use by process {os.getpid()} on .*; wait until it ends"
+            ):
+                remove_run(run)
+            assert seen(run) == before
+    remove_run(run)
+    assert not run.exists() or not list(run.iterdir())
 
 
 def test_links_are_removed_and_never_followed(tmp_path):
