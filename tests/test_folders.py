@@ -17,6 +17,9 @@ from unittest import mock
 
 import pytest
 
+from ba_lora.errors import UserError
+from ba_lora.experiments.matrix import Evaluation, read_experiment
+from ba_lora.experiments.pool import do_run
 from ba_lora.files import write_json
 from tests.common import ROOT, command, finished_run
 
@@ -222,6 +225,20 @@ def test_a_strangers_folder_survives_every_command(case, tmp_path, away):
             ]
             assert seen(tmp_path) == before, (fill.__name__, more)
     assert not (away / "run").exists()
+
+
+@pytest.mark.parametrize("fill", [rich, hidden, names_of_ours])
+def test_a_strangers_folder_in_the_place_of_a_run_survives_a_matrix(fill, tmp_path, away, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    text = (away / "small.yaml").read_text().replace("{lora:", "{base: {}, lora:")
+    (tmp_path / "small.yaml").write_text(text)
+    for run in read_experiment(tmp_path / "small.yaml", tmp_path / "home", tuned=False).runs:
+        run.folder.mkdir(parents=True)
+        fill(run.folder)
+        before = seen(tmp_path)
+        with pytest.raises(UserError, match=f"{run.name} is not empty and holds no run"):
+            do_run(run, [Evaluation("test", "tinymath:test", 1)], retrain=True)
+        assert seen(tmp_path) == before
 
 
 HOLD = """

@@ -94,15 +94,21 @@ class Run:
         """What it printed; beside the folder, which is the training's own."""
         return self.folder.with_name(f"{self.name}.log")
 
-    def is_trained(self) -> bool:
-        """Whether a finished training with exactly these options, and on the files that are there now, stands."""
-        if self.arguments is None:
-            return True
+    def status(self) -> str | None:
+        """That of the training in its folder; None if there is none with exactly these options, on the files as they are now."""
         record = self.folder / "run.json"
-        before = read_json(record, "status", "config") if record.is_file() else {}
-        if before.get("status") != "finished" or changed_options(before["config"], self.arguments):
-            return False
-        return not inputs_changed(before, self.arguments)
+        before = read_json(record, "status", "config") if record.is_file() else None
+        if (
+            before is None
+            or changed_options(before["config"], self.arguments)
+            or inputs_changed(before, self.arguments)
+        ):
+            return None
+        return before["status"]
+
+    def is_trained(self) -> bool:
+        """Whether its training, if it has one, is finished."""
+        return self.arguments is None or self.status() == "finished"
 
     def state(self, evaluations: list[Evaluation]) -> str:
         """ "measured" when training and measurements stand for exactly this run, "trained", "failed", or "missing"."""

@@ -1,7 +1,5 @@
 """What is measured of a run, beside its training: answers, forgetting, distance from the base."""
 
-from pathlib import Path
-
 import torch
 from torch.nn.functional import cross_entropy, log_softmax
 
@@ -111,8 +109,3 @@ def kl_to_base(base, model, collator, samples: list[dict], batch_size: int = 50)
         total += (before.exp() * (before - after)).sum().item()
         count += int(mask.sum())
     return total / count
-
-
-def remove_stale(folder: Path) -> None:
-    """Take away measurements that belong to an earlier training in the same folder."""
-    (folder / "measures.json").unlink(missing_ok=True)

@@ -24,9 +24,9 @@ from dataclasses import replace
 from tqdm import tqdm
 
 from .. import signals
-from ..arguments import changed_options
 from ..errors import RunFailure, Stopped, UserError
 from ..files import atomic_write, read_json
+from ..folders import claimed
 from .matrix import Evaluation, Experiment, Run
 
 TRAIN_SHARE = 0.75  # of a run's time, for the progress bar
@@ -58,7 +58,7 @@ def run_all(experiment: Experiment, jobs: int, overwrite: bool = False, retry: b
         context = multiprocessing.get_context("spawn")
         tasks, events = context.Queue(), context.Queue()
         for index, run in enumerate(todo):
-            tasks.put((index, run, overwrite or not run.is_trained()))
+            tasks.put((index, run, overwrite))
         workers = [
             context.Process(target=_work, args=(tasks, events, experiment.evaluations), daemon=True)
             for _ in range(jobs)
@@ -78,7 +78,8 @@ def run_all(experiment: Experiment, jobs: int, overwrite: bool = False, retry: b
     if stop.received is not None:
         name = signal.Signals(stop.received).name
         raise Stopped(
-            f"{name} after {len(done)} of {len(todo)} runs; the same command goes on where it stopped",
+            f"{name} after {len(done)} of {len(todo)} runs; the same command"
+            f"{' without --overwrite' if overwrite else ''} goes on where it stopped",
             Stopped.STATUS if stop.received == signal.SIGTERM else 128 + stop.received,
         )
     return left + [todo[index] for index in failed]
@@ -180,13 +181,14 @@ def _work(tasks, events, evaluations: list[Evaluation]) -> None:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
     with signals.Ending() as ending:
         while ending.received is None and (task := tasks.get()) is not None:
-            index, run, retrain = task
+            index, run, overwrite = task
             try:
                 run.failure.unlink(missing_ok=True)
                 if evaluations:
+                    retrain = overwrite or not run.is_trained()
                     line = do_run(run, evaluations, retrain, lambda f, i=index: events.put((i, "progress", f)))
                 else:
-                    line = do_command(run)
+                    line = do_command(run, overwrite)
                 events.put((index, "done", line))
             except (Stopped, signals.Terminated) as stopped:
                 events.put((index, "stopped", f"stopped {getattr(stopped, 'message', 'before its end')}"))
@@ -214,7 +216,7 @@ def _end_with_parent() -> None:
 def do_run(run: Run, evaluations: list[Evaluation], retrain: bool, report=lambda fraction: None) -> str:
     """Train (unless it stands) and measure one run; returns a line that says what came out."""
     from ..run import train
-    from .measure import measure, remove_stale
+    from .measure import measure
     from .measure_classifier import measure_classifier
 
     share = TRAIN_SHARE if run.arguments else 0.0
@@ -223,30 +225,31 @@ def do_run(run: Run, evaluations: list[Evaluation], retrain: bool, report=lambda
     with contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
         extra = {}
         if run.arguments and retrain:
-            remove_stale(run.folder)
             arguments = replace(run.arguments, overwrite=True, progress=False)
             train(arguments, callbacks=[_progress_callback(lambda f: report(share * f))])
             signals.check()
-        if run.arguments:
-            record = read_json(run.folder / "run.json")
-            extra = {key: record[key] for key in ("train_seconds", "trained_parameters", "peak_memory")}
         started = time.perf_counter()
-        measured = measure_classifier if run.arguments and run.arguments.task else measure
-        measures = measured(run, evaluations, extra, lambda f: report(share + (1 - share) * f))
+        with claimed(run.folder, "run", "--runs"):
+            if run.arguments:
+                record = read_json(run.folder / "run.json")
+                extra = {key: record[key] for key in ("train_seconds", "trained_parameters", "peak_memory")}
+            measured = measure_classifier if run.arguments and run.arguments.task else measure
+            measures = measured(run, evaluations, extra, lambda f: report(share + (1 - share) * f))
     run.log.write_text(log.getvalue(), encoding="utf-8")
     scores = ", ".join(f"{name} {100 * score:.1f}%" for name, score in measures["scores"].items())
     trained = f"trained {extra['train_seconds']:.0f} s, " if "train_seconds" in extra else ""
     return f"{scores} ({trained}measured {time.perf_counter() - started:.0f} s)"
 
 
-def do_command(run: Run) -> str:
-    """Train and evaluate one run by the command, on as many processes as the environment says; returns what came out.
+def command_of(run: Run, overwrite: bool = False) -> list[str]:
+    """The command that trains and evaluates one run. It goes on with a training of the same options and files, unless `overwrite`."""
+    again = "--overwrite" if overwrite or run.status() is None else "--resume"
+    return [sys.executable, "-m", "ba_lora.experiments", "one", *run.words, again]
 
-    A training that was cut short goes on from its newest checkpoint.
-    """
-    before = run.folder / "run.json"
-    is_same = before.is_file() and not changed_options(read_json(before)["config"], run.arguments)
-    words = [sys.executable, "-m", "ba_lora.experiments", "one", *run.words, "--resume" if is_same else "--overwrite"]
+
+def do_command(run: Run, overwrite: bool = False) -> str:
+    """Train and evaluate one run by its command, on as many processes as the environment says; returns what came out."""
+    words = command_of(run, overwrite)
     run.log.parent.mkdir(parents=True, exist_ok=True)
     started = time.perf_counter()
     with open(run.log, "w", encoding="utf-8") as log:
