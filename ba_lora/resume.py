@@ -8,6 +8,7 @@
     base.config       the base model's config, without what changes no value
     base.weights      every value of every tensor of the base model, before it is adapted
     start             the initial values of the trained tensors; null for full fine-tuning, which starts at the base
+    deepspeed         the content of --deepspeed
 
 Each is compared as soon as it is known, before anything is written. The hashes are XXH3 (128 bits) or SHA-256: they tell
 contents apart and are no protection against forgery. A run of an earlier version lacks some of them; a line says which.
@@ -31,8 +32,9 @@ from .files import digest, read_json
 
 logger = logging.getLogger(__name__)
 
-# Place in run.json → what it is called. {data}, {model} and {start} are where it comes from.
+# Place in run.json → what it is called. {data}, {model}, {start} and {deepspeed} are where it comes from.
 FACTS = {
+    "deepspeed": "the content of {deepspeed}",
     "tokenizer": "the tokenizer of {model}",
     "data.hash": "the data of {data} (token ids)",
     "data.trained": "the choice of trained tokens in {data}",
@@ -44,9 +46,11 @@ FACTS = {
     "base.weights": "the weights of {model}",
     "start": "the initial values in {start}",
 }
-LATER = ("tokenizer", "data.trained", "base.config", "base.weights", "start")  # earlier versions did not record these
+# What every run has. Those of earlier versions lack all but two of them.
+ALWAYS = ("data.hash", "order_hash", "tokenizer", "data.trained", "base.config", "base.weights", "start")
 SERIALISED = ("tokenizer", "base.config")  # as transformers writes them, so comparable only within one version of it
-ASIDE = ("_name_or_path", "transformers_version", "dtype", "torch_dtype")  # of a config
+# of a config: what changes no value
+ASIDE = ("_name_or_path", "transformers_version", "dtype", "torch_dtype", "use_cache")
 SAMPLED = 16384  # values of each tensor that every process hashes
 MISSING = object()
 
@@ -145,6 +149,7 @@ def _problem(arguments: TrainArguments, now: dict) -> str | None:
         "model": arguments.model,
         "data": arguments.data_path or arguments.data or f"the task {arguments.task}",
         "start": folder / "checkpoints" / checkpoints.START,
+        "deepspeed": arguments.deepspeed,
     }
     changed = [name for name in FACTS if _differs(name, before, now)]
     if "data.hash" in changed:  # the two follow from the data
@@ -159,7 +164,7 @@ def _problem(arguments: TrainArguments, now: dict) -> str | None:
 
 
 def _say_what_is_not_compared(folder: Path, before: dict, now: dict) -> None:
-    lacking = [name for name in LATER if _at(before, name) is MISSING]
+    lacking = [name for name in ALWAYS if _at(before, name) is MISSING]
     if _at(now, "data.trained") is MISSING:  # a classifier's data.hash covers the labels
         lacking = [name for name in lacking if name != "data.trained"]
     if lacking:
@@ -171,7 +176,7 @@ def _say_what_is_not_compared(folder: Path, before: dict, now: dict) -> None:
 
 
 def _differs(name: str, before: dict, now: dict) -> bool:
-    if name in SERIALISED and before.get("versions", {}).get("transformers") != metadata.version("transformers"):
+    if name in SERIALISED and _at(before, "versions.transformers") != metadata.version("transformers"):
         return False
     was, value = _at(before, name), _at(now, name)
     return MISSING not in (was, value) and was != value
@@ -188,6 +193,5 @@ def _at(record: dict, name: str):
 
 def _shown(name: str, record: dict) -> str:
     value = _at(record, name)
-    if name == "data.hash":
-        return f"{value[:12]}, {record['data'].get('kept', '?')} samples"
-    return value[:12] if isinstance(value, str) else str(value)
+    text = value[:12] if isinstance(value, str) else str(value)
+    return f"{text}, {record['data'].get('kept', '?')} samples" if name == "data.hash" else text

@@ -17,11 +17,12 @@ from transformers import BertConfig, BertModel, TrainerCallback
 from ba_lora.arguments import parse
 from ba_lora.errors import Stopped, UserError
 from ba_lora.experiments.matrix import read_experiment
-from ba_lora.files import read_json, write_json
+from ba_lora.experiments.pool import command_of
+from ba_lora.files import digest, read_json, write_json
 from ba_lora.folder_kinds import MARKER
 from ba_lora.folders import mark
 from ba_lora.inputs import input_hashes
-from ba_lora.resume import SAMPLED, base_of, tensors_hash, trained_hash
+from ba_lora.resume import SAMPLED, base_of, refuse_changes, tensors_hash, trained_hash
 from ba_lora.run import train
 from ba_lora.tiny import MODEL_DIR
 from tests.common import ROOT, command, small_llama
@@ -269,6 +270,45 @@ def test_a_run_of_an_earlier_version_goes_on_and_a_line_says_what_is_not_compare
         train(parse([*GENERATION, *SHORT, "--resume"]))
 
 
+def test_another_content_of_the_deepspeed_config_is_named(here):
+    here("generation")
+    for name in ("zero2", "zero3"):
+        shutil.copy(ROOT / f"configs/deepspeed/{name}.json", f"{name}.json")
+    record = read_json("run/run.json")
+    arguments = parse([*GENERATION, *SHORT, "--resume", "--deepspeed", "zero2.json"])
+    now = {"deepspeed": digest(read_json("zero2.json"))}
+    write_json("run/run.json", {name: value for name, value in record.items() if name != "deepspeed"})
+    refuse_changes(arguments, now)  # an earlier version did not record it
+    write_json("run/run.json", record | now)
+    refuse_changes(arguments, now)
+    with pytest.raises(UserError, match=r"this has changed: the content of zero2.json \(\w{12}, now \w{12}\)"):
+        refuse_changes(arguments, {"deepspeed": digest(read_json("zero3.json"))})
+
+
+@pytest.mark.parametrize("place", ["data", "versions", "base", "data.hash"])
+def test_a_record_that_somebody_has_emptied_by_hand_is_no_traceback(here, caplog, place):
+    here("generation")
+    record = read_json("run/run.json")
+    if place == "data.hash":
+        record["data"]["hash"] = None
+    else:
+        record[place] = None
+    write_json("run/run.json", record)
+    if place == "data.hash":
+        with pytest.raises(UserError, match=r"the data of d.jsonl .*\(None, 8 samples, now \w{12}, 8 samples\)"):
+            train(parse([*GENERATION, *SHORT, "--resume"]))
+    else:
+        train(parse([*GENERATION, *SHORT, "--resume"]))
+        lacking = {"data": "data.hash, data.trained", "base": "base.config, base.weights", "versions": ""}[place]
+        assert lacking in caplog.text and ("these are not compared" in caplog.text) == bool(lacking)
+
+
+def test_a_config_that_differs_only_in_what_changes_no_value_is_the_same(here):
+    here("generation")
+    edit_json("M/config.json", lambda config: config.update(use_cache=False))
+    train(parse([*GENERATION, *SHORT, "--resume"]))
+
+
 def test_the_use_of_a_teacher_cache_does_not_change_within_a_run(here):
     here("generation")
     with pytest.raises(UserError, match="the use of --teacher_cache \\(False, now True\\)"):
@@ -350,6 +390,27 @@ def test_a_matrix_takes_no_finished_run_on_other_inputs_for_done(here, change):
     assert run.is_trained()
     change()
     assert not run.is_trained()
+
+
+@pytest.mark.parametrize("change", STALE.values(), ids=STALE)
+def test_a_matrix_of_commands_resumes_only_the_same_run_and_repeats_it_when_asked(here, change):
+    run = matrix(here("generation"))
+    record = read_json(run.folder / "run.json")
+    for status in ("finished", "running"):
+        write_json(run.folder / "run.json", record | {"status": status})
+        assert command_of(run)[-1] == "--resume" and command_of(run, overwrite=True)[-1] == "--overwrite"
+    assert run.words[0] in command_of(run)
+    change()
+    assert command_of(run)[-1] == "--overwrite"
+
+
+def test_a_matrix_of_commands_starts_a_run_with_other_options_anew(here):
+    run = matrix(here("generation"))
+    record = read_json(run.folder / "run.json")
+    write_json(run.folder / "run.json", record | {"config": record["config"] | {"learning_rate": 0.5}})
+    assert command_of(run)[-1] == "--overwrite"
+    (run.folder / "run.json").unlink()
+    assert command_of(run)[-1] == "--overwrite"
 
 
 def test_a_matrix_keeps_finished_runs_whose_inputs_are_elsewhere_or_were_not_recorded(here):
