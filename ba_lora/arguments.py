@@ -19,7 +19,7 @@ from .data.corruption import KINDS
 from .data.glue import TASKS
 from .data.templates import IN_TEXT, check_template, default_template
 from .errors import UserError, choose, nearest
-from .files import cache_home
+from .files import cache_home, load_yaml
 from .names import (
     BOTTLENECKS,
     METHODS,
@@ -483,7 +483,7 @@ def config_words(file: str | Path) -> list[str]:
         raise UserError(f"config file {file} does not exist")
     try:
         text = path.read_text(encoding="utf-8")
-        values = yaml.safe_load(text) or {}
+        values = load_yaml(text) or {}
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{file} is not valid YAML: {' '.join(str(error).split())}") from None
     if not text.strip():

@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from pathlib import Path
 
+import yaml
+
 from .errors import DamagedFile, UserError
 
 # What atomic_write and atomic_folder write to first: the name, the process, and of a folder some letters.
@@ -166,6 +168,28 @@ def read_json(path: str | os.PathLike, *keys: str) -> dict:
         if key not in value:
             raise DamagedFile(f"{path} has no '{key}'; put it back from a copy or remove it")
     return value
+
+
+def load_yaml(text: str):
+    """`yaml.safe_load`, but a key that a mapping holds twice is a YAMLError: of the two it would drop the first."""
+    nodes, seen = [yaml.compose(text, Loader=yaml.SafeLoader)], set()
+    while nodes:
+        node = nodes.pop()
+        if id(node) in seen or not isinstance(node, yaml.MappingNode | yaml.SequenceNode):
+            continue
+        seen.add(id(node))
+        if isinstance(node, yaml.SequenceNode):
+            nodes += node.value
+            continue
+        keys = set()
+        for key, value in node.value:
+            if isinstance(key, yaml.ScalarNode) and (key.tag, key.value) in keys:
+                raise yaml.constructor.ConstructorError(
+                    problem=f"'{key.value}' is there twice", problem_mark=key.start_mark
+                )
+            keys.add((key.tag, key.value if isinstance(key, yaml.ScalarNode) else id(key)))
+            nodes.append(value)
+    return yaml.safe_load(text)
 
 
 def write_sealed(path: str | os.PathLike, value: dict) -> None:

@@ -4,18 +4,19 @@ import re
 from pathlib import Path
 
 import pytest
+import yaml
 
+from ba_lora.arguments import parse
 from ba_lora.errors import UserError
 from ba_lora.experiments import tuning
 from ba_lora.experiments.matrix import read_experiment, tuning_runs
+from ba_lora.experiments.run_names import LONGEST
+from ba_lora.files import load_yaml, write_json
 from tests.common import command
 
 ROOT = Path(__file__).parent.parent
-HEAD = f"""
-name: names
-config: {ROOT}/configs/nlg/tiny.yaml
-"""
-PLAIN = {"methods": "{lora: {method: lora}}", "seeds": "[1]"}
+HEAD = f"config: {ROOT}/configs/nlg/tiny.yaml\n"
+PLAIN = {"name": "names", "methods": "{lora: {method: lora}}", "seeds": "[1]"}
 
 
 def written(place, **parts):
@@ -105,6 +106,40 @@ REFUSED = {
     ),
     "a list value twice": ({"vary": '{rank: [2, "2"]}'}, "vary: rank: '2' is there twice"),
     "options without values": ({"vary": "{rank: 4}"}, "'vary' must map options to their values"),
+    "a method that is there twice": (
+        {"methods": "{lora: {method: lora}, lora: {method: dora}}"},
+        "is not valid YAML: 'lora' is there twice in",
+    ),
+    "an option twice": ({"methods": "{lora: {method: lora, rank: 2, rank: 4}}"}, "'rank' is there twice in"),
+    "a name whose file of failure has a longer one": (
+        {"methods": f"{{{'m' * 235}: {{method: lora}}}}"},
+        "is too long for a folder",
+    ),
+    "an evaluation of nothing": ({"evaluate": "{test: {limit: 3}}"}, "evaluate: test: 'data' is missing or empty"),
+    "an evaluation's unknown key": (
+        {"evaluate": '{test: {data: "tinymath:test", limt: 3}}'},
+        "evaluate: test: unknown key 'limt'",
+    ),
+    "an evaluation of no problems": (
+        {"evaluate": '{test: {data: "tinymath:test", limit: 0}}'},
+        "evaluate: test: 'limit' must be a whole number of at least 1; it is 0",
+    ),
+    "a tuning without a seed": (
+        {"tuning": '{data: "tinymath:test", learning_rates: [1e-3]}'},
+        "tuning: 'seed' is missing or empty",
+    ),
+    "a tuning without rates": (
+        {"tuning": '{seed: 7, data: "tinymath:test", learning_rates: []}'},
+        "tuning: 'learning_rates' is missing or empty",
+    ),
+    "a rate that is a word": (
+        {"tuning": '{seed: 7, data: "tinymath:test", learning_rates: [fast]}'},
+        "tuning: 'learning_rates' must be a list of numbers",
+    ),
+    "a tuning with a true seed": (
+        {"tuning": '{seed: true, data: "tinymath:test", learning_rates: [1e-3]}'},
+        "tuning: 'seed' must be a whole number of at least 0; it is True",
+    ),
     "a method without options": ({"methods": "{lora: }"}, "methods: lora must have options, as {rank: 4}, or {}"),
 }
 
@@ -114,7 +149,7 @@ def test_a_file_whose_runs_would_share_or_leave_their_folder_is_refused(tmp_path
     with pytest.raises(UserError) as raised:
         read_experiment(written(tmp_path, **parts), tmp_path / "runs")
     said = str(raised.value).replace(str(tmp_path / "runs"), "RUNS")
-    assert said.startswith(f"{tmp_path}/names.yaml: ") and message in said and "\n" not in said
+    assert said.startswith(f"{tmp_path}/names.yaml") and message in said and "\n" not in said
     assert not (tmp_path / "runs").exists()
 
 
@@ -157,3 +192,33 @@ def test_labels_make_paths_distinct_and_names_may_hold_what_a_folder_may(tmp_pat
     assert len({run.folder for run in made}) == len(made) == 3 * 5
     assert "v1.5-lora-data=first-s1" in {run.name for run in made}
     assert {run.folder.parent for run in made} == {tmp_path / "names"}
+
+
+def test_the_longest_name_leaves_room_for_the_temporary_files_beside_it(tmp_path):
+    name = "m" * (LONGEST - len("-s1"))
+    (run,) = read_experiment(written(tmp_path, methods=f"{{{name}: {{method: lora}}}}"), tmp_path).runs
+    write_json(run.failure, {})
+    write_json(tmp_path / f"{run.name}.json", {})
+    assert run.failure.is_file() and len(run.name) == LONGEST
+
+
+@pytest.mark.parametrize("config", ["configs/{modl}.yaml", "configs/{}.yaml", "configs/{model.yaml"])
+def test_a_config_with_other_braces_is_refused(tmp_path, config):
+    file = written(tmp_path)
+    file.write_text(file.read_text().replace(f"config: {ROOT}/configs/nlg/tiny.yaml", f"config: '{config}'"))
+    with pytest.raises(UserError, match="is not a file's name, in which {model} and {data} may stand"):
+        read_experiment(file, tmp_path)
+
+
+@pytest.mark.parametrize("text", ["rank: 2\nrank: 4\n", "a: &x {r: 1, r: 2}\nb: *x\n", "[{a: [{k: 1, k: 1}]}]"])
+def test_a_key_that_is_there_twice_is_no_yaml(tmp_path, text):
+    with pytest.raises(yaml.YAMLError, match="is there twice"):
+        load_yaml(text)
+    (tmp_path / "c.yaml").write_text(text)
+    with pytest.raises(UserError, match=r"c.yaml is not valid YAML: '\w+' is there twice in .* line \d"):
+        parse(["--config", str(tmp_path / "c.yaml"), "--output_dir", "x"])
+
+
+def test_yaml_with_anchors_and_merged_keys_is_read_as_before():
+    text = "a: &a {r: 1, s: 2}\nb: {<<: *a, r: 3}\nc: [*a, *a]\n"
+    assert load_yaml(text) == yaml.safe_load(text) and load_yaml("") is None

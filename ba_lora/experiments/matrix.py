@@ -32,7 +32,7 @@ import yaml
 
 from ..arguments import TrainArguments, changed_options, parse
 from ..errors import UserError, choose, nearest
-from ..files import read_json
+from ..files import load_yaml, read_json
 from ..inputs import inputs_changed
 from .run_names import check_content, check_options, check_runs
 
@@ -262,9 +262,17 @@ def _cells(content: dict) -> list[_Cell]:
         for varied, values in _values(content.get("vary") or {}, own):
             for part, of_data in data.items():
                 options = {"config": content["config"], **of_model, **of_data, **own, **values}
-                config = options.pop("config").format(model=model, data=part)
+                config = _fill(options.pop("config"), model, part)
                 cells.append(_Cell(Variant(model or "", method, varied), part, config, own, options))
     return cells
+
+
+def _fill(config: str, model: str | None, data: str | None) -> str:
+    """The config's name with {model} and {data} filled in. Raises UserError."""
+    try:
+        return config.format(model=model, data=data)
+    except (AttributeError, IndexError, KeyError, ValueError):
+        raise UserError(f"config: {config!r} is not a file's name, in which {{model}} and {{data}} may stand") from None
 
 
 def _axis(given: list | dict | None) -> dict:
@@ -321,8 +329,8 @@ def read_file(file: str | Path) -> dict:
     if not path.is_file():
         raise UserError(f"experiment file {file} does not exist")
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
+        content = load_yaml(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{file} is not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(content, dict):
         raise UserError(f"{file} must hold the keys {', '.join(KEYS)}")

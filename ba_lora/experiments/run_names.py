@@ -1,4 +1,5 @@
 """Names in an experiment file: what cannot name a folder inside the runs folder, and runs that would share one, are refused.
+So are seeds, options, evaluations and tunings that no run can have.
 
 A run's folder is MODEL-DATA-METHOD-OPTION=VALUE-sSEED, with NAME.failed and NAME.log beside it. All checks are made before
 anything runs, also for file systems that do not tell upper from lower case.
@@ -10,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from ..arguments import changed_options
-from ..errors import UserError
+from ..errors import UserError, nearest
 
 # options that the matrix itself gives to every run, and where it takes them from
 OWN = {
@@ -22,7 +23,7 @@ OWN = {
 }
 BESIDE = (".failed", ".log")  # files of a run beside its folder
 RESERVED = ("tuning", "tuning.json", "table.md", "table.csv", "table.tex")  # files of the experiment beside its runs
-LONGEST = 255  # bytes of a file's name on most systems
+LONGEST = 255 - len(".failed..4194304.tmp")  # bytes of a run's name: most systems allow 255, of temporary files too
 
 
 def check_content(content: dict, file: str | Path) -> None:
@@ -51,6 +52,10 @@ def check_content(content: dict, file: str | Path) -> None:
         for label, options in values.items():
             _check_options(file, f"vary: {option}: {label}", options, OWN)
     _check_seeds(file, content["seeds"])
+    for name, problems in (content.get("evaluate") or {}).items():
+        _check_problems(f"{file}: evaluate: {name}", problems)
+    if content.get("tuning"):
+        _check_tuning(f"{file}: tuning", content["tuning"])
 
 
 def check_options(given: Iterable[str], where: str) -> None:
@@ -104,13 +109,47 @@ def _check_seeds(file, seeds) -> None:
             raise UserError(f"{file}: seeds: {seed} is there twice; leave one out")
 
 
+def _check_problems(where: str, given: dict, more: Sequence[str] = ()) -> None:
+    """{data, limit} and `more`: which problems are to be answered."""
+    for key in given:
+        if key not in ("data", "limit", *more):
+            raise UserError(f"{where}: unknown key '{key}'{nearest(key, ('data', 'limit', *more))}")
+    for key in ("data", *more):
+        if given.get(key) in (None, "", []):
+            raise UserError(f"{where}: '{key}' is missing or empty")
+    if not isinstance(given["data"], str):
+        raise UserError(f"{where}: 'data' must be a text, as \"tinymath:test\"; it is {given['data']!r}")
+    limit = given.get("limit")
+    if limit is not None and (type(limit) is not int or limit < 1):
+        raise UserError(f"{where}: 'limit' must be a whole number of at least 1; it is {limit!r}")
+
+
+def _check_tuning(where: str, given) -> None:
+    if not isinstance(given, dict):
+        raise UserError(f"{where} must have seed, data, limit and learning_rates; it is {given!r}")
+    _check_problems(where, given, ("seed", "learning_rates"))
+    if type(given["seed"]) is not int or given["seed"] < 0:
+        raise UserError(f"{where}: 'seed' must be a whole number of at least 0; it is {given['seed']!r}")
+    rates = given["learning_rates"]
+    if not isinstance(rates, list) or not all(map(_is_number, rates)):
+        raise UserError(f"{where}: 'learning_rates' must be a list of numbers, as [0.001, 0.002]; it is {rates!r}")
+
+
+def _is_number(value) -> bool:
+    """Also for what YAML reads as a text, such as 1e-3."""
+    try:
+        return not isinstance(value, bool) and float(value) > 0
+    except (TypeError, ValueError):
+        return False
+
+
 def check_runs(runs: Sequence, file: str | Path) -> None:
     """Refuse runs of which two would write to one place, or are the same under two labels. Raises UserError naming both."""
     taken = {}
     for run in runs:
         if _folded(run.name) in RESERVED:
             raise UserError(f"{file}: the run {run.name} would have the name of a file of the experiment; rename it")
-        if len(run.name.encode()) + len(BESIDE[0]) > LONGEST:
+        if len(run.name.encode()) > LONGEST:
             raise UserError(f"{file}: the name {run.name} is too long for a folder; shorten its parts")
         for name in (run.name, *(run.name + end for end in BESIDE)):
             other = taken.setdefault(_folded(name), run)
