@@ -36,6 +36,13 @@ def write(folder: str | Path, **facts: str) -> None:
     write_json(folder / FILE, facts | {"files": {name: hash_of(files[name]) for name in listed}})
 
 
+def add(folder: Path, saved: Iterable[str]) -> None:
+    """List more files, by their paths, in FOLDER/checksums.json. What the user keeps in the folder stays unlisted."""
+    known = read_json(folder / FILE)
+    more = {Path(path).relative_to(folder).as_posix(): hash_of(path) for path in saved if Path(path).is_file()}
+    write_json(folder / FILE, known | {"files": known["files"] | more})
+
+
 def verify(
     folder: str | Path,
     remedy: str = f"put it back from a copy; {OWN_CHANGE}",

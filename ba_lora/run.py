@@ -27,7 +27,7 @@ from .card import write_card
 from .ending import KeepTrained, told, try_out
 from .errors import RunFailure, UserError
 from .files import digest, read_json, remove_leftovers, remove_own, write_sealed
-from .folder_kinds import CHECKPOINTS, OF_WEIGHTS, REPLACED
+from .folder_kinds import CHECKPOINTS, REPLACED
 from .folders import claimed, refuse_foreign, remove_run
 from .hub import reserve
 from .inputs import input_hashes
@@ -186,8 +186,7 @@ def _finish(arguments: TrainArguments, folder: Path, tokenizer, record: dict) ->
     """Write what belongs to a finished run beside its weights, and remove checkpoints that nobody asked for."""
     kind = _kind(arguments)
     if kind == "model":
-        tokenizer.save_pretrained(folder / kind)
-        checksums.write(folder / kind, **OF_WEIGHTS)
+        checksums.add(folder / kind, tokenizer.save_pretrained(folder / kind))
     if arguments.merge:
         unset_hf_deepspeed_config()  # under ZeRO-3 the base would be opened in pieces, with processes that do not come
         export_merged(

@@ -29,6 +29,7 @@ from ba_lora.models import load_model
 from ba_lora.tiny import MODEL_DIR
 from ba_lora.trainer import forget_after
 from eval.results import read_lines
+from tests.common import small_llama
 from tests.damaged import GROWING, KINDS, OTHER, RUN, continued, make_home, measured, opened
 
 
@@ -501,3 +502,22 @@ def test_a_copied_model_may_be_edited_once_its_checksums_are_removed(home, tmp_p
         _edit(copy / "config.json", pad_token_id=None)
         (copy / checksums.FILE).unlink(missing_ok=True)
         assert load_model(str(copy)).config.pad_token_id is None and not caplog.records
+
+
+def test_notes_beside_a_model_may_be_edited_after_the_run_was_repeated(tmp_path, caplog):
+    small_llama(vocab_size=768).save_pretrained(tmp_path / "M")
+    for file in MODEL_DIR.glob("tokenizer*"):
+        shutil.copy(file, tmp_path / "M")
+    words = ["--model", str(tmp_path / "M"), "--method", "full", "--limit", "4", "--max_steps", "1", "--use_cpu"]
+    words += ["--effective_batch_size", "4", "--progress", "false", "--template", "plain", "--overwrite"]
+    for text in ("first", "second"):
+        saved = run.train(parse([*words, "--output_dir", str(tmp_path / "run")])) / "model"
+        assert {"config.json", "model.safetensors", "tokenizer.json"} <= read_json(saved / checksums.FILE)[
+            "files"
+        ].keys()
+        assert "notes.txt" not in read_json(saved / checksums.FILE)["files"]
+        (saved / "notes.txt").write_text(text)
+    assert load(tmp_path / "run").config.vocab_size == 768
+    (saved / "tokenizer.json").write_bytes(_flip((saved / "tokenizer.json").read_bytes(), 0.5))
+    with pytest.raises(DamagedFile, match="tokenizer.json was altered"):
+        load(tmp_path / "run")

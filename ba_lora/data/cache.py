@@ -57,7 +57,7 @@ def _read(folder: Path) -> tuple[Dataset, dict] | None:
             raise ValueError("it is of other samples")
         return load_from_disk(folder), report
     except Exception as error:  # of datasets' and arrow's many kinds; each means that the folder cannot be used
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0].partition("; ")[0]
         logger.warning("the samples in %s are damaged (%s); they are encoded again", folder, reason)
         shutil.rmtree(folder, ignore_errors=True)
         return None
