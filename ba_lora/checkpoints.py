@@ -38,8 +38,8 @@ PREFIX = "checkpoint-"  # transformers' name
 LEFTOVER = re.compile(rf"\.({PREFIX}\d+|{re.escape(START)})\.tmp")
 BESIDE = ("run.json", "metrics.jsonl")  # of the run folder, copied into each checkpoint
 STATE = "trainer_state.json"  # transformers' name
-ALWAYS = ((TRAINED,), (STATE,))  # what no checkpoint goes without
-# What training goes on from: one of each; the second is of several processes, or DeepSpeed's.
+ALWAYS = ((TRAINED,), (STATE,))  # what every checkpoint has
+# What training continues from: one of each pair; the second is for several processes, or DeepSpeed.
 TO_GO_ON = (
     ("optimizer.pt", "latest"),
     ("scheduler.pt", "latest"),
@@ -73,7 +73,7 @@ def write(folder: Path, fill: Callable[[Path], None], *, first: bool, device: to
     except Exception as error:
         raise RunFailure(
             f"{folder} could not be written: {cause(error, folder) or error}; it was left out and the checkpoint before it "
-            "is whole: mend that and continue with --resume"
+            "is whole: fix that and continue with --resume"
         ) from error
     finally:
         if first:
@@ -138,7 +138,7 @@ def flaw(checkpoint: Path, hashes: bool = True) -> str | None:
 
 
 def _steps_left(state: Path) -> bool:
-    """Whether training goes on from a checkpoint; after the last step it holds what was trained alone."""
+    """Whether a checkpoint has steps left; the one after the last step holds only the trained tensors."""
     facts = read_json(state)
     return facts["global_step"] < facts["max_steps"]
 
@@ -164,13 +164,13 @@ def step_of(checkpoint: Path) -> int:
 def newest(folder: Path, alien: Callable[[dict], str | None] = lambda run: None) -> Path | None:
     """The newest whole checkpoint in `folder`, or None; those that are not whole are skipped and named.
 
-    alien: says of a run.json why the checkpoint with it is another run's, or None; those are skipped and named too.
+    alien: given a checkpoint's run.json, says why it is another run's, or returns None; those are skipped and named too.
     """
     for checkpoint in saved(folder):
         wrong = flaw(checkpoint) or _misplaced(checkpoint)
         if wrong is None and (checkpoint / BESIDE[0]).is_file():  # checkpoints of earlier versions have none
             other = alien(read_json(checkpoint / BESIDE[0], "config", "data", "order_hash"))
-            wrong = other and f"it is of another run: {other}"
+            wrong = other and f"it belongs to another run: {other}"
         if wrong is None:
             return checkpoint
         logger.warning("%s is not whole (%s) and is skipped", checkpoint, wrong)
@@ -183,7 +183,7 @@ def _misplaced(checkpoint: Path) -> str | None:
 
 
 def keep_beside(run: Path, checkpoint: Path) -> None:
-    """Copy into a checkpoint what of the run folder it goes on from."""
+    """Copy into a checkpoint the files of the run folder that it continues from."""
     for name in BESIDE:
         if (run / name).is_file():
             shutil.copyfile(run / name, checkpoint / name)

@@ -1,12 +1,12 @@
-"""Damage and mix-ups that would go unnoticed: what this project writes carries checksums, which are compared when it is read.
+"""Checksums of the project's files, written with them and compared on reading, so that damage and mix-ups are noticed.
 
-    FOLDER/checksums.json   SHA-256 of each file of a folder that belongs together: adapter/, model/, merged/, features/, a cache
+    FOLDER/checksums.json   SHA-256 of each file in the folder: adapter/, model/, merged/, features/, a cache
                             (the embedded model's lies beside its folder, so that a copy is a model like any other)
-    run.json "files"        SHA-256 of metrics.jsonl and of each checksums.json of a finished run, so that none is another run's
-    a safetensors file      its metadata hold a checksum of the tensors, and what the file is of: see tensor_files.py
+    run.json "files"        SHA-256 of metrics.jsonl and of each checksums.json of a finished run, so that another run's is noticed
+    a safetensors file      its metadata hold a checksum of the tensors, and what they belong to; see tensor_files.py
 
-Files without them, of earlier versions and of other software, open as before. The checksum of a JSON file lies in it, see files.py.
-SHA-256 and not a faster hash: an evaluation records the same hash of the weights anyway, and each file is read once a process.
+Files without checksums, from earlier versions or other software, open as before. A JSON file holds its own checksum; see files.py.
+SHA-256 rather than a faster hash, because an evaluation records the SHA-256 of the weights anyway; a process reads each file once.
 """
 
 import json
@@ -29,7 +29,7 @@ OWN_CHANGE = f"if the change is your own, remove {FILE} from that folder"
 
 
 def write(folder: str | Path, **facts: str) -> None:
-    """Write FOLDER/checksums.json, of every file in the folder but the card and hidden ones. facts: more to say in it."""
+    """Write FOLDER/checksums.json for every file in the folder except the card and hidden files. facts: further keys."""
     folder = Path(folder)
     files = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
     listed = [name for name in files if name not in (FILE, CARD) and not Path(name).name.startswith(".")]
@@ -63,7 +63,7 @@ def verify(
         return
     known = read_json(listing)
     if known and "files" not in known:
-        return  # of other software
+        return  # from other software
     files = known.get("files")
     if not isinstance(files, dict) or not files:
         raise DamagedFile(f"{listing} lists no files; {remedy}")
@@ -89,14 +89,14 @@ def verify_model(folder: str | Path) -> None:
 
 
 def of_run(folder: str | Path) -> dict[str, str]:
-    """{name in the run folder: SHA-256} of what a finished run keeps, for the "files" of its run.json."""
+    """{name in the run folder: SHA-256} of the results of a finished run, for "files" in its run.json."""
     folder = Path(folder)
     found = [folder / "metrics.jsonl", *sorted(folder.glob(f"*/{FILE}"))]
     return {path.relative_to(folder).as_posix(): hash_of(path) for path in found if path.is_file()}
 
 
 def check_of_run(run: str | Path, name: str) -> None:
-    """Raise DamagedFile when `name` of a run folder is missing or not what its run.json recorded; of older runs nothing is known."""
+    """Raise DamagedFile if the file `name` of a run is missing or differs from run.json. Older runs recorded nothing."""
     expected = _recorded(Path(run)).get(name)
     if expected is None:
         return
@@ -104,11 +104,13 @@ def check_of_run(run: str | Path, name: str) -> None:
     if not path.is_file():
         raise DamagedFile(f"{path} is missing; put it back from a copy")
     if hash_of(path) != expected:
-        raise DamagedFile(f"{path} is not that of this run (altered, or another run's); put it back from a copy")
+        raise DamagedFile(
+            f"{path} does not belong to this run (it was altered or is another run's); put it back from a copy"
+        )
 
 
 def verify_run(run: str | Path) -> None:
-    """`check_of_run` and `verify` for everything that a run folder recorded."""
+    """`check_of_run` and `verify` for everything that run.json recorded."""
     for name in _recorded(Path(run)):
         check_of_run(run, name)
         if Path(name).name == FILE:
@@ -116,17 +118,19 @@ def verify_run(run: str | Path) -> None:
 
 
 def weights_of_run(place: str | Path) -> str | None:
-    """Which weights a result belongs to: what a run recorded of its adapter/ or model/. place: the run folder or one of these.
-    None where nothing is recorded."""
+    """The hash that identifies a run's weights: what run.json recorded for adapter/ or model/; None if nothing. place: the run
+    folder or one of these two."""
     run = Path(place).parent if Path(place).name in ("adapter", "model") else Path(place)
     files = _recorded(run)
     return next((files[name] for name in (f"adapter/{FILE}", f"model/{FILE}") if name in files), None)
 
 
 def check_weights(record: dict, run: str | Path, source: Path) -> None:
-    """Raise DamagedFile when a result file, `source`, says that it is of other weights than those of `run`."""
+    """Raise DamagedFile if `record`, read from `source`, was made with other weights than those of `run`."""
     if record.get("weights") and record["weights"] != (weights_of_run(run) or record["weights"]):
-        raise DamagedFile(f"{source} is of other weights than those in {run}; evaluate this run again with --overwrite")
+        raise DamagedFile(
+            f"{source} was made with other weights than those in {run}; evaluate this run again with --overwrite"
+        )
 
 
 def _recorded(run: Path) -> dict[str, str]:
@@ -143,22 +147,22 @@ def _check_run(folder: Path, remedy: str) -> None:
         logger.warning("%s is missing, so whether %s is whole cannot be told", folder / FILE, folder)
     elif hash_of(folder / FILE) != expected:
         raise DamagedFile(
-            f"{folder / FILE} is not that of the run in {run} (altered, or the folder or run.json is another run's); {remedy}"
+            f"{folder / FILE} does not belong to the run in {run} (it was altered, or the folder or run.json is another run's); {remedy}"
         )
 
 
-# JSON files that belong to others beside them
+# JSON files that belong to other files beside them
 
 
 def write_record(path: Path, record: dict, beside: Iterable[str]) -> None:
-    """Write a sealed JSON file that knows the hashes of those files of its folder, `beside`, that are there."""
+    """Write a sealed JSON file with the hashes of the files `beside` it that exist."""
     files = {name: hash_of(path.with_name(name)) for name in beside if path.with_name(name).is_file()}
     write_sealed(path, record | {"files": files})
 
 
 def read_record(path: str | Path, beside: Iterable[str] | None = None, keys: Iterable[str] = ()) -> dict:
-    """`read_json`, and the files beside it that it knows are compared, all or those named in `beside`. Raises DamagedFile naming
-    what does not fit."""
+    """`read_json`, then compare the files beside it that it lists: all, or those in `beside`. Raises DamagedFile naming the file
+    that differs."""
     path = Path(path)
     record = read_json(path, *keys)
     for name, expected in (record.get("files") or {}).items():
@@ -166,7 +170,7 @@ def read_record(path: str | Path, beside: Iterable[str] | None = None, keys: Ite
         if beside is not None and name not in beside:
             continue
         if not file.is_file():
-            raise DamagedFile(f"{file} is missing, to which {path.name} belongs; put it back from a copy")
+            raise DamagedFile(f"{file} is missing, but {path.name} belongs to it; put it back from a copy")
         if hash_of(file) != expected:
             raise DamagedFile(
                 f"{file} and {path.name} do not belong together (one was altered or is another run's); put them back from a copy "
@@ -175,16 +179,16 @@ def read_record(path: str | Path, beside: Iterable[str] | None = None, keys: Ite
     return record
 
 
-# Lines of a file that grows
+# Lines of a growing file
 
 
 def checked_line(record: dict, of: str = "") -> dict:
-    """`record` with a checksum, "check", for a line of its own. of: what else the line belongs to, as a hash."""
+    """`record` with a checksum under "check". of: hash of what the line belongs to."""
     return record | {"check": _of_line(record, of)}
 
 
 def check_line(record: dict, place: str, of: str = "") -> None:
-    """Raise DamagedFile naming `place` when a line with a checksum is not what was written, or belongs to something else."""
+    """Raise DamagedFile naming `place` if a line with a checksum was altered or belongs to something else."""
     rest = {name: value for name, value in record.items() if name != "check"}
     if "check" in record and record["check"] != _of_line(rest, of):
         raise DamagedFile(f"{place} was altered after it was written, or is another run's; remove the line")

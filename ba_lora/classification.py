@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 
 
 def prepare(arguments: TrainArguments, objective: Objective) -> Prepared:
-    """Read the data, open the model and adapt it. Raises UserError for what the user can mend."""
+    """Read the data, open the model and adapt it. Raises UserError for what the user can fix."""
     examples, tokenizer, samples, order, record = _read(arguments)
     task, data = examples.task, arguments.data_path or arguments.data
     steps = steps_of(arguments, len(samples))

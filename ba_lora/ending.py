@@ -35,7 +35,7 @@ logger = logging.getLogger(__name__)
 
 
 def try_out(arguments: TrainArguments, student: nn.Module, tokenizer, task: dict | None, record: dict) -> None:
-    """Write to a temporary folder what the run will write at its end, but for the tensors, and look for the room for those.
+    """Write to a temporary folder what the run will write at its end, except the tensors, and check that those will fit on the disk.
 
     student: from `attach`, before the training. record: the run.json to come. Every process calls it and the first one works.
     Raises, on all of them, UserError for what cannot be written, RunFailure where the disk is too small.
@@ -112,7 +112,7 @@ def _refuse_tied(whole: nn.Module) -> None:
 
 
 def _check_space(arguments: TrainArguments, student: nn.Module, whole: nn.Module) -> None:
-    """RunFailure when the disk has no room for the trained tensors, what is exported of them, and merged/."""
+    """Raise RunFailure if the trained tensors, their export and merged/ do not fit on the disk."""
     trained = sum(_bytes(parameter) for parameter in student.parameters() if parameter.requires_grad)
     exported = trained * (2 if start_of(arguments.method, arguments.init).startswith("pissa") else 1)
     merged = sum(map(_bytes, whole.parameters())) if arguments.merge else 0
@@ -124,7 +124,7 @@ def _check_space(arguments: TrainArguments, student: nn.Module, whole: nn.Module
     if free < needed:
         raise RunFailure(
             f"--output_dir {arguments.output_dir}: the end of the run needs {needed / 1e9:,.3f} GB and the disk has "
-            f"{free / 1e9:,.3f} GB free; make room or use another disk"
+            f"{free / 1e9:,.3f} GB free; free some space or use another disk"
         )
 
 
@@ -136,7 +136,7 @@ class KeepTrained(TrainerCallback):
     """After the last step, before anything that may fail: a checkpoint from which a resumed run only has to write its results.
 
     `trainer` is set once it is made. steps_between: --save_steps; with 0 the checkpoint holds the trained tensors alone, and
-    where there is no room for it, the run goes on to its export, which may need less.
+    if it does not fit on the disk, the run goes on to its export, which may need less.
     """
 
     def __init__(self, steps_between: int):

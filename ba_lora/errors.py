@@ -1,4 +1,4 @@
-"""Errors that a user can mend: one line that names the value and the remedy; the traceback only under --debug.
+"""Errors that a user can fix: one line that names the value and the remedy; the traceback only under --debug.
 
 Exit statuses: 0 done, 1 something failed while running, 2 something that was given is wrong, 75 stopped by a signal with a
 checkpoint written (sysexits.h: try again), 130 Ctrl-C, 143 SIGTERM.

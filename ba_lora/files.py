@@ -15,7 +15,7 @@ import yaml
 
 from .errors import DamagedFile, UserError
 
-# What atomic_write and atomic_folder write to first: the name, the process, and of a folder some letters.
+# Temporary names of atomic_write and atomic_folder: name, process id and, for folders, some letters.
 LEFTOVER = re.compile(r"\.(?P<name>.+?)\.\d+(\.\w+)?\.(?P<end>tmp|old)")
 CHECKSUM = "checksum"  # key of a sealed JSON file: of all its other keys
 RECORDS = ("run.json", "generation.json")
@@ -60,8 +60,8 @@ def atomic_write(path: str | os.PathLike) -> Iterator:
 def atomic_folder(path: str | os.PathLike, own: Collection[str] = ()) -> Iterator[Path]:
     """Fill a temporary folder; it takes the place of `path` only if the block ends without an exception.
 
-    own: names (patterns) that may be replaced in a `path` that is there, which the caller knows to be this project's; what bears
-    another name is carried over. Raises UserError without `own` where `path` holds something. A link to a folder stays a link.
+    own: names (patterns) that may be replaced in an existing `path`, which the caller knows to be this project's; everything else
+    in it is kept. Without `own`, raises UserError if `path` is not empty. A link to a folder stays a link.
     """
     path = Path(os.path.realpath(path))
     _check_empty(path, own)
@@ -87,7 +87,7 @@ def _check_empty(path: Path, own: Collection[str]) -> None:
 
 
 def _carry_over(old: Path, new: Path, own: Collection[str]) -> None:
-    """Give `new` what bears none of the `own` names in `old`, too, unless it has one of that name."""
+    """Copy into `new` whatever in `old` matches none of the `own` names, unless `new` already has that name."""
     for entry in old.iterdir():
         if bears(entry.name, own) or (new / entry.name).exists():
             continue
@@ -103,7 +103,7 @@ def bears(name: str, patterns: Collection[str]) -> bool:
 
 
 def remove_own(folder: Path, names: Collection[str]) -> None:
-    """Remove what bears one of `names` (patterns) in `folder`, and the folder if nothing else is in it; a file is removed itself.
+    """Remove the entries of `folder` that match `names` (patterns), and then the folder if it is empty. A file is itself removed.
 
     A link is removed, never followed.
     """
@@ -122,9 +122,9 @@ def _remove(path: Path) -> None:
 
 
 def remove_leftovers(folder: Path, own: Collection[str]) -> None:
-    """Remove what a killed process has left in `folder` under the temporary name of a file or folder named in `own`.
+    """Remove what a killed process left in `folder` under the temporary name of a file or folder in `own`.
 
-    Where it was killed between taking the old folder away and putting the new one there, the old one comes back.
+    If it was killed while it exchanged the old folder for the new one, the old one is restored.
     """
     for path in list(folder.glob(".*")):
         found = LEFTOVER.fullmatch(path.name)
@@ -144,10 +144,10 @@ def write_json(path: str | os.PathLike, value) -> None:
 
 
 def read_json(path: str | os.PathLike, *keys: str) -> dict:
-    """Read one JSON object with `keys`, and compare it with its checksum if it is sealed; that is left out of what is returned.
+    """Read a JSON object that has `keys`. A sealed one is compared with its checksum, which is not returned.
 
-    A record of how something was made (RECORDS) that another program has written anew, in a layout of its own, was changed on
-    purpose: it is taken as it is. Raises DamagedFile for anything that is no such object, and for an altered one.
+    A record (RECORDS) that another program rewrote in its own layout was changed on purpose and is not compared. Raises
+    DamagedFile if it is not such an object, or was altered.
     """
     text = Path(path).read_bytes()
     try:
@@ -171,7 +171,7 @@ def read_json(path: str | os.PathLike, *keys: str) -> dict:
 
 
 def load_yaml(text: str):
-    """`yaml.safe_load`, but a key that a mapping holds twice is a YAMLError: of the two it would drop the first."""
+    """`yaml.safe_load`, but a repeated key in a mapping is a YAMLError; safe_load would silently keep only the last one."""
     nodes, seen = [yaml.compose(text, Loader=yaml.SafeLoader)], set()
     while nodes:
         node = nodes.pop()
@@ -203,7 +203,7 @@ def sealed(value: dict) -> dict:
 
 
 def _seal(value: dict) -> str:
-    """SHA-256 (hex) of what is read back of `value`: JSON has text keys alone, and no tuples."""
+    """SHA-256 (hex) of `value` as it is read back: JSON has only text keys and no tuples."""
     return hashlib.sha256(json.dumps(json.loads(json.dumps(value)), sort_keys=True).encode()).hexdigest()
 
 
@@ -217,7 +217,7 @@ _hashes: dict[tuple, str] = {}
 
 
 def hash_of(path: str | os.PathLike) -> str:
-    """`sha256` of a file, read once a process as long as the file stays as it is, under whatever name."""
+    """`sha256` of a file. A process reads an unchanged file only once, whatever its path."""
     known = os.stat(path)
     key = (known.st_dev, known.st_ino, known.st_size, known.st_mtime_ns, known.st_ctime_ns)
     if key not in _hashes:

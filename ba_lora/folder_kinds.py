@@ -9,11 +9,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-MARKER = ".ba-lora.json"  # of folders.py: it says the kind while a folder is written, and after where nothing else does
-MADE_BY = "ba-lora"  # in the marker, in the checksums.json of what is exported, and in a figure
-OF_WEIGHTS = {"made_by": MADE_BY, "kind": "weights"}  # what that checksums.json says besides
+MARKER = (
+    ".ba-lora.json"  # names the kind while a folder is written, and afterwards if nothing else does; see folders.py
+)
+MADE_BY = "ba-lora"  # in markers, in figures, and in the checksums.json of exported folders
+OF_WEIGHTS = {"made_by": MADE_BY, "kind": "weights"}  # extra keys of that checksums.json
 
-# Names of what is saved of a model: of an adapter, a head, a whole model and its tokenizer.
+# Names of the files of a saved adapter, head or whole model, and of its tokenizer.
 WEIGHTS = (
     *("adapter_config.json", "adapter_model.safetensors", "adapter.safetensors", "ba_lora.json", "task.json"),
     *("config.json", "generation_config.json", "model.safetensors", "model-*-of-*.safetensors"),
@@ -28,8 +30,8 @@ EVALUATION = (
 )
 CHECKPOINTS = ("start.safetensors", *(f"checkpoint-{'[0-9]' * digits}" for digits in range(1, 16)))
 FEATURES = ("features_step_*.npy", "labels_step_*.npy", "features.json", "checksums.json")
-# What a run folder may hold: a file, or a folder and the names in it. Code (*.py) is not among the names of a model: a new one
-# replaces files of the same name, and nothing else tells a script of the user's.
+# What a run folder may hold: a file, or a folder and the names in it. A model's code (*.py) is not listed, because its names cannot
+# be told from those of the user's own scripts.
 RUN = {
     **dict.fromkeys(("run.json", "metrics.jsonl", "measures.json"), ()),
     **dict.fromkeys(("adapter", "model", "merged"), WEIGHTS),
@@ -41,7 +43,7 @@ RUN = {
 
 
 def _objects(path: Path) -> list[dict]:
-    """The JSON object in a file, or in the first of its lines; [] where there is none."""
+    """The JSON object in a file, or in its first line for JSON lines; [] if there is none."""
     try:
         with open(path, encoding="utf-8") as file:
             read = json.loads(file.readline() if path.suffix == ".jsonl" else file.read())
@@ -51,7 +53,7 @@ def _objects(path: Path) -> list[dict]:
 
 
 def _has(*keys: str, **parts: str) -> Callable[[Path], bool]:
-    """A JSON file whose object has `keys`, and in the objects `parts` the keys given there."""
+    """Test for a JSON object with all `keys`. parts: name of an inner object → a key that it must have."""
 
     def proves(path: Path) -> bool:
         return any(
@@ -93,7 +95,7 @@ def _metadata(key: str) -> Callable[[Path], bool]:
 
 
 def _is_score(path: Path, benchmark: str = "") -> bool:
-    """A score.json of this project, of a benchmark whose name begins so: of every version, and a classifier's, which says none."""
+    """A score.json that any version of this project wrote, for a benchmark whose name starts with `benchmark`."""
     return any(
         "metric" in found
         and str(found.get("benchmark")).startswith(benchmark)
@@ -113,8 +115,8 @@ def _only_evaluations(path: Path) -> bool:
 
 
 class Kind(NamedTuple):
-    """what: how a message names it. proofs: (pattern of a file, what its content must be). first: the first file that is there
-    decides, else any. passed: patterns of names that do not count as content."""
+    """what: its name in messages. proofs: (pattern of a file, test of its content). first: only the first file that exists
+    decides; otherwise any may. passed: patterns of names that do not count as content."""
 
     what: str
     proofs: tuple[tuple[str, Callable[[Path], bool]], ...] = ()
@@ -182,7 +184,7 @@ KINDS = {
 }
 # Parts of a run that are written under a temporary name first.
 REPLACED = ("run.json", "metrics.jsonl", "measures.json", "adapter", "model", "merged")
-# Parts of a run that are the run's own whatever they hold.
+# Parts of a run that belong to it whatever they hold.
 PARTS_OF_A_RUN = {"weights": ("adapter", "model", "merged"), "features": ("features",), "evaluations": ("eval",)}
 
 

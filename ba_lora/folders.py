@@ -1,11 +1,11 @@
-"""Whose a folder is, and one writer at a time: what a command asks before it writes into a folder.
+"""Who owns a folder, and one writer at a time: what a command checks before it writes into a folder.
 
 A command writes into a folder that does not exist, is empty, or was made by this project as the same kind of output. It refuses
-every other one, with --overwrite and --resume too, and leaves it as it is. A folder proves its kind by the content of a file that
-only this project writes (`KINDS`); a name alone proves nothing.
+any other folder, even with --overwrite or --resume, and leaves it unchanged. A folder proves its kind by the content of a file
+that only this project writes (`KINDS`); a name alone proves nothing.
 
-While a command writes, the folder also holds MARKER, which says the kind, the process and its machine. The marker is locked, and
-the kernel frees the lock when the process ends in any way. It is removed at the end, unless nothing else proves the folder.
+While a command writes, the folder also holds MARKER, which names the kind, the process and its machine. The marker is locked, and
+the kernel frees the lock however the process ends. The marker is removed at the end, unless nothing else proves the kind.
 """
 
 import errno
@@ -57,7 +57,7 @@ def refuse_foreign(folder: str | Path, kind: str, option: str = "--output_dir", 
 
 
 def _is_mere_marker(entry: Path) -> bool:
-    """Whether it is a marker, of any kind, or one that a process has just made and not yet written: no content."""
+    """Whether it is a marker of any kind, or an empty one that a process has just created and not yet written."""
     if entry.name != MARKER or entry.is_symlink():
         return False
     return entry.stat().st_size == 0 or (read_marker(entry.parent) or {}).get("made_by") == MADE_BY
@@ -73,11 +73,11 @@ def claimed(
     writes: bool = True,
     passed: Collection[str] = (),
 ) -> Iterator[Path]:
-    """Keep `folder` for this process while the block runs; it is made where it is missing.
+    """Reserve `folder` for this process while the block runs; a missing folder is created.
 
-    A block that writes nothing leaves nothing. alone: no other process may claim it meanwhile; False for what is written in a
-    moment. writes: False only looks, as the other processes of a run do. Raises UserError as `refuse_foreign` does, and where
-    another process has it.
+    A block that writes nothing leaves nothing behind. alone: no other process may claim the folder meanwhile; False for short
+    writes. writes: False only checks, for the other ranks of a run. Raises UserError as `refuse_foreign` does, and if another
+    process has the folder.
     """
     folder = Path(folder)
     refuse_foreign(folder, kind, option, passed)
@@ -93,7 +93,7 @@ def claimed(
         if os.getpid() == owner:  # not in a forked child
             _release(place, kind, held)
             for each in made:
-                with suppress(OSError):  # it holds something now
+                with suppress(OSError):  # not empty any more
                     each.rmdir()
 
 
@@ -110,7 +110,7 @@ os.register_at_fork(after_in_child=_close_all)
 
 
 def _lock(place: Path, kind: str, named: str, alone: bool) -> int | None:
-    """The descriptor of the marker in `place`, locked; None where another process has it and that does no harm."""
+    """The descriptor of the locked marker in `place`; None if another process holds it and `alone` is False."""
     while True:
         try:
             place.mkdir(parents=True, exist_ok=True)
@@ -123,22 +123,24 @@ def _lock(place: Path, kind: str, named: str, alone: bool) -> int | None:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             if error.errno in NO_LOCKS:
-                logger.warning("%s: its file system has no locks, so nothing keeps a second process out", named)
+                logger.warning("%s: this file system has no locks, so a second process is not kept out", named)
             else:
                 os.close(descriptor)
                 if not alone:
                     return None
                 raise UserError(
-                    f"{named} is in use by {_holder(place)}; wait for its end, or name another folder"
+                    f"{named} is in use by {_holder(place)}; wait until it ends, or name another folder"
                 ) from None
         if _is_marker(descriptor, place):
             break
-        os.close(descriptor)  # the process that had it has just removed it
+        os.close(descriptor)  # its owner has just removed it
     try:
         _write(descriptor, {"made_by": MADE_BY, "kind": kind, "pid": os.getpid(), "host": socket.gethostname()})
     except OSError as error:
         os.close(descriptor)
-        raise UserError(f"{named} cannot be written ({error.strerror}); make room, or name another folder") from None
+        raise UserError(
+            f"{named} cannot be written ({error.strerror}); free some space, or name another folder"
+        ) from None
     _held.add(descriptor)
     return descriptor
 
@@ -156,7 +158,7 @@ def _holder(place: Path) -> str:
 
 
 def _release(place: Path, kind: str, held: int | None) -> None:
-    """Free the lock; the marker goes too, unless the folder holds something and nothing else proves whose it is."""
+    """Free the lock. The marker goes too, unless the folder has content and nothing else proves its kind."""
     if held is None:
         return
     try:
@@ -173,13 +175,13 @@ def _release(place: Path, kind: str, held: int | None) -> None:
 
 
 def _write(descriptor: int, content: dict) -> None:
-    """Write the marker at one stroke, always as long: who reads it meanwhile finds the old content or the new."""
+    """Write the marker in one call and at a fixed length, so that readers see either the old content or the new."""
     os.pwrite(descriptor, json.dumps(content).encode().ljust(MARKER_BYTES - 1) + b"\n", 0)
 
 
 @contextmanager
 def replaced(folder: str | Path, kind: str, own: Collection[str], option: str = "the folder") -> Iterator[Path]:
-    """As `atomic_folder`, of a folder that is new, empty or this project's; it can be told afterwards that it is."""
+    """`atomic_folder` for a folder that is new, empty or this project's; afterwards it can be recognised as such."""
     refuse_foreign(folder, kind, option)
     with atomic_folder(folder, own) as place:
         yield place
@@ -188,9 +190,9 @@ def replaced(folder: str | Path, kind: str, own: Collection[str], option: str = 
 
 
 def remove_run(folder: Path) -> None:
-    """Take the parts of a run, and nothing else, out of `folder`. An evaluation that holds more stays known as ours.
+    """Remove the parts of a run, and nothing else, from `folder`. An evaluation folder with other files in it is marked as ours.
 
-    Raises UserError, before anything is removed, where another process writes an evaluation of the run.
+    Raises UserError, before anything is removed, if another process is writing an evaluation of the run.
     """
     walk = () if (folder / "eval").is_symlink() else os.walk(folder / "eval")
     places = [Path(place) for place, _, _ in walk]
@@ -221,6 +223,6 @@ def refuse_busy(place: Path) -> None:
 
 
 def mark(folder: Path, kind: str) -> None:
-    """Say whose `folder` is, where nothing else does."""
+    """Write the marker into `folder` if nothing else proves its kind."""
     if not is_proven(folder, kind):
         (folder / MARKER).write_text(json.dumps({"made_by": MADE_BY, "kind": kind}) + "\n", encoding="utf-8")

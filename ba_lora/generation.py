@@ -18,7 +18,7 @@ logger = logging.getLogger(__name__)
 
 
 def prepare(arguments: TrainArguments, objective: Objective) -> Prepared:
-    """Read the data, open the model and adapt it. Raises UserError for what the user can mend."""
+    """Read the data, open the model and adapt it. Raises UserError for what the user can fix."""
     tokenizer, samples, order, record = _read(arguments)
     model, base = _open(arguments)
     to_device(model, arguments.use_cpu)

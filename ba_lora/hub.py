@@ -67,7 +67,7 @@ def push(run: str | Path, repo: str) -> str:
     for name, key in NAMING:
         if name in files:
             contents[name] = _public_config(files[name], key, model)
-    if checksums.FILE in files:  # of what is uploaded
+    if checksums.FILE in files:  # for what is uploaded
         listed = {"files": {}} | read_json(files[checksums.FILE])
         for name, content in contents.items():
             if isinstance(content, bytes):

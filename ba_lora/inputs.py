@@ -1,7 +1,7 @@
-"""The local files that a run reads, as hashes in run.json, so that a matrix notices other content at the same path.
+"""Hashes in run.json of the local files that a run reads, so that a matrix notices other content at the same path.
 
-resume.py compares what training sees, for which it opens the data and the model. This needs neither, nor PyTorch: a list of
-a hundred finished runs is compared in seconds. A hub id, a registry package and generated data have no files to compare.
+resume.py compares what training sees, and opens the data and the model for that. This module needs neither, nor PyTorch, so it
+compares a hundred finished runs in seconds. Hub ids, registry packages and generated data have no files to compare.
 """
 
 from functools import lru_cache
@@ -15,18 +15,18 @@ from .tiny import MODEL_DIR
 DATA_ENDINGS = (".jsonl", ".ndjson", ".json", ".parquet", ".csv", ".tsv", ".txt")
 BASE_FILES = ("*.json", "*.safetensors", "*.gguf", "*.model", "*.txt")
 BLOCK = 1 << 20  # bytes
-BLOCKS = 64  # of a longer file of the base, spread over it; data are read whole
+BLOCKS = 64  # blocks read of a longer file of the base, spread over it; data files are read whole
 
 
 def input_hashes(arguments: TrainArguments) -> dict[str, str | None]:
-    """{"data", "base"}: hashes of the files of each, None where there are none here."""
+    """{"data", "base"}: a hash of the local files of each, or None if there are none."""
     base = MODEL_DIR if arguments.model == "tiny" else Path(arguments.model)
     files = sorted({file for pattern in BASE_FILES for file in base.glob(pattern)}) if base.is_dir() else []
     return {"data": _hash(_data_files(arguments)), "base": _hash(files, BLOCKS)}
 
 
 def inputs_changed(record: dict, arguments: TrainArguments) -> bool:
-    """Whether the files of a run are here with other content than `record`, its run.json, says."""
+    """Whether local files of a run have other content than when `record`, its run.json, was written."""
     before = record.get("inputs") or {}
     if not any(before.values()):
         return False
@@ -35,7 +35,7 @@ def inputs_changed(record: dict, arguments: TrainArguments) -> bool:
 
 
 def _data_files(arguments: TrainArguments) -> list[Path]:
-    """The file, or the files of the run's split where their names tell it, else all of the folder."""
+    """The data file. In a folder: the files of the run's split if their names tell it, else all files."""
     name, part = arguments.data_path or arguments.data or "", ""
     if name and not Path(name).exists():
         name, _, part = name.rpartition(":")
@@ -64,7 +64,7 @@ def _hash(files: list[Path], blocks: int | None = None) -> str | None:
 
 @lru_cache(maxsize=4096)
 def _hash_of(file: Path, size: int, modified: int, changed: int, blocks: int | None) -> str:
-    """Hash of a file, read once by a process as long as its size and times of change stay."""
+    """Hash of a file; a process reads it again only if its size or times change."""
     step = BLOCK if blocks is None else max(size // blocks, BLOCK)
     total = xxhash.xxh3_128()
     with open(file, "rb") as data:

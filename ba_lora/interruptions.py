@@ -34,7 +34,7 @@ def cause(error: Exception, folder: Path) -> str | None:
     full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
     if full or (isinstance(error, RuntimeError | SafetensorError) and any(sign in text for sign in FULL)):
         place = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-        return f"no space is left on the disk ({place}: {shutil.disk_usage(place).free / 1e6:.1f} MB free); make room"
+        return f"no space is left on the disk ({place}: {shutil.disk_usage(place).free / 1e6:.1f} MB free); free some space"
     return None
 
 

@@ -1,17 +1,17 @@
-"""What a run is made of, as hashes in run.json, and the comparison that keeps --resume from mixing two runs.
+"""Hashes in run.json of everything a run is made of, and the comparison that keeps --resume from mixing two runs.
 
     tokenizer         vocabulary, merges, special tokens and chat template
-    data.hash         token ids of the samples in their order; of a classifier the labels too
+    data.hash         token ids of the samples in their order; for a classifier the labels too
     data.trained      which of these tokens are trained
     features          token ids and labels of the examples whose features are saved
     order_hash        the order in which the first two epochs visit the samples
-    base.config       the base model's config, without what changes no value
+    base.config       the base model's config, without keys that do not affect any value
     base.weights      every value of every tensor of the base model, before it is adapted
     start             the initial values of the trained tensors; null for full fine-tuning, which starts at the base
     deepspeed         the content of --deepspeed
 
-Each is compared as soon as it is known, before anything is written. The hashes are XXH3 (128 bits) or SHA-256: they tell
-contents apart and are no protection against forgery. A run of an earlier version lacks some of them; a line says which.
+Each is compared as soon as it is known, before anything is written. The hashes are XXH3 (128 bits) or SHA-256; they do not
+protect against forgery. A run of an earlier version lacks some of them; a line says which.
 """
 
 import logging
@@ -32,7 +32,7 @@ from .files import digest, read_json
 
 logger = logging.getLogger(__name__)
 
-# Place in run.json → what it is called. {data}, {model}, {start} and {deepspeed} are where it comes from.
+# Place in run.json → its name in messages. {data}, {model}, {start} and {deepspeed} are where it comes from.
 FACTS = {
     "deepspeed": "the content of {deepspeed}",
     "tokenizer": "the tokenizer of {model}",
@@ -46,17 +46,17 @@ FACTS = {
     "base.weights": "the weights of {model}",
     "start": "the initial values in {start}",
 }
-# What every run has. Those of earlier versions lack all but two of them.
+# What every run records; earlier versions recorded only the first two.
 ALWAYS = ("data.hash", "order_hash", "tokenizer", "data.trained", "base.config", "base.weights", "start")
 SERIALISED = ("tokenizer", "base.config")  # as transformers writes them, so comparable only within one version of it
-# of a config: what changes no value
+# keys of a config that do not affect any value
 ASIDE = ("_name_or_path", "transformers_version", "dtype", "torch_dtype", "use_cache")
 SAMPLED = 16384  # values of each tensor that every process hashes
 MISSING = object()
 
 
 def tensors_hash(tensors: Iterable[tuple[str, Tensor]], most: int | None = None) -> str:
-    """XXH3 (hex) of names, shapes, precisions and values; of each tensor at most about `most` values spread over it, or all."""
+    """XXH3 (hex) of names, shapes, dtypes and values: all values, or about `most` of each tensor, spread over it."""
     total = xxhash.xxh3_128()
     for name, tensor in _plain(tensors):
         flat = tensor.detach().reshape(-1)
@@ -67,7 +67,7 @@ def tensors_hash(tensors: Iterable[tuple[str, Tensor]], most: int | None = None)
 
 
 def _plain(tensors: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
-    """The tensors, those that wrap others (quantised ones of some libraries) as what they hold."""
+    """The tensors; a wrapper (some libraries' quantised tensors) is replaced by the tensors inside it."""
     for name, tensor in tensors:
         if hasattr(tensor, "__tensor_flatten__"):
             yield from _plain((f"{name}.{inner}", getattr(tensor, inner)) for inner in tensor.__tensor_flatten__()[0])
@@ -77,8 +77,8 @@ def _plain(tensors: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]
 
 @torch.no_grad()
 def base_of(model: nn.Module) -> dict[str, str | None]:
-    """{"config", "sample", "weights"} of a model that is not adapted yet: hashes of its config, of some values of each tensor,
-    and, on the first process, of all values (for each GB about 0.2 s; None on the others)."""
+    """{"config", "sample", "weights"} of a model before it is adapted: hashes of its config, of some values of each tensor and of
+    all values. The last takes about 0.2 s a GB and is computed on the first process only (None on the others)."""
     config = {key: value for key, value in model.config.to_diff_dict().items() if key not in ASIDE}
     state = model.state_dict()
     return {
@@ -96,7 +96,7 @@ def start_of(model: nn.Module, method: str) -> str | None:
 
 
 def tokenizer_hash(tokenizer) -> str:
-    """Identity of a tokenizer that has encoded nothing yet: encoding may leave a limit of the length in it."""
+    """Identity of a tokenizer that has not encoded anything yet; encoding may leave a length limit in it."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     vocabulary = backend.to_str() if backend is not None else sorted(tokenizer.get_vocab().items())
     special = [tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id]
@@ -104,7 +104,7 @@ def tokenizer_hash(tokenizer) -> str:
 
 
 def trained_hash(samples) -> str:
-    """Hash of which tokens of a datasets.Dataset with input_ids and labels are trained, and on what."""
+    """Hash of the labels of a datasets.Dataset: which tokens are trained, and on what."""
     labels = samples.select_columns("labels").with_format("arrow")[:]["labels"].combine_chunks()
     total = xxhash.xxh3_128(labels.flatten().to_numpy().astype("<i8").tobytes())
     total.update(labels.value_lengths().to_numpy().astype("<i8").tobytes())
@@ -112,9 +112,9 @@ def trained_hash(samples) -> str:
 
 
 def refuse_changes(arguments: TrainArguments, now: dict) -> None:
-    """Compare `now`, a part of a new run.json, with that of the run that --resume continues.
+    """Compare `now`, a part of the new run.json, with the run.json of the run that --resume continues.
 
-    Every process calls it and the first one compares. Raises UserError on all of them: what changed, from what to what.
+    Every process calls it and the first one compares. Raises UserError on all of them, with the old and the new value.
     """
     problem = from_first(_problem(arguments, now) if arguments.resume and is_first() else None)
     if problem:
@@ -127,7 +127,7 @@ def is_first() -> bool:
 
 
 def from_first(value):
-    """The first process's `value`, on every process that has joined it; each has to call this."""
+    """The first process's `value`, on every process; all of them have to call it."""
     if distributed.is_available() and distributed.is_initialized():
         return broadcast_object_list([value])[0]
     return value
@@ -139,7 +139,7 @@ def _problem(arguments: TrainArguments, now: dict) -> str | None:
         if not checkpoints.saved(folder / "checkpoints"):
             return None
         return (
-            f"--resume: {folder} holds checkpoints and no run.json, which says what they are of; put it back from a copy, or "
+            f"--resume: {folder} holds checkpoints but no run.json, which says what they belong to; put it back from a copy, or "
             "start again with --overwrite"
         )
     before = read_json(folder / "run.json")
@@ -183,7 +183,7 @@ def _differs(name: str, before: dict, now: dict) -> bool:
 
 
 def _at(record: dict, name: str):
-    """The value at a place such as "data.hash"; MISSING where there is none."""
+    """The value at a place such as "data.hash", or MISSING."""
     for key in name.split("."):
         if not isinstance(record, dict) or key not in record:
             return MISSING

@@ -43,7 +43,7 @@ AGREED = ("order_hash", "objective", "trained_parameters", "accumulation")
 
 
 def train(arguments: TrainArguments, callbacks: Sequence = ()) -> Path:
-    """Run it; returns the run folder. `callbacks`: more TrainerCallbacks. Raises UserError for what the user can mend."""
+    """Run it; returns the run folder. `callbacks`: more TrainerCallbacks. Raises UserError for what the user can fix."""
     folder = Path(arguments.output_dir)
     with claimed(folder, "run", writes=resume.is_first()):
         if not _is_finished(arguments, folder):
@@ -90,7 +90,7 @@ def _train(arguments: TrainArguments, folder: Path, callbacks: Sequence) -> Path
         work = _kind_of_run(arguments).prepare(arguments, objective)
     student, tokenizer = work.student, work.tokenizer
     first_values = resume.start_of(student, arguments.method)
-    has_start = any(folder.glob("checkpoints/*"))  # else nothing stands on an earlier one
+    has_start = any(folder.glob("checkpoints/*"))  # otherwise nothing depends on an earlier start
     resume.refuse_changes(arguments, {"start": first_values} if has_start else {})
     start = folder / "checkpoints" / checkpoints.START
     if arguments.resume:
@@ -304,7 +304,7 @@ def _check_agreement(record: dict) -> None:
 
 
 def _prepare(arguments: TrainArguments, folder: Path) -> None:
-    """Tidy the folder up after a killed run; with --overwrite take the old run's parts (and nothing else) out of it."""
+    """Clean up after a killed run; with --overwrite remove the old run's parts, and nothing else."""
     remove_leftovers(folder, REPLACED)
     checkpoints.remove_leftovers(folder / "checkpoints")
     if arguments.overwrite:
@@ -315,13 +315,13 @@ def _checkpoint(arguments: TrainArguments, folder: Path, main: bool, record: dic
     """The checkpoint to continue from, the same on every process, or None to start at step 0."""
 
     def alien(before: dict) -> str | None:
-        """What tells the run of a checkpoint's run.json from this one."""
+        """How the run of a checkpoint's run.json differs from this one, or None."""
         for name, (was, now) in changed_options(before["config"], arguments).items():
             return f"{name} is {was} there and {now} here"
         if before["data"]["hash"] != record["data"]["hash"]:
-            return "its data are others"
+            return "it was trained on other data"
         if before["order_hash"] != record["order_hash"]:
-            return "its samples have another order"
+            return "its samples are in another order"
         return None
 
     found = checkpoints.newest(folder / "checkpoints", alien) if arguments.resume and main else None

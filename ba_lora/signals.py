@@ -1,9 +1,9 @@
-"""What SIGINT (Ctrl-C) and SIGTERM do to a command: they end it with one line, and nothing that it started goes on.
+"""SIGINT (Ctrl-C) and SIGTERM end a command with one line, together with everything that it started.
 
-The first signal raises KeyboardInterrupt or Terminated in the main thread, so that every block is left in order. What has not
-ended after GRACE seconds (a long call into a library, a thread that waits for an endpoint) is ended where it stands,
-together with every process that was started. No file suffers: results are appended line by line, or renamed when whole.
-Work with an end of its own (a training step, a matrix of runs) takes the signals itself inside `handled`.
+The first signal raises KeyboardInterrupt or Terminated in the main thread, so that every block is left in order. If that takes
+longer than GRACE seconds (a long call into a library, a thread that waits for an endpoint), the process exits at once and kills
+every process that it started. Files stay intact: results are appended line by line, or renamed when whole. Work that ends in its
+own way (a training step, a matrix of runs) handles the signals itself inside `handled`.
 
 A signal that was ignored when the command began, as nohup and the background of a script do with SIGINT, stays ignored.
 """
@@ -23,22 +23,25 @@ from contextlib import contextmanager
 
 STOP = (signal.SIGINT, signal.SIGTERM)
 ENDED = tuple(128 + number for number in STOP)  # the statuses of commands that they ended
-PASSED = (*STOP, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else []))  # to a command that this one has started
+PASSED = (
+    *STOP,
+    *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else []),
+)  # passed on to a command that this one started
 GRACE = 1.2  # seconds in which a command leaves its blocks
-AGAIN = 1.0  # seconds after which another Ctrl-C is another wish: a terminal and torchrun both send the first
-PASSED_ON = 0  # no signal's number: to the watching thread, of a handler that has got the signal from another one
+AGAIN = 1.0  # seconds after which a further Ctrl-C counts as a second one: a terminal and torchrun both send the first
+PASSED_ON = 0  # not a signal number; tells the watching thread that another handler passed a signal on
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 class Terminated(SystemExit):
-    """SIGTERM ended the command; what KeyboardInterrupt is for SIGINT. No Exception: nobody may take it for a failure and go on."""
+    """SIGTERM ended the command, as KeyboardInterrupt does for SIGINT. Not an Exception, so that no handler of failures goes on."""
 
     def __init__(self):
         super().__init__(128 + signal.SIGTERM)
 
 
 def describe(number: int) -> str:
-    """The line for a command that a signal has ended."""
+    """The line that a command prints when a signal ends it."""
     return "error: interrupted" if number == signal.SIGINT else f"error: ended by {signal.Signals(number).name}"
 
 
@@ -60,7 +63,7 @@ def handled(handler: Callable, numbers: Iterable[int] = STOP) -> Iterator[dict]:
 
 
 class Ending:
-    """A running command's first signal and what follows from it. To be used in a `with` block, in the main thread."""
+    """What a command does about the first signal that it gets. Use it in a `with` block, in the main thread."""
 
     def __init__(self):
         self.received: int | None = None  # the first signal, whoever took it
@@ -74,7 +77,7 @@ class Ending:
             reader, self.writer = socket.socketpair()
             self.writer.setblocking(False)
             self.stack.enter_context(handled(self))
-            # told by the system at once, even while the main thread is deep in a library
+            # written at once by C code, even while the main thread is inside a library
             before = signal.set_wakeup_fd(self.writer.fileno(), warn_on_full_buffer=False)
             self.stack.callback(self.writer.close)
             self.stack.callback(signal.set_wakeup_fd, before)
@@ -96,7 +99,7 @@ class Ending:
             raise KeyboardInterrupt if number == signal.SIGINT else Terminated
 
     def _watch(self, reader: socket.socket) -> None:
-        """End the process GRACE seconds after a signal that ends it, at once when another follows; in a thread of its own."""
+        """In its own thread: end the process GRACE seconds after a signal that ends it, or at once after a second one."""
         number, interrupted, deadline = None, None, float("inf")
         with reader:
             while (left := deadline - time.monotonic()) > 0:
@@ -115,7 +118,7 @@ class Ending:
         self.end(number)
 
     def end(self, number: int | None = None) -> None:
-        """Print the line and end this process with the signal's status: no thread is waited for, nothing that was started stays."""
+        """Print the line, kill all child processes and exit with the signal's status, without waiting for other threads."""
         number = self.received or number or signal.SIGTERM
         if not self.told and os.environ.get("RANK", "0") == "0":
             self.told = True
@@ -132,19 +135,19 @@ _command: Ending | None = None
 
 
 def note(number: int) -> None:
-    """Remember a signal that work in progress has taken for itself; `check` acts on it afterwards."""
+    """Remember a signal that running work handles itself; `check` acts on it afterwards."""
     if _command is not None:
         _command.received = _command.received or number
 
 
 def check() -> None:
-    """Between two pieces of work: raise KeyboardInterrupt or Terminated if a signal came that the first did not stop for."""
+    """Between two pieces of work: raise KeyboardInterrupt or Terminated if a signal came that did not stop the first."""
     if _command is not None and _command.received is not None:
         raise KeyboardInterrupt if _command.received == signal.SIGINT else Terminated
 
 
 def _after_fork() -> None:
-    """A forked child has no thread that watches, and its signals are not its parent's."""
+    """A forked child has no watching thread, and its signals are its own."""
     global _command
     if _command is not None:
         _command = None
@@ -159,7 +162,7 @@ if hasattr(os, "register_at_fork"):  # not on Windows
 
 
 def while_importing() -> None:
-    """For the packages' `__init__`: a command started by `python -m` ends in one line while it still imports its own module."""
+    """For the packages' `__init__`: end a `python -m` command with one line even while it still imports its modules."""
     if sys.argv[:1] != ["-m"] or threading.current_thread() is not threading.main_thread():
         return  # imported as a library
 
@@ -176,7 +179,7 @@ def while_importing() -> None:
 
 
 def tree(process: int) -> list:
-    """The psutil.Process of `process` and of all that it has started and that still runs."""
+    """The psutil.Process of `process` and of all its running descendants."""
     import psutil
 
     try:
@@ -197,7 +200,7 @@ def kill(processes: Iterable) -> None:
 
 
 def kill_children() -> None:
-    """Kill all that this process has started. multiprocessing's tracker stays: it clears up, and ends with this process."""
+    """Kill everything that this process started, except multiprocessing's tracker, which cleans up and ends by itself."""
     import psutil
 
     def is_tracker(process) -> bool:
@@ -211,9 +214,9 @@ def kill_children() -> None:
 def run(words: list[str], whom: Callable[[int], list] = lambda pid: tree(pid)[:1], **options) -> tuple[int, int | None]:
     """Run a command to its end → (its status, the first signal that this process got meanwhile).
 
-    The command is in a session of its own, so that a terminal's Ctrl-C reaches it once, from here: signals go to the processes
-    that `whom` gives, and their end is waited for. A second Ctrl-C, and the death of this process, end it too.
-    options: of subprocess.Popen.
+    The command has its own session, so that a terminal's Ctrl-C reaches it only once, through this process. Signals are passed on
+    to the processes that `whom` returns, and the command's end is awaited. A second Ctrl-C, or the death of this process, kills it.
+    options: for subprocess.Popen.
     """
     import psutil
 
@@ -250,8 +253,7 @@ def run(words: list[str], whom: Callable[[int], list] = lambda pid: tree(pid)[:1
 
 
 def _end_with(parent: int) -> Callable[[], None] | None:
-    """What a child does before it becomes its command, so that it gets SIGTERM when `parent` has died; None where the system
-    has no such thing."""
+    """A preexec_fn that has the child get SIGTERM when `parent` dies; None if the system cannot do that."""
     if sys.platform != "linux":
         return None
     import ctypes

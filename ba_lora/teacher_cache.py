@@ -7,11 +7,11 @@ So the consistency at step 0 is not exactly 0 but about 1e-6. For a bfloat16 mod
 the gradient differed by 1 % (SmolLM2, rank 32): there the cache's teacher is the truer one. Stored in bfloat16, rows of a
 float32 model change the gradient by 1e-4; those of a bfloat16 model lose nothing, because they are that coarse already.
 
-DIR/cache.json     what the cache is of (`facts`), and whether it is complete; written again, last, when it is
+DIR/cache.json     what the cache belongs to (`facts`), and whether it is complete; rewritten last, when it is
 DIR/rows-N.safetensors    u (rows, d) in float32 or bfloat16 and c (rows,) in float64, samples sorted by length
 
-A shard appears whole and is made under its own lock: an interrupted build goes on, and several processes share the work. Each run
-compares the shards with their checksums first; one that is damaged, or of another cache, is built again, with a warning.
+A shard appears whole and is built under its own lock: an interrupted build continues, and several processes share the work. Each
+run first compares the shards with their checksums; one that is damaged, or belongs to another cache, is rebuilt with a warning.
 """
 
 import contextlib
@@ -47,7 +47,7 @@ BUILD_TOKENS = 8192  # of a forward in the build, padding included
 SAMPLED = 16384  # values of each tensor that go into the model's hash; of the head all
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
-# What a cache is of → how a reader is told that it is of something else.
+# What identifies a cache → its name in the message that it is another one.
 FACTS = {
     "format": "version of the format",
     "temperature": "temperature",
@@ -224,9 +224,9 @@ def _parts(model: nn.Module, ids: list[int], target_modules: list[str] | None) -
 
 
 def _claim(folder: Path, facts: dict, layout: Layout) -> bool:
-    """Whether `folder` holds the complete cache of `facts`; UserError when it holds anything else.
+    """Whether `folder` holds the complete cache of `facts`; UserError if it holds anything else.
 
-    A cache.json that is damaged is written again, where the shards say that they are of this cache.
+    A damaged cache.json is rewritten if the shards say that they belong to this cache.
     """
     refuse_foreign(folder, "teacher cache", "--teacher_cache")
     if not (folder / "cache.json").is_file():
@@ -237,7 +237,7 @@ def _claim(folder: Path, facts: dict, layout: Layout) -> bool:
         shards = {_file(folder, shard): _of(facts, shard) for shard in range(len(layout.members))}
         if any(shards.get(file) != of_tensors(file) for file in folder.glob("rows-*.safetensors")):
             raise UserError(
-                f"--teacher_cache {folder} is damaged: cache.json cannot be read, and what the shards are of is not known; "
+                f"--teacher_cache {folder} is damaged: cache.json cannot be read, and the shards do not say what they belong to; "
                 "remove the folder to build it again"
             ) from None
         logger.warning("%s is damaged; it is written again", folder / "cache.json")
@@ -320,12 +320,12 @@ def _file(folder: Path, shard: int) -> Path:
 
 
 def _of(facts: dict, shard: int) -> str:
-    """What a shard says that it is of."""
+    """What a shard says it belongs to."""
     return digest([facts, shard])
 
 
 def _flaw(folder: Path, layout: Layout, facts: dict, shard: int) -> str | None:
-    """What is wrong with a shard: missing, damaged or of another cache; None when it is whole. It is read for that."""
+    """What is wrong with a shard (missing, damaged, of another cache), or None. Reads all of it."""
     file, rows = _file(folder, shard), layout.rows_in(shard)
     if not file.exists():
         return f"{file} is missing"

@@ -1,4 +1,4 @@
-"""Safetensors files of the project's own, each with a checksum of its tensors and of what it belongs to."""
+"""The project's own safetensors files, each with a checksum of its tensors and a note of what it belongs to."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,16 +13,16 @@ from .errors import DamagedFile
 
 
 def save_tensors(tensors: Mapping[str, Tensor], file: Path, of: str = "") -> None:
-    """Write a safetensors file with a checksum. of: what it is of, as a name or hash."""
+    """Write a safetensors file with a checksum. of: what it belongs to, as a name or hash."""
     save_file(
         dict(tensors), file, metadata={"checksum": f"{_of_tensors(tensors)} {of}"}
-    )  # of two entries the order varies
+    )  # one entry: the order of several varies
 
 
 def load_tensors(file: str | Path, of: str = "") -> dict[str, Tensor]:
-    """The tensors of a file, compared with its checksum and with what it should be `of`, where it knows them.
+    """The tensors of a file. If it has a checksum, that is compared, and so is what the file belongs to (`of`).
 
-    Raises DamagedFile, of which the message says what is wrong but gives no remedy.
+    Raises DamagedFile; its message says what is wrong but gives no remedy.
     """
     try:
         with safe_open(file, framework="pt") as opened:
@@ -33,12 +33,12 @@ def load_tensors(file: str | Path, of: str = "") -> dict[str, Tensor]:
     if checksum and checksum != _of_tensors(tensors):
         raise DamagedFile(f"{file} was altered after it was written")
     if checksum and known != of:
-        raise DamagedFile(f"{file} is of something else ({known[:12] or 'a start'}, not {of[:12] or 'a start'})")
+        raise DamagedFile(f"{file} belongs to something else ({known[:12] or 'a start'}, not {of[:12] or 'a start'})")
     return tensors
 
 
 def of_tensors(file: str | Path) -> str | None:
-    """What a file says that it is `of`; None where that cannot be read."""
+    """What a file belongs to (`of`), as it says itself; None if it cannot be read."""
     try:
         with safe_open(file, framework="pt") as opened:
             return (opened.metadata() or {}).get("checksum", "").partition(" ")[2]

@@ -194,7 +194,7 @@ def test_a_checkpoint_under_the_name_of_a_later_step_is_left_aside(copied, caplo
 def test_a_whole_folder_of_another_run_is_refused(copied):
     _replace(copied / RUN / "adapter", copied / OTHER / "adapter")
     for read in (opened, lambda home: load(home / RUN / "adapter"), lambda home: write_card(home / RUN)):
-        with pytest.raises(DamagedFile, match="adapter/checksums.json is not that of the run in"):
+        with pytest.raises(DamagedFile, match="adapter/checksums.json does not belong to the run in"):
             read(copied)
     shutil.copy(copied / OTHER / "run.json", copied / RUN)  # the run that it belongs to now
     assert opened(copied).shape == (1, 8, 768)
@@ -203,7 +203,7 @@ def test_a_whole_folder_of_another_run_is_refused(copied):
 def test_an_evaluation_of_other_weights_is_refused(copied):
     _replace(copied / RUN / "eval/test", copied / OTHER / "eval/test")
     with pytest.raises(
-        DamagedFile, match="score.json is of other weights than those in .*lora-s42; evaluate this run again"
+        DamagedFile, match="score.json was made with other weights than those in .*lora-s42; evaluate this run again"
     ):
         measured(copied)
 

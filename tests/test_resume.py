@@ -217,7 +217,7 @@ def test_another_start_is_refused_before_anything_is_written(here):
         (False, r"run is not empty and holds no run \(checkpoints, ...\)"),
         (
             True,
-            "run holds checkpoints and no run.json, which says what they are of",
+            "run holds checkpoints but no run.json, which says what they belong to",
         ),  # as a killed run leaves its folder
     ],
 )

@@ -75,9 +75,12 @@ REFUSED = {
     "an evaluation above": ({"evaluate": '{"../test": {data: "tinymath:test"}}'}, "evaluate: '../test' has '/' in it"),
     "evaluations alike": (
         {"evaluate": '{test: {data: "tinymath:test"}, Test: {data: "tinymath:test"}}'},
-        "evaluate: 'test' and 'Test' differ in upper case alone; rename one",
+        "evaluate: 'test' and 'Test' differ only in upper and lower case; rename one",
     ),
-    "methods alike": ({"methods": "{Base: {}, base: {}}"}, "methods: 'Base' and 'base' differ in upper case alone"),
+    "methods alike": (
+        {"methods": "{Base: {}, base: {}}"},
+        "methods: 'Base' and 'base' differ only in upper and lower case",
+    ),
     "parts alike": (
         {"models": "{x: {}, X-a: {}}", "data": "[a-a, a]"},
         "two runs would share RUNS/names/X-a-a-lora-s1: (model x, data a-a, method lora, seed 1) and (model X-a, data a,",

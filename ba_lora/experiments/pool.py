@@ -30,8 +30,8 @@ from ..folders import claimed
 from .matrix import Evaluation, Experiment, Run
 
 TRAIN_SHARE = 0.75  # of a run's time, for the progress bar
-# Seconds that workers have after a signal. A command's checkpoint is worth the wait for a long step; a worker that trains
-# itself starts its run anew, whatever its checkpoint.
+# Seconds that workers have after a signal. A command may need a long step to write its checkpoint; a worker that trains by itself
+# would start its run again anyway.
 GRACE, COMMAND_GRACE = 30, 300
 INTERRUPTED = (Stopped.STATUS, *signals.ENDED, *(-number for number in signals.STOP))
 
@@ -86,7 +86,7 @@ def run_all(experiment: Experiment, jobs: int, overwrite: bool = False, retry: b
 
 
 class _Stop:
-    """The parent's handler: the first signal begins a grace period of so many seconds, a second Ctrl-C ends it."""
+    """The parent's handler: the first signal starts a grace period of `grace` seconds, a second Ctrl-C ends it."""
 
     def __init__(self, grace: float):
         self.grace, self.received, self.since, self.deadline = grace, None, 0.0, float("inf")
@@ -101,7 +101,7 @@ class _Stop:
 
 @contextlib.contextmanager
 def _held_back():
-    """Ctrl-C waits until the block is left, and in processes that it starts until they are ready for it (`_work`)."""
+    """Hold Ctrl-C back until the end of the block, and in processes started in it until they are ready (`_work`)."""
     if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "pthread_sigmask"):
         yield
         return
@@ -114,7 +114,7 @@ def _held_back():
 
 @contextlib.contextmanager
 def _threads(share: int):
-    """Processes that start meanwhile have `share` threads, or what OMP_NUM_THREADS asks for where that is less."""
+    """Processes started in the block get `share` threads, or OMP_NUM_THREADS if that is less."""
     asked = os.environ.get("OMP_NUM_THREADS")
     os.environ["OMP_NUM_THREADS"] = str(min(share, int(asked)) if (asked or "").isdigit() else share)
     try:
@@ -140,10 +140,14 @@ def _watch(todo: list[Run], workers: list, events, stop: _Stop) -> tuple[set[int
         while len(done) + len(failed) < len(todo) and time.monotonic() < stop.deadline:
             if stop.received is not None and not told:
                 told = True
-                tqdm.write(f"stopping; the runs at work have {stop.grace} s, another Ctrl-C ends them", file=sys.stdout)
+                tqdm.write(
+                    f"stopping; running runs have {stop.grace} s to end, another Ctrl-C kills them", file=sys.stdout
+                )
                 for worker in workers:
                     worker.terminate()
-            alive = any(worker.is_alive() for worker in workers)  # asked first: what the last one said is then there
+            alive = any(
+                worker.is_alive() for worker in workers
+            )  # before the queue is read, so that the last worker's events are in it
             try:
                 index, kind, value = events.get(timeout=0.2)
             except queue.Empty:
@@ -161,7 +165,7 @@ def _watch(todo: list[Run], workers: list, events, stop: _Stop) -> tuple[set[int
             else:
                 if kind == "done":
                     done.add(index)
-                elif kind == "failed" or stop.received is None:  # a run that somebody stopped alone is not done either
+                elif kind == "failed" or stop.received is None:  # a run that was stopped on its own is not done either
                     failed.append(index)
                 fractions[index] = 1.0 if index in (*done, *failed) else fractions[index]
                 tqdm.write(f"{todo[index].name:24} {value}", file=sys.stdout)
@@ -172,8 +176,8 @@ def _watch(todo: list[Run], workers: list, events, stop: _Stop) -> tuple[set[int
 
 
 def _work(tasks, events, evaluations: list[Evaluation]) -> None:
-    """A worker's life: take a run, do it, report, until there are none or SIGTERM comes. Ctrl-C is the parent's to pass on."""
-    # tqdm's own lock is a semaphore of the system, of whose loss Python's tracker warns when this process is cut off
+    """A worker: take a run, do it and report, until none is left or SIGTERM comes. The parent passes Ctrl-C on as SIGTERM."""
+    # tqdm's own lock is a system semaphore; if this process is killed, Python's tracker warns that it leaked
     tqdm.set_lock(threading.RLock())
     threading.Thread(target=_end_with_parent, daemon=True).start()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -193,7 +197,7 @@ def _work(tasks, events, evaluations: list[Evaluation]) -> None:
             except (Stopped, signals.Terminated) as stopped:
                 events.put((index, "stopped", f"stopped {getattr(stopped, 'message', 'before its end')}"))
             except Exception as error:
-                if ending.raised:  # what a library has made of it
+                if ending.raised:  # raised by a library because of the signal
                     break
                 run.log.parent.mkdir(parents=True, exist_ok=True)
                 with open(run.log, "a", encoding="utf-8") as log:
@@ -202,12 +206,14 @@ def _work(tasks, events, evaluations: list[Evaluation]) -> None:
                 with atomic_write(run.failure) as file:
                     file.write(line + "\n")
                 events.put((index, "failed", f"failed: {line} (see {run.log})"))
-        if ending.received is not None:  # the libraries take seconds to be taken down; after queues and locks, end
+        if (
+            ending.received is not None
+        ):  # end after queues and locks, without the seconds that libraries take to shut down
             multiprocessing.util.Finalize(None, os._exit, args=(128 + ending.received,), exitpriority=-100)
 
 
 def _end_with_parent() -> None:
-    """A killed parent takes its workers along: they would train on, beside those of its next start."""
+    """End with a killed parent. Otherwise its workers would train on, beside those of its next start."""
     multiprocessing.connection.wait([multiprocessing.parent_process().sentinel])
     signals.kill_children()
     os._exit(1)

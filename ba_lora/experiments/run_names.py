@@ -72,7 +72,7 @@ def _check_options(file, where: str, options, own) -> None:
 
 
 def _check_names(file, where: str, names: Iterable, remedy: str = "") -> None:
-    """Each one can name a folder, and no two are the same one."""
+    """Every name can name a folder, and all folders differ."""
     seen: dict[str, str] = {}
     for name in names:
         _check_name(file, where, name, remedy)
@@ -80,7 +80,7 @@ def _check_names(file, where: str, names: Iterable, remedy: str = "") -> None:
         if other == name:
             raise UserError(f"{file}: {where}: '{name}' is there twice; leave one out")
         if other is not None:
-            raise UserError(f"{file}: {where}: '{other}' and '{name}' differ in upper case alone; rename one")
+            raise UserError(f"{file}: {where}: '{other}' and '{name}' differ only in upper and lower case; rename one")
         seen[_folded(name)] = name
 
 
@@ -144,7 +144,7 @@ def _is_number(value) -> bool:
 
 
 def check_runs(runs: Sequence, file: str | Path) -> None:
-    """Refuse runs of which two would write to one place, or are the same under two labels. Raises UserError naming both."""
+    """Refuse two runs that would write to one place, or that are the same under two labels. Raises UserError naming both."""
     taken = {}
     for run in runs:
         if _folded(run.name) in RESERVED:
