@@ -11,7 +11,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
@@ -42,6 +42,18 @@ BACKENDS = {"transformers": "transformers", "vllm": "vllm", "openai": "openai"} 
 
 
 ADAPTERS = ("adapter_config.json", "ba_lora.json")  # what an adapter folder holds: PEFT's form, our own
+# Small files that change completions.
+SETTINGS = (
+    *(
+        *ADAPTERS,
+        "config.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "tokenizer.model",
+        "special_tokens_map.json",
+    ),
+    *("added_tokens.json", "vocab.json", "merges.txt", "spiece.model"),
+)
 
 
 class Request(NamedTuple):
@@ -307,6 +319,8 @@ def ask(
     if not special or template[IN_TEXT] == "control":  # then the prompts are those of earlier versions
         template = {name: value for name, value in template.items() if name != IN_TEXT}
     config |= {"template_text": template}
+    if args.backend != "openai":
+        config |= {"settings_hash": _settings_hash(subject)}
     del config["batch_size"]  # no completion depends on it
     done = {} if args.overwrite else check(folder, config, wanted)
     missing = [key for key in wanted if key not in done]
@@ -381,6 +395,25 @@ def generation_facts(args: argparse.Namespace, subject: Subject, sampling: Sampl
 
 def weights_hash(name: str) -> str | None:
     """SHA-256 of a model's safetensors file; of several, that of their names and hashes; None where none is on this machine."""
+    # in the hub's cache a large file is a link to one whose name is its hash
+    files = sorted(_place(name).glob("*.safetensors"))
+    names = {file.name: file.resolve().name for file in files}
+    hashes = {file.name: names[file.name] if len(names[file.name]) == 64 else hash_of(file) for file in files}
+    return next(iter(hashes.values())) if len(hashes) == 1 else digest(hashes) if hashes else None
+
+
+def _settings_hash(subject: Subject) -> str:
+    """What completions depend on besides the weights: hash of the configs and tokenizer files of base, model and adapter."""
+    places: dict[Path, None] = {}
+    for name in filter(None, (subject.base, subject.weights, subject.adapter)):
+        with suppress(UserError):  # the base of a whole model may be gone
+            places[Path(name) if name == subject.adapter else _place(name)] = None
+    files = [place / name for place in places for name in SETTINGS if (place / name).is_file()]
+    return digest([[file.name, hash_of(file)] for file in files])
+
+
+def _place(name: str) -> Path:
+    """The folder with a model's files, in the hub's cache for a hub id."""
     from huggingface_hub import try_to_load_from_cache
 
     from ba_lora.models import locate
@@ -389,8 +422,4 @@ def weights_hash(name: str) -> str | None:
     if not Path(place).is_dir():
         found = try_to_load_from_cache(place, "config.json")
         place = Path(found).parent if isinstance(found, str) else place
-    # in the hub's cache a large file is a link to one whose name is its hash
-    files = sorted(Path(place).glob("*.safetensors"))
-    names = {file.name: file.resolve().name for file in files}
-    hashes = {file.name: names[file.name] if len(names[file.name]) == 64 else hash_of(file) for file in files}
-    return next(iter(hashes.values())) if len(hashes) == 1 else digest(hashes) if hashes else None
+    return Path(place)

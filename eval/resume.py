@@ -24,6 +24,7 @@ NOT_OPTIONS = {  # what changes completions beside the options of the same name
     "model_hash": "the weights of --model",
     "adapter_hash": "the weights of --adapter",
     "weights": "the weights of the run",
+    "settings_hash": "the config or tokenizer of --model, or the config of --adapter",
     "base": "the base of --model",
     "template_text": "the text of the template",
     "backend_version": "the version of the backend",

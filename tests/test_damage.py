@@ -165,7 +165,7 @@ def test_a_checkpoint_of_another_run_is_left_aside_and_named(copied, caplog):
     )  # with its start, so that the two fit each other
     assert continued(copied) is None
     said = [record.getMessage() for record in caplog.records]
-    assert "is of another run: method is ba-lora there and lora here" in said[0]
+    assert "it belongs to another run: method is ba-lora there and lora here" in said[0]
     assert "checkpoint-2 is not whole (it does not belong to this start.safetensors)" in said[1]
 
 

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -172,6 +173,21 @@ def test_weights_that_changed_meanwhile_are_noticed(tmp_path):
     (tmp_path / "generation.json").write_text(json.dumps(config | {"model_hash": "0" * 64}))
     with pytest.raises(UserError, match="in the weights of --model;"):
         run(tmp_path, limit=4)
+
+
+def test_a_config_or_tokenizer_that_changed_meanwhile_at_the_same_path_is_noticed(tmp_path):
+    base = Path(shutil.copytree(MODEL_DIR, tmp_path / "base"))
+    words = ("--model", str(base), "--template", "plain")
+    run(tmp_path / "out", *words, limit=2)
+    interrupt(tmp_path / "out", 300)
+    (base / "generation_config.json").write_text("{}")  # not used
+    for name in ("config.json", "tokenizer.json"):
+        before = (base / name).read_text()
+        (base / name).write_text(before + "\n")
+        with pytest.raises(UserError, match="in the config or tokenizer of --model, or the config of --adapter;"):
+            run(tmp_path / "out", *words, limit=2)
+        (base / name).write_text(before)
+    run(tmp_path / "out", *words, limit=2)
 
 
 def test_overwrite_starts_afresh(tmp_path, asked):
