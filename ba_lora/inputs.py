@@ -4,6 +4,7 @@ resume.py compares what training sees, and opens the data and the model for that
 compares a hundred finished runs in seconds. Hub ids, registry packages and generated data have no files to compare.
 """
 
+from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
 
@@ -20,9 +21,26 @@ BLOCKS = 64  # blocks read of a longer file of the base, spread over it; data fi
 
 def input_hashes(arguments: TrainArguments) -> dict[str, str | None]:
     """{"data", "base"}: a hash of the local files of each, or None if there are none."""
-    base = MODEL_DIR if arguments.model == "tiny" else Path(arguments.model)
-    files = sorted({file for pattern in BASE_FILES for file in base.glob(pattern)}) if base.is_dir() else []
-    return {"data": _hash(_data_files(arguments)), "base": _hash(files, BLOCKS)}
+    return {"data": _hash(_data_files(arguments)), "base": _base_hash(arguments.model)}
+
+
+def measured_hashes(model: str, problems: Iterable[str]) -> dict[str, str]:
+    """{model or problem set: hash of its local files} of what an experiment measures a run with; without those that have none."""
+    found = {model: _base_hash(model)}
+    for name in problems:
+        place = Path(name) if Path(name).exists() else Path(name.rpartition(":")[0] or name)
+        files = sorted(place.rglob("*")) if place.is_dir() and ":" in name else [place]
+        found[name] = _hash([file for file in files if file.suffix in DATA_ENDINGS and file.is_file()])
+    return {name: value for name, value in found.items() if value}
+
+
+def _base_hash(model: str) -> str | None:
+    base = MODEL_DIR if model == "tiny" else Path(model)
+    return (
+        _hash(sorted({file for pattern in BASE_FILES for file in base.glob(pattern)}), BLOCKS)
+        if base.is_dir()
+        else None
+    )
 
 
 def inputs_changed(record: dict, arguments: TrainArguments) -> bool:

@@ -392,6 +392,34 @@ def test_a_matrix_takes_no_finished_run_on_other_inputs_for_done(here, change):
     assert not run.is_trained()
 
 
+MEASURED = {
+    "another base": lambda: change_one_value("M/model.safetensors", "model.norm.weight"),
+    "other problems": lambda: write_lines("d.jsonl", rows(what="was")),
+    "nothing": lambda: Path("d.jsonl").touch(),
+}
+
+
+@pytest.mark.parametrize("change", MEASURED)
+@pytest.mark.parametrize("name", ["base", "lora-s1"])
+def test_a_matrix_measures_again_what_was_measured_with_other_files(here, name, change):
+    here("generation")
+    Path("c.yaml").write_text("model: M\ndata: tinymath:train\ntemplate: plain\nmax_steps: 1\n")
+    parts = "methods: {base: {}, lora: {method: lora, rank: 2}}\nseeds: [1]\nevaluate: {test: {data: d.jsonl}}\n"
+    Path("e.yaml").write_text(f"name: e\nconfig: c.yaml\n{parts}")
+    experiment = read_experiment("e.yaml")
+    (run,) = [each for each in experiment.runs if each.name == name]
+    if run.arguments:
+        write_json(run.folder / "run.json", {"status": "finished", "config": {**vars(run.arguments)}})
+    made = run.measured_with(experiment.evaluations)
+    write_json(run.folder / "measures.json", made | {"scores": {"test": 0.5}})
+    assert set(made["inputs"]) == {"M", "d.jsonl"} and run.state(experiment.evaluations) == "measured"
+    MEASURED[change]()
+    assert run.state(experiment.evaluations) == ("measured" if change == "nothing" else "trained")
+    del made["inputs"]  # of an earlier version
+    write_json(run.folder / "measures.json", made | {"scores": {"test": 0.5}})
+    assert run.state(experiment.evaluations) == "measured"
+
+
 @pytest.mark.parametrize("change", STALE.values(), ids=STALE)
 def test_a_matrix_of_commands_resumes_only_the_same_run_and_repeats_it_when_asked(here, change):
     run = matrix(here("generation"))

@@ -33,7 +33,7 @@ import yaml
 from ..arguments import TrainArguments, changed_options, parse
 from ..errors import UserError, choose, nearest
 from ..files import load_yaml, read_json
-from ..inputs import inputs_changed
+from ..inputs import inputs_changed, measured_hashes
 from .run_names import check_content, check_options, check_runs
 
 FOLDER = Path("configs/experiments")
@@ -119,9 +119,16 @@ class Run:
         if not evaluations:
             scores = [self.folder / "eval" / name / "score.json" for name in self.benchmarks]
             return "measured" if all(file.is_file() for file in scores) else "trained"
-        measured = self.folder / "measures.json"
-        wanted = [vars(evaluation) for evaluation in evaluations]
-        return "measured" if measured.is_file() and read_json(measured).get("evaluations") == wanted else "trained"
+        file = self.folder / "measures.json"
+        made, wanted = read_json(file) if file.is_file() else {}, self.measured_with(evaluations)
+        before = made.get("inputs") or {}  # of an earlier version: none
+        changed = [name for name, value in wanted["inputs"].items() if before.get(name, value) != value]
+        return "measured" if made.get("evaluations") == wanted["evaluations"] and not changed else "trained"
+
+    def measured_with(self, evaluations: list[Evaluation]) -> dict:
+        """For measures.json: the evaluations, and hashes of the local files of the base model and of the problems."""
+        inputs = measured_hashes(self.model, [evaluation.data for evaluation in evaluations])
+        return {"evaluations": [vars(evaluation) for evaluation in evaluations], "inputs": inputs}
 
     @property
     def benchmarks(self) -> list[str]:

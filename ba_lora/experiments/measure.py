@@ -54,7 +54,7 @@ def measure(run: Run, evaluations: list[Evaluation], extra: dict, report=lambda 
     measures = {
         "method": run.method,
         "seed": run.seed,
-        "evaluations": [vars(evaluation) for evaluation in evaluations],
+        **run.measured_with(evaluations),
         "scores": scores,
         "weights": weights,
         **extra,

@@ -24,7 +24,7 @@ def measure_classifier(run: Run, evaluations: list[Evaluation], extra: dict, rep
 
     classifier = classify.open_classifier(str(run.folder))
     data = read_json(run.folder / "run.json")["task"]["data"]
-    measures = {"method": run.method, "seed": run.seed, "evaluations": [vars(evaluation) for evaluation in evaluations]}
+    measures = {"method": run.method, "seed": run.seed} | run.measured_with(evaluations)
     measures["weights"] = checksums.weights_of_run(run.folder)
     measures |= {name: {} for name in ("scores", "accuracy", "macro_f1", "rarest_recall", "majority", "ece")}
     for number, evaluation in enumerate(evaluations):
