@@ -2,19 +2,17 @@
 
 A classifier's config says which class each output stands for. A task has its classes in an order of its own, which need not be
 the same: outputs are matched by name. Names that only count (LABEL_0, LABEL_1, ... or 0, 1, ...) say nothing, so those outputs
-are taken by position.
+are matched by position.
 """
 
 import logging
 import re
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 from torch import nn
 
 from .errors import UserError
-from .files import read_json
 
 logger = logging.getLogger(__name__)
 
@@ -30,48 +28,65 @@ def output_layer(model: nn.Module) -> tuple[str, nn.Linear]:
     return layers[-1]
 
 
-def check_names(folder: str | Path) -> None:
-    """UserError where `folder` is a model folder whose config.json has an id2label that transformers cannot read."""
-    file = Path(folder) / "config.json"
-    try:
-        known = read_json(file).get("id2label") if file.is_file() else None
-    except (ValueError, AttributeError):
-        return  # transformers says what is wrong with the file
+def check_names(config: dict, name: str) -> None:
+    """UserError where config.json of the model `name` has an id2label that transformers cannot read."""
+    known = config.get("id2label")
     if known is not None and not (isinstance(known, dict) and all(number.isdecimal() for number in known)):
-        raise UserError(f"{file}: id2label is {known!r}; it must give a name for the number of each output")
+        raise UserError(
+            f"model {name}: id2label of its config.json is {known!r}; it must give a name for the number of each output"
+        )
 
 
-def saved_names(config, name: str) -> list[str] | None:
-    """What the config of the model `name` calls its outputs, by number; None where the names only count.
+def saved_names(config: dict, name: str) -> list[str] | None:
+    """What config.json of the model `name` calls its outputs, by number; None where it gives no names at all.
 
-    Raises UserError where id2label is no mapping of the numbers from 0 on, or where label2id says otherwise.
+    id2label says it. Where that is missing or only counts, label2id does, which transformers then ignores. Raises UserError
+    where id2label does not number the outputs from 0 on, label2id gives no numbers, or the two contradict each other.
     """
-    known = config.id2label or {}
-    names = [str(known[number]) for number in sorted(known)]
+    known = {int(number): str(each) for number, each in (config.get("id2label") or {}).items()}
+    back = config.get("label2id") or {}
+    if not (isinstance(back, dict) and all(str(number).isdecimal() for number in back.values())):
+        raise UserError(f"model {name}: label2id of its config.json is {back!r}; it must give a number for each name")
+    back = {each: int(number) for each, number in back.items()}
+    names = [known[number] for number in sorted(known)]
     if sorted(known) != list(range(len(known))):
         raise UserError(f"model {name}: id2label of its config.json numbers {sorted(known)}, not 0 to {len(known) - 1}")
-    if all(each.upper() in (f"LABEL_{number}", str(number)) for number, each in enumerate(names)):
-        return None
-    back = config.label2id or {}
-    if len(set(names)) == len(names) and any(back.get(each, number) != number for number, each in enumerate(names)):
+    if _only_count(names):
+        others = sorted(back, key=back.get)
+        if _only_count(others):
+            return names or None
+        fits = sorted(back.values()) == list(range(len(names or back)))
+        names = others
+    else:
+        fits = len(set(names)) < len(names) or all(back.get(each, n) == n for n, each in enumerate(names))
+    if not fits:
         raise UserError(
-            f"model {name}: label2id of its config.json does not say what id2label says; correct one of them"
+            f"model {name}: label2id and id2label of its config.json contradict each other; correct one of them"
         )
     return names
 
 
 def in_order_of(labels: Sequence[str], names: Sequence[str], name: str) -> list[int]:
-    """The number of the saved output that each of `labels` is, by name: case, dashes and spaces do not count.
+    """The number of the saved output that each of `labels` is, by name; case, dashes and spaces count only where names would
+    be the same without them. Names that only count are taken by position, unless `labels` are the same names.
 
     Raises UserError where the names do not correspond one to one.
     """
-    have, wanted = [_plain(each) for each in names], [_plain(each) for each in labels]
-    if sorted(have) != sorted(wanted) or len(set(have)) < len(have):
-        raise UserError(
-            f"model {name} is a classifier that gives {', '.join(names)}, and the classes here are {', '.join(labels)}; "
-            "correct id2label in its config.json, or give its pre-trained body"
-        )
-    return [have.index(each) for each in wanted]
+    for plain in (str, _plain):
+        have, wanted = [plain(each) for each in names], [plain(each) for each in labels]
+        if sorted(have) == sorted(wanted) and len(set(have)) == len(have):
+            return [have.index(each) for each in wanted]
+    if _only_count(names) and len(names) == len(labels):
+        return list(range(len(names)))
+    raise UserError(
+        f"model {name} is a classifier that gives {', '.join(names)}, and the classes here are {', '.join(labels)}; "
+        "correct id2label in its config.json, or give its pre-trained body"
+    )
+
+
+def _only_count(names: Sequence[str]) -> bool:
+    """Whether names say nothing but their number: LABEL_0, LABEL_1, ... or 0, 1, ..."""
+    return all(each.upper() in (f"LABEL_{number}", str(number)) for number, each in enumerate(names))
 
 
 @torch.no_grad()

@@ -1,7 +1,6 @@
 """Model and tokenizer by name: the embedded model ("tiny"), a folder, a hub id, or "package:NAME" from the registry."""
 
 import contextlib
-import copy
 import importlib.util
 import logging
 from collections.abc import Iterator, Sequence
@@ -10,7 +9,13 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedConfig,
+)
 from transformers import logging as transformers_logging
 
 from . import checksums, packages
@@ -115,10 +120,10 @@ def load_classifier(
     choose("dtype", dtype, DTYPES)
     check_attention(attn_implementation, dtype)
     place, outputs = locate(name), 1 if labels is None else len(labels)
-    check_names(place)
     try:
+        saved = PreTrainedConfig.get_config_dict(place)[0]  # as it was written: transformers drops some names
+        check_names(saved, name)
         config = AutoConfig.from_pretrained(place, trust_remote_code=trust_remote_code)
-        saved = copy.copy(config)
         config.num_labels = outputs  # gives the classes placeholder names
         config.use_cache = False  # a decoder's keys and values, for tokens that never come
         config.problem_type = "regression" if labels is None else "single_label_classification"
@@ -161,15 +166,17 @@ def load_classifier(
     return model.eval(), head
 
 
-def _name_outputs(model: nn.Module, labels: Sequence[str] | None, saved, missing: Sequence[str], name: str) -> None:
-    """Put the outputs of a saved classifier in the order of `labels`. saved: its own config; missing: tensors it lacks.
+def _name_outputs(
+    model: nn.Module, labels: Sequence[str] | None, saved: dict, missing: Sequence[str], name: str
+) -> None:
+    """Put the outputs of a saved classifier in the order of `labels`. saved: its config.json; missing: tensors it lacks.
 
     Raises UserError where it is a classifier of other classes, or a regression in place of one or the other way round.
     """
     if f"{output_layer(model)[0]}.weight" in missing:
         return  # a new head has no meaning yet
-    was_regression = saved.problem_type == "regression"
-    if saved.problem_type and was_regression != (labels is None):
+    was_regression = saved.get("problem_type") == "regression"
+    if saved.get("problem_type") and was_regression != (labels is None):
         kinds = ("classes", "regression")
         raise UserError(
             f"model {name} was trained for {kinds[was_regression]}, not for {kinds[labels is None]}; give its pre-trained body"

@@ -84,6 +84,51 @@ def test_outputs_without_names_count_by_position(names, tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("names", "labels", "order"),
+    [
+        (["-", "+"], ("+", "-"), [1, 0]),
+        (["C", "C++", "C#"], ("C#", "C", "C++"), [2, 0, 1]),
+        (["a", "A"], ("A", "a"), [1, 0]),
+        (["0", "1"], ("1", "0"), [1, 0]),
+    ],
+)
+@torch.no_grad()
+def test_names_that_are_the_same_to_the_letter_are_matched_by_every_letter(names, labels, order, tmp_path):
+    stock = saved_classifier(tmp_path, names)
+    model, _ = load_classifier(str(tmp_path), labels)
+    torch.testing.assert_close(model(**inputs()).logits, stock(**inputs()).logits[:, order])
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"label2id": {"neg": 0, "pos": 1}, "id2label": None},
+        {"label2id": {"pos": "1", "neg": "0"}, "id2label": {"0": "LABEL_0", "1": "LABEL_1"}},
+        {"label2id": {"NEG": 0, "POS": 1}, "id2label": {"0": "0", "1": "1"}},
+        {"label2id": {"LABEL_0": 0, "LABEL_1": 1}, "id2label": {"0": "neg", "1": "pos"}},
+    ],
+)
+@torch.no_grad()
+def test_label2id_names_the_outputs_where_id2label_does_not(changes, tmp_path):
+    stock = saved_classifier(tmp_path, ["neg", "pos"])
+    config = {key: value for key, value in read_json(tmp_path / "config.json").items() if key not in changes}
+    write_json(tmp_path / "config.json", config | {key: value for key, value in changes.items() if value})
+    model, _ = load_classifier(str(tmp_path), ["pos", "neg"])
+    torch.testing.assert_close(model(**inputs()).logits, stock(**inputs()).logits[:, [1, 0]])
+
+
+@pytest.mark.parametrize(
+    "label2id", [["neg", "pos"], {"neg": 0, "pos": 0}, {"neg": 0, "pos": None}, {"neg": 1, "pos": 2}]
+)
+def test_a_label2id_that_makes_no_sense_is_refused_in_one_line(label2id, tmp_path):
+    saved_classifier(tmp_path, ["LABEL_0", "LABEL_1"])
+    write_json(tmp_path / "config.json", read_json(tmp_path / "config.json") | {"label2id": label2id})
+    with pytest.raises(UserError, match="label2id") as refused:
+        load_classifier(str(tmp_path), ["pos", "neg"])
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
     ("names", "changes", "labels", "message"),
     [
         (
