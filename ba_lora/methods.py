@@ -112,7 +112,10 @@ def attach(
     if method == "adalora":
         check_targets(model, targets, start_rank(rank), head, f" (adalora's at the start, for {rank} at the end)")
     check_targets(model, targets, rank, head)
-    untie(model, chosen_layers(model, targets, head))
+    chosen = chosen_layers(model, targets, head)
+    untie(model, chosen)
+    if method == "dora":
+        _refuse_zero_rows(model, chosen)
     options = {"target_modules": targets or "all-linear", "exclude_modules": head_pattern(head)}
     options["task_type"] = None if head else "CAUSAL_LM"  # a classifier's would wrap the head; export names it
     as_linear = tuple(to_linear(model, head)) if method == "loha" else ()  # PEFT's LoHa refuses Conv1D
@@ -148,6 +151,21 @@ def _refuse_quantised(model: nn.Module, method: str, start: str = "") -> None:
             f"method '{method}' cannot train on this {type(model).__name__}, which is quantised already; give the "
             "full-precision model, with --quantize nf4 to train lora, pissa or ba-lora beside 4 bits"
         )
+
+
+def _refuse_zero_rows(model: nn.Module, layers: Sequence[str]) -> None:
+    """UserError where DoRA would divide by the norm of a row of zeros, such as that of the padding token in a tied head."""
+    for name in layers:
+        layer = model.get_submodule(name)
+        weight = layer.weight.T if isinstance(layer, Conv1D) else layer.weight  # (out, in)
+        if not weight.is_floating_point() or weight.is_meta:
+            continue
+        empty = (weight == 0).all(dim=1).nonzero().flatten().tolist()
+        if empty:
+            raise UserError(
+                f"method 'dora' divides by the norm of each row of a weight, and row {empty[0]} of {name} is all zeros; leave "
+                "that layer out of the target modules, or use lora"
+            )
 
 
 def _peft_config(

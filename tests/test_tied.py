@@ -151,6 +151,29 @@ def test_layers_tied_to_each_other_are_refused_in_one_line(method):
     attach(model, method, rank=2, alpha=2, target_modules=["v_proj"])
 
 
+@pytest.mark.parametrize("base", ["llama", "gpt2"])
+def test_dora_of_a_row_of_zeros_is_refused_and_other_methods_take_it(base):
+    target = {"llama": "lm_head", "gpt2": "c_fc"}[base]  # the row of the padding token; a column of a Conv1D
+
+    def made():
+        torch.manual_seed(0)
+        model = (
+            small_llama(tie_word_embeddings=True, pad_token_id=2)
+            if base == "llama"
+            else GPT2LMHeadModel(GPT2Config(**GPT2))
+        )
+        if base == "gpt2":
+            model.transformer.h[1].mlp.c_fc.weight.data[:, 5] = 0
+        return model
+
+    with pytest.raises(UserError, match=f"dora.* row {2 if base == 'llama' else 5} of .*{target} is all zeros"):
+        attach(made(), "dora", rank=2, alpha=2, target_modules=[target])
+    batch = collate(ragged_samples(4))
+    for method in ("lora", "pissa"):
+        model = attach(made(), method, rank=2, alpha=2, target_modules=[target]).eval()
+        torch.testing.assert_close(model(**batch).logits, made().eval()(**batch).logits, **CLOSE)
+
+
 def test_a_layer_that_two_places_use_and_a_head_with_a_tied_bias_are_refused():
     model = small_llama()
     model.model.layers[1].mlp = model.model.layers[0].mlp
