@@ -27,7 +27,7 @@ from .generation_config import repair_generation_config
 from .methods import Attached, attach, attached_to
 from .models import is_classifier, load_classifier, load_model
 from .names import BOTTLENECKS, OWN
-from .pooling import agree_on_padding
+from .pooling import agree_on_padding, pool_by_mask
 from .targets import DEFAULT_TARGETS, default_targets, is_within, stacked_experts
 from .teacher import COPY, initial_copy, initial_tensors
 from .tied import untie
@@ -278,6 +278,8 @@ def load(
         raise UserError(f"{saved} does not say which base model it belongs to; name it")
     check_saved(saved)
     model = opened(base, head_follows=True) if isinstance(base, str) else base
+    if is_classifier(model):
+        pool_by_mask(model)
     if own.get("method") in OWN:
         return _load_own(model, own, saved / OWN_WEIGHTS)
     as_linear = tuple(to_linear(model, own["head"])) if own.get("as_linear") else ()

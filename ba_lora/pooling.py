@@ -1,8 +1,12 @@
-"""Which token a decoder's classifier takes its score from: the last real one, and the attention mask says which that is.
+"""What is padding in a classifier's batch: the attention mask alone says it, whatever ids stand there.
 
-transformers' heads look for the last id that is not the config's pad_token_id. Where the tokenizer pads with another id they
-find padding, and where that id ends a text (pad == eos) they miss the text's last token. XLNet's takes the last position.
-So the body is made to give the last real token's state at every position: whichever one the head picks, it is that token's.
+A decoder's score comes from its last real token. transformers' heads look for the last id that is not the config's
+pad_token_id. Where the tokenizer pads with another id they find padding, and where that id ends a text (pad == eos) they miss
+the text's last token. XLNet's takes the last position. So the body is made to give the last real token's state at every
+position: whichever one the head picks, it is that token's.
+
+Some other bodies look for the config's pad_token_id too: MobileBERT reads the embedding beside a token, MBart and PLBart begin
+the decoder with the last id that is no padding. They get that id wherever the mask is 0.
 """
 
 import inspect
@@ -31,19 +35,21 @@ def takes_last_token(model: nn.Module) -> bool:
 
 
 def pool_by_mask(model: nn.Module) -> None:
-    """Let the score of a classifier come from the last token of the attention mask, where its head takes the last token.
+    """Let the attention mask alone say what is padding in the batches of a classifier.
 
-    Where the mask and the padding ids agree no bit of output or gradient changes; without a mask the head decides as before.
+    Where the mask and the padding ids agree no bit of output or gradient changes; without a mask the ids decide as before.
     Calling it again changes nothing. Raises UserError for an encoder-decoder whose head looks for padding by id: its
     decoder's positions are not the mask's.
     """
+    body = model.base_model
     if not takes_last_token(model):
+        if _pad_by_mask not in body._forward_pre_hooks.values():
+            body.register_forward_pre_hook(_pad_by_mask, with_kwargs=True)
         return
     if getattr(model.config, "is_encoder_decoder", False):
         raise UserError(
             f"the score of a {type(model).__name__} depends on padding, which its decoder reads; use an encoder or a decoder"
         )
-    body = getattr(model, model.base_model_prefix)
     if _last_state_everywhere not in body._forward_hooks.values():
         body.register_forward_hook(_last_state_everywhere, with_kwargs=True)
     config = model.config.get_text_config()
@@ -62,10 +68,26 @@ def padding_id(tokenizer) -> int:
 
 def agree_on_padding(model: nn.Module, tokenizer) -> None:
     """Write the id that its texts are padded with into the config of a classifier that takes the last token, so that other
-    software finds that token too. It changes nothing that is computed here."""
+    software finds that token too. It changes nothing that is computed here. Raises UserError for an encoder-decoder, whose head
+    counts the ends of sequence, if its texts are padded with them."""
+    if getattr(model.config, "is_encoder_decoder", False) and padding_id(tokenizer) == model.config.eos_token_id:
+        raise UserError(
+            f"the tokenizer pads with its end of sequence, which a {type(model).__name__} takes its score from; give its "
+            "tokenizer a pad_token of its own"
+        )
     has_one = any(getattr(tokenizer, name, None) is not None for name in ("pad_token_id", "eos_token_id"))
     if has_one and takes_last_token(model):
         model.config.get_text_config().pad_token_id = padding_id(tokenizer)
+
+
+def _pad_by_mask(body: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+    """A forward pre-hook: the config's pad_token_id stands where the mask is 0."""
+    inputs = dict(zip(inspect.signature(body.forward).parameters, args, strict=False)) | kwargs
+    ids, mask = inputs.get("input_ids"), inputs.get("attention_mask")
+    pad = getattr(body.config.get_text_config(), "pad_token_id", None)
+    if ids is None or mask is None or pad is None or mask.shape != ids.shape:
+        return args, kwargs
+    return (), inputs | {"input_ids": ids.masked_fill(mask == 0, pad)}
 
 
 def _last_state_everywhere(body: nn.Module, args: tuple, kwargs: dict, output):

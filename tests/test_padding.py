@@ -21,6 +21,7 @@ from ba_lora.files import read_json
 from ba_lora.models import load_classifier, load_tokenizer
 from ba_lora.objective import Objective
 from ba_lora.objective_classifier import ClassifierModel
+from ba_lora.pooling import agree_on_padding
 from tests.common import SMALL, VOCABULARY, small_llama
 
 SHORT, LONG = list(range(10, 16)), list(range(10, 30))
@@ -56,7 +57,7 @@ def batch(rows, pad, left=False):
 
 def classifier(folder, kind="llama", pad=2, **changes):
     """A saved classifier, opened by us."""
-    config = AutoConfig.for_model(kind, **KINDS[kind] | {"pad_token_id": pad, "eos_token_id": 1} | changes)
+    config = AutoConfig.for_model(kind, **KINDS.get(kind, {}) | {"pad_token_id": pad, "eos_token_id": 1} | changes)
     torch.manual_seed(0)
     AutoModelForSequenceClassification.from_config(config).save_pretrained(folder)
     return load_classifier(str(folder), ["a", "b", "c"])[0]
@@ -78,6 +79,48 @@ def test_a_padding_id_that_is_a_real_token_of_the_text_counts_as_real(kind, tmp_
     expected = model.score(model(**batch([ends], 1), output_hidden_states=True).hidden_states[-1])[0, -1]
     torch.testing.assert_close(model(**batch([ends], 1)).logits[0], expected)
     torch.testing.assert_close(model(**batch([ends, LONG], 1)).logits[0], expected, rtol=1e-4, atol=1e-5)
+
+
+ENCODERS = {  # whose bodies look for the padding id, or not
+    "mobilebert": {**SIZES, "embedding_size": 32, "intra_bottleneck_size": 32, "true_hidden_size": 32},
+    "plbart": {"d_model": 32, "encoder_ffn_dim": 48, "decoder_ffn_dim": 48, "encoder_layers": 1, "decoder_layers": 1},
+    "roberta": SIZES,
+}
+
+
+def encoder(folder, kind, **changes):
+    heads = {"encoder_attention_heads": 2, "decoder_attention_heads": 2, "initializer_range": 0.2}
+    return classifier(folder, kind, **{**heads, **ENCODERS[kind], "vocab_size": VOCABULARY, "num_labels": 3} | changes)
+
+
+@pytest.mark.parametrize("method", [None, "lora"])
+@pytest.mark.parametrize("kind", ENCODERS)
+@torch.no_grad()
+def test_the_score_of_an_encoder_does_not_depend_on_the_ids_of_padding(kind, method, tmp_path):
+    model = encoder(tmp_path, kind)
+    if method:
+        model = attach(model, method, rank=2, alpha=2).eval()
+    short, long = [*SHORT, 1], [*LONG, 1]
+    alone = model(**batch([short], 3)).logits[0]
+    for pad in (2, 3, 5):
+        torch.testing.assert_close(model(**batch([short, long], pad)).logits[0], alone, rtol=1e-4, atol=1e-5)
+
+
+def test_an_encoder_decoder_whose_texts_are_padded_with_their_end_is_refused(tmp_path):
+    model = encoder(tmp_path, "plbart")
+    agree_on_padding(model, SimpleNamespace(pad_token_id=2, eos_token_id=1))
+    with pytest.raises(UserError, match="pads with its end of sequence, which a PLBartForSequenceClassification"):
+        agree_on_padding(model, SimpleNamespace(pad_token_id=None, eos_token_id=1))
+
+
+@torch.no_grad()
+def test_an_adapter_opened_on_a_stock_classifier_follows_the_mask_too(tmp_path):
+    model = attach(classifier(tmp_path / "base"), "lora", rank=2, alpha=2).eval()
+    export(model, tmp_path / "adapter")
+    expected = model(**batch([SHORT], 3)).logits[0]
+    stock = LlamaForSequenceClassification.from_pretrained(tmp_path / "base")
+    opened = load(tmp_path / "adapter", stock)
+    torch.testing.assert_close(opened(**batch([SHORT, LONG], 3)).logits[0], expected, rtol=1e-4, atol=1e-5)
 
 
 @torch.no_grad()
