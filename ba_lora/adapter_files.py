@@ -29,6 +29,7 @@ SHARED = (
     ".tinylora_v.",
     ".unilora_theta_d.",
 )  # PEFT restores these by other ways
+PLACES = ("indices", "_size")  # integers that VB-LoRA, SHiRA, FRoD and their like keep beside their numbers
 SAME_SCALE = ("lora", "pissa", "ba-lora", "dora")  # methods whose exported alpha/rank is the run's
 
 
@@ -44,8 +45,8 @@ def read_config(file: Path) -> dict:
 
 
 def read_tensors(file: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file. RunFailure where it cannot be read; UserError where it is missing, or where it holds
-    a number that is not finite or is no real number."""
+    """The tensors of a safetensors file. RunFailure where it cannot be read; UserError where it is missing, or where a number in
+    it is not finite or, but for the places that some of PEFT's methods keep, not real."""
     if not file.is_file():
         raise UserError(f"{file} is missing; copy the adapter again")
     try:
@@ -53,7 +54,7 @@ def read_tensors(file: Path) -> dict[str, Tensor]:
     except (OSError, SafetensorError) as error:
         raise RunFailure(f"{file} cannot be read ({error}); copy the adapter again") from None
     for name, tensor in tensors.items():
-        if not tensor.is_floating_point():
+        if not tensor.is_floating_point() and not any(part in name for part in PLACES):
             kind = str(tensor.dtype).removeprefix("torch.")
             raise UserError(f"{file}: {name} holds {kind} and not real numbers; copy the adapter again")
         if not torch.isfinite(tensor.float()).all():

@@ -6,7 +6,7 @@ import warnings
 
 import pytest
 import torch
-from peft import LoHaConfig, LoraConfig, PeftModel, TaskType, get_peft_model
+from peft import LoHaConfig, LoraConfig, PeftModel, TaskType, VBLoRAConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification, BertConfig
 
@@ -305,6 +305,14 @@ KINDS = {
     "tokens": LoraConfig(trainable_token_indices=[3, 5], **LORA),
     "a parameter": LoraConfig(target_parameters=["up_proj.weight"], target_modules=[], **LORA),
     "lora bias": LoraConfig(lora_bias=True, **LORA),
+    "places of its values": VBLoRAConfig(  # integers
+        r=4,
+        target_modules=["q_proj"],
+        num_vectors=8,
+        vector_length=16,
+        save_only_topk_weights=True,
+        task_type="CAUSAL_LM",
+    ),
     "LoHa": LoHaConfig(r=4, target_modules=["q_proj"], task_type=TaskType.CAUSAL_LM),
 }
 
