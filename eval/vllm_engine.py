@@ -196,7 +196,10 @@ def lora_rank(adapter: str, dtype: str) -> int | None:
         return None
     if config.get("bias", "none") != "none" or (torch.cuda.device_count() and dtype == "float32"):
         return None
-    with safe_open(Path(adapter) / "adapter_model.safetensors", "pt") as file:
+    weights = Path(adapter) / "adapter_model.safetensors"
+    if not weights.is_file():  # in the form of earlier versions of PEFT
+        return None
+    with safe_open(weights, "pt") as file:
         names = list(file.keys())
     if any("lora_" not in name or "embed" in name or "lm_head" in name for name in names):
         return None

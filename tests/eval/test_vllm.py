@@ -179,6 +179,9 @@ def test_only_plain_lora_is_served_and_the_rest_is_merged(adapters, tmp_path):
     ):
         (tmp_path / "adapter_config.json").write_text(json.dumps(config | change))
         assert lora_rank(str(tmp_path), "float32") == rank, change
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config))
+    (tmp_path / "adapter_model.safetensors").unlink()
+    assert lora_rank(str(tmp_path), "float32") is None  # adapter_model.bin, which PEFT opens
 
 
 def test_the_installation_leaves_a_folder_alone_that_is_no_environment(tmp_path):
