@@ -28,7 +28,7 @@ SHARED = (
     "prompt_encoder",
     ".tinylora_v.",
     ".unilora_theta_d.",
-)  # PEFT restores these by other ways
+)  # PEFT restores these in other ways
 PLACES = ("indices", "_size")  # integers that VB-LoRA, SHiRA, FRoD and their like keep beside their numbers
 SAME_SCALE = ("lora", "pissa", "ba-lora", "dora")  # methods whose exported alpha/rank is the run's
 
@@ -63,10 +63,10 @@ def read_tensors(file: Path) -> dict[str, Tensor]:
 
 
 def check_files(folder: str | Path) -> dict[str, Tensor]:
-    """The tensors of a PEFT adapter's folder, after a check of what the files alone can tell; {} for the form of PICKLED.
+    """The tensors of a PEFT adapter's folder, after checking what the files alone reveal; {} where it has only PICKLED.
 
-    Raises UserError for a config that is none, for a half of a pair of factors and for what
-    `read_tensors` refuses; RunFailure for weights that cannot be read.
+    Raises UserError for an invalid config, for one factor of a pair without the other, and for what `read_tensors` refuses;
+    RunFailure for weights that cannot be read.
     """
     folder = Path(folder)
     config = read_config(folder / CONFIG)
@@ -88,7 +88,7 @@ def check_files(folder: str | Path) -> dict[str, Tensor]:
 
 
 def _check_scale(folder: Path) -> None:
-    """UserError where rank and alpha of a LoRA scale the update otherwise than the run did that its folder lies in."""
+    """UserError where a LoRA's rank and alpha scale its update differently from the run whose folder it is in."""
     file, run = folder / CONFIG, folder.parent / "run.json"
     config = read_config(file)
     if config["peft_type"] != "LORA" or folder.name != "adapter" or not run.is_file():
@@ -100,7 +100,7 @@ def _check_scale(folder: Path) -> None:
     expected = options["alpha"] / options["rank"]
     if not math.isclose(scale, expected, rel_tol=1e-6):
         raise UserError(
-            f"{file}: rank and alpha scale the update by {scale:g}, and {run} says {expected:g}; they are of different runs, or "
+            f"{file}: rank and alpha scale the update by {scale:g}, and {run} says {expected:g}; they come from different runs, or "
             "one was changed"
         )
 
@@ -148,7 +148,7 @@ def open_adapter(model: nn.Module, folder: str | Path, **options) -> PeftModel:
 
 
 def check_for_base(folder: str | Path, base: str, trust_remote_code: bool = False) -> None:
-    """Refuse, as `open_adapter` does, an adapter that does not fit a causal language model; no weight of that is read.
+    """Refuse, as `open_adapter` does, an adapter that does not fit a causal language model, without reading that model's weights.
 
     base: what transformers opens, a folder or a hub id.
     """

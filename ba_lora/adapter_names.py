@@ -1,4 +1,4 @@
-"""What the names of an adapter's tensors tell about it. Imports no large library, so that the card and its command stay quick."""
+"""What the names of an adapter's tensors tell about it. Imports no large library, so that the card and its command stay fast."""
 
 import re
 from collections.abc import Iterable
@@ -14,7 +14,7 @@ HINT = "copy the adapter again, or name the base model that it was made for"
 
 
 def check_header(folder: Path) -> None:
-    """Refuse the weights of a PEFT adapter's folder that are cut off (RunFailure) or hold half a pair of factors (UserError)."""
+    """Refuse a PEFT adapter whose weights are cut off (RunFailure) or hold one factor of a pair without the other (UserError)."""
     file = folder / WEIGHTS
     if not file.is_file():
         return

@@ -77,7 +77,7 @@ def export(model: nn.Module, folder: str | Path, task: dict | None = None, *, te
     ba_lora.json. Full fine-tuning: the whole model as save_pretrained writes it. The head is saved with each.
     Of a classifier task.json is written too: "labels" (names, or null for a regression), "head" and what `task` says.
     Raises UserError for a folder that is not empty and that this project did not export to: it is not replaced.
-    tensors: False writes all but the weights, to find out whether that can be written.
+    tensors: False writes everything but the weights, to find out whether it can be written.
     """
     model = getattr(model, "student", model)  # an ObjectiveModel holds the adapted model as .student
     attached = attached_to(model)
@@ -244,7 +244,7 @@ def read_task(saved: Path) -> dict | None:
         if differing:
             key = differing[0]
             raise UserError(
-                f"{file} says {key} {task.get(key)} and {run} says {recorded.get(key)}; they are of different runs, or one "
+                f"{file} says {key} {task.get(key)} and {run} says {recorded.get(key)}; they come from different runs, or one "
                 "was changed"
             )
     return task

@@ -140,7 +140,7 @@ def _share(text: str) -> tuple[str, float]:
 
 def _shown(arguments: TrainArguments, tokenizer) -> tuple:
     """(examples, samples, their hash): a sample of the split named by --features_split, the same for every method and seed;
-    the first rows would not do, because some sets stand in the order of their labels."""
+    not the first rows, because some sets are sorted by label."""
     shown = load_examples(arguments.task, arguments.features_split, arguments.data_path or arguments.data)
     count = min(arguments.features_examples, len(shown.ids))
     shown = shown.select(sorted(random.Random("features").sample(range(len(shown.ids)), count)))

@@ -1,9 +1,9 @@
 """The end of a run, so that no training is lost there.
 
-Before the first step `try_out` writes everything but the tensors to a temporary folder: what cannot be written is told or
-repaired then. After the last step KeepTrained writes the trained tensors as a checkpoint before anything else happens. What
-fails later (a reporter, the export, the merge, a full disk) is told by `told`, and --resume ends the run from there without
-training again.
+Before the first step `try_out` writes everything but the tensors to a temporary folder: what cannot be written is repaired or
+reported then. After the last step KeepTrained writes the trained tensors as a checkpoint before anything else happens. What
+fails later (a reporter, the export, the merge, a full disk) is reported by `told`, and --resume finishes the run from there
+without training again.
 """
 
 import logging
@@ -35,10 +35,10 @@ logger = logging.getLogger(__name__)
 
 
 def try_out(arguments: TrainArguments, student: nn.Module, tokenizer, task: dict | None, record: dict) -> None:
-    """Write to a temporary folder what the run will write at its end, except the tensors, and check that those will fit on the disk.
+    """Write all that the run will write at its end, except the tensors, to a temporary folder; check the disk space for those.
 
-    student: from `attach`, before the training. record: the run.json to come. Every process calls it and the first one works.
-    Raises, on all of them, UserError for what cannot be written, RunFailure where the disk is too small.
+    student: from `attach`, before the training. record: the run.json to come. Every process calls it; only the first does the
+    work. Raises, on all of them, UserError for what cannot be written, RunFailure where the disk is too small.
     """
     failure = None
     if is_first():
@@ -53,7 +53,7 @@ def try_out(arguments: TrainArguments, student: nn.Module, tokenizer, task: dict
 
 def _try_all(arguments: TrainArguments, student: nn.Module, tokenizer, task: dict | None, record: dict) -> None:
     whole = student.get_base_model() if isinstance(student, PeftModel) else student
-    with tempfile.TemporaryDirectory(prefix="ba-lora-") as place, _no_bar():
+    with _temporary() as place, _no_bar():
         run, saved = Path(place), "model" if arguments.method == "full" else "adapter"
         _try("what was trained", arguments, lambda: _refuse_shared(student))
         _try("what was trained", arguments, lambda: export(student, run / saved, task, tensors=False))
@@ -61,7 +61,7 @@ def _try_all(arguments: TrainArguments, student: nn.Module, tokenizer, task: dic
             _try("the model", arguments, lambda: _refuse_tied(whole))
         if arguments.merge or arguments.method == "full":
             _try("the tokenizer", arguments, lambda: tokenizer.save_pretrained(run / saved))
-        if arguments.merge and getattr(whole, "hf_quantizer", None) is None:  # that would write its tensors
+        if arguments.merge and getattr(whole, "hf_quantizer", None) is None:  # save_pretrained would write its tensors
             _try("the merged model", arguments, lambda: save_whole(whole, run / "merged", {}))
         ended = {"status": "finished", "steps": 1, "train_seconds": 1.0, "peak_memory": 1}
         _try("run.json", arguments, lambda: write_json(run / "run.json", record | ended))
@@ -69,9 +69,19 @@ def _try_all(arguments: TrainArguments, student: nn.Module, tokenizer, task: dic
     _check_space(arguments, student, whole)
 
 
+def _temporary() -> tempfile.TemporaryDirectory:
+    try:
+        return tempfile.TemporaryDirectory(prefix="ba-lora-")
+    except OSError as error:
+        raise RunFailure(
+            f"no temporary folder can be made ({error}), in which the end of the run is tried before the first step; set TMPDIR "
+            "to a folder that can be written"
+        ) from error
+
+
 @contextmanager
 def _no_bar() -> Iterator[None]:
-    """Without transformers' bar over the files of a model that has none here."""
+    """Hide transformers' progress bar: it would count the files of a model that is not written."""
     shown = transformers_logging.is_progress_bar_enabled()
     transformers_logging.disable_progress_bar()
     try:
@@ -88,21 +98,23 @@ def _try(what: str, arguments: TrainArguments, write: Callable[[], object]) -> N
         raise
     except Exception as error:
         if reason := cause(error, Path(tempfile.gettempdir())):
-            raise RunFailure(f"{what} could not be tried out before the first step: {reason}") from error
+            raise RunFailure(f"{what} could not be written as a trial before the first step: {reason}") from error
         raise UserError(
-            f"{what} could not be saved at the end of this run, so it does not begin: {_line(error)}; "
+            f"{what} could not be saved at the end of this run, so it is not started: {_line(error)}; "
             f"change the files of --model {arguments.model} or give another model"
         ) from error
 
 
 def _refuse_shared(student: nn.Module) -> None:
-    """ValueError where two trained tensors lie in the same memory: safetensors holds none of the kind."""
+    """ValueError where two trained tensors share memory, which safetensors cannot save."""
     seen: dict[int, str] = {}
     for name, parameter in student.named_parameters():
         if parameter.requires_grad and parameter.numel():
             other = seen.setdefault(parameter.data_ptr(), name)
             if other != name:
-                raise ValueError(f"{other} and {name} are two parameters in one memory; tie them or part them")
+                raise ValueError(
+                    f"{other} and {name} are two parameters that share memory; tie them, or give each its own"
+                )
 
 
 def _refuse_tied(whole: nn.Module) -> None:
@@ -112,7 +124,7 @@ def _refuse_tied(whole: nn.Module) -> None:
 
 
 def _check_space(arguments: TrainArguments, student: nn.Module, whole: nn.Module) -> None:
-    """Raise RunFailure if the trained tensors, their export and merged/ do not fit on the disk."""
+    """RunFailure when the disk has too little space for the trained tensors, their export and merged/."""
     trained = sum(_bytes(parameter) for parameter in student.parameters() if parameter.requires_grad)
     exported = trained * (2 if start_of(arguments.method, arguments.init).startswith("pissa") else 1)
     merged = sum(map(_bytes, whole.parameters())) if arguments.merge else 0
@@ -136,7 +148,7 @@ class KeepTrained(TrainerCallback):
     """After the last step, before anything that may fail: a checkpoint from which a resumed run only has to write its results.
 
     `trainer` is set once it is made. steps_between: --save_steps; with 0 the checkpoint holds the trained tensors alone, and
-    if it does not fit on the disk, the run goes on to its export, which may need less.
+    if the disk has no space for it, the run goes on to its export, which may need less.
     """
 
     def __init__(self, steps_between: int):
@@ -147,11 +159,11 @@ class KeepTrained(TrainerCallback):
             return
         counted, begun = self.trainer.objective_callback, time.perf_counter()
         counted.model.clock.lap("optimizer")
-        counted.model.clock.rest()  # what is written here is no part of the step
+        counted.model.clock.rest()  # writing here is not part of the step
         try:
             self.trainer.save_last(complete=bool(self.steps_between))
         except RunFailure as failure:
-            is_fatal = bool(self.steps_between) or failure.__cause__ is None  # the latter: a value that is not finite
+            is_fatal = bool(self.steps_between) or failure.__cause__ is None  # no cause: a value is not finite
             if on_any_process(is_fatal and state.is_world_process_zero, args.device):
                 raise
             logger.warning("%s; the results are written without it", str(failure).partition(";")[0])
@@ -160,7 +172,7 @@ class KeepTrained(TrainerCallback):
 
 @contextmanager
 def told(trainer, folder: Path) -> Iterator[None]:
-    """Turn a failure after the last step into a RunFailure that says where the trained tensors are and how the run is ended."""
+    """Turn a failure after the last step into a RunFailure that says where the trained tensors are and how to finish the run."""
     try:
         yield
     except Exception as error:
@@ -171,8 +183,8 @@ def told(trainer, folder: Path) -> Iterator[None]:
         if checkpoints.flaw(kept, hashes=False):
             raise
         raise RunFailure(
-            f"all {state.global_step} steps are done and the trained tensors are in {kept}, but what follows failed "
-            f"({cause(error, folder) or _line(error)}); fix that and end the run with --resume, which trains nothing again"
+            f"all {state.global_step} steps are done and the trained tensors are in {kept}, but a later part failed "
+            f"({cause(error, folder) or _line(error)}); fix that and finish the run with --resume, which repeats no training"
         ) from error
 
 

@@ -1,14 +1,14 @@
-"""A base's generation config, made one that can be saved again.
+"""Repair a base's generation config so that it can be saved.
 
 transformers opens a generation config that contradicts itself (a temperature without sampling, a beam option without beams)
-and refuses to save it. Nothing of it plays a part in training or in this project's evaluations, which set their own.
+and refuses to save it. It affects neither training nor this project's evaluations, which set their own options.
 """
 
 import re
 
 from torch import nn
 
-# Options that count only where the model samples → whether a value of them can be sampled with.
+# Options that only affect sampling → whether one can sample with a value.
 SAMPLING = {
     "temperature": lambda value: value > 0,
     "top_k": lambda value: value >= 0,
@@ -20,8 +20,8 @@ SAMPLING = {
 def repair_generation_config(model: nn.Module) -> str | None:
     """Change the generation config of `model` so that transformers saves it; returns in words what was changed, or None.
 
-    Values for sampling without do_sample: do_sample becomes True, which they ask for. Where do_sample is False, or a value
-    allows no sampling (temperature 0), they are left out, as is everything else that has no effect.
+    Sampling options without do_sample: do_sample becomes True, which they imply. Where do_sample is False, or one cannot sample
+    with a value (temperature 0), they are left out, as is everything else that has no effect.
     """
     config = getattr(model, "generation_config", None)
     if config is None or not model.can_generate():

@@ -71,7 +71,8 @@ def attach(
     method: one of METHODS, or pissa_niter_N (randomised SVD with N power iterations).
     rank, alpha: of the factors; the update is scaled by alpha/rank (AdaLoRA: by its start_rank). Of houlsby and pfeiffer rank is
     the bottleneck's width; full and bitfit (all biases) have neither. target_modules: names as PEFT takes them; None is every
-    linear layer but the head. A target whose weight is tied to the embeddings gets a copy of its own. init: "pissa" (default) or "pissa_niter_N", and for ba-lora "lora". seed: of the random starts.
+    linear layer but the head. A target whose weight is tied to the embeddings gets its own copy. init: "pissa" (default) or
+    "pissa_niter_N", and for ba-lora "lora". seed: of the random starts.
     keep_initial: keep a frozen copy of the trained tensors, which the teacher needs; methods with factors always keep it, the
     others only when True (of full fine-tuning it is a second model). dropout: on the adapter's input; not with a PiSSA start,
     because W_res + dropout(B0·A0) is not W. head: names of modules that are trained whole and never adapted; () is none, and

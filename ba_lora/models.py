@@ -111,11 +111,11 @@ def load_classifier(
     """(a sequence classifier in evaluation mode, the names of its head's modules).
 
     labels: names of the classes; None is a regression with one output. A saved classifier's outputs are put in their order by
-    name (labels.py). head_follows: the head will be replaced by a saved one, so that what it is now does not matter. The head: the modules that the checkpoint lacks, each
-    the topmost one that is missing as a whole (DeBERTa: pooler, classifier); of a whole classifier the modules beside its
-    body. What is missing is drawn from `seed` alone, so that every method starts with the same head. A decoder's
-    score is that of the last token that the attention mask names (pooling.py). Raises UserError when it cannot be opened, is a classifier of other classes,
-    or when the files lack weights of the body.
+    name (labels.py). head_follows: a saved head will replace this one, so its outputs need no names.
+    The head: the modules that the checkpoint lacks, each the topmost one that is missing as a whole (DeBERTa: pooler,
+    classifier); for a whole classifier the modules beside its body. What is missing is drawn from `seed` alone, so that every
+    method starts with the same head. A decoder's score is that of the last token that the attention mask names (pooling.py).
+    Raises UserError when it cannot be opened, is a classifier of other classes, or when the files lack weights of the body.
     """
     choose("dtype", dtype, DTYPES)
     check_attention(attn_implementation, dtype)

@@ -26,9 +26,8 @@ def last_real(mask: Tensor) -> Tensor:
 def takes_last_token(model: nn.Module) -> bool:
     """Whether this classifier's head takes its score from the last token of a text: it looks for padding by id, or takes
     the last position."""
-    forwards = [
-        vars(kind)["forward"] for kind in type(model).__mro__ if "forward" in vars(kind)
-    ]  # one may call the next
+    # all that it inherits: one may call the next
+    forwards = [vars(kind)["forward"] for kind in type(model).__mro__ if "forward" in vars(kind)]
     by_id = any("pad_token_id" in inspect.unwrap(forward).__code__.co_names for forward in forwards)
     last_position = hasattr(model, "sequence_summary") and getattr(model.config, "summary_type", "") == "last"
     return by_id or last_position
@@ -55,7 +54,7 @@ def pool_by_mask(model: nn.Module) -> None:
     config = model.config.get_text_config()
     if (
         getattr(config, "pad_token_id", None) is None
-    ):  # without one transformers takes no batch; which one does not matter
+    ):  # transformers needs some id for a batch; which one does not matter
         ends = getattr(config, "eos_token_id", None)
         config.pad_token_id = (ends[0] if isinstance(ends, list) else ends) or 0
 

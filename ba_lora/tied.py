@@ -19,8 +19,8 @@ logger = logging.getLogger(__name__)
 def untie(model: nn.Module, layers: Iterable[str], refuse: bool = True) -> None:
     """Give each of `layers` (names of modules of `model`) a weight of its own where it shares it with another module.
 
-    Raises UserError for a weight that is shared in another way than between input and output embeddings, because
-    transformers could not save the model otherwise; without `refuse` such layers stay as they are.
+    Raises UserError for any weight but that of the embeddings and the output head, because transformers could not save the
+    untied model; without `refuse` such layers stay as they are.
     """
     names: dict[int, list[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
@@ -34,8 +34,8 @@ def untie(model: nn.Module, layers: Iterable[str], refuse: bool = True) -> None:
         shown = layer.removesuffix(".base_layer")
         if {_plain(name) for name in (*others, f"{layer}.weight")} == _tied_embeddings(model):
             logger.warning(
-                "%s shares its weight with %s and is adapted: it gets a copy of its own, %s numbers more; "
-                "a merged model is saved with tie_word_embeddings false",
+                "%s shares its weight with %s and is adapted: it gets its own copy of %s numbers; a merged "
+                "model is saved with tie_word_embeddings false",
                 shown,
                 _plain(others[0]).removesuffix(".weight"),
                 f"{weight.numel():,}",
@@ -62,7 +62,7 @@ def _tied_embeddings(model: nn.Module) -> set[str]:
 
 
 def _say_untied(model: nn.Module) -> None:
-    """Let transformers neither tie the two again nor save one of them only."""
+    """Keep transformers from tying the two again, and from saving only one of them."""
     model.all_tied_weights_keys = {}
     for config in {id(each): each for each in (model.config, model.config.get_text_config())}.values():
         config.tie_word_embeddings = False

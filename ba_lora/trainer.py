@@ -355,7 +355,7 @@ class BALoRATrainer(Trainer):
         return str(self.place or super()._get_output_dir(trial))
 
     def save_last(self, complete: bool) -> None:
-        """A checkpoint after the last step; without the optimizer's state unless `complete`, for nothing is trained after it.
+        """A checkpoint after the last step; without the optimizer's state unless `complete`: no training follows.
 
         DeepSpeed reads nothing but its own files, which hold that state."""
         before = self.args.save_only_model

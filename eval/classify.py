@@ -92,7 +92,7 @@ def open_classifier(run: str, dtype: str = "float32") -> Classifier:
             f"{record}: the labels {described['labels']} are not those of {task.name} ({list(task.labels)})"
         )
     model = load(run, dtype=dtype)
-    in_text = described.get("special_tokens_in_text", "control")  # what earlier versions did, and did not record
+    in_text = described.get("special_tokens_in_text", "control")  # earlier versions did this and did not record it
     return Classifier(_to_accelerator(model), load_tokenizer(base), task, described["max_length"], base, in_text)
 
 

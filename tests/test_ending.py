@@ -4,6 +4,7 @@ last one leaves trained tensors from which --resume ends the run."""
 import errno
 import json
 import shutil
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -167,8 +168,10 @@ def test_what_fails_after_the_last_step_leaves_a_run_that_resume_ends(
             patch.setattr(run, what, fail(error))
         train_on(base, folder, *words, callbacks=[] if what else [FailsAtTheEnd()])
     line, kept = str(failed.value), folder / "checkpoints" / "checkpoint-2"
-    assert line.startswith(f"all 2 steps are done and the trained tensors are in {kept}, but what follows failed (")
-    assert said in line and line.endswith("end the run with --resume, which trains nothing again") and "\n" not in line
+    assert line.startswith(f"all 2 steps are done and the trained tensors are in {kept}, but a later part failed (")
+    assert (
+        said in line and line.endswith("finish the run with --resume, which repeats no training") and "\n" not in line
+    )
     assert (kept / "trained.safetensors").is_file() and read_json(folder / "run.json")["status"] == "running"
     assert train_on(base, folder, *words, "--resume") == 0
     record = read_json(folder / "run.json")
@@ -200,7 +203,7 @@ def save_nothing(self, *arguments, **options):
 @pytest.mark.parametrize(
     ("words", "owner", "said"),
     [
-        (FULL, "tokenizer", "the tokenizer could not be saved at the end of this run, so it does not begin: TypeError"),
+        (FULL, "tokenizer", "the tokenizer could not be saved at the end of this run, so it is not started: TypeError"),
         ([*LORA, "--merge"], "tokenizer", "the tokenizer could not be saved"),
         (FULL, "config", "what was trained could not be saved"),
         ([*LORA, "--merge"], "config", "the merged model could not be saved"),
@@ -226,7 +229,7 @@ def test_parameters_in_one_memory_are_refused_before_the_first_step(tmp_path):
     model.lm_head.weight = nn.Parameter(model.model.embed_tokens.weight.data)
     arguments = parse([*WORDS, *FULL, "--output_dir", str(tmp_path / "run")])
     with pytest.raises(
-        UserError, match="model.embed_tokens.weight and lm_head.weight are two parameters in one memory"
+        UserError, match="model.embed_tokens.weight and lm_head.weight are two parameters that share memory"
     ):
         ending.try_out(arguments, model, load_tokenizer("tiny"), None, {})
 
@@ -236,6 +239,15 @@ def test_a_disk_without_room_for_the_end_is_told_before_the_first_step(tmp_path,
     monkeypatch.setattr(ending.shutil, "disk_usage", lambda place: usage._replace(free=1000))
     with pytest.raises(RunFailure, match=r"the end of the run needs 0\.\d+ GB and the disk has 0\.000 GB free"):
         train_on(model, tmp_path / "run", *FULL)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_temporary_folder_that_cannot_be_made_is_told_before_the_first_step(tmp_path, monkeypatch, model):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "gone"))
+    with pytest.raises(
+        RunFailure, match="no temporary folder can be made .*; set TMPDIR to a folder that can be written"
+    ):
+        train_on(model, tmp_path / "run", *LORA)
     assert not (tmp_path / "run").exists()
 
 
