@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import (
@@ -28,6 +29,8 @@ logger = logging.getLogger(__name__)
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "auto": "auto"}
 ATTENTIONS = ("eager", "sdpa", "flash_attention_2")
+# What transformers raises, beside ValueError, for a config or a generation config with values that make no sense.
+MALFORMED = (StrictDataclassError, TypeError, AttributeError, LookupError, AssertionError, ArithmeticError)
 WEIGHT_FILES = ("*.safetensors", "*.safetensors.index.json", "*.gguf")
 
 
@@ -75,8 +78,8 @@ def load_model(
             trust_remote_code=trust_remote_code,
             output_loading_info=True,
         )
-    except (OSError, ValueError) as error:
-        raise _cannot_open("model", name, error) from None
+    except (OSError, ValueError, *MALFORMED) as error:
+        raise _cannot_open("model", name, error) from error
     except SafetensorError as error:
         raise _unreadable(name, place, error) from None
     except RuntimeError as error:
@@ -140,8 +143,8 @@ def load_classifier(
                 trust_remote_code=trust_remote_code,
                 output_loading_info=True,
             )
-    except (OSError, ValueError) as error:
-        raise _cannot_open("model", name, error) from None
+    except (OSError, ValueError, *MALFORMED) as error:
+        raise _cannot_open("model", name, error) from error
     except SafetensorError as error:
         raise _unreadable(name, place, error) from None
     except RuntimeError as error:
@@ -284,6 +287,11 @@ def _cannot_open(what: str, name: str, error: Exception) -> UserError:
         return UserError(
             f"the {what} of {name} needs Python code that its author ships with it, which would run on this machine; "
             "read it, and if you trust it add --trust_remote_code"
+        )
+    if isinstance(error, MALFORMED):
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        return UserError(
+            f"the config.json or generation_config.json of {name} cannot be used ({reason[:300]}); correct it"
         )
     if Path(name).is_dir() or name == "tiny" or name.startswith(packages.PREFIX):
         return UserError(f"the {what} in {name} cannot be opened: {str(error).strip().splitlines()[0]}")

@@ -9,7 +9,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from ba_lora.adapters import DEFAULT_TARGETS, attach, default_targets
 from ba_lora.errors import UserError
-from ba_lora.models import load_model
+from ba_lora.models import load_classifier, load_model
 from tests.common import SMALL, small_llama
 
 DENSE = {
@@ -99,3 +99,27 @@ def test_a_model_that_lacks_weights_is_refused_instead_of_being_filled_with_rand
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(UserError, match=r"has no weights for lm_head.weight \(1 tensors are missing\)"):
         load_model(str(folder))
+
+
+@pytest.mark.parametrize(
+    ("file", "text"),
+    [
+        ("generation_config.json", "[]"),
+        ("generation_config.json", '{"watermarking_config": {"foo": 1}}'),
+        ("generation_config.json", '{"max_new_tokens": "x"}'),
+        ("config.json", {"hidden_size": "x"}),
+        ("config.json", {"pad_token_id": 500}),
+        ("config.json", {"hidden_act": "zzz"}),
+        ("config.json", {"num_attention_heads": 0}),
+    ],
+)
+def test_a_config_that_makes_no_sense_is_named_in_one_line(file, text, tmp_path):
+    small_llama().save_pretrained(tmp_path)
+    if file == "config.json":
+        text = json.dumps(json.loads((tmp_path / file).read_text()) | text)
+    (tmp_path / file).write_text(text)
+    opens = [load_model] if file == "generation_config.json" else [load_model, lambda name: load_classifier(name, "ab")]
+    for each in opens:
+        with pytest.raises(UserError, match="config.json or generation_config.json of .* cannot be used") as refused:
+            each(str(tmp_path))
+        assert "\n" not in str(refused.value) and str(tmp_path) in str(refused.value)
