@@ -35,7 +35,7 @@ logger = logging.getLogger(__name__)
 
 
 def try_out(arguments: TrainArguments, student: nn.Module, tokenizer, task: dict | None, record: dict) -> None:
-    """Write all that the run will write at its end, except the tensors, to a temporary folder; check the disk space for those.
+    """Write to a temporary folder what the run will write at its end, except the tensors, and check that those will fit on the disk.
 
     student: from `attach`, before the training. record: the run.json to come. Every process calls it; only the first does the
     work. Raises, on all of them, UserError for what cannot be written, RunFailure where the disk is too small.
@@ -124,7 +124,7 @@ def _refuse_tied(whole: nn.Module) -> None:
 
 
 def _check_space(arguments: TrainArguments, student: nn.Module, whole: nn.Module) -> None:
-    """RunFailure when the disk has too little space for the trained tensors, their export and merged/."""
+    """Raise RunFailure if the trained tensors, their export and merged/ do not fit on the disk."""
     trained = sum(_bytes(parameter) for parameter in student.parameters() if parameter.requires_grad)
     exported = trained * (2 if start_of(arguments.method, arguments.init).startswith("pissa") else 1)
     merged = sum(map(_bytes, whole.parameters())) if arguments.merge else 0
@@ -148,7 +148,7 @@ class KeepTrained(TrainerCallback):
     """After the last step, before anything that may fail: a checkpoint from which a resumed run only has to write its results.
 
     `trainer` is set once it is made. steps_between: --save_steps; with 0 the checkpoint holds the trained tensors alone, and
-    if the disk has no space for it, the run goes on to its export, which may need less.
+    if it does not fit on the disk, the run goes on to its export, which may need less.
     """
 
     def __init__(self, steps_between: int):
