@@ -3,11 +3,14 @@
 A column is used (`system`, `history`, `weight`, `train`), or it only describes its row (METADATA), or it says again what the
 conversation says; the last two are left out, and one line names them. Any other column could change what should be learnt, so
 it is refused by name until --ignore_columns names it. Where --fields names the conversation's own columns, the user has chosen
-among them, and only those of CARRIERS are refused. What is empty is as if it were not there. The keys of a message go by the
-same rules.
+among them, and only CARRIERS, `input` and other spellings of what is used ("System") are refused. What is empty counts as
+absent. The keys of a message go by the same rules.
 """
 
+import re
+import shlex
 from collections.abc import Collection
+from numbers import Number
 
 from ..errors import UserError
 
@@ -27,6 +30,7 @@ METADATA = frozenset(
 # What other formats mean by these is part of the conversation, or of how it is trained.
 CARRIERS = frozenset(
     """
+    system_message system_instruction chat_history conversation_history sample_weight weights
     tools tool_calls tool_choice tool_results functions function function_call function_calls parallel_tool_calls
     image images video videos audio audios file files media attachments documents
     context prefix suffix chosen rejected preference label labels kto_tag reward
@@ -48,20 +52,37 @@ def check_left_out(
     used: columns that are read. chosen: whether the user named the columns of the conversation.
     """
     left = [name for name, value in row.items() if name not in used and not is_empty(value)]
-    for name in left:
-        plain = name.lower().replace(" ", "_")
-        if plain in METADATA or (plain not in CARRIERS and (chosen or _repeats(name, row[name], conversation))):
-            continue
+    lost = [name for name in left if not _may_be_left_out(name, row[name], conversation, chosen)]
+    if lost:
+        first, *others = lost
+        also = f", and so would {', '.join(map(short, others))}; name them" if others else "; name it"
         raise Lost(
-            f"{place}: the column {short(name)} ({short(row[name])}) would be lost; name it with --ignore_columns "
-            + " ".join(name.split())[:60]
+            f"{place}: the column {short(first)} ({short(row[first])}) would be lost{also} with --ignore_columns "
+            + " ".join(shlex.quote(" ".join(name.split())[:60]) for name in lost)
         )
     return left
 
 
+def _may_be_left_out(name: str, value, conversation: list[dict], chosen: bool) -> bool:
+    plain = name.lower().replace(" ", "_")
+    words = re.sub(r"[\s-]", "_", re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name)).lower()  # "toolCalls" is tool_calls
+    if plain in METADATA or words in METADATA:
+        return True
+    if words in CARRIERS or words in USED:
+        return False
+    return _repeats(name, value, conversation) or (chosen and words != "input")  # half of an Alpaca prompt
+
+
 def is_empty(value) -> bool:
-    """Whether a value says nothing."""
-    return value is None or (isinstance(value, str) and not value.strip()) or value in ([], {})
+    """Whether a value says nothing. A list or an object whose values are all empty does not (Parquet has such), nor does "[]"."""
+    values = [value]
+    while values:
+        value = values.pop()
+        if isinstance(value, list | dict):
+            values += value.values() if isinstance(value, dict) else value
+        elif value is not None and not (isinstance(value, str) and value.strip() in ("", "[]", "{}")):
+            return False
+    return True
 
 
 def _repeats(name: str, value, conversation: list[dict]) -> bool:
@@ -78,7 +99,7 @@ def is_trained(holder: dict, place: str) -> bool | None:
     """
     said = []
     for name, kind, known in (
-        ("weight", int | float | str, {0: False, 1: True, "0": False, "1": True}),
+        ("weight", Number | str, {0: False, 1: True, "0": False, "1": True, "0.0": False, "1.0": True}),
         ("train", bool | str, {True: True, False: False, "true": True, "false": False}),
     ):
         value = holder.get(name)
@@ -104,12 +125,13 @@ def add_system_and_history(conversation: list[dict], row: dict, used: Collection
             raise UserError(f"{place}: '{name}' is {short(value)}, a text is needed")
     first = [message for message in conversation[:1] if message["role"] == "system"]
     rest, texts = conversation[len(first) :], [message["content"] for message in first if message["content"].strip()]
-    texts = list(dict.fromkeys([*texts, *named.values()]))
-    if len(texts) > 1:
-        raise UserError(f"{place}: two system messages, {short(texts[0])} and {short(texts[1])}; keep one of them")
-    system = [{"role": "system", "content": text} for text in texts] if named else first
+    texts += named.values()
+    if others := [text for text in texts if text.strip() != texts[0].strip()]:
+        raise UserError(f"{place}: two system messages, {short(texts[0])} and {short(others[0])}; keep one of them")
+    system = [{"role": "system", "content": text} for text in texts[:1]] if named else first
     earlier = [] if "history" in used or is_empty(row.get("history")) else _history(row["history"], place)
-    return [*system, *([] if rest[: len(earlier)] == earlier else earlier), *rest]
+    begins = [{"role": message["role"], "content": message["content"]} for message in rest[: len(earlier)]]
+    return [*system, *([] if begins == earlier else earlier), *rest]
 
 
 def _history(value, place: str) -> list[dict]:

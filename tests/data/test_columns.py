@@ -1,5 +1,7 @@
 """What stands beside a conversation: used, left out with one line that says so, or refused by name. Nothing is lost in silence."""
 
+from decimal import Decimal
+
 import pytest
 
 from ba_lora.arguments import as_config, parse
@@ -75,6 +77,11 @@ def test_a_weight_that_is_neither_0_nor_1_is_refused_by_its_place(bad):
         read({"question": "q", "answer": "a"} | bad)
 
 
+@pytest.mark.parametrize("weight", [0, 0.0, "0", "0.0", Decimal("0.00")])
+def test_a_weight_of_0_may_be_written_in_any_way(weight):
+    assert read({"question": "q", "answer": "a", "weight": weight})[1]["train"] is False
+
+
 def test_a_weight_on_what_is_never_trained_is_refused_where_it_asks_for_training():
     first, last = exchange("q", "a")
     assert read({"messages": [first | {"weight": 0}, last]}) == [first, last]
@@ -108,6 +115,7 @@ def test_two_system_messages_and_one_that_is_no_text_are_refused():
         read(messages(("system", "x"), USER, ANSWER) | {"system": "y"})
     with pytest.raises(UserError, match="two system messages"):
         read({"question": "q", "answer": "a", "system": "x", "system_prompt": "y"})
+    assert read(messages(("system", "x "), USER, ANSWER) | {"system": "x"})[0] == system("x ")
     with pytest.raises(UserError, match="row 1: 'system' is 5, a text is needed"):
         read({"question": "q", "answer": "a", "system": 5})
 
@@ -119,6 +127,8 @@ def test_alpacas_history_is_the_earlier_turns_and_is_trained(tiny_tokenizer):
     assert trained_text(tiny_tokenizer, expected) == " a1</s> a2</s> a</s>"
     assert read(messages(USER, ANSWER) | {"history": [["q1", "a1"]]}) == [*exchange("q1", "a1"), *exchange("q", "a")]
     assert read(messages(USER, ANSWER) | {"history": [["q", "a"]]}) == exchange("q", "a")  # it is there already
+    flagged = [exchange("q1", "a1")[0], exchange("q1", "a1")[1] | {"weight": 0}, *exchange("q", "a")]
+    assert [m["content"] for m in read({"messages": flagged, "history": [["q1", "a1"]]})] == ["q1", "a1", "q", "a"]
     assert read(row | {"history": [], "system": ""}) == exchange("q", "a")
 
 
@@ -194,6 +204,49 @@ def test_a_column_that_would_be_lost_is_refused_until_it_is_named(row, name, val
     good = {"question": "q", "answer": "a"}
     rows = [row if "question" in row else good | {name: value}, good]
     assert read_conversations(table(rows), skip_bad=True)[1] == {"read": 2, "skipped": 1}
+
+
+SPELLINGS = {
+    "System": "s",
+    "Weight": 0,
+    "History": [["q1", "a1"]],
+    "system message": "s",
+    "chat-history": [["q1", "a1"]],
+    "toolCalls": [{"id": 1}],
+    "sample_weight": 0,
+    "input": "more",
+}
+
+
+@pytest.mark.parametrize(("name", "value"), SPELLINGS.items(), ids=SPELLINGS)
+def test_another_spelling_of_what_carries_meaning_is_refused_where_fields_are_named_too(name, value):
+    row = {"p": "q", "r": "a", name: value}
+    with pytest.raises(UserError, match=f"the column '{name}' .* would be lost"):
+        read(row, ["p", "r"])
+    assert read(row, ["p", "r"], ignore=[name]) == exchange("q", "a")
+
+
+def test_all_columns_that_would_be_lost_are_named_at_once():
+    row = {"question": "q", "answer": "a", "tools": ["x"], "two words": "y", "id": 7, "hint": "z"}
+    with pytest.raises(UserError) as error:
+        read(row)
+    assert "'tools' (['x']) would be lost, and so would 'two words', 'hint'" in str(error.value)
+    assert "--ignore_columns tools 'two words' hint;" in str(error.value)
+    assert read(row, ignore=["tools", "two words", "hint"]) == exchange("q", "a")
+
+
+def test_what_is_empty_inside_counts_as_absent():
+    empty = ("[]", "{}", " [] ", [None], [[]], {"name": None}, [{"name": None, "arguments": []}], [["", ""]])
+    for value in empty:
+        for name in ("tools", "history", "hint"):
+            assert read({"question": "q", "answer": "a", name: value}) == exchange("q", "a"), (name, value)
+    deep = None
+    for _ in range(100_000):
+        deep = [deep]
+    assert read({"question": "q", "answer": "a", "tools": deep}) == exchange("q", "a")
+    for value in ([0], {"name": False}, "[1]", [None, {"name": "f"}]):
+        with pytest.raises(UserError, match="the column 'tools'"):
+            read({"question": "q", "answer": "a", "tools": value})
 
 
 def test_a_name_of_several_lines_is_told_in_one():
