@@ -97,7 +97,7 @@ def read_solution(reference, place: str) -> tuple[str, str]:
     solution = "" if solution is None else str(solution)
     answer = read_reference(solution)
     if answer is None:
-        raise UserError(f"{place}: no closed \\boxed{{}} with an answer in the solution {solution[-60:]!r}; mend it")
+        raise UserError(f"{place}: no closed \\boxed{{}} with an answer in the solution {solution[-60:]!r}; fix it")
     return solution, answer
 
 

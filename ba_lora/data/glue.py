@@ -162,7 +162,7 @@ def make_examples(
         text = tuple(_text(row, column, names, place) for column in columns)
         missing = next((column for part, column in zip(text, columns, strict=True) if not part.strip()), None)
         if missing and empty == "error":
-            raise UserError(f"{place}: the text '{missing}' is empty; mend or remove the row")
+            raise UserError(f"{place}: the text '{missing}' is empty; fix or remove the row")
         target = _converted(row, label, names, convert, place)
         if target is None and not may_lack_labels and not drop_unlabelled:
             raise UserError(f"{place} has no label (its fields: {', '.join(row)}); only a test split may lack them")
@@ -194,7 +194,7 @@ def _converted(row: dict, label: str, names: dict[str, str], convert: Callable, 
     try:
         return None if value in (None, "") else convert(value)
     except ValueError as error:
-        raise UserError(f"{place}: {error}; mend or remove the row") from None
+        raise UserError(f"{place}: {error}; fix or remove the row") from None
 
 
 def label_of(task: Task, value) -> int | float | None:

@@ -6,6 +6,7 @@ digits. Files are read anew each time, so no cache can be out of date. A broken 
 
 import csv
 import json
+import logging
 import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
@@ -13,6 +14,8 @@ from pathlib import Path
 from typing import BinaryIO, TextIO
 
 from ..errors import UserError
+
+logger = logging.getLogger(__name__)
 
 LOADERS = {".jsonl": "json", ".ndjson": "json", ".json": "json", ".parquet": "parquet", ".csv": "csv"}
 ENDINGS = ", ".join(LOADERS)
@@ -35,6 +38,13 @@ def read_files(files: Sequence[Path]) -> tuple:
         return read(files)
     except OSError as error:
         raise UserError(f"{files[0]} cannot be read: {error.strerror or error}") from None
+
+
+def warn_of_missing_parts(files: Sequence[Path]) -> None:
+    """Say so where the names of `files` count more parts ("train-00000-of-00002") than there are."""
+    counts = {int(found[1]) for file in files if (found := re.search(r"-\d+-of-(\d+)$", file.stem))}
+    if len(counts) == 1 and len(files) < max(counts):
+        logger.warning("%s: only %d of %d parts are here", files[0].parent, len(files), *counts)
 
 
 # JSON
@@ -243,6 +253,15 @@ def _read_csv(files: Sequence[Path]) -> tuple[list[str], list[dict]]:
     return header, rows
 
 
+def check_names(names: Sequence[str], place: str) -> None:
+    """Raise UserError where two columns have one name."""
+    for name in names:
+        if names.count(name) > 1:
+            raise UserError(
+                f"{place}: the header names {_short(name)} {names.count(name)} times; give every column its own name"
+            )
+
+
 def read_csv(file: Path) -> tuple[list[str], Iterator[tuple[str, dict]]]:
     """(column names, (where it stands, row)s) of a comma-separated file with a header; every value is a text.
 
@@ -250,23 +269,21 @@ def read_csv(file: Path) -> tuple[list[str], Iterator[tuple[str, dict]]]:
     that has not exactly the header's fields, whether more or fewer: one comma too many would move every value after it.
     """
     found = _csv_rows(file)
-    place, header = next(found, (str(file), []))
+    place, header = next((row for row in found if not _is_blank(row[1])), (str(file), []))
     if not header:
         raise UserError(f"{file} has no rows")
     for mark, name in ((";", "semicolons"), ("\t", "tabs"), ("|", "bars")):
         if len(header) == 1 and mark in header[0]:
             raise UserError(f"{place}: the fields of the header are separated by {name}; separate all by commas")
-    for name in header:
-        if header.count(name) > 1:
-            raise UserError(
-                f"{place}: the header names {_short(name)} {header.count(name)} times; give every column its own name"
-            )
+    check_names(header, place)
     if "" in header[1:]:
         raise UserError(f"{place}: column {header.index('', 1) + 1} of the header has no name; give it one")
     index = header[0] == ""
 
     def rows() -> Iterator[tuple[str, dict]]:
         for place, fields in found:
+            if len(header) > 1 and _is_blank(fields):
+                continue
             if len(fields) != len(header):
                 raise UserError(
                     f"{place}: {len(fields)} fields where the header has {len(header)} ({_listed(header)}); put a field "
@@ -280,15 +297,19 @@ def read_csv(file: Path) -> tuple[list[str], Iterator[tuple[str, dict]]]:
     return header[index:], rows()
 
 
+def _is_blank(fields: list[str]) -> bool:
+    return len(fields) == 1 and not fields[0].strip()
+
+
 def _csv_rows(file: Path) -> Iterator[tuple[str, list[str]]]:
-    """(where it begins, fields) of each row that is not blank."""
+    """(where it begins, fields) of each row that is not an empty line."""
     limit = csv.field_size_limit(sys.maxsize)
     place = f"{file}, line 1"
     try:
         with open(file, encoding="utf-8-sig", newline="") as data:
             reader = csv.reader(_without_nul(data, file), strict=True)
             for fields in reader:
-                if fields and (len(fields) > 1 or fields[0].strip()):
+                if fields:
                     yield place, fields
                 place = f"{file}, line {reader.line_num + 1}"
     except UnicodeDecodeError:
@@ -327,12 +348,21 @@ def _read_parquet(files: Sequence[Path]) -> tuple:
                 tables.append(data.read())
         except (pyarrow.ArrowException, OSError) as error:
             raise UserError(f"{file} cannot be read: {str(error).splitlines()[0]}") from None
+        check_names(tables[-1].column_names, str(file))
     try:
         table = pyarrow.concat_tables(tables, promote_options="default")
-    except pyarrow.ArrowException as error:
-        raise UserError(
-            f"{files[0]} and the files beside it have other columns: {str(error).splitlines()[0]}"
-        ) from None
+    except pyarrow.ArrowException:  # a column has another type in another file, and each row keeps its own, as in JSON
+        return _rows_of(tables, files[0])
     if not table.num_rows:
         raise UserError(f"{files[0]} has no rows")
     return table.column_names, table
+
+
+def _rows_of(tables: Sequence, place: Path) -> tuple[list[str], list[dict]]:
+    """(column names, rows) of Arrow tables."""
+    columns = list(dict.fromkeys(name for table in tables for name in table.column_names))
+    try:
+        rows = [row for table in tables for row in table.to_pylist()]
+    except (ValueError, OverflowError) as error:  # as in sources.read_table
+        raise UserError(f"{place} or a file beside it cannot be read: {error}") from None
+    return columns, [{name: value for name, value in row.items() if value is not None} for row in rows]

@@ -5,9 +5,10 @@ A name is a path, a hub id, a hub id with a subfolder or config ("fxmeng/pissa-d
 """
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
 from datasets import Dataset, DownloadManager, disable_progress_bars, load_dataset, load_dataset_builder
@@ -16,10 +17,12 @@ from datasets.exceptions import DatasetsError
 from datasets.utils.logging import CRITICAL, get_verbosity, set_verbosity
 
 from ..errors import UserError, choose
-from .readers import ENDINGS, LOADERS, read_files
+from .readers import ENDINGS, LOADERS, read_files, warn_of_missing_parts
 from .tinymath import SPLITS, generate
 
 TINYMATH_ROWS = 4000  # of a generated split, unless a limit says otherwise
+COMPRESSED = (".gz", ".bz2", ".xz", ".zst")  # `datasets` would read these, and take texts for dates
+UNREADABLE = (*COMPRESSED, ".tsv", ".arrow", *(ending.upper() for ending in LOADERS))  # beside files that can be read
 LOADER_ERRORS = (OSError, ValueError, TypeError, StopIteration, DatasetsError)  # StopIteration: a file without rows
 
 
@@ -128,6 +131,7 @@ def _open_folder(folder: Path, part: str, split: str) -> tuple:
         raise UserError(f"data folder {folder} holds no data files ({ENDINGS})") from None
     choose(f"split of {folder},", split, [str(known) for known in patterns])
     found = DataFilesList.from_patterns(patterns[split], base_path=str(folder.resolve()))
+    _check_readable(map(Path, found), str(folder), UNREADABLE)
     files = sorted({Path(file) for file in found if Path(file).suffix in LOADERS})
     if not files:
         raise UserError(f"data folder {folder} holds no data files ({ENDINGS})")
@@ -141,7 +145,17 @@ def _open_folder(folder: Path, part: str, split: str) -> tuple:
         raise UserError(
             f"data folder {folder} holds {split} files of several kinds ({', '.join(endings)}); give one file"
         )
+    warn_of_missing_parts(files)
     return str(folder), *read_files(files)
+
+
+def _check_readable(files: Iterable[Path], folder: str, unreadable: Collection[str]) -> None:
+    """Raise UserError where a file has one of the endings `unreadable`: its rows would be missing."""
+    if found := sorted(file.name for file in files if file.suffix in unreadable):
+        raise UserError(
+            f"data folder {folder} holds {', '.join(found[:5])}, which cannot be read ({ENDINGS} can); unpack, convert or "
+            "remove it"
+        )
 
 
 def _load_named(name: str, part: str, split: str) -> tuple:
@@ -150,7 +164,12 @@ def _load_named(name: str, part: str, split: str) -> tuple:
     try:
         if files := _files_of(name, part, split):
             return read_files(files)
-        dataset = _by_config_or_folder(load_dataset, name, part, split=split)
+        if Path(name).is_dir():  # the library's cache goes by path and time, and would give old rows
+            with TemporaryDirectory(prefix="ba-lora-data-") as fresh:
+                options = {"cache_dir": fresh, "keep_in_memory": True}
+                dataset = _by_config_or_folder(load_dataset, name, part, split=split, **options)
+        else:
+            dataset = _by_config_or_folder(load_dataset, name, part, split=split)
         return dataset.column_names, dataset
     except LOADER_ERRORS as error:
         if Path(name).is_dir():
@@ -181,6 +200,8 @@ def _files_of(name: str, part: str, split: str) -> list[Path]:
     except (*LOADER_ERRORS, RuntimeError):  # load_dataset will say the same
         return []
     names = [str(file) for file in (builder.config.data_files or {}).get(split, ())]
+    if Path(name).is_dir():
+        _check_readable(map(Path, names), name, COMPRESSED)
     kinds = {LOADERS.get(Path(file).suffix) for file in names}
     own_form = getattr(builder.config, "sep", ",") != "," or getattr(builder.config, "field", None)
     if len(kinds) != 1 or None in kinds or own_form or (kinds == {"parquet"} and not Path(name).is_dir()):

@@ -10,13 +10,11 @@ from itertools import chain, islice
 from pathlib import Path
 
 from ..errors import UserError
+from .readers import check_names, warn_of_missing_parts
 
 TAB_SEPARATED = (".tsv", ".txt")
-INDEX = (
-    "index",
-    "idx",
-    "id",
-)  # columns that number the rows of a test split, the first that is there: GLUE's, the hub's, QQP's
+# Columns that number the rows of a test split, in any case; the first that is there: GLUE's, the hub's, QQP's, Kaggle's QQP's.
+INDEX = ("index", "idx", "id", "test_id")
 Row = tuple[str, object, dict]  # where it stands, for errors; id; fields
 
 
@@ -57,9 +55,16 @@ def read_rows(
 
 def _numbered(rows: Iterable[Row]) -> Iterator[Row]:
     seen: dict[int, str] = {}  # number → where it was
-    for position, (place, _, row) in enumerate(rows):
-        name = next((name for name in INDEX if name in row), None)
-        value = position if name is None else row[name]
+    last = -1
+    for position, (place, key, row) in enumerate(rows):
+        known = {name.lower(): name for name in row}
+        name = next((known[name] for name in INDEX if name in known), None)
+        if name is None and key not in (last + 1, 0):  # 0: the next file begins
+            raise UserError(
+                f"{place}: the rows have no numbers ({', '.join(INDEX)}), and there is a blank line before this one; remove "
+                "it, or number the rows"
+            )
+        last, value = (key, position) if name is None else (-1, row[name])
         if isinstance(value, bool) or not re.fullmatch(r"[0-9]{1,18}", str(value).strip()):
             raise UserError(
                 f"{place}: {name} is {str(value)[:40]!r}, a whole number is needed; the row is submitted under it"
@@ -82,7 +87,8 @@ def _table_rows(source: str, split: str, limit: int | None) -> Iterator[Row]:
         raise UserError(f"{source} cannot be loaded ({error}); give a local copy of its files") from None
     empty = dict.fromkeys(table.columns)
     for number, row in table.rows:
-        yield f"{source}, row {number}", row.get("idx", number - 1), empty | row
+        key = row.get("idx", number - 1)
+        yield f"{source}, row {number}", key if isinstance(key, str | int) else str(key), empty | row
 
 
 def _files(folder: Path, splits: Sequence[str], folders: Sequence[str]) -> list[Path]:
@@ -102,6 +108,7 @@ def _files(folder: Path, splits: Sequence[str], folders: Sequence[str]) -> list[
         if len(kinds) > 1 or (len(found) > 1 and "-of-" not in pattern):
             raise UserError(f"{folder} has several files for the split {splits[0]} ({_names(found)}); give one of them")
         if found:
+            warn_of_missing_parts(found)
             return found
     raise UserError(
         f"{folder} has no file for the split {splits[0]} (it has: {_names(there) or 'none that can be read'}); "
@@ -126,6 +133,7 @@ def _tab_separated(file: Path, headless: Sequence[str] | None, broken: Counter |
                     header, first = headless, 1
                 elif header is None:
                     header = fields
+                    check_names([name for name in fields if name], f"{file}, line 1")
                     continue
                 if len(fields) == len(header):
                     yield f"{file}, line {number}", number - first, dict(zip(header, fields, strict=True))
@@ -134,7 +142,7 @@ def _tab_separated(file: Path, headless: Sequence[str] | None, broken: Counter |
                 elif fields != [""]:
                     raise UserError(
                         f"{file}, line {number}: {len(fields)} fields where {len(header)} are needed "
-                        "(separated by tabs; quotation marks do not join them); mend or remove the line"
+                        "(separated by tabs; quotation marks do not join them); fix or remove the line"
                     )
     except UnicodeDecodeError:
         raise UserError(f"{file} is not UTF-8 text; convert the file") from None

@@ -239,6 +239,40 @@ def test_a_row_that_a_submission_cannot_number_is_an_error(tmp_path, line, messa
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("name", ["Index", "IDX", "Id", "test_id"])
+def test_the_column_of_numbers_is_known_in_any_case(tmp_path, name):
+    for file, mark in (("test.tsv", "\t"), ("test.csv", ",")):
+        write(tmp_path / file, [mark.join(line) for line in ([name, "sentence1", "sentence2"], "7ab", "3cd")])
+        assert load_examples("rte", "test", str(tmp_path / file), numbered=True).ids == [7, 3]
+
+
+def test_a_row_without_a_number_is_never_passed_over(tmp_path):
+    """Where a file has no column of numbers, every row behind one that is missing would have another's place."""
+    write(tmp_path / "test.tsv", ["sentence1\tsentence2", "a\tb", "", "c\td"])
+    with pytest.raises(UserError, match=r"test.tsv, line 4: the rows have no numbers .* a blank line before this one"):
+        load_examples("rte", "test", str(tmp_path), numbered=True)
+    write(tmp_path / "test.csv", ["sentence", "a", '""', "c"])
+    with pytest.raises(UserError, match="row 2: the text 'sentence' is empty"):
+        load_examples("cola", "test", str(tmp_path / "test.csv"), numbered=True)
+    for number in (0, 1):
+        write(tmp_path / "parts" / f"test-0000{number}-of-00002.tsv", ["sentence1\tsentence2", "a\tb", "c\td", ""])
+    assert load_examples("rte", "test", str(tmp_path / "parts"), numbered=True).ids == [0, 1, 2, 3]
+
+
+def test_a_column_that_is_there_twice_is_refused(tmp_path):
+    write(tmp_path / "train.tsv", ["sentence\tsentence\tlabel", "a\tb\t1"])
+    with pytest.raises(UserError, match="train.tsv, line 1: the header names 'sentence' 2 times"):
+        load_examples("sst2", "train", str(tmp_path))
+    write(tmp_path / "train.tsv", ["sentence\tlabel\t\t", "a\t1\t\t"])  # two columns that nobody named
+    assert load_examples("sst2", "train", str(tmp_path)).texts == [("a",)]
+
+
+def test_a_date_that_numbers_a_row_is_its_text_and_can_be_written(tmp_path):
+    table = pyarrow.table({"sentence": ["a"], "label": [1], "idx": pyarrow.array([1], pyarrow.date32())})
+    pyarrow.parquet.write_table(table, tmp_path / "validation.parquet")
+    assert json.dumps(load_examples("sst2", "validation", str(tmp_path)).ids) == '["1970-01-02"]'
+
+
 def test_a_comma_in_a_sentence_moves_no_column(tmp_path):
     write(tmp_path / "train.csv", ["sentence,label", "slow, but good,1", "long, and bad,0"])
     with pytest.raises(UserError, match=r"train.csv, line 2: 3 fields where the header has 2 \(sentence, label\)"):

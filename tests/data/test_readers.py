@@ -1,5 +1,6 @@
 """Files are read as they are: every value keeps its type, every row its columns, and what is broken is named by its line."""
 
+import gzip
 import json
 import os
 from datetime import datetime
@@ -155,6 +156,47 @@ def test_a_config_of_a_local_folder_is_read_like_a_file(tmp_path):
         assert rows_of(f"{tmp_path}:one") == [{"id": 2**64 + 1, "answer": text}]
 
 
+OWN_FORMS = {
+    "separated by tabs": ("x.csv", '  sep: "\\t"\n', "a\tb\n1\t{}\n"),
+    "one text a line": ("x.txt", "", "{}\n"),
+    "a field of an object": ("x.json", "  field: data\n", '{{"data": [{{"a": "{}"}}]}}\n'),
+}
+
+
+@pytest.mark.parametrize(("name", "option", "text"), OWN_FORMS.values(), ids=OWN_FORMS)
+def test_content_decides_for_what_the_datasets_library_reads_too(tmp_path, name, option, text):
+    (tmp_path / "README.md").write_text(f"---\nconfigs:\n- config_name: one\n  data_files: {name}\n{option}---\n")
+    for word in ("old", "new"):
+        (tmp_path / name).write_text(text.format(word))
+        os.utime(tmp_path / name, ns=(10**18, 10**18))
+        assert word in rows_of(f"{tmp_path}:one")[0].values()
+
+
+def test_compressed_files_of_a_config_are_named_and_not_read_with_other_types(tmp_path):
+    (tmp_path / "README.md").write_text("---\nconfigs:\n- config_name: one\n  data_files: x.jsonl.gz\n---\n")
+    (tmp_path / "x.jsonl.gz").write_bytes(gzip.compress(b'{"answer": "2024-05-02"}\n'))
+    with pytest.raises(UserError, match=r"holds x.jsonl.gz, which cannot be read"):
+        read_table(f"{tmp_path}:one")
+
+
+def test_parts_of_a_parquet_may_have_other_types_of_one_column(tmp_path):
+    types = [pyarrow.int32(), pyarrow.int64(), pyarrow.uint64(), pyarrow.string(), pyarrow.large_string()]
+    values = [1, 2**62 + 1, 2**64 - 1, "2024-05-02", "x"]
+    for number, (kind, value) in enumerate(zip(types, values, strict=True)):
+        table = pyarrow.table({"id": pyarrow.array([value, None], kind), f"only {number}": ["y", "z"]})
+        pyarrow.parquet.write_table(table, tmp_path / f"train-{number}.parquet")
+    table = read_table(str(tmp_path))
+    assert [row.get("id") for _, row in table.rows] == [part for value in values for part in (value, None)]
+    assert table.columns == ["id", *(f"only {number}" for number in range(5))]
+    assert table.rows[3][1] == {"only 1": "z"}
+
+
+def test_a_parquet_with_a_name_twice_is_refused(tmp_path):
+    table = pyarrow.Table.from_arrays([pyarrow.array([1]), pyarrow.array([2])], names=["a", "a"])
+    pyarrow.parquet.write_table(table, tmp_path / "rows.parquet")
+    fails(tmp_path / "rows.parquet", "names 'a' 2 times")
+
+
 def test_parquet_keeps_its_own_types_and_leaves_out_nulls(tmp_path):
     when = datetime(2024, 5, 2)
     rows = [{"id": when, "text": "2024-05-02", "n": None}, {"id": when, "text": "x", "n": 2**62}]
@@ -225,6 +267,11 @@ def test_marks_line_ends_and_an_unnamed_index_are_no_part_of_a_csvs_columns(tmp_
     table = read_table(str(tmp_path / "rows.csv"))
     assert table.columns == ["question", "answer"]
     assert [row for _, row in table.rows] == [{"question": "q", "answer": "a\r\nb"}, {"question": "r", "answer": "c"}]
+
+
+def test_an_empty_text_in_the_only_column_of_a_csv_is_a_row(tmp_path):
+    (tmp_path / "rows.csv").write_text('\ntext\na\n""\n\n " "\nb\n')
+    assert [row["text"] for row in rows_of(tmp_path / "rows.csv")] == ["a", "", ' " "', "b"]
 
 
 def test_a_field_of_a_csv_may_be_long(tmp_path):

@@ -164,6 +164,23 @@ def test_a_folder_that_does_not_say_which_files_are_meant_is_refused(tmp_path):
         assert "\n" not in str(error.value), name
 
 
+@pytest.mark.parametrize("other", ["train-1.jsonl.gz", "train-1.tsv", "train-1.JSONL", "train-1.arrow"])
+def test_a_part_that_cannot_be_read_is_named_and_not_left_out(tmp_path, other):
+    write(tmp_path / "train-0.jsonl")
+    (tmp_path / other).write_text("x")
+    with pytest.raises(UserError, match=f"holds {other}, which cannot be read"):
+        read_table(str(tmp_path))
+    (tmp_path / other).rename(tmp_path / other.replace("train", "test"))  # of another split
+    assert rows_of(str(tmp_path)) == ROWS
+
+
+def test_parts_that_are_missing_are_counted_in_a_warning(tmp_path, caplog):
+    write(tmp_path / "train-00001-of-00003.jsonl"), write(tmp_path / "train-00002-of-00003.jsonl")
+    assert rows_of(str(tmp_path)) == ROWS * 2 and "only 2 of 3 parts are here" in caplog.text
+    write(tmp_path / "train-00000-of-00003.jsonl"), caplog.clear()
+    assert rows_of(str(tmp_path)) == ROWS * 3 and not caplog.text
+
+
 def test_a_local_copy_that_is_not_there_is_named(tmp_path):
     with pytest.raises(UserError, match="nowhere does not exist"):
         read_table("meta-math/MetaMathQA", str(tmp_path / "nowhere"))
