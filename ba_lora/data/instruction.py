@@ -16,7 +16,7 @@ from ..errors import UserError
 from ..files import digest
 from .collator import IGNORED
 from .formats import check_conversation, is_untrained, question
-from .special_tokens import CUT, SpecialTokens, check, cut_messages, is_text, report_line, special_tokens
+from .special_tokens import CUT, SpecialTokens, check, count, cut_messages, is_text, report_line, special_tokens
 from .templates import CHAT, Template, end_id, turns
 
 logger = logging.getLogger(__name__)
@@ -44,15 +44,21 @@ def encode_text(tokenizer, template: Template | None, text: str, add_special_tok
     template: the one that says what special tokens in texts are; None = text.
     """
     specials = special_tokens(tokenizer, template)
-    return encode_cut(tokenizer, specials.cut(text) if is_text(template) else text, specials, add_special_tokens)
+    if is_text(template):
+        return encode_cut(tokenizer, specials.cut(text), specials, add_special_tokens)
+    return _plain(tokenizer, text, add_special_tokens)
 
 
 def encode_cut(tokenizer, text: str, specials: SpecialTokens, add_special_tokens: bool = True) -> list[int]:
     """Token ids of a text in which `special_tokens` has cut what is no control token."""
-    if CUT not in text:
-        return list(tokenizer(text, **({} if add_special_tokens else {"add_special_tokens": False}))["input_ids"])
+    if specials.pattern is None:
+        return _plain(tokenizer, text.replace(CUT, ""), add_special_tokens)
     (ids,) = _tokens(tokenizer, [text], add_special_tokens, specials)
     return ids
+
+
+def _plain(tokenizer, text: str, add_special_tokens: bool) -> list[int]:
+    return list(tokenizer(text, **({} if add_special_tokens else {"add_special_tokens": False}))["input_ids"])
 
 
 def encode_sample(tokenizer, template: Template, conversation: list[dict], max_length: int) -> dict | None:
@@ -122,6 +128,8 @@ def _encode(
     end, specials = end_id(tokenizer, template), special_tokens(tokenizer, template)
     if is_text(template):
         conversations = [cut_messages(specials, messages) for messages in conversations]
+    else:
+        specials = None
     texts = [turns(template, tokenizer, messages) for messages in conversations]
     first = _tokens(tokenizer, [text[0] for text in texts], template.name != CHAT, specials)
     if template.name != CHAT and tokenizer.bos_token_id != tokenizer.eos_token_id:
@@ -137,14 +145,21 @@ def _encode(
 def _tokens(
     tokenizer, texts: list[str], add_special_tokens: bool = False, specials: SpecialTokens | None = None
 ) -> list[list[int]]:
-    """The ids of each text; of one that is cut (see `special_tokens`), those of its letters."""
+    """The ids of each text. With `specials` those of its letters where it is cut, and where it has more control tokens than
+    names of them: a tokenizer may normalise a text first, and make "</s>" of full-width letters."""
     if not texts:
         return []
     options = {"add_special_tokens": add_special_tokens, "return_attention_mask": False, "verbose": False}
-    ids = tokenizer([text.replace(CUT, "") for text in texts], **options)
-    encoded = [list(row) for row in ids["input_ids"]]
+    if specials is None:
+        return [list(row) for row in tokenizer(texts, **options)["input_ids"]]
+    ids = tokenizer(["", *(text.replace(CUT, "") for text in texts)], **options)
+    around, *encoded = [list(row) for row in ids["input_ids"]]
     for number, text in enumerate(texts):
-        if CUT in text:
+        known = CUT not in text and (
+            specials.ids.isdisjoint(encoded[number])
+            or count(specials, encoded[number]) <= count(specials, around) + len(specials.found(text))
+        )
+        if not known:
             encoded[number] = _letters(tokenizer, text, options, specials)
     return encoded
 

@@ -12,7 +12,7 @@ from ..files import digest
 from ..pooling import padding_id
 from .glue import Examples
 from .instruction import encode_text
-from .special_tokens import report_line, special_tokens
+from .special_tokens import count, report_line, special_tokens
 
 logger = logging.getLogger(__name__)
 
@@ -51,7 +51,7 @@ def encode_texts(
         encoded = tokenizer(*columns, truncation=True, max_length=max_length)
     encoded = {name: list(encoded[name]) for name in encoded if name in ("input_ids", "token_type_ids")}
     if special_tokens_in_text == "text":
-        for row, made in _as_letters(tokenizer, texts, max_length):
+        for row, made in _as_letters(tokenizer, texts, encoded["input_ids"], max_length):
             lengths[row] = made.pop("length")
             for name, values in encoded.items():
                 values[row] = made[name]
@@ -61,18 +61,21 @@ def encode_texts(
     return encoded | {"truncated": truncated}
 
 
-def _as_letters(tokenizer, texts: Sequence[tuple[str, ...]], max_length: int) -> Iterator[tuple[int, dict]]:
+def _as_letters(
+    tokenizer, texts: Sequence[tuple[str, ...]], encoded: Sequence[list[int]], max_length: int
+) -> Iterator[tuple[int, dict]]:
     """(row, what the tokenizer gives for it, and its "length" before it was cut) of each row with special tokens in its texts.
 
     The texts are encoded by themselves and take the place of two letters in what the tokenizer puts around a text or a pair.
+    `encoded`: the ids of each row, which have more control tokens where the tokenizer makes one of a text that does not name it.
     """
-    specials, found = special_tokens(tokenizer), Counter()
+    specials, found, frame = special_tokens(tokenizer), Counter(), None
     for row, parts in enumerate(texts):
+        frame = frame or tokenizer(*("a" for _ in parts))
         names = [name for text in parts for name in specials.found(text)]
-        if not names:
+        if not names and count(specials, encoded[row]) <= count(specials, frame["input_ids"]):
             continue
         found.update(names)
-        frame = tokenizer(*("a" for _ in parts))
         bodies = [encode_text(tokenizer, None, text, add_special_tokens=False) for text in parts]
         whose = frame.sequence_ids()
         around = whose.count(None)

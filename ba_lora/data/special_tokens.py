@@ -7,6 +7,7 @@ name is never touched. A template records whether this is done: one that an earl
 
 import re
 from collections import Counter
+from collections.abc import Iterable
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -32,8 +33,9 @@ class SpecialTokens(NamedTuple):
         return self.pattern.findall(text) if self.pattern else []
 
     def cut(self, text: str) -> str:
-        """`text` with CUT inside every name, overlapping ones too."""
+        """`text` with CUT inside every name, overlapping ones too; what is CUT itself comes back when CUT is taken out."""
         pieces, start = [], 0
+        text = text.replace(CUT, CUT[0] + CUT + CUT[1])
         while self.pattern and (match := self.pattern.search(text, start)):
             pieces.append(text[start : match.start() + 1])
             start = match.start() + 1
@@ -88,7 +90,12 @@ def report_line(found: Counter, template: Template | None) -> str:
     return f"{found.total()} special tokens stand in the texts ({names}{more}); they are {taken}"
 
 
+def count(specials: SpecialTokens, ids: Iterable[int]) -> int:
+    """How many of `ids` are control tokens."""
+    return sum(token in specials.ids for token in ids)
+
+
 def check(specials: SpecialTokens, ids: list[int], expected: int) -> None:
     """Raise UserError unless `ids` hold as many control tokens as the template itself wrote."""
-    if sum(token in specials.ids for token in ids) != expected:
+    if count(specials, ids) != expected:
         raise UserError(f"this tokenizer makes a control token of text however it is cut; {REMEDY}")

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import BertTokenizerFast, PreTrainedTokenizerFast
 
 from ba_lora.arguments import as_config, parse
@@ -158,6 +158,44 @@ def test_names_that_overlap_are_all_cut():
     assert not set(ids) & special_tokens(tokenizer).ids and tokenizer.decode(ids) == "<a><b>"
 
 
+NORMALISED = {
+    "full width": (normalizers.NFKC(), "<sep>", "＜sep＞"),
+    "capitals": (normalizers.Lowercase(), "<sep>", "<SEP>"),
+    "an accent": (normalizers.Sequence([normalizers.NFD(), normalizers.StripAccents()]), "<sep>", "<s\u00e9p>"),
+}
+
+
+def normalising(name, normalizer, token):
+    tokenizer = deepcopy(open_tokenizer(name))
+    tokenizer.backend_tokenizer.normalizer = normalizer
+    tokenizer.add_tokens([AddedToken(token, special=True, normalized=True)], special_tokens=True)
+    return tokenizer
+
+
+@pytest.mark.parametrize(("normalizer", "token", "text"), NORMALISED.values(), ids=NORMALISED)
+@pytest.mark.parametrize("name", ["embedded", "gpt2"])
+def test_a_text_that_the_tokenizer_makes_into_a_name_stays_text(name, normalizer, token, text):
+    tokenizer = normalising(name, normalizer, token)
+    control = tokenizer.convert_tokens_to_ids(token)
+    assert control in tokenizer(f"a {text} b")["input_ids"]  # why a look at the text is not enough
+    made = make_template("plain", tokenizer)
+    sample = encode_sample(tokenizer, made, exchange(text, f"x{text}y {token}"), 200)
+    assert control not in sample["input_ids"] and sample["input_ids"].count(end_id(tokenizer, made)) == 1
+    assert control not in encode_text(tokenizer, None, text)
+    kept = replace(made, special_tokens_in_text="control")
+    assert control in encode_prompt(tokenizer, kept, text) and control in encode_text(tokenizer, kept, text)
+
+
+@pytest.mark.parametrize("name", FAST)
+def test_the_mark_of_a_cut_is_a_text_like_any_other(name):
+    tokenizer = open_tokenizer(name)
+    made = make_template("plain", tokenizer)
+    for text in (CUT, f"x{CUT}y", made.end[:2] + CUT + made.end[2:], CUT[0] * 2 + CUT[1] * 2, f"{made.end}{CUT}{CUT}z"):
+        (kept,) = trained_texts(tokenizer, encode_sample(tokenizer, made, exchange("q", text), 200))
+        assert kept == made.separator + text + made.end
+        assert tokenizer.decode(encode_prompt(tokenizer, made, text)).count(text) == 1
+
+
 def test_a_beginning_and_an_end_that_the_tokenizer_adds_stay():
     tokenizer = deepcopy(open_tokenizer("embedded"))
     bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
@@ -271,6 +309,14 @@ def test_a_pair_with_special_tokens_is_cut_as_any_other(bert):
             assert [len(ids) for ids in ours["input_ids"]] == [len(ids) for ids in theirs["input_ids"]]
             assert (ours["truncated"], ours["token_type_ids"]) == (theirs["truncated"], theirs["token_type_ids"])
             assert ours["input_ids"][0].count(bert.sep_token_id) == 2
+
+
+def test_a_pair_that_the_tokenizer_makes_into_a_name_stays_text():
+    tokenizer = normalising("embedded", normalizers.NFKC(), "<sep>")
+    control = tokenizer.convert_tokens_to_ids("<sep>")
+    encoded = encode_texts(tokenizer, [("a ＜sep＞ b", "c"), ("a", "b")], 50)["input_ids"]
+    assert control not in encoded[0] and encoded[1] == tokenizer("a", "b")["input_ids"]
+    assert control in encode_texts(tokenizer, [("a ＜sep＞ b", "c")], 50, "control")["input_ids"][0]
 
 
 def test_a_pair_of_a_unigram_model_takes_no_names(bert):
