@@ -12,6 +12,8 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from datetime import date
+from decimal import Decimal
 from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
@@ -259,6 +261,11 @@ def _to_accelerator(model):
 def task_id(value) -> str | int:
     """The id of a task as the files have it: a text or a whole number; anything else (a date of Parquet) as its text."""
     return value if isinstance(value, str | int) else str(value)
+
+
+def written(value: object) -> object:
+    """A field as JSON has it: a date or a decimal number of Parquet as its text."""
+    return str(value) if isinstance(value, date | Decimal) else value
 
 
 def make_request(subject: Subject, key: str | int, prompt: str | list[dict], reference: object) -> Request:

@@ -73,7 +73,7 @@ def load_problems(data: str, limit: int | None = None) -> list[dict]:
     if twice := [key for key, count in Counter(map(str, ids)).items() if count > 1]:
         raise UserError(f"{data}: id {twice[0]} stands for more than one row; give every row an id of its own, or none")
     return [
-        {"id": key, "question": record["question"], "reference": record["answer"]}
+        {"id": key, "question": record["question"], "reference": common.written(record["answer"])}
         for key, record in zip(ids, records, strict=True)
     ]
 

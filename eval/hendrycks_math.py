@@ -70,7 +70,7 @@ def _read(source: str, limit: int | None) -> list[tuple[str, dict]]:
 def _problem(index: int, place: str, record: dict) -> dict:
     if not isinstance(record.get("problem"), str):
         raise UserError(f"{place} has no text 'problem' (it has: {', '.join(record)})")
-    reference = {"solution": record.get("solution", record.get("answer"))}
+    reference = {"solution": common.written(record.get("solution", record.get("answer")))}
     if reference["solution"] is None:
         raise UserError(f"{place} has neither 'solution' nor 'answer' (it has: {', '.join(record)})")
     read_solution(reference, place)

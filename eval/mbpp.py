@@ -83,7 +83,7 @@ def _task(row: dict, place: str) -> programs.Task:
     code = (value["code"] or "").replace("\r\n", "\n")
     names, one_process = programs.names_in_tests(shown, setup, code, place)
     return programs.Task(
-        id=row["task_id"],
+        id=common.task_id(row["task_id"]),
         text=text.strip(),
         tests=shown,
         names=names,

@@ -11,6 +11,7 @@ from ba_lora.errors import UserError
 from ba_lora.files import digest
 from ba_lora.packages import PREFIX, fetch
 
+from .common import task_id
 from .judge import PROMPTS, REFERENCED
 from .results import check_field, read_line
 
@@ -62,7 +63,7 @@ def _find(folder: Path, name: str) -> Path:
 
 
 def _lines(path: Path, fields: tuple[str, ...]) -> list[tuple[str, dict]]:
-    lines = path.read_text(encoding="utf-8", errors="surrogateescape").split("\n")
+    lines = path.read_text(encoding="utf-8-sig", errors="surrogateescape").split("\n")
     places = [(f"{path}, line {number}", line) for number, line in enumerate(lines, 1) if line.strip()]
     return [(place, read_line(line, place, fields)) for place, line in places]
 
@@ -89,7 +90,7 @@ def _questions(rows: list[tuple[str, dict]], known: dict[str, list[str] | None])
                 f"{place}: {row['category']} is judged with two reference answers and there are none; add 'reference'"
             )
         name = next((name for name in ("question_id", "prompt_id", "id") if row.get(name) is not None), None)
-        key = check_field(row, name, "a text or a number", place) if name else index
+        key = task_id(check_field(row, name, "a text or a number", place)) if name else index
         questions.append({"id": key, "category": row["category"], "turns": turns, "reference": reference})
     if twice := [key for key, count in Counter(str(question["id"]) for question in questions).items() if count > 1]:
         raise UserError(f"id {twice[0]} stands for more than one question; give every question an id of its own")

@@ -4,11 +4,12 @@ import json
 import math
 from collections.abc import Iterable, Sequence
 from datetime import date
+from decimal import Decimal
 from pathlib import Path
 
 import ba_lora
 from ba_lora.checksums import read_record, write_record
-from ba_lora.data.readers import parse_json
+from ba_lora.data.readers import name_of, parse_json
 from ba_lora.errors import UserError
 from ba_lora.files import atomic_write
 
@@ -35,9 +36,10 @@ GENERATION_FACTS = (  # what `ask` gives; null after --rescore of a file of unkn
 GENERATIONS, SCORED, SCORE = "generations.jsonl", "scored.jsonl", "score.json"
 
 
-_KINDS = {  # Parquet has dates besides
+SCALARS = (str, int, float, date, Decimal)  # of JSON, and what Parquet has besides
+_KINDS = {
     "a text": lambda value: isinstance(value, str),
-    "a text or a number": lambda value: isinstance(value, str | int | float | date) and not isinstance(value, bool),
+    "a text or a number": lambda value: isinstance(value, SCALARS) and not isinstance(value, bool),
     "a whole number": lambda value: isinstance(value, int) and not isinstance(value, bool),
     "a list of texts": lambda value: isinstance(value, list) and all(isinstance(text, str) for text in value),
 }
@@ -70,7 +72,7 @@ def read_lines(path: str | Path, fields: Sequence[str], limit: int | None = None
     path, records, seen, tasks = Path(path), [], {}, set()
     if not path.is_file():
         raise UserError(f"file {path} does not exist; give a file with one JSON object a line ({', '.join(fields)})")
-    with open(path, encoding="utf-8", errors="surrogateescape") as file:
+    with open(path, encoding="utf-8-sig", errors="surrogateescape") as file:
         for number, line in enumerate(file, 1):
             if not line.strip():
                 continue
@@ -98,7 +100,7 @@ def read_line(line: str, place: str, fields: Sequence[str]) -> dict:
         raise UserError(f"{place}: not UTF-8 text; convert the file") from None
     record = parse_json(line, place)
     if not isinstance(record, dict):
-        raise UserError(f"{place}: a {type(record).__name__}, an object with {', '.join(fields)} is needed")
+        raise UserError(f"{place}: a {name_of(type(record))}, an object with {', '.join(fields)} is needed")
     for field in fields:
         if record.get(field) is None:
             has = ", ".join(record) or "nothing"

@@ -78,14 +78,14 @@ def objects(found: Iterable[Found]) -> Iterator[dict]:
     kinds: dict[str, tuple[type, str]] = {}  # field → (type, where it was first seen)
     for place, row in found:
         if not isinstance(row, dict):
-            raise UserError(f"{place}: a {_name(type(row))}, an object with fields is needed")
+            raise UserError(f"{place}: a {name_of(type(row))}, an object with fields is needed")
         for name, value in row.items():
             if value is None:
                 continue
             kind, first = kinds.setdefault(name, (type(value), place))
             if kind is not type(value) and not {list, dict}.isdisjoint((kind, type(value))):
                 raise UserError(
-                    f"{place}: field {_short(name)} is a {_name(type(value))}, and a {_name(kind)} in {first}; fix one of them"
+                    f"{place}: field {_short(name)} is a {name_of(type(value))}, and a {name_of(kind)} in {first}; fix one of them"
                 )
         yield row
 
@@ -233,7 +233,8 @@ def _listed(names: list[str]) -> str:
     return text if len(text) <= 200 else text[:197] + "..."
 
 
-def _name(kind: type) -> str:
+def name_of(kind: type) -> str:
+    """What messages call a type of JSON."""
     return "null" if kind is type(None) else kind.__name__
 
 

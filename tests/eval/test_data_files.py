@@ -3,12 +3,13 @@
 import datetime
 import gzip
 import json
+from decimal import Decimal
 
 import pyarrow.parquet
 import pytest
 
 from ba_lora.errors import UserError
-from eval import common, gsm8k, humaneval
+from eval import common, gsm8k, hendrycks_math, humaneval, mbpp, mt_bench_data
 
 
 def test_ids_are_compared_as_the_texts_that_stand_in_the_file(tmp_path):
@@ -34,6 +35,34 @@ def test_a_date_as_an_id_of_a_parquet_file_is_its_text(tmp_path):
     assert [problem["id"] for problem in problems] == ["2024-05-01", "2024-05-02"]
 
 
+ANSWERS = [datetime.date(2024, 5, 1), datetime.datetime(2024, 5, 1, 12, 30), Decimal("4.50")]
+
+
+@pytest.mark.parametrize("value", ANSWERS, ids=["date", "time", "decimal"])
+def test_what_only_parquet_has_can_be_an_id_or_an_answer_and_is_written_as_its_text(tmp_path, value):
+    rows = {
+        gsm8k.load_problems: {"id": value, "question": "q", "answer": value},
+        hendrycks_math.load_problems: {"id": value, "problem": "q", "answer": value, "level": value},
+        mbpp.load_tasks: {"task_id": value, "text": "t", "code": "def f(): 0", "test_list": ["assert f() is None"]},
+        mt_bench_data.load_bench: {"question_id": value, "category": "writing", "turns": ["a", "b"]},
+    }
+    for load, row in rows.items():
+        if load is mt_bench_data.load_bench:
+            loaded = mt_bench_data._questions([("FILE, row 1", row)], {})  # without the package's prompts
+            key = loaded[0]["id"]
+        else:
+            pyarrow.parquet.write_table(pyarrow.Table.from_pylist([row]), tmp_path / "data.parquet")
+            loaded = load(str(tmp_path / "data.parquet"))
+            key = loaded[0]["id"] if isinstance(loaded[0], dict) else loaded[0].id
+        assert key == str(value)
+        json.dumps(loaded)
+
+
+def test_a_byte_order_mark_is_no_part_of_a_file_of_completions(tmp_path):
+    (tmp_path / "lines.jsonl").write_bytes(b'\xef\xbb\xbf{"id": 0, "completion": "a"}\r\n')
+    assert common.read_lines(tmp_path / "lines.jsonl", ("id", "completion")) == [{"id": 0, "completion": "a"}]
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -44,7 +73,7 @@ def test_a_date_as_an_id_of_a_parquet_file_is_its_text(tmp_path):
         ),
         ('{"id": 1, "id": 2, "completion": "x"}', "line 2: not valid JSON .the name 'id' stands twice"),
         ('{"id": NaN, "completion": "x"}', "line 2: not valid JSON .NaN is no JSON number"),
-        ("null", "line 2: a NoneType, an object with id, completion is needed"),
+        ("null", "line 2: a null, an object with id, completion is needed"),
     ],
     ids=["nested", "digits", "twice", "NaN", "null"],
 )
