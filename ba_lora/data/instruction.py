@@ -51,8 +51,10 @@ def encode_text(tokenizer, template: Template | None, text: str, add_special_tok
 
 def encode_cut(tokenizer, text: str, specials: SpecialTokens, add_special_tokens: bool = True) -> list[int]:
     """Token ids of a text in which `special_tokens` has cut what is no control token."""
-    if specials.pattern is None:
-        return _plain(tokenizer, text.replace(CUT, ""), add_special_tokens)
+    if CUT not in text:
+        ids, around = (_plain(tokenizer, part, add_special_tokens) for part in (text, ""))
+        if _names_alone(specials, text, ids, around):
+            return ids
     (ids,) = _tokens(tokenizer, [text], add_special_tokens, specials)
     return ids
 
@@ -155,13 +157,16 @@ def _tokens(
     ids = tokenizer(["", *(text.replace(CUT, "") for text in texts)], **options)
     around, *encoded = [list(row) for row in ids["input_ids"]]
     for number, text in enumerate(texts):
-        known = CUT not in text and (
-            specials.ids.isdisjoint(encoded[number])
-            or count(specials, encoded[number]) <= count(specials, around) + len(specials.found(text))
-        )
-        if not known:
+        if CUT in text or not _names_alone(specials, text, encoded[number], around):
             encoded[number] = _letters(tokenizer, text, options, specials)
     return encoded
+
+
+def _names_alone(specials: SpecialTokens, text: str, ids: list[int], around: list[int]) -> bool:
+    """Whether the control tokens in `ids` are those of the names in the text, and what the tokenizer puts `around` any text."""
+    if specials.ids.isdisjoint(ids):
+        return True
+    return count(specials, ids) <= count(specials, around) + len(specials.found(text))
 
 
 def _letters(tokenizer, text: str, options: dict, specials: SpecialTokens) -> list[int]:
