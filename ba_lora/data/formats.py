@@ -1,8 +1,9 @@
 """Rows of the usual instruction formats → conversations, the one form that everything after it knows.
 
 A conversation is a list of {"role", "content"}: perhaps a system message first, then user and assistant in turn, the
-assistant last. An answer that is not to be trained also has "train": False. Pairs, Alpaca's three fields, ShareGPT's `conversations` and OpenAI's `messages` are recognised by their field
-names, or named; what else a row or a message holds goes by the rules of `columns`.
+assistant last. An answer that is not trained also has "train": False. Pairs, Alpaca's three fields, ShareGPT's
+`conversations` and OpenAI's `messages` are recognised by their field names, or named with --fields. The rules for everything
+else in a row or a message are in `columns`.
 """
 
 import logging

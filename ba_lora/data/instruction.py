@@ -75,9 +75,9 @@ def encode_conversations(
     """All samples that have something to train on, and a report {"kept", "no_response", "truncated", "hash"}.
 
     A sample is {"input_ids", "labels"}; labels are -100 everywhere but on the answers and the token after each. One longer
-    than `max_length` loses its end. An answer of white space is context only, as is one with "train": False; the report counts
-    these, where there are any, as "untrained", and special tokens in texts as "special_tokens". `hash` is that of the token ids kept, in
-    their order: the identity of the training data.
+    than `max_length` loses its end. An answer of white space is context only, as is one with "train": False. Where there are
+    any, the report counts the latter as "untrained", and special tokens in texts as "special_tokens". `hash` is that of the
+    token ids kept, in their order: the identity of the training data.
     """
     samples, truncated = [], 0
     with tqdm(total=len(conversations), desc="encode", unit="sample", disable=len(conversations) < 5000) as bar:

@@ -288,7 +288,7 @@ def read_csv(file: Path) -> tuple[list[str], Iterator[tuple[str, dict]]]:
             if len(fields) != len(header):
                 raise UserError(
                     f"{place}: {len(fields)} fields where the header has {len(header)} ({_listed(header)}); put a field "
-                    'that holds a comma into double quotes ("a, b"), and leave no comma at the end'
+                    'that holds a comma or a line break into double quotes ("a, b"), and leave no comma at the end'
                 )
             row = dict(zip(header, fields, strict=True))
             if index:

@@ -14,7 +14,7 @@ from typing import NamedTuple
 from ..errors import UserError
 from .templates import CHAT, Template
 
-CUT = "\ufdd0\ufdd1"  # two code points that are no characters and stand in no text
+CUT = "\ufdd0\ufdd1"  # two code points that Unicode reserves for such use; in a text they stay (see `cut`)
 REMEDY = "use --special_tokens_in_text control"
 
 
@@ -60,10 +60,8 @@ def _special_tokens(tokenizer, template: Template | None, _size: int, named: tup
     }
     names = {name for name in names | {*named} if name.strip("\u2581 \t\r\n")}  # Gemma's blanks are tokens too
     ids = {tokenizer.convert_tokens_to_ids(name) for name in names}
-    if tokenizer.unk_token_id not in (
-        tokenizer.eos_token_id,
-        tokenizer.bos_token_id,
-    ):  # in GPT-2's they are one, and no text is unknown
+    # In GPT-2's vocabulary they are one token, and no text is unknown.
+    if tokenizer.unk_token_id not in (tokenizer.eos_token_id, tokenizer.bos_token_id):
         ids -= {tokenizer.unk_token_id}
     pattern = "|".join(re.escape(name) for name in sorted(names, key=len, reverse=True))
     return SpecialTokens(re.compile(pattern) if names else None, frozenset(ids))
