@@ -21,21 +21,24 @@ LOADERS = {".jsonl": "json", ".ndjson": "json", ".json": "json", ".parquet": "pa
 ENDINGS = ", ".join(LOADERS)
 BLOCK = 1 << 20  # characters of a JSON list to read at once
 SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")  # an escape of half a character
+MARKS = {",": "comma", ";": "semicolon", "\t": "tab", "|": "bar"}  # what separates the fields of a row
 BLANKS = re.compile(r"[ \t\r\n]*")
 Found = tuple[str, object]  # where it stands, what was read
 
 
-def read_files(files: Sequence[Path]) -> tuple:
+def read_files(files: Sequence[Path], separator: str = ",") -> tuple:
     """(column names, rows) of files of one kind, one after the other; the rows are a list of dicts, of Parquet an Arrow table.
 
-    Rows of JSON lack the fields that are null. Raises UserError naming the file, and the line or entry where there is one.
+    Rows of JSON lack the fields that are null. separator: what stands between the fields of a CSV. Raises UserError naming the
+    file, and the line or entry where there is one.
     """
     ending = files[0].suffix
-    if ending not in LOADERS:
+    if ending not in LOADERS and separator == ",":
         raise UserError(f"{files[0]} ends in '{ending}'; {ENDINGS} can be read")
-    read = {"json": _read_json, "csv": _read_csv, "parquet": _read_parquet}[LOADERS[ending]]
     try:
-        return read(files)
+        if separator != ",":
+            return _read_csv(files, separator)
+        return {"json": _read_json, "csv": _read_csv, "parquet": _read_parquet}[LOADERS[ending]](files)
     except OSError as error:
         raise UserError(f"{files[0]} cannot be read: {error.strerror or error}") from None
 
@@ -241,10 +244,10 @@ def name_of(kind: type) -> str:
 # CSV
 
 
-def _read_csv(files: Sequence[Path]) -> tuple[list[str], list[dict]]:
+def _read_csv(files: Sequence[Path], separator: str = ",") -> tuple[list[str], list[dict]]:
     rows, header = [], []
     for file in files:
-        names, found = read_csv(file)
+        names, found = read_csv(file, separator)
         if header and names != header:
             raise UserError(f"{file} has the columns {_listed(names)}, and {files[0]} {_listed(header)}; give one file")
         header = names
@@ -263,19 +266,22 @@ def check_names(names: Sequence[str], place: str) -> None:
             )
 
 
-def read_csv(file: Path) -> tuple[list[str], Iterator[tuple[str, dict]]]:
-    """(column names, (where it stands, row)s) of a comma-separated file with a header; every value is a text.
+def read_csv(file: Path, separator: str = ",") -> tuple[list[str], Iterator[tuple[str, dict]]]:
+    """(column names, (where it stands, row)s) of a file with a header and fields between separators; every value is a text.
 
     A first column without a name is an index, as pandas writes one, and is left out. Raises UserError naming the line of a row
     that has not exactly the header's fields, whether more or fewer: one comma too many would move every value after it.
     """
-    found = _csv_rows(file)
+    if len(separator) != 1:
+        raise UserError(f"{file}: the separator is {separator!r}, one character is needed")
+    mark = MARKS.get(separator, repr(separator))
+    found = _csv_rows(file, separator)
     place, header = next((row for row in found if not _is_blank(row[1])), (str(file), []))
     if not header:
         raise UserError(f"{file} has no rows")
-    for mark, name in ((";", "semicolons"), ("\t", "tabs"), ("|", "bars")):
-        if len(header) == 1 and mark in header[0]:
-            raise UserError(f"{place}: the fields of the header are separated by {name}; separate all by commas")
+    for other, name in MARKS.items():
+        if len(header) == 1 and other in header[0]:
+            raise UserError(f"{place}: the fields of the header are separated by {name}s; separate all by {mark}s")
     check_names(header, place)
     if "" in header[1:]:
         raise UserError(f"{place}: column {header.index('', 1) + 1} of the header has no name; give it one")
@@ -288,7 +294,7 @@ def read_csv(file: Path) -> tuple[list[str], Iterator[tuple[str, dict]]]:
             if len(fields) != len(header):
                 raise UserError(
                     f"{place}: {len(fields)} fields where the header has {len(header)} ({_listed(header)}); put a field "
-                    'that holds a comma or a line break into double quotes ("a, b"), and leave no comma at the end'
+                    f"that holds a {mark} or a line break into double quotes, and leave no {mark} at the end"
                 )
             row = dict(zip(header, fields, strict=True))
             if index:
@@ -302,13 +308,13 @@ def _is_blank(fields: list[str]) -> bool:
     return len(fields) == 1 and not fields[0].strip()
 
 
-def _csv_rows(file: Path) -> Iterator[tuple[str, list[str]]]:
+def _csv_rows(file: Path, separator: str) -> Iterator[tuple[str, list[str]]]:
     """(where it begins, fields) of each row that is not an empty line."""
     limit = csv.field_size_limit(sys.maxsize)
     place = f"{file}, line 1"
     try:
         with open(file, encoding="utf-8-sig", newline="") as data:
-            reader = csv.reader(_without_nul(data, file), strict=True)
+            reader = csv.reader(_without_nul(data, file), delimiter=separator, strict=True)
             for fields in reader:
                 if fields:
                     yield place, fields

@@ -7,6 +7,7 @@ A name is a path, a hub id, a hub id with a subfolder or config ("fxmeng/pissa-d
 import random
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import fields
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import NamedTuple
@@ -15,6 +16,7 @@ from datasets import Dataset, DownloadManager, disable_progress_bars, load_datas
 from datasets.data_files import DataFilesList, get_data_patterns
 from datasets.exceptions import DatasetsError
 from datasets.utils.logging import CRITICAL, get_verbosity, set_verbosity
+from yaml import YAMLError
 
 from ..errors import UserError, choose
 from .readers import ENDINGS, LOADERS, read_files, warn_of_missing_parts
@@ -23,7 +25,14 @@ from .tinymath import SPLITS, generate
 TINYMATH_ROWS = 4000  # of a generated split, unless a limit says otherwise
 COMPRESSED = (".gz", ".bz2", ".xz", ".zst")  # `datasets` would read these, and take texts for dates
 UNREADABLE = (*COMPRESSED, ".tsv", ".arrow", *(ending.upper() for ending in LOADERS))  # beside files that can be read
-LOADER_ERRORS = (OSError, ValueError, TypeError, StopIteration, DatasetsError)  # StopIteration: a file without rows
+LOADER_ERRORS = (
+    OSError,
+    ValueError,
+    TypeError,
+    StopIteration,
+    DatasetsError,
+    YAMLError,
+)  # StopIteration: a file without rows
 
 
 class Table(NamedTuple):
@@ -162,8 +171,8 @@ def _load_named(name: str, part: str, split: str) -> tuple:
     """A hub id, or a folder with a README: `part` is one of its configs, else one of its folders."""
     whole = f"{name}:{part}" if part else name
     try:
-        if files := _files_of(name, part, split):
-            return read_files(files)
+        if found := _read_named(name, part, split):
+            return found
         if Path(name).is_dir():  # the library's cache goes by path and time, and would give old rows
             with TemporaryDirectory(prefix="ba-lora-data-") as fresh:
                 options = {"cache_dir": fresh, "keep_in_memory": True}
@@ -173,7 +182,9 @@ def _load_named(name: str, part: str, split: str) -> tuple:
         return dataset.column_names, dataset
     except LOADER_ERRORS as error:
         if Path(name).is_dir():
-            raise UserError(f"data folder {name} has neither a folder nor a config '{part}' that opens") from None
+            raise UserError(
+                f"data folder {name} has neither a folder nor a config '{part}' that opens ({_reason(error)})"
+            ) from None
         if isinstance(error, OSError):
             raise UserError(
                 f"data '{whole}' is neither a file nor a folder here, and the hub did not give it (offline, or no such id); "
@@ -192,22 +203,39 @@ def _by_config_or_folder(load: Callable, name: str, part: str, **options):
         return load(name, data_dir=part, **options)
 
 
-def _files_of(name: str, part: str, split: str) -> list[Path]:
-    """The files of a split, where `readers` reads them better than `datasets`, which takes texts for dates and keeps what it read
-    before at the same path and time. [] where it has to be `datasets`: Parquet of the hub, and formats that are its own."""
+def _read_named(name: str, part: str, split: str) -> tuple | None:
+    """(column names, rows) of a split by `readers`, because `datasets` retypes dates and lets the columns of a CSV shift. None
+    where it has to be `datasets`: Parquet of the hub, and formats and options that are its own."""
     try:
         builder = _by_config_or_folder(load_dataset_builder, name, part)
     except (*LOADER_ERRORS, RuntimeError):  # load_dataset will say the same
-        return []
+        return None
     names = [str(file) for file in (builder.config.data_files or {}).get(split, ())]
-    if Path(name).is_dir():
+    local = Path(name).is_dir()
+    if local:
         _check_readable(map(Path, names), name, COMPRESSED)
-    kinds = {LOADERS.get(Path(file).suffix) for file in names}
-    own_form = getattr(builder.config, "sep", ",") != "," or getattr(builder.config, "field", None)
-    if len(kinds) != 1 or None in kinds or own_form or (kinds == {"parquet"} and not Path(name).is_dir()):
-        return []
+    kinds = {"csv" if file.endswith(".tsv") else LOADERS.get(Path(file).suffix) for file in names}
+    if len(kinds) != 1 or None in kinds or (kinds == {"parquet"} and not local):
+        return None
+    if options := _options_set(builder.config):
+        if local:
+            raise UserError(
+                f"data folder {name}: its config '{part}' sets {', '.join(options)}, which is not supported; convert the files "
+                f"({ENDINGS}) and leave it out"
+            )
+        return None
     files = [Path(file) for file in DownloadManager().download(names)]  # what is local stays where it is
-    return files if all(file.suffix in LOADERS for file in files) else []
+    if not all(file.suffix in (*LOADERS, ".tsv") for file in files):
+        return None
+    return read_files(files, getattr(builder.config, "sep", ","))
+
+
+def _options_set(config) -> list[str]:
+    """The options of a config of CSV or JSON that change what a file means, but for the separator."""
+    usual = type(config)()
+    passed = ("name", "version", "description", "data_dir", "data_files", "features", "sep", "delimiter", "chunksize")
+    changed = (field.name for field in fields(config) if getattr(config, field.name) != getattr(usual, field.name))
+    return [name for name in changed if name not in passed]
 
 
 def _reason(error: BaseException) -> str:

@@ -159,7 +159,7 @@ def test_a_config_of_a_local_folder_is_read_like_a_file(tmp_path):
 OWN_FORMS = {
     "separated by tabs": ("x.csv", '  sep: "\\t"\n', "a\tb\n1\t{}\n"),
     "one text a line": ("x.txt", "", "{}\n"),
-    "a field of an object": ("x.json", "  field: data\n", '{{"data": [{{"a": "{}"}}]}}\n'),
+    "a .tsv": ("x.tsv", "", "a\tb\n1\t{}\n"),
 }
 
 
@@ -170,6 +170,40 @@ def test_content_decides_for_what_the_datasets_library_reads_too(tmp_path, name,
         (tmp_path / name).write_text(text.format(word))
         os.utime(tmp_path / name, ns=(10**18, 10**18))
         assert word in rows_of(f"{tmp_path}:one")[0].values()
+
+
+@pytest.mark.parametrize(("name", "option"), [("x.csv", '  sep: "\\t"\n'), ("x.tsv", "")])
+def test_no_columns_shift_where_a_config_names_another_separator(tmp_path, name, option):
+    (tmp_path / "README.md").write_text(f"---\nconfigs:\n- config_name: one\n  data_files: {name}\n{option}---\n")
+    (tmp_path / name).write_text("question\tanswer\n007\tNA\nTRUE\t2024-05-02\n")
+    assert [*map(tuple, map(dict.values, rows_of(f"{tmp_path}:one")))] == [("007", "NA"), ("TRUE", "2024-05-02")]
+    (tmp_path / name).write_text("question\tanswer\na\tb\t\nc\td\t\n")
+    with pytest.raises(UserError, match=f"{name}, line 2: 3 fields where the header has 2 .* leave no tab at the end"):
+        read_table(f"{tmp_path}:one")
+
+
+OPTIONS = {
+    "field": ("x.json", "field: data", '{"data": [null, {"a": 18446744073709551617}]}'),
+    "skiprows": ("x.csv", "skiprows: 1", "made today\na,b\n1,2\n"),
+    "names, column_names": ("x.csv", "column_names: [a, b]", "1,2\n3,4\n"),
+    "quoting": ("x.tsv", "quoting: 3", 'a\tb\n"1\t2\n'),
+}
+
+
+@pytest.mark.parametrize(("name", "option", "text"), OPTIONS.values(), ids=OPTIONS)
+def test_an_option_of_a_config_that_is_not_followed_is_named(tmp_path, request, name, option, text):
+    (tmp_path / "README.md").write_text(f"---\nconfigs:\n- config_name: one\n  data_files: {name}\n  {option}\n---\n")
+    (tmp_path / name).write_text(text)
+    with pytest.raises(UserError, match=f"its config 'one' sets {request.node.callspec.id}, which is not supported"):
+        read_table(f"{tmp_path}:one")
+
+
+def test_a_readme_that_is_not_yaml_is_named_in_one_line(tmp_path):
+    (tmp_path / "README.md").write_text("---\nconfigs: [\n---\n")
+    write(tmp_path / "train.jsonl", [{"a": "b"}])
+    with pytest.raises(UserError, match="neither a folder nor a config 'one' that opens .while parsing") as error:
+        read_table(f"{tmp_path}:one")
+    assert "\n" not in str(error.value)
 
 
 def test_compressed_files_of_a_config_are_named_and_not_read_with_other_types(tmp_path):
