@@ -80,6 +80,8 @@ def names_in_tests(tests: str, setup: str = "", reference: str = "", place: str 
                 f"{place}: the tests {call}, so the name of the function to write is not known; give the row its 'code', or "
                 f"remove it"
             )
+    if not body and len(names) > 1:  # no reference: beside a function Node is a class, while Sum alone is the function
+        classes |= {name for name in names if name[:1].isupper()}
     return names, any(name in classes or used[name] != called[name] for name in names)
 
 

@@ -80,6 +80,14 @@ def test_tasks_that_need_the_programs_classes_are_run_in_one_process_and_listed(
     assert "1 of them in one process with their tests" in capsys.readouterr().out
 
 
+def test_a_row_without_code_whose_tests_make_objects_is_judged_as_with_its_code(tmp_path):
+    bare = {name: value for name, value in TREE.items() if name != "code"}
+    wrong = TREE["code"].replace("node.value", "node.value + 1")
+    data = write(tmp_path, [bare, bare | {"task_id": 15}])
+    lines = [{"id": 14, "completion": TREE["code"]}, {"id": 15, "completion": wrong}]
+    assert [rescore(tmp_path, data, lines)["statuses"][status] for status in ("passed", "failed")] == [1, 1]
+
+
 def test_rescore_counts_what_lacks_of_the_test_tasks_and_scores_every_line(tmp_path, data):
     score = rescore(tmp_path, data, answers(2, 11))
     assert (score["n"], score["missing"]) == (2, 2)  # 12 and 14
