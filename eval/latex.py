@@ -9,9 +9,9 @@ Completions are hostile: "9^{9^{9^9}}" never ends. So math-verify lives in a pro
 time limit a pair; a process that does not answer in time is killed, and the pair has no verdict.
 """
 
-import importlib.util
 import re
 from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
 
 from ba_lora.errors import UserError, choose
 
@@ -22,6 +22,7 @@ PROTOCOLS = {"ba-lora": "2", "upstream": "1"}  # name → version; a change of w
 
 CLAIM = 2000  # characters behind a marker in which its answer must end
 SECONDS = 10  # for one comparison
+VERSION = "0.9.0"  # of math-verify: `eval.formulas` replaces a function inside it
 
 _BOXED = re.compile(r"\\(?:boxed|fbox)(?:\s*(?P<brace>\{)|\s+(?P<bare>[^$\n]{1,2000}(?=\$)|[^\s${}]+))")
 _ANSWER_IS = re.compile(r"\b(?:the|final)\s+answer\s+is\b", re.IGNORECASE)
@@ -230,10 +231,18 @@ def same_values(
 
     None where one of the two could not be read whole (`eval.formulas`), where a pair took more than `seconds`, or its process
     died. Without `whole` math-verify reads what it finds, as others use it. A pair that comes twice is asked once. Works in any
-    thread. Raises UserError if math-verify is not installed.
+    thread. Raises UserError if math-verify is not installed, or in another version than VERSION.
     """
-    if importlib.util.find_spec("math_verify") is None:
-        raise UserError("math-verify is not installed, and MATH is scored with it; pip install -r requirements.txt")
+    try:
+        found = version("math-verify")
+    except PackageNotFoundError:
+        raise UserError(
+            "math-verify is not installed, and MATH is scored with it; pip install -r requirements.txt"
+        ) from None
+    if found != VERSION:
+        raise UserError(
+            f"math-verify {found} is installed, and MATH needs {VERSION}; pip install math-verify=={VERSION}"
+        )
     unique = list(dict.fromkeys(pairs))
     replies = ask("eval.latex_worker", [(*pair, whole) for pair in unique], seconds, workers)
     verdicts = {pair: reply[0] if reply else None for pair, reply in zip(unique, replies, strict=True)}

@@ -29,6 +29,9 @@ NOT_WHOLE = [  # what is behind a plain answer
     " \\\\ 4",
     "\\begin{pmatrix}",
     " \\approx",
+    " \\approx 400",
+    "^T",
+    "^{\\mathrm{T}}",
 ]
 OTHER_VALUE = [  # (reference, an answer that is another one and is read whole)
     ("3", "3\\mathrm{i}"),
@@ -49,6 +52,24 @@ OTHER_VALUE = [  # (reference, an answer that is another one and is read whole)
     ("1", "1.2"),
     ("3", "$3$ and $4$"),
     ("4", "$3$ or $4$"),
+    ("2", "2\\text{x}"),
+    ("2", "2\\mathbf{i}"),
+    ("2", "2\\text{ \\pi}"),
+    ("2", "2\\text{ 3}"),
+    ("2", "2\\text{²}"),
+    ("2", "2\\frac{\\text{x}}{\\text{s}}"),
+    ("2", "2\\text{ cm}\\text{-3}"),
+    ("2", "2\\text{ thirds}"),
+    ("2", "2\\text{ trillion}"),
+    ("25", "25_{\\text{six}}"),
+    ("25", "25 _6"),
+    ("10100", "(101)_{2}"),
+    ("25_7", "25_{\\text{six}}"),
+    ("0.\\overline{3}", "0.3"),
+    ("\\sqrt{2}", "\\sqrt{2}\\infty"),
+    ("\\pi", "\\pi-\\infty"),
+    ("e", "e\\infty"),
+    ("(1+2i)^2", "-3-4i"),
 ]
 SAME_VALUE = [
     ("3i", "3\\mathrm{i}"),
@@ -80,6 +101,30 @@ SAME_VALUE = [
     ("6\\pi", "2 × 3π"),
     ("(-\\infty, 2]", "(\u2212∞, 2]"),
     ("18", "that there are 18 eggs"),
+    ("25_6", "25_{\\text{six}}"),
+    ("101_2", "(101)_{2}"),
+    ("101_2", "101_{two}"),
+    ("12.5", "12.5\\text{ percent}"),
+    ("12.5\\%", "12.5"),
+    ("12.5\\%", "0.125"),
+    ("20", "20^{\\text{th}}"),
+    ("20", "20^\\circ\\text{C}"),
+    ("20", "20\\text{ m/s}^2"),
+    ("20", "20\\,\\frac{\\text{km}}{\\text{h}}"),
+    ("20", "20\\text{.}"),
+    ("\\begin{pmatrix} 1 \\\\ 2 \\end{pmatrix}", "\\begin{pmatrix} 1 \\\\[4pt] 2 \\end{pmatrix}"),
+    ("20", "20 \\\\"),
+    ("\\frac{4}{11}", "0.\\overline{36}"),
+    ("\\frac{1}{6}", "0.1\\overline{6}"),
+    ("2\\sqrt{3}", "2\\sqrt{3} \\approx 3.46"),
+    ("3.46", "x ≈ 3.46"),
+    ("(0,1)", "\\bigl(0,1\\bigr)"),
+    ("\\{1,2\\}", "\\lbrace 1,2 \\rbrace"),
+    ("[1,2] \\cup [3,4]", "[1,2] \\bigcup [3,4]"),
+    ("\\emptyset", "\\varnothing"),
+    ("-1", "e^{i\\pi}"),
+    ("1-i", "\\frac{2}{1+i}"),
+    ("6.02\\times10^{23}", "602000000000000000000000"),
 ]
 SMALL = ["2^{-100}", "2^{-99}", "10^{-400}", "\\frac{\\sqrt{2}}{10^{30}}", "0"]
 LARGE = ["10^{400}", "10^{400}+1", "100000000000000000001"]
@@ -114,10 +159,18 @@ OTHER_FORMS = [
     ("x^2-1", "(x-1)(x+1)"),
     ("0.5x", "\\frac{x}{2}"),
     ("36", "36\\%"),
+    ("\\sqrt{2}", "1.41421356237"),
 ]
-ROUGH = [("\\frac{1}{3}", "0.33"), ("\\sqrt{2}", "1.4142"), ("0.5x", "0.25x"), ("\\sqrt{2}", "1.41421356237")]
-RIGHT = dict.fromkeys([*OTHER_VALUE, *turned(OTHER_VALUE), *ROUGH[:3]], False)
-RIGHT |= dict.fromkeys([*SAME_VALUE, *OTHER_FORMS, ROUGH[3]], True)
+ROUGH = [
+    ("\\frac{1}{3}", "0.33"),
+    ("\\sqrt{2}", "1.4142"),
+    ("0.5x", "0.25x"),
+    ("100\\pi", "100.01\\pi"),
+    ("3\\sqrt{2}", "3.0001\\sqrt{2}"),
+    ("1.4+0.2i", "1.4001+0.2i"),
+]
+RIGHT = dict.fromkeys([*OTHER_VALUE, *turned(OTHER_VALUE), *ROUGH], False)
+RIGHT |= dict.fromkeys([*SAME_VALUE, *OTHER_FORMS], True)
 RIGHT |= dict.fromkeys(UNREAD) | in_forms(SMALL) | in_forms(LARGE) | in_forms(DECIMALS)
 
 

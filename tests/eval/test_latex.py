@@ -1,6 +1,7 @@
 """Where a completion states a LaTeX answer under both protocols, the two judges of equality, and hostile answers."""
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import pytest
 
 from ba_lora.errors import UserError
 from eval.latex import (
+    VERSION,
     as_formula,
     extract_latex,
     last_boxed,
@@ -331,6 +333,17 @@ def test_verdicts_come_in_order_from_several_processes_and_off_the_main_thread()
     thread.start()
     thread.join()
     assert found == [number < 3 for number in range(12)]
+
+
+def test_another_version_of_math_verify_is_refused(monkeypatch):
+    monkeypatch.setattr("eval.latex.VERSION", "0.8.0")
+    with pytest.raises(UserError, match=r"math-verify 0\.9\.0 is installed, and MATH needs 0\.8\.0; pip install"):
+        same_values([("$1$", "$1$")])
+
+
+def test_the_version_of_math_verify_is_the_one_that_the_requirements_pin():
+    pinned = re.search(r"^math-verify\S*==(\S+)$", (ROOT / "requirements.txt").read_text(), re.MULTILINE)[1]
+    assert pinned == VERSION
 
 
 def test_no_pairs_need_no_process():
