@@ -23,10 +23,8 @@ from math_verify import grader, verify
 from .answers import all_numbers
 
 DIGITS = 1000  # with which the difference of exact values is computed
-CLOSE = sympy.Rational(
-    2, 10_000
-)  # relative difference of a decimal to what it stands for, beside math-verify's six places
-APPROXIMATE = 0.01  # relative difference of the two sides of \\approx
+CLOSE = 2e-4  # relative difference of a decimal to what it stands for, beside math-verify's six places
+APPROXIMATE = 0.01  # relative difference of the two sides of "\\approx"
 
 _CLEANUP = NormalizationConfig(units=False, malformed_operators=False, boxed="none")
 _FORMULA = re.compile(
@@ -69,7 +67,7 @@ _BASE = re.compile(
     r"(?<![\w}])(\()?([0-9A-F]*\d[0-9A-F]*)(?(1)\))\s*_\s*(\d|\{[^{}]*(?:\{[^{}]*\})?[^{}]*\}|\\(?:text|mathrm)\s*\{[^{}]*\})"
 )
 _BASES = "two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen".split()
-# what the parser drops: a subscript of a number, and of what is no matrix the T of a transpose
+# the parser drops the subscript of a number, and the T of a transpose where there is no matrix
 _SUBSCRIPT = re.compile(r"[\d)]\s*_")
 _TRANSPOSE = re.compile(
     r"\^\s*(?:T(?![A-Za-z])|\{\s*(?:T|\\(?:text|mathrm)\s*\{\s*T\s*\})\s*\}|\\(?:text|mathrm)\s*\{\s*T\s*\})"
@@ -126,7 +124,7 @@ def read(text: str, real: bool = True):
         raise Unread(text)
     latex = clean(", ".join(re.sub(r"[.,;]\s*$", "", formula) for formula in formulas))
     first, *others = [_parse(side, real) for side in re.split(r"\\approx(?![A-Za-z])", latex)]
-    if others and isinstance(first, sympy.Symbol):  # "x \\approx 3.4"
+    if others and isinstance(first, sympy.Symbol):  # "x \approx 3.4"
         first, *others = others
     if not all(_close(first, other, APPROXIMATE) for other in others):
         raise Unread(latex)
@@ -181,7 +179,7 @@ def _unit(match: re.Match) -> str:
     """Nothing in place of a unit; what changes a meaning, or could be a variable, is not a unit."""
     commands = r"\\(?:text|math|operatorname|[mh]box|[dt]?frac)[a-z]*|\\cdot|\\times"
     words = re.sub(rf"{commands}|(?<=[A-Za-z)}}])(?:{_EXPONENT}|[23]\b)", " ", match[0])
-    strange = _CHANGES_MEANING.search(words) or re.search(r"[^A-Za-z\s{}().,/°%!-]", words)
+    strange = _CHANGES_MEANING.search(words) or re.search(r"[^A-Za-z\s{}().,/°%-]", words)
     texts = [text.strip() for text in re.findall(_TEXT, match[0])]
     variables = any(re.fullmatch("[A-Za-z]", text) and text not in _ONE_LETTER_UNITS for text in texts)
     return match[0] if strange or variables else ""

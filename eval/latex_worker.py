@@ -24,7 +24,7 @@ def prepare():
         try:
             parsed = [parse(text, parsing_timeout=None) for text in (reference, answer)]
             return [bool(verify(*parsed, timeout_seconds=None))]
-        except Exception:
+        except Exception:  # math-verify catches most of its errors itself; the rest are not a match
             return [False]
 
     return answer

@@ -64,7 +64,7 @@ def _number(key: str | int, source: str) -> int:
     """11 of 11, "11" and "Mbpp/11"."""
     found = re.fullmatch(r"(?:\w+/)?(\d+)", str(key))
     if not found:
-        raise UserError(f"{source}: task_id {key!r} is no number, so tasks cannot be chosen by it; add --tasks all")
+        raise UserError(f"{source}: task_id {key!r} is not a number, so tasks cannot be chosen by it; add --tasks all")
     return int(found[1])
 
 
@@ -101,7 +101,7 @@ def read_span(value: str | None, protocol: str) -> tuple[int, int] | None:
         return None
     found = re.fullmatch(r"(\d+)(?:-(\d+))?", value)
     if not found or int(found[2] or found[1]) < int(found[1]):
-        raise UserError(f"--tasks {value} is no range; write --tasks 11-510, a single number, or all")
+        raise UserError(f"--tasks {value} is not a range; write --tasks 11-510, a single number, or all")
     return int(found[1]), int(found[2] or found[1])
 
 

@@ -125,7 +125,7 @@ def score_records(
     "score" is the mean of pass@1 over the tasks that have a record.
     """
     if unknown := [record["id"] for record in records if str(record["id"]) not in tasks]:
-        raise UserError(f"id {unknown[0]} is no task of the data ({len(tasks)} tasks, for example {min(tasks)})")
+        raise UserError(f"id {unknown[0]} is not a task of the data ({len(tasks)} tasks, for example {min(tasks)})")
     asked = [(record, tasks[str(record["id"])]) for record in records]
     readings = read_all([(record["completion"], task.names, task.prompt) for record, task in asked])
     jobs = [task.job(reading.source) for (_, task), reading in zip(asked, readings, strict=True) if reading]

@@ -109,7 +109,10 @@ def test_helpers_of_the_prompt_are_not_the_programs(tmp_path, data):
     ("lines", "message"),
     [
         ([{"id": "Own/9", "completion": "x"}], "no id of .*given.jsonl is a task of --data"),
-        ([{"id": "Own/0", "completion": "x"}, {"id": "Own/9", "completion": "x"}], "id Own/9 is no task of the data"),
+        (
+            [{"id": "Own/0", "completion": "x"}, {"id": "Own/9", "completion": "x"}],
+            "id Own/9 is not a task of the data",
+        ),
         ([{"id": "Own/0"}], "line 1: no 'completion'"),
     ],
 )

@@ -110,10 +110,10 @@ def test_ids_may_be_texts(tmp_path, data):
     ("lines", "options", "message"),
     [
         ([{"id": 999, "completion": "x"}], [], "no id of .*given.jsonl is a task of --data"),
-        ([{"id": 11, "completion": "x"}, {"id": 999, "completion": "x"}], [], "id 999 is no task of the data"),
+        ([{"id": 11, "completion": "x"}, {"id": 999, "completion": "x"}], [], "id 999 is not a task of the data"),
         ([{"id": 11, "completion": "x"}], ["--tasks", "2-4"], "no completion is of a task from 2 to 4"),
-        ([{"id": 11, "completion": "x"}], ["--tasks", "4-2"], "--tasks 4-2 is no range"),
-        ([{"id": 11, "completion": "x"}], ["--tasks", "some"], "--tasks some is no range"),
+        ([{"id": 11, "completion": "x"}], ["--tasks", "4-2"], "--tasks 4-2 is not a range"),
+        ([{"id": 11, "completion": "x"}], ["--tasks", "some"], "--tasks some is not a range"),
         ([{"id": 11, "completion": "x"}], ["--shots_data", "f"], "--shots_data f has no use with --rescore"),
         ([{"id": 11, "completion": "x"}], ["--shots", "2"], "--shots 2 has no use with --rescore"),
         ([{"id": 11, "completion": "x"}], ["--shots", "4"], "--shots is 4; it must be from 0 to 3"),
@@ -150,7 +150,7 @@ def test_the_fields_of_the_sanitized_and_the_extended_set_are_read(tmp_path):
         ([row(11), {"task_id": 12, "text": "x"}], r"row 2: a task needs text \(or prompt\), task_id and test_list"),
         ([row(11), row(12, test_list=["assert f("])], "row 2: the tests are not Python"),
         ([row(11), row(11)], "task_id 11 stands for more than one row"),
-        ([row("eleven")], "task_id 'eleven' is no number"),
+        ([row("eleven")], "task_id 'eleven' is not a number"),
         ([row(5)], "has no task from 11 to 510; name others with --tasks, or all"),
     ],
 )
