@@ -8,11 +8,12 @@ name is never touched. A template records whether this is done: one that an earl
 import re
 from collections import Counter
 from collections.abc import Iterable
+from contextlib import suppress
 from functools import lru_cache
 from typing import NamedTuple
 
 from ..errors import UserError
-from .templates import CHAT, Template
+from .templates import CHAT, Template, turns
 
 CUT = "\ufdd0\ufdd1"  # two code points that Unicode reserves for such use; in a text they stay (see `cut`)
 REMEDY = "use --special_tokens_in_text control"
@@ -43,7 +44,10 @@ class SpecialTokens(NamedTuple):
 
 
 def special_tokens(tokenizer, template: Template | None = None) -> SpecialTokens:
-    """Those of a tokenizer, with the token that ends an answer and what a chat template writes, special or not."""
+    """Those of a tokenizer, with the token that ends an answer and what a chat template writes around turns, special or not.
+
+    What a template only writes inside an answer (<think>, <tool_call>) is the model's own text, and stays in the training data.
+    """
     if not hasattr(tokenizer, "added_tokens_decoder"):  # a function from text to ids will do for a prompt
         return SpecialTokens(None, frozenset())
     size = len(tokenizer) if hasattr(tokenizer, "__len__") else 0
@@ -54,7 +58,7 @@ def special_tokens(tokenizer, template: Template | None = None) -> SpecialTokens
 def _special_tokens(tokenizer, template: Template | None, _size: int, named: tuple[str, ...]) -> SpecialTokens:
     added = {str(token): token.special for token in tokenizer.added_tokens_decoder.values()}
     end = template.end if template else None
-    written = template.prompt if template and template.name == CHAT else ""
+    written = _around_turns(tokenizer, template) if template and template.name == CHAT else ""
     names = {
         name for name, special in added.items() if special or name == end or (name in written and not name.isalnum())
     }
@@ -65,6 +69,15 @@ def _special_tokens(tokenizer, template: Template | None, _size: int, named: tup
         ids -= {tokenizer.unk_token_id}
     pattern = "|".join(re.escape(name) for name in sorted(names, key=len, reverse=True))
     return SpecialTokens(re.compile(pattern) if names else None, frozenset(ids))
+
+
+def _around_turns(tokenizer, template: Template) -> str:
+    """A short conversation up to its next answer, as the chat template writes it; the template's source if it refuses that."""
+    messages = [{"role": role, "content": "a"} for role in ("system", "user", "assistant", "user")]
+    for taken in (messages, messages[1:]):  # some take no system message
+        with suppress(UserError):
+            return "".join(turns(template, tokenizer, taken))
+    return template.prompt
 
 
 def is_text(template: Template | None) -> bool:

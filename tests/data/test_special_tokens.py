@@ -151,6 +151,19 @@ def test_a_tokenizer_that_knows_no_other_way_is_refused_in_one_line():
     assert "\n" not in str(error.value)
 
 
+def test_what_a_chat_template_writes_only_inside_an_answer_is_the_answers_own_text():
+    tokenizer = with_chatml("gpt2", special=False)
+    tokenizer.add_tokens(["<think>", "</think>"])  # as Qwen3's, which are not special either
+    thought = "{% if m.reasoning is defined %}<think>{{ m.reasoning }}</think>{% endif %}"
+    tokenizer.chat_template = CHATML.replace("{{ m['content'] }}", thought + "{{ m['content'] }}")
+    made = make_template("chat", tokenizer)
+    assert "<think>" in made.prompt
+    sample = encode_sample(tokenizer, made, exchange("a", "<think>b</think> c"), 50)
+    assert {*tokenizer.convert_tokens_to_ids(["<think>", "</think>"])} <= {*sample["input_ids"]}
+    found = special_tokens(tokenizer, made)
+    assert found.found("<think><|im_start|></think><|im_end|>") == ["<|im_start|>", "<|im_end|>"]
+
+
 def test_names_that_overlap_are_all_cut():
     tokenizer = deepcopy(open_tokenizer("gpt2"))
     tokenizer.add_tokens(["<a><", "><b>", "<b>"], special_tokens=True)
