@@ -15,14 +15,14 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors.torch import save_file
 from torch import nn
 
-from . import checksums
 from .adalora import after_step, effective_ranks, leave_loss_alone, penalty
 from .adapter_files import CONFIG, check_files, open_adapter, read_config, read_tensors
 from .conv1d import to_conv1d, to_linear
 from .errors import UserError
 from .files import read_json, write_json
-from .folder_kinds import OF_WEIGHTS, WEIGHTS
-from .folders import replaced
+from .folders import checksums
+from .folders.kinds import OF_WEIGHTS, WEIGHTS
+from .folders.ownership import replaced
 from .generation_config import repair_generation_config
 from .methods import Attached, attach, attached_to
 from .models import is_classifier, load_classifier, load_model

@@ -22,7 +22,7 @@ from torch import Tensor, distributed
 from tqdm import tqdm
 
 from .errors import UserError
-from .folders import refuse_foreign
+from .folders.ownership import refuse_foreign
 from .names import NITER
 
 logger = logging.getLogger(__name__)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from .chunked import factor_of
 from .errors import DamagedFile
 from .files import atomic_folder, cache_home
-from .tensor_files import load_tensors, save_tensors
+from .folders.tensor_files import load_tensors, save_tensors
 
 logger = logging.getLogger(__name__)
 

@@ -19,8 +19,9 @@ from transformers import (
 )
 from transformers import logging as transformers_logging
 
-from . import checksums, packages
+from . import packages
 from .errors import RunFailure, UserError, choose
+from .folders import checksums
 from .labels import check_names, in_order_of, output_layer, reorder_outputs, saved_names
 from .pooling import pool_by_mask
 from .tiny import CHECKSUMS, MODEL_DIR

@@ -17,9 +17,9 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from . import checksums
 from .errors import DamagedFile, UserError, choose
 from .files import atomic_folder, cache_home, read_json, sha256, write_json
+from .folders import checksums
 
 PREFIX = "package:"
 CHECKSUMS = "checksums.json"

@@ -20,15 +20,16 @@ from transformers import logging as transformers_logging
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 from transformers.utils import is_torch_tf32_available
 
-from . import checkpoints, checksums, classification, generation, provenance, quantisation, resume
+from . import checkpoints, classification, generation, provenance, quantisation, resume
 from .adapters import export, export_merged, saved_parameters, trained_parameters
 from .arguments import TrainArguments, as_config, changed_options
 from .card import write_card
 from .ending import KeepTrained, told, try_out
 from .errors import RunFailure, UserError
 from .files import digest, read_json, remove_leftovers, remove_own, write_sealed
-from .folder_kinds import CHECKPOINTS, REPLACED
-from .folders import claimed, refuse_foreign, remove_run
+from .folders import checksums
+from .folders.kinds import CHECKPOINTS, REPLACED
+from .folders.ownership import claimed, refuse_foreign, remove_run
 from .hub import reserve
 from .inputs import input_hashes
 from .interruptions import StopSignals, explained

@@ -34,10 +34,10 @@ from .chunked import stats_of
 from .data.collator import IGNORED
 from .errors import DamagedFile, UserError
 from .files import digest, read_json, write_sealed
-from .folders import refuse_foreign
+from .folders.ownership import refuse_foreign
+from .folders.tensor_files import load_tensors, of_tensors, save_tensors
 from .head import Split, split
 from .objective import counted
-from .tensor_files import load_tensors, of_tensors, save_tensors
 
 logger = logging.getLogger(__name__)
 

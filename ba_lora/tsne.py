@@ -11,10 +11,10 @@ from pathlib import Path
 
 import numpy as np
 
-from . import checksums
 from .errors import UserError, nearest
 from .files import read_json
-from .folders import claimed, refuse_foreign
+from .folders import checksums
+from .folders.ownership import claimed, refuse_foreign
 from .tsne_figure import FINAL, Panel, write_figures
 from .tsne_record import redraw, write_record
 

@@ -11,10 +11,10 @@ import itertools
 import sys
 from pathlib import Path
 
-from ba_lora.checksums import read_record
 from ba_lora.errors import UserError, choose, run_cli
 from ba_lora.files import atomic_write
-from ba_lora.folders import claimed
+from ba_lora.folders.checksums import read_record
+from ba_lora.folders.ownership import claimed
 
 from .results import SCORE
 

@@ -14,11 +14,11 @@ from typing import NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from ba_lora.checksums import read_record
 from ba_lora.data.glue import TASKS, Examples, Task
 from ba_lora.errors import UserError, choose
 from ba_lora.files import atomic_write, read_json
-from ba_lora.folders import claimed
+from ba_lora.folders.checksums import read_record
+from ba_lora.folders.ownership import claimed
 
 PREDICTIONS = "predictions.jsonl"
 

@@ -20,12 +20,12 @@ from typing import NamedTuple
 
 from tqdm import tqdm
 
-from ba_lora.checksums import weights_of_run
 from ba_lora.data.formats import question
 from ba_lora.data.templates import NAMES, Template, check_template, default_template, make_template, template_of, turns
 from ba_lora.errors import UserError, choose
 from ba_lora.files import digest, hash_of
-from ba_lora.folders import claimed
+from ba_lora.folders.checksums import weights_of_run
+from ba_lora.folders.ownership import claimed
 
 from .results import GENERATIONS, SCORE, SCORED, write_lines
 

@@ -8,10 +8,10 @@ reliability.png. With --submission the unlabelled test split is predicted in the
 import argparse
 from pathlib import Path
 
-from ba_lora.checksums import weights_of_run, write_record
 from ba_lora.data.glue import TASKS, load_examples
 from ba_lora.errors import UserError, choose, run_cli
 from ba_lora.files import atomic_write, read_json
+from ba_lora.folders.checksums import weights_of_run, write_record
 
 from . import classify, metrics
 

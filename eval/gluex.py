@@ -8,10 +8,10 @@ NAME/score.json of each set, and scores.json with all of them beside the reason 
 import argparse
 from pathlib import Path
 
-from ba_lora.checksums import weights_of_run, write_record
 from ba_lora.data.gluex import SHIFTS, Shift, load_shift
 from ba_lora.errors import UserError, choose, run_cli
 from ba_lora.files import write_sealed
+from ba_lora.folders.checksums import weights_of_run, write_record
 
 from . import classify, metrics
 

@@ -28,9 +28,9 @@ from typing import NamedTuple
 
 from tqdm import tqdm
 
-from ba_lora.checksums import check_line, checked_line
 from ba_lora.errors import UserError
 from ba_lora.files import digest
+from ba_lora.folders.checksums import check_line, checked_line
 
 PROTOCOLS = {"ba-lora": "1", "fastchat": "1"}  # how a reply is read; a change of what is read raises the version
 PROMPTS = {  # (with a reference answer, turn) → the published prompt

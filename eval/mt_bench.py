@@ -12,9 +12,9 @@ import json
 import shutil
 from pathlib import Path
 
-from ba_lora.checksums import read_record, write_record
 from ba_lora.errors import UserError, run_cli
 from ba_lora.files import digest, read_json
+from ba_lora.folders.checksums import read_record, write_record
 
 from . import common, fastchat
 from .judge import OPTIONS, PROTOCOLS, Judge, Task, connect, judge_all, judge_of, key_of, make_task, read_judgments

@@ -8,10 +8,10 @@ from decimal import Decimal
 from pathlib import Path
 
 import ba_lora
-from ba_lora.checksums import read_record, write_record
 from ba_lora.data.readers import name_of, parse_json
 from ba_lora.errors import UserError
 from ba_lora.files import atomic_write
+from ba_lora.folders.checksums import read_record, write_record
 
 GENERATION_FACTS = (  # what `ask` gives; null after --rescore of a file of unknown origin
     "model",

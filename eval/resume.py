@@ -10,9 +10,9 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from ba_lora.checksums import check_line, checked_line
 from ba_lora.errors import UserError
 from ba_lora.files import digest, read_json, write_json, write_sealed
+from ba_lora.folders.checksums import check_line, checked_line
 
 from .common import Request
 from .results import GENERATIONS, SCORE, SCORED, read_line, to_line

@@ -19,8 +19,8 @@ from ba_lora.errors import Stopped, UserError
 from ba_lora.experiments.matrix import read_experiment
 from ba_lora.experiments.pool import command_of
 from ba_lora.files import digest, read_json, write_json
-from ba_lora.folder_kinds import MARKER
-from ba_lora.folders import mark
+from ba_lora.folders.kinds import MARKER
+from ba_lora.folders.ownership import mark
 from ba_lora.inputs import input_hashes
 from ba_lora.resume import SAMPLED, base_of, refuse_changes, tensors_hash, trained_hash
 from ba_lora.run import train

@@ -12,7 +12,7 @@ from transformers.utils import logging as transformers_logging
 from .. import provenance
 from ..errors import UserError, choose, run_cli
 from ..files import write_json
-from ..folders import claimed
+from ..folders.ownership import claimed
 from ..models import DTYPES, load_model
 from ..objective import PRESETS
 from . import __doc__ as what

@@ -7,8 +7,8 @@ from pathlib import Path
 from datasets import Dataset, disable_progress_bars, load_from_disk
 from filelock import FileLock
 
-from .. import checksums
 from ..files import atomic_folder, cache_home, digest, read_json, write_json
+from ..folders import checksums
 from .instruction import encode_conversations
 from .templates import Template
 

@@ -5,7 +5,7 @@ import os
 from dataclasses import fields
 
 from ..errors import UserError, nearest, run_cli
-from ..folders import claimed, refuse_foreign
+from ..folders.ownership import claimed, refuse_foreign
 
 DEFAULT = "configs/experiments/nlg-main-embedded.yaml"
 

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from ..errors import choose
 from ..files import atomic_write
-from ..folder_kinds import MADE_BY
+from ..folders.kinds import MADE_BY
 
 STYLE = Path(__file__).with_name("style.mplstyle")
 WIDTH = 7.0  # inches

@@ -2,7 +2,7 @@
 
 import json
 
-from ..checksums import read_record
+from ..folders.checksums import read_record
 from .matrix import Experiment
 
 SHOWN = 3  # problems

@@ -3,9 +3,9 @@
 import json
 from pathlib import Path
 
-from ..checksums import check_of_run
 from ..errors import UserError
 from ..files import read_json
+from ..folders.checksums import check_of_run
 from ..objective import TERMS
 from .canvas import looks, style, write
 from .courses import FORMS, loss_unit

@@ -26,7 +26,7 @@ from tqdm import tqdm
 from .. import signals
 from ..errors import RunFailure, Stopped, UserError
 from ..files import atomic_write, read_json
-from ..folders import claimed
+from ..folders.ownership import claimed
 from .matrix import Evaluation, Experiment, Run
 
 TRAIN_SHARE = 0.75  # of a run's time, for the progress bar

@@ -18,10 +18,10 @@ from pathlib import Path
 
 import numpy as np
 
-from .. import checksums
 from ..errors import UserError
 from ..files import atomic_write, digest, read_json, sealed, write_sealed
-from ..folders import claimed
+from ..folders import checksums
+from ..folders.ownership import claimed
 from .matrix import Experiment, Run, Variant
 
 CURVE = 24  # steps of a run's curve that are kept

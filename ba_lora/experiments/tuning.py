@@ -4,7 +4,7 @@ from pathlib import Path
 
 from ..errors import UserError
 from ..files import read_json, write_sealed
-from ..folders import claimed, refuse_foreign
+from ..folders.ownership import claimed, refuse_foreign
 from .matrix import tuning_runs
 from .pool import run_all
 

@@ -19,13 +19,13 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, train
 from tqdm import tqdm
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from .. import checksums
 from ..data.templates import TEMPLATES
 from ..data.tinymath import final_number, generate, plain_text
 from ..errors import UserError, run_cli
 from ..files import atomic_folder, write_json
-from ..folder_kinds import WEIGHTS
-from ..folders import claimed
+from ..folders import checksums
+from ..folders.kinds import WEIGHTS
+from ..folders.ownership import claimed
 
 VOCABULARY = 768
 STORY_SHARE = 0.2  # of the training sequences: 30% of the tokens that carry a loss

@@ -16,8 +16,8 @@ from pathlib import Path
 
 import xxhash
 
-from .errors import DamagedFile
-from .files import hash_of, read_json, write_json, write_sealed
+from ..errors import DamagedFile
+from ..files import hash_of, read_json, write_json, write_sealed
 
 logger = logging.getLogger(__name__)
 

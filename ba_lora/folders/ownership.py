@@ -18,9 +18,9 @@ from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from .errors import UserError
-from .files import atomic_folder, bears, remove_own
-from .folder_kinds import EVALUATION, KINDS, MADE_BY, MARKER, RUN, is_ours, is_part, is_proven, read_marker
+from ..errors import UserError
+from ..files import atomic_folder, bears, remove_own
+from .kinds import EVALUATION, KINDS, MADE_BY, MARKER, RUN, is_ours, is_part, is_proven, read_marker
 
 logger = logging.getLogger(__name__)
 

@@ -14,7 +14,7 @@ import torch
 from datasets import Dataset
 from transformers import TrainerState
 
-from ba_lora import checkpoints, checksums, models, run, teacher_cache, tsne, tsne_record
+from ba_lora import checkpoints, models, run, teacher_cache, tsne, tsne_record
 from ba_lora.adapters import attach, export, load
 from ba_lora.card import write_card
 from ba_lora.data.cache import load_samples
@@ -27,6 +27,7 @@ from ba_lora.experiments.pool import do_run
 from ba_lora.experiments.results import collect, of_run, read_results
 from ba_lora.features import FeatureSaver
 from ba_lora.files import read_json, write_sealed
+from ba_lora.folders import checksums
 from ba_lora.head import cached_factor
 from ba_lora.models import load_model, load_tokenizer
 from ba_lora.tiny import MODEL_DIR

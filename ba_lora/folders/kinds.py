@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 MARKER = (
-    ".ba-lora.json"  # names the kind while a folder is written, and afterwards if nothing else does; see folders.py
+    ".ba-lora.json"  # names the kind while a folder is written, and afterwards if nothing else does; see ownership.py
 )
 MADE_BY = "ba-lora"  # in markers, in figures, and in the checksums.json of exported folders
 OF_WEIGHTS = {"made_by": MADE_BY, "kind": "weights"}  # extra keys of that checksums.json

@@ -9,7 +9,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from .errors import DamagedFile
+from ..errors import DamagedFile
 
 
 def save_tensors(tensors: Mapping[str, Tensor], file: Path, of: str = "") -> None:

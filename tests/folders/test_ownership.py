@@ -288,7 +288,7 @@ def test_a_second_command_in_a_folder_is_refused_and_names_the_first_until_it_is
     finally:
         first.kill()
         first.wait()
-    from ba_lora.folders import claimed
+    from ba_lora.folders.ownership import claimed
 
     with claimed(folder, kind):
         assert len(list(folder.iterdir())) == 1
@@ -296,7 +296,7 @@ def test_a_second_command_in_a_folder_is_refused_and_names_the_first_until_it_is
 
 
 def test_a_child_that_outlives_a_killed_process_does_not_keep_its_folder(tmp_path):
-    from ba_lora.folders import claimed
+    from ba_lora.folders.ownership import claimed
 
     first = hold(tmp_path / "run", "run", "fork")
     group = Path(f"/proc/{first.pid}/task/{first.pid}/children").read_text().split()

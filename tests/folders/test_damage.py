@@ -17,7 +17,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from ba_lora import checkpoints, checksums, packages, run
+from ba_lora import checkpoints, packages, run
 from ba_lora.adapters import load
 from ba_lora.arguments import parse
 from ba_lora.card import write_card
@@ -25,12 +25,13 @@ from ba_lora.data.sources import read_table
 from ba_lora.errors import DamagedFile, UserError
 from ba_lora.experiments.matrix import read_experiment, read_file
 from ba_lora.files import read_json, write_json, write_sealed
+from ba_lora.folders import checksums
 from ba_lora.models import load_model
 from ba_lora.tiny import MODEL_DIR
 from ba_lora.trainer import forget_after
 from eval.results import read_lines
 from tests.common import small_llama
-from tests.damaged import GROWING, KINDS, OTHER, RUN, continued, make_home, measured, opened
+from tests.folders.damaged import GROWING, KINDS, OTHER, RUN, continued, make_home, measured, opened
 
 
 @pytest.fixture(scope="module")
