@@ -18,7 +18,7 @@ _HOMES = {
     "attach": "adapters",
     "export": "adapters",
     "load": "adapters",
-    "Objective": "objective",
+    "Objective": "objective.settings",
     "ObjectiveModel": "objective_model",
     "BALoRATrainer": "trainer",
     "ObjectiveCallback": "trainer",

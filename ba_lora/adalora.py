@@ -9,7 +9,7 @@ from peft import AdaLoraConfig, AdaLoraModel, PeftModel
 from torch import Tensor, nn
 
 from .errors import UserError
-from .regularizers import working
+from .objective.regularizers import working
 
 ORTHOGONALITY = 0.1  # weight of the penalty; PEFT's default is 0.5
 WARMUP, FINAL = (

@@ -33,7 +33,7 @@ from .names import (
 )
 
 if TYPE_CHECKING:
-    from .objective import Objective
+    from .objective.settings import Objective
 
 # Options that one kind of run alone has, beyond its data.
 CLASSIFICATION = ("regularize", "model_dropout", "label_noise", "class_shares", "features_steps")
@@ -372,7 +372,7 @@ class TrainArguments:
 
     def objective(self) -> "Objective":
         """The preset with this run's changes; all weights 0 where the regularizers are off."""
-        from .objective import Objective
+        from .objective.settings import Objective
 
         names = {f.name for f in fields(Objective)} & {f.name for f in fields(self)}
         changes = {name: getattr(self, name) for name in names if getattr(self, name) is not None}

@@ -29,7 +29,7 @@ from torch import nn
 from transformers import PretrainedConfig
 
 from .models import beside_body
-from .objective import Objective
+from .objective.settings import Objective
 from .teacher import initial_copy
 
 

@@ -10,7 +10,7 @@ from .data.formats import read_conversations
 from .data.sources import read_table
 from .data.templates import make_template
 from .models import load_model, load_tokenizer
-from .objective import Objective
+from .objective.settings import Objective
 from .objective_model import ObjectiveModel
 from .prepared import Prepared, adapt, order_hash, order_of, to_device
 

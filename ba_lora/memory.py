@@ -16,8 +16,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from .chunked import TeacherStats, chunked_objective
-from .objective import Objective, dense_objective
+from .objective.chunked import TeacherStats, chunked_objective
+from .objective.settings import Objective, dense_objective
 from .objective_classifier import classifier_objective
 from .teacher import COPY, initial_copy, teacher
 

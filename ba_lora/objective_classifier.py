@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from transformers.modeling_outputs import SequenceClassifierOutput
 
-from . import regularizers, schedules
 from .adapters import penalty
 from .errors import UserError
 from .labels import output_layer
-from .objective import TERMS, Objective
+from .objective import regularizers, schedules
+from .objective.settings import TERMS, Objective
 from .pooling import last_real
 from .step import StepModel
 from .teacher import teacher

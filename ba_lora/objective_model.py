@@ -6,12 +6,12 @@ from collections.abc import Callable
 from torch import Tensor, nn
 from transformers.modeling_outputs import CausalLMOutput
 
-from . import schedules
 from .adapters import penalty
-from .chunked import TeacherStats, chunked_objective, mean_entropy
 from .errors import UserError
-from .head import Split, cached_factor, split
-from .objective import Objective, counted, dense_objective
+from .objective import schedules
+from .objective.chunked import TeacherStats, chunked_objective, mean_entropy
+from .objective.head import Split, cached_factor, split
+from .objective.settings import Objective, counted, dense_objective
 from .sharding import gathered
 from .step import StepModel
 from .teacher import teacher

@@ -16,7 +16,7 @@ from .arguments import TrainArguments
 from .checkpoints import START, initial_factors
 from .files import digest
 from .names import start_of
-from .objective import Objective
+from .objective.settings import Objective
 from .step import StepModel
 from .trainer import FixedOrder
 

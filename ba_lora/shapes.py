@@ -27,7 +27,7 @@ from .memory import Held, held, passing
 from .methods import attached_to
 from .models import DTYPES, beside_body, keep_soft_cap
 from .names import NITER
-from .objective import Objective
+from .objective.settings import Objective
 from .targets import left_out
 from .tiny import MODEL_DIR
 

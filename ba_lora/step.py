@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from .errors import UserError
 from .gauges import StepClock
-from .objective import Objective
+from .objective.settings import Objective
 from .teacher import initial_copy
 
 

@@ -30,14 +30,14 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from .chunked import stats_of
 from .data.collator import IGNORED
 from .errors import DamagedFile, UserError
 from .files import digest, read_json, write_sealed
 from .folders.ownership import refuse_foreign
 from .folders.tensor_files import load_tensors, of_tensors, save_tensors
-from .head import Split, split
-from .objective import counted
+from .objective.chunked import stats_of
+from .objective.head import Split, split
+from .objective.settings import counted
 
 logger = logging.getLogger(__name__)
 

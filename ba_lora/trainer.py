@@ -23,7 +23,7 @@ from .adapters import after_step, saved_parameters
 from .errors import RunFailure, UserError
 from .files import atomic_write
 from .gauges import Gauges
-from .objective import TERMS, Objective
+from .objective.settings import TERMS, Objective
 from .objective_model import ObjectiveModel
 from .sharding import gathered, only_tensors
 from .step import StepModel

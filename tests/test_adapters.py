@@ -10,7 +10,7 @@ from safetensors import safe_open
 from ba_lora.adapters import attach, export, export_merged, load
 from ba_lora.errors import UserError
 from ba_lora.names import start_of
-from ba_lora.objective import Objective
+from ba_lora.objective.settings import Objective
 from ba_lora.objective_model import ObjectiveModel
 from ba_lora.tiny import MODEL_DIR
 from tests.common import collate, ragged_samples, small_llama

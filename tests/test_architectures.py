@@ -24,7 +24,7 @@ from transformers import (
 from ba_lora.adapters import attach, export, load, trained_parameters
 from ba_lora.errors import UserError
 from ba_lora.models import load_model
-from ba_lora.objective import Objective, counted, dense_objective
+from ba_lora.objective.settings import Objective, counted, dense_objective
 from ba_lora.objective_model import ObjectiveModel
 from ba_lora.shapes import read_numbers
 from ba_lora.targets import left_out

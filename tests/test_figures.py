@@ -16,7 +16,7 @@ from ba_lora.experiments.courses import loss_unit
 from ba_lora.experiments.figure import draw_terms
 from ba_lora.experiments.matrix import Variant, read_experiment
 from ba_lora.experiments.results import Result, Score, read_results
-from ba_lora.objective import Objective
+from ba_lora.objective.settings import Objective
 
 ROOT = Path(__file__).parent.parent
 STEPS = [1, 5, 10, 20, 40]

@@ -6,7 +6,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ba_lora.adapters import attach
 from ba_lora.flops import of_a_sample, work_of
-from ba_lora.objective import Objective
+from ba_lora.objective.settings import Objective
 from ba_lora.objective_classifier import ClassifierModel
 from ba_lora.objective_model import ObjectiveModel
 from ba_lora.shapes import build

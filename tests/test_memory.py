@@ -15,7 +15,7 @@ from ba_lora.adapters import attach, trained_parameters
 from ba_lora.arguments import parse
 from ba_lora.errors import UserError
 from ba_lora.memory import BUCKET, Ledger, held, passing, standing
-from ba_lora.objective import Objective
+from ba_lora.objective.settings import Objective
 from ba_lora.objective_classifier import ClassifierModel
 from ba_lora.objective_model import ObjectiveModel
 from ba_lora.packages import open_model
@@ -157,7 +157,7 @@ def test_with_the_teachers_part_from_a_cache_only_its_numbers_are_there():
 
 
 def test_the_objective_stops_growing_with_the_vocabulary_where_a_chunk_is_full(monkeypatch):
-    monkeypatch.setattr("ba_lora.chunked.CHUNK_BYTES", 8 * 970 * 4)
+    monkeypatch.setattr("ba_lora.objective.chunked.CHUNK_BYTES", 8 * 970 * 4)
     small, large = predicted(vocab_size=970)["objective"], predicted(vocab_size=1940)["objective"]
     assert large < 1.2 * small
 

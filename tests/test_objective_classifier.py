@@ -19,7 +19,7 @@ from transformers import (
 from ba_lora.adapters import attach
 from ba_lora.classification import set_dropout
 from ba_lora.errors import UserError
-from ba_lora.objective import Objective
+from ba_lora.objective.settings import Objective
 from ba_lora.objective_classifier import ClassifierModel, classifier_objective, powerless
 from ba_lora.teacher import teacher
 from tests.common import VOCABULARY

@@ -19,7 +19,7 @@ from ba_lora.errors import UserError
 from ba_lora.features import features_of
 from ba_lora.files import read_json
 from ba_lora.models import load_classifier, load_tokenizer
-from ba_lora.objective import Objective
+from ba_lora.objective.settings import Objective
 from ba_lora.objective_classifier import ClassifierModel
 from ba_lora.pooling import agree_on_padding
 from tests.common import SMALL, VOCABULARY, small_llama

@@ -8,7 +8,7 @@ import pytest
 
 from ba_lora.arguments import parse
 from ba_lora.errors import UserError
-from ba_lora.objective import TERMS
+from ba_lora.objective.settings import TERMS
 from ba_lora.run import train
 
 ROOT = Path(__file__).parent.parent

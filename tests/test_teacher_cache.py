@@ -18,7 +18,7 @@ from ba_lora.adapters import attach
 from ba_lora.arguments import parse
 from ba_lora.data.collator import PadRight
 from ba_lora.errors import UserError
-from ba_lora.objective import Objective, counted
+from ba_lora.objective.settings import Objective, counted
 from ba_lora.objective_model import ObjectiveModel
 from ba_lora.plan import plan, render
 from ba_lora.run import train

@@ -19,7 +19,7 @@ from ba_lora.adapters import attach, export, export_merged, load
 from ba_lora.errors import UserError
 from ba_lora.files import read_json
 from ba_lora.models import load_classifier, load_model, load_tokenizer
-from ba_lora.objective import Objective
+from ba_lora.objective.settings import Objective
 from ba_lora.objective_model import ObjectiveModel
 from ba_lora.teacher import teacher
 from tests.common import VOCABULARY, collate, move, ragged_samples, small_llama

@@ -15,7 +15,7 @@ from ba_lora.adapters import attach
 from ba_lora.data.pairs import PadPairs
 from ba_lora.errors import UserError
 from ba_lora.gauges import PHASES
-from ba_lora.objective import Objective
+from ba_lora.objective.settings import Objective
 from ba_lora.objective_classifier import ClassifierModel
 from ba_lora.objective_model import ObjectiveModel
 from ba_lora.trainer import (

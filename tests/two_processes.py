@@ -13,7 +13,7 @@ import torch
 
 from ba_lora.adapters import attach
 from ba_lora.data.pairs import PadPairs
-from ba_lora.objective import Objective
+from ba_lora.objective.settings import Objective
 from ba_lora.objective_classifier import ClassifierModel
 from ba_lora.objective_model import ObjectiveModel
 from ba_lora.run import leave_processes

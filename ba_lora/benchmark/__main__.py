@@ -14,7 +14,7 @@ from ..errors import UserError, choose, run_cli
 from ..files import write_json
 from ..folders.ownership import claimed
 from ..models import DTYPES, load_model
-from ..objective import PRESETS
+from ..objective.settings import PRESETS
 from . import __doc__ as what
 from . import report
 from .contestants import BASE, CONTESTANTS, Case

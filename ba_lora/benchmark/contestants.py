@@ -13,11 +13,11 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from ..adapters import attach
-from ..chunked import factor_of, stats_of
 from ..errors import UserError
-from ..head import split
 from ..models import DTYPES, load_model
-from ..objective import Objective, counted
+from ..objective.chunked import factor_of, stats_of
+from ..objective.head import split
+from ..objective.settings import Objective, counted
 from ..objective_model import ObjectiveModel
 from ..teacher import teacher
 from .published import published_loss

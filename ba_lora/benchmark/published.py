@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..data.collator import IGNORED
-from ..objective import Objective
+from ..objective.settings import Objective
 
 SKETCHED_ABOVE = 4096  # classes; a smaller vocabulary is decomposed exactly
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from ..errors import UserError
 from ..files import read_json
 from ..folders.checksums import check_of_run
-from ..objective import TERMS
+from ..objective.settings import TERMS
 from .canvas import looks, style, write
 from .courses import FORMS, loss_unit
 

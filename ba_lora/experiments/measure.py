@@ -12,7 +12,7 @@ from ..data.tinymath import generate, plain_text
 from ..files import write_sealed
 from ..folders.checksums import weights_of_run
 from ..models import load_model, load_tokenizer
-from ..objective import counted
+from ..objective.settings import counted
 from .matrix import Evaluation, Run
 from .spectra import logits_spectrum, update_spectra
 

@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor, nn
 
-from ..objective import counted
-from ..spectrum import singular_values
+from ..objective.settings import counted
+from ..objective.spectrum import singular_values
 from ..targets import linear_layers
 
 KEPT = 48  # leading values; an update of rank 16 has 16

@@ -28,8 +28,8 @@ from ba_lora.experiments.results import collect, of_run, read_results
 from ba_lora.features import FeatureSaver
 from ba_lora.files import read_json, write_sealed
 from ba_lora.folders import checksums
-from ba_lora.head import cached_factor
 from ba_lora.models import load_model, load_tokenizer
+from ba_lora.objective.head import cached_factor
 from ba_lora.tiny import MODEL_DIR
 from ba_lora.tsne_figure import Panel
 from eval import classify, judge, resume

@@ -18,11 +18,11 @@ from transformers import (
     Qwen2Config,
 )
 
-from ba_lora import head as head_module
 from ba_lora.adapters import attach
-from ba_lora.chunked import factor_of
-from ba_lora.head import cached_factor, split
-from ba_lora.objective import Objective, counted
+from ba_lora.objective import head as head_module
+from ba_lora.objective.chunked import factor_of
+from ba_lora.objective.head import cached_factor, split
+from ba_lora.objective.settings import Objective, counted
 from ba_lora.objective_model import ObjectiveModel
 from tests.common import SMALL as SMALL_MODEL
 from tests.common import collate, move, ragged_samples, small_llama
@@ -139,7 +139,7 @@ def test_a_model_that_does_not_come_apart_trains_on_its_logits_and_says_so_once(
     batches = ragged_batches()
     base = random_model(OTHERWISE["granite"])
     model, dense = wrapped(base), wrapped(random_model(OTHERWISE["granite"]), chunked=False)
-    with caplog.at_level(logging.WARNING, "ba_lora.objective"):
+    with caplog.at_level(logging.WARNING, "ba_lora.objective.settings"):
         losses, gradient = step(model, batches)
     assert [record.getMessage() for record in caplog.records] == [
         "the logits are kept, at the cost of memory and time: "

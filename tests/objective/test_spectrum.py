@@ -6,9 +6,9 @@ Each against torch's SVD in float64.
 import pytest
 import torch
 
-from ba_lora.chunked import chunked_objective, factor_of
-from ba_lora.regularizers import svd_ratio
-from ba_lora.spectrum import gram, leading_triplets, singular_values
+from ba_lora.objective.chunked import chunked_objective, factor_of
+from ba_lora.objective.regularizers import svd_ratio
+from ba_lora.objective.spectrum import gram, leading_triplets, singular_values
 
 EPS = torch.finfo(torch.float32).eps
 

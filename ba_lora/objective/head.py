@@ -13,10 +13,10 @@ from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
+from ..errors import DamagedFile
+from ..files import atomic_folder, cache_home
+from ..folders.tensor_files import load_tensors, save_tensors
 from .chunked import factor_of
-from .errors import DamagedFile
-from .files import atomic_folder, cache_home
-from .folders.tensor_files import load_tensors, save_tensors
 
 logger = logging.getLogger(__name__)
 

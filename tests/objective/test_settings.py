@@ -6,7 +6,7 @@ import torch
 
 from ba_lora.adapters import attach
 from ba_lora.errors import UserError
-from ba_lora.objective import Objective, counted, dense_objective
+from ba_lora.objective.settings import Objective, counted, dense_objective
 from ba_lora.objective_model import ObjectiveModel
 from ba_lora.teacher import teacher
 from tests.common import VOCABULARY, collate, move, ragged_samples, small_llama

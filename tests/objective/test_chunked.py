@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch.utils.checkpoint import checkpoint
 
-from ba_lora.chunked import chunked_objective, factor_of, mean_entropy, stats_of
-from ba_lora.objective import TERMS, Objective, dense_objective
+from ba_lora.objective.chunked import chunked_objective, factor_of, mean_entropy, stats_of
+from ba_lora.objective.settings import TERMS, Objective, dense_objective
 
 WEIGHTS = (0.7, 0.4, 0.5)
 FORMS = {

@@ -12,9 +12,9 @@ from dataclasses import dataclass, fields, replace
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from ..data.collator import IGNORED
+from ..errors import UserError, choose
 from . import regularizers, schedules
-from .data.collator import IGNORED
-from .errors import UserError, choose
 
 TERMS = ("task", "consistency", "diversity", "spectrum")
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from ba_lora.regularizers import (
+from ba_lora.objective.regularizers import (
     consistency_kl,
     consistency_mse,
     diversity_covariance,

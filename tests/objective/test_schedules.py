@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from ba_lora.errors import UserError
-from ba_lora.objective import Objective
-from ba_lora.schedules import SCHEDULES, confidence, factor
+from ba_lora.objective.schedules import SCHEDULES, confidence, factor
+from ba_lora.objective.settings import Objective
 
 
 @pytest.mark.parametrize(

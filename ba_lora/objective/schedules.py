@@ -8,7 +8,7 @@ import math
 from torch import Tensor
 from torch.nn.functional import log_softmax
 
-from .errors import choose
+from ..errors import choose
 
 
 def constant(step: int, total: int, warmup: float, ramp: float) -> float:
