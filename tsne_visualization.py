@@ -4,7 +4,7 @@ from ba_lora.errors import run_cli
 
 
 def main() -> None:
-    from ba_lora.tsne import main as draw
+    from ba_lora.features.tsne import main as draw
 
     draw()
 

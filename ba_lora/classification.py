@@ -13,7 +13,7 @@ from .data.corruption import corrupt, thin
 from .data.glue import Examples, Task, load_examples
 from .data.pairs import PadPairs, encode_examples
 from .errors import UserError
-from .features import FeatureSaver
+from .features.saver import FeatureSaver
 from .models import load_classifier, load_tokenizer
 from .objective.settings import Objective
 from .objective_classifier import ClassifierModel

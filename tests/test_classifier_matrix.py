@@ -19,7 +19,7 @@ from ba_lora.experiments.pool import do_run
 from ba_lora.experiments.results import collect, read_results
 from ba_lora.experiments.table import build
 from ba_lora.experiments.table_formats import render
-from ba_lora.tsne import FINAL, features_file, labels_file, scores
+from ba_lora.features.tsne import FINAL, features_file, labels_file, scores
 from tests.tiny_encoder import make_home
 
 ROOT = Path(__file__).parent.parent

@@ -9,9 +9,9 @@ import pytest
 from matplotlib.colors import same_color
 from matplotlib.container import BarContainer, ErrorbarContainer
 
+from ba_lora.canvas import looks, make_figure, style, write
 from ba_lora.errors import UserError
 from ba_lora.experiments import figures
-from ba_lora.experiments.canvas import looks, make_figure, style, write
 from ba_lora.experiments.courses import loss_unit
 from ba_lora.experiments.figure import draw_terms
 from ba_lora.experiments.matrix import Variant, read_experiment

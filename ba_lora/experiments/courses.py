@@ -4,7 +4,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from .canvas import BEFORE, Estimate, Lines, Section
+from ..canvas import BEFORE, Estimate, Lines, Section
 from .estimates import about_seeds, group_of
 from .statistics import mean_sd
 

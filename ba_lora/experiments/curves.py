@@ -4,7 +4,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from .canvas import ELSEWHERE, Estimate, Lines, Section
+from ..canvas import ELSEWHERE, Estimate, Lines, Section
 from .estimates import Quantity, about_seeds, estimate, quantities
 from .paper import METHODS, Published
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from .canvas import Estimate
+from ..canvas import Estimate
 from .statistics import mean_sd
 
 if TYPE_CHECKING:  # it imports torch, which no figure needs

@@ -8,8 +8,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..canvas import ELSEWHERE, Bars, Estimate, Section, make_figure, save, style
 from . import courses, curves
-from .canvas import ELSEWHERE, Bars, Estimate, Section, make_figure, save, style
 from .estimates import Quantity, about_seeds, estimate, group_of, quantities
 from .paper import METHODS, Cell, Published, read_paper
 

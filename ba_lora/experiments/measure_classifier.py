@@ -7,9 +7,9 @@ import numpy as np
 
 from ..data.glue import Examples, load_examples
 from ..errors import UserError
+from ..features.tsne import FINAL, NEIGHBOURS, features_file, labels_file, read_features, scores
 from ..files import atomic_write, read_json, write_sealed
 from ..folders import checksums
-from ..tsne import FINAL, NEIGHBOURS, features_file, labels_file, read_features, scores
 from .matrix import Evaluation, Run
 
 

@@ -23,9 +23,9 @@ from transformers import (
 )
 
 from ba_lora.errors import UserError
-from ba_lora.features import FeatureSaver, features_of
+from ba_lora.features.saver import FeatureSaver, features_of
+from ba_lora.features.tsne import features_file, labels_file, read_features
 from ba_lora.files import read_json
-from ba_lora.tsne import features_file, labels_file, read_features
 
 PAD, VOCABULARY, CLASSES = 1, 61, ["entailment", "neutral", "contradiction"]
 COMMON = {"vocab_size": VOCABULARY, "pad_token_id": PAD, "num_labels": 3}

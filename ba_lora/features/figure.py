@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .experiments.canvas import save, style
+from ..canvas import save, style
 
 FINAL = "final"
 MARKERS = ("o", "^", "s", "D", "v")

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import numpy as np
 
-from .errors import DamagedFile, UserError
-from .files import atomic_write
-from .folders import checksums
-from .folders.ownership import refuse_foreign
-from .tsne_figure import Panel, write_figures
+from ..errors import DamagedFile, UserError
+from ..files import atomic_write
+from ..folders import checksums
+from ..folders.ownership import refuse_foreign
+from .figure import Panel, write_figures
 
 logger = logging.getLogger(__name__)
 

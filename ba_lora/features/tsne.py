@@ -11,12 +11,12 @@ from pathlib import Path
 
 import numpy as np
 
-from .errors import UserError, nearest
-from .files import read_json
-from .folders import checksums
-from .folders.ownership import claimed, refuse_foreign
-from .tsne_figure import FINAL, Panel, write_figures
-from .tsne_record import redraw, write_record
+from ..errors import UserError, nearest
+from ..files import read_json
+from ..folders import checksums
+from ..folders.ownership import claimed, refuse_foreign
+from .figure import FINAL, Panel, write_figures
+from .record import redraw, write_record
 
 ALL = "all"  # the steps that the first folder has
 FACTS = "features.json"  # beside the features; features.py writes them

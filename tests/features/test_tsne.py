@@ -10,13 +10,22 @@ import numpy as np
 import pytest
 
 from ba_lora.errors import UserError
+from ba_lora.features.record import read_record, redraw
+from ba_lora.features.tsne import (
+    features_file,
+    labels_file,
+    main,
+    make_parser,
+    project,
+    read_features,
+    scores,
+    visualise,
+)
 from ba_lora.files import read_json, write_json
-from ba_lora.tsne import features_file, labels_file, main, make_parser, project, read_features, scores, visualise
-from ba_lora.tsne_record import read_record, redraw
 
 pytest.importorskip("sklearn", reason="scikit-learn is not installed; pip install -r requirements.txt")
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 NAMES = ["entailment", "neutral", "contradiction"]
 
 

@@ -14,9 +14,9 @@ from itertools import cycle
 from pathlib import Path
 from typing import NamedTuple
 
-from ..errors import choose
-from ..files import atomic_write
-from ..folders.kinds import MADE_BY
+from .errors import choose
+from .files import atomic_write
+from .folders.kinds import MADE_BY
 
 STYLE = Path(__file__).with_name("style.mplstyle")
 WIDTH = 7.0  # inches

@@ -1,0 +1,1 @@
+"""The last hidden layer over training: saved features, their t-SNE maps and the figures."""
