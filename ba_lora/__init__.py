@@ -4,7 +4,7 @@ Public names (loaded on first use, so that `import ba_lora` stays light):
     attach, export, load            adapters: make, save, open
     Objective, ObjectiveModel       task loss plus regularizers, for any trainer
     BALoRATrainer, ObjectiveCallback
-    (ba_lora.teacher.teacher        the pre-trained model, seen through the adapted one)
+    (ba_lora.methods.teacher.teacher        the pre-trained model, seen through the adapted one)
 """
 
 import importlib
@@ -15,9 +15,9 @@ from . import signals
 __version__ = "0.1.0"
 
 _HOMES = {
-    "attach": "adapters",
-    "export": "adapters",
-    "load": "adapters",
+    "attach": "methods.attach",
+    "export": "methods.save",
+    "load": "methods.save",
     "Objective": "objective.settings",
     "ObjectiveModel": "objective_model",
     "BALoRATrainer": "trainer",

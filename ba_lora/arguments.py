@@ -20,7 +20,7 @@ from .data.glue import TASKS
 from .data.templates import IN_TEXT, check_template, default_template
 from .errors import UserError, choose, nearest
 from .files import cache_home, load_yaml
-from .names import (
+from .methods.names import (
     BOTTLENECKS,
     METHODS,
     NO_DROPOUT,

@@ -11,11 +11,11 @@ import json
 import re
 from pathlib import Path
 
-from .adapter_names import check_header
 from .errors import UserError, run_cli
 from .files import atomic_write, read_json
 from .folders import checksums
 from .folders.kinds import is_ours
+from .methods.adapter_names import check_header
 
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")  # no "./folder"
 FILES = (".json", ".jsonl", ".ndjson", ".parquet", ".csv")

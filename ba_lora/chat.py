@@ -19,10 +19,10 @@ from transformers.generation.streamers import BaseStreamer
 from eval.common import Subject, open_subject
 
 from . import signals
-from .adapters import find_run
 from .data.instruction import decode_after, encode_prompt
 from .data.templates import end_id
 from .errors import UserError, run_cli
+from .methods.save import find_run
 from .models import load_model
 
 logger = logging.getLogger(__name__)

@@ -22,14 +22,14 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from .adalora import allocator_state, restore_allocator
 from .errors import DamagedFile, RunFailure, UserError
 from .files import hash_of, read_json, sha256, write_json
 from .folders.tensor_files import load_tensors, save_tensors
 from .interruptions import cause, on_any_process
-from .methods import attached_to
+from .methods.adalora import allocator_state, restore_allocator
+from .methods.attach import attached_to
+from .methods.teacher import initial_copy, initial_tensors
 from .sharding import gathered
-from .teacher import initial_copy, initial_tensors
 
 logger = logging.getLogger(__name__)
 

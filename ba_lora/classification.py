@@ -15,9 +15,9 @@ from .data.pairs import PadPairs, encode_examples
 from .errors import UserError
 from .features.saver import FeatureSaver
 from .models import load_classifier, load_tokenizer
+from .models.pooling import agree_on_padding
 from .objective.settings import Objective
 from .objective_classifier import ClassifierModel
-from .pooling import agree_on_padding
 from .prepared import Prepared, adapt, order_hash, order_of, steps_of, to_device
 
 logger = logging.getLogger(__name__)

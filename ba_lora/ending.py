@@ -21,15 +21,15 @@ from transformers import logging as transformers_logging
 from transformers.modeling_utils import remove_tied_weights_from_state_dict
 
 from . import checkpoints
-from .adapters import export, save_whole
 from .arguments import TrainArguments
 from .card import write_card
 from .errors import RunFailure, UserError
 from .files import write_json
 from .interruptions import cause, on_any_process
-from .names import start_of
+from .methods.names import start_of
+from .methods.save import export, save_whole
+from .methods.teacher import COPY
 from .resume import from_first, is_first
-from .teacher import COPY
 
 logger = logging.getLogger(__name__)
 

@@ -13,14 +13,14 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from transformers.modeling_outputs import SequenceClassifierOutput
 
-from .adapters import penalty
 from .errors import UserError
-from .labels import output_layer
+from .methods.save import penalty
+from .methods.teacher import teacher
+from .models.labels import output_layer
+from .models.pooling import last_real
 from .objective import regularizers, schedules
 from .objective.settings import TERMS, Objective
-from .pooling import last_real
 from .step import StepModel
-from .teacher import teacher
 
 logger = logging.getLogger(__name__)
 

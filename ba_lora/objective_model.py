@@ -6,15 +6,15 @@ from collections.abc import Callable
 from torch import Tensor, nn
 from transformers.modeling_outputs import CausalLMOutput
 
-from .adapters import penalty
 from .errors import UserError
+from .methods.save import penalty
+from .methods.teacher import teacher
 from .objective import schedules
 from .objective.chunked import TeacherStats, chunked_objective, mean_entropy
 from .objective.head import Split, cached_factor, split
 from .objective.settings import Objective, counted, dense_objective
 from .sharding import gathered
 from .step import StepModel
-from .teacher import teacher
 
 logger = logging.getLogger(__name__)
 

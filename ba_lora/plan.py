@@ -11,9 +11,9 @@ from .arguments import TrainArguments
 from .data.glue import load_examples
 from .data.glue_sizes import ROWS, padded_tokens
 from .data.sources import TINYMATH_ROWS, read_table
-from .decomposition import file_bytes
 from .memory import standing
-from .names import BOTTLENECKS, start_of
+from .methods.decomposition import file_bytes
+from .methods.names import BOTTLENECKS, start_of
 from .shapes import Job, Sizes, job_of, passing_of, read_numbers, sizes
 from .sharding import zero_stage
 from .teacher_cache import row_bytes

@@ -10,12 +10,12 @@ import torch
 from datasets import Dataset
 from torch import nn
 
-from . import quantisation
-from .adapters import attach
 from .arguments import TrainArguments
 from .checkpoints import START, initial_factors
 from .files import digest
-from .names import start_of
+from .methods import quantisation
+from .methods.names import start_of
+from .methods.save import attach
 from .objective.settings import Objective
 from .step import StepModel
 from .trainer import FixedOrder

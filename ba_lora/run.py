@@ -20,8 +20,7 @@ from transformers import logging as transformers_logging
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 from transformers.utils import is_torch_tf32_available
 
-from . import checkpoints, classification, generation, provenance, quantisation, resume
-from .adapters import export, export_merged, saved_parameters, trained_parameters
+from . import checkpoints, classification, generation, provenance, resume
 from .arguments import TrainArguments, as_config, changed_options
 from .card import write_card
 from .ending import KeepTrained, told, try_out
@@ -33,6 +32,8 @@ from .folders.ownership import claimed, refuse_foreign, remove_run
 from .hub import reserve
 from .inputs import input_hashes
 from .interruptions import StopSignals, explained
+from .methods import quantisation
+from .methods.save import export, export_merged, saved_parameters, trained_parameters
 from .reporting import check_reporters, reporting
 from .sharding import gathered, refuse_fsdp
 from .trainer import BALoRATrainer

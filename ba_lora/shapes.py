@@ -19,16 +19,16 @@ from transformers import (
 )
 
 from . import flops
-from .adapters import attach, stacked_experts, trained_parameters
 from .arguments import TrainArguments
 from .data.glue import TASKS
 from .errors import UserError, nearest
 from .memory import Held, held, passing
-from .methods import attached_to
+from .methods.attach import attached_to
+from .methods.names import NITER
+from .methods.save import attach, stacked_experts, trained_parameters
+from .methods.targets import left_out
 from .models import DTYPES, beside_body, keep_soft_cap
-from .names import NITER
 from .objective.settings import Objective
-from .targets import left_out
 from .tiny import MODEL_DIR
 
 NUMBERS = Path(__file__).resolve().parent.parent / "configs" / "models"

@@ -5,8 +5,8 @@ from torch import Tensor, nn
 
 from .errors import UserError
 from .gauges import StepClock
+from .methods.teacher import initial_copy
 from .objective.settings import Objective
-from .teacher import initial_copy
 
 
 class StepModel(nn.Module):

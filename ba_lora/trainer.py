@@ -19,10 +19,10 @@ from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCall
 from transformers.integrations.deepspeed import deepspeed_load_checkpoint
 
 from . import checkpoints
-from .adapters import after_step, saved_parameters
 from .errors import RunFailure, UserError
 from .files import atomic_write
 from .gauges import Gauges
+from .methods.save import after_step, saved_parameters
 from .objective.settings import TERMS, Objective
 from .objective_model import ObjectiveModel
 from .sharding import gathered, only_tensors

@@ -81,7 +81,7 @@ def task_in(run: str) -> dict:
 
 def open_classifier(run: str, dtype: str = "float32") -> Classifier:
     """What a run of classification trained. Raises UserError for a folder of another kind."""
-    from ba_lora.adapters import find_run, load
+    from ba_lora.methods.save import find_run, load
     from ba_lora.models import load_tokenizer
 
     record, described = Path(run) / "run.json", task_in(run)

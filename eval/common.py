@@ -201,7 +201,7 @@ class Subject(NamedTuple):
 
 def find_base(model: str, adapter: str | None = None) -> str:
     """The name of the base model behind --model and --adapter, without opening a weight."""
-    from ba_lora.adapters import find_run
+    from ba_lora.methods.save import find_run
 
     trained = _trained(model)
     return model if adapter or not trained else find_run(trained)[1] or model
@@ -214,7 +214,7 @@ def open_subject(args: argparse.Namespace | str, **options) -> Subject:
     Without a command line: open_subject(name, adapter=…, template=…, dtype=…, trust_remote_code=…). Raises UserError when
     something cannot be opened.
     """
-    from ba_lora.adapters import find_run, load
+    from ba_lora.methods.save import find_run, load
     from ba_lora.models import load_model, load_tokenizer
 
     if isinstance(args, str):

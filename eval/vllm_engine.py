@@ -19,11 +19,11 @@ from typing import NamedTuple
 import torch
 from safetensors import safe_open
 
-from ba_lora.adapter_files import check_for_base
-from ba_lora.adapters import check_saved, export_merged
 from ba_lora.data.templates import end_id
 from ba_lora.errors import UserError
 from ba_lora.files import read_json
+from ba_lora.methods.adapter_files import check_for_base
+from ba_lora.methods.save import check_saved, export_merged
 from ba_lora.models import locate
 
 from .backends import Completion, Job, end_ids, finish, room

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import torch
 
-from ba_lora.adapters import attach
 from ba_lora.arguments import parse
+from ba_lora.methods.save import attach
 from ba_lora.models import load_model
 from ba_lora.objective_model import ObjectiveModel
 

@@ -25,9 +25,10 @@ from safetensors.torch import load_file, save_file
 from transformers import Trainer
 from transformers.utils.logging import disable_progress_bar
 
-from ba_lora import checkpoints, interruptions, pissa, run
+from ba_lora import checkpoints, interruptions, run
 from ba_lora.arguments import parse
 from ba_lora.errors import RunFailure, Stopped
+from ba_lora.methods import pissa
 from ba_lora.models import load_model
 from ba_lora.step import StepModel
 from ba_lora.tiny import MODEL_DIR

@@ -12,13 +12,13 @@ from torch import nn
 from transformers import AutoModelForCausalLM, GenerationConfig, TrainerCallback
 
 from ba_lora import ending, run
-from ba_lora.adapters import export
 from ba_lora.arguments import parse
 from ba_lora.errors import RunFailure, UserError
 from ba_lora.files import read_json
-from ba_lora.generation_config import repair_generation_config
-from ba_lora.methods import attach
+from ba_lora.methods.attach import attach
+from ba_lora.methods.save import export
 from ba_lora.models import load_model, load_tokenizer
+from ba_lora.models.generation_config import repair_generation_config
 from ba_lora.run import train
 from ba_lora.tiny import MODEL_DIR
 from tests.common import small_llama

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from ba_lora.adapters import attach
 from ba_lora.flops import of_a_sample, work_of
+from ba_lora.methods.save import attach
 from ba_lora.objective.settings import Objective
 from ba_lora.objective_classifier import ClassifierModel
 from ba_lora.objective_model import ObjectiveModel

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from ba_lora.arguments import parse
-from ba_lora.names import METHODS
+from ba_lora.methods.names import METHODS
 from ba_lora.plan import plan
 
 FOLDER = Path(__file__).parent.parent / "configs" / "nlu"

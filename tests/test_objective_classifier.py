@@ -16,12 +16,12 @@ from transformers import (
     RobertaForSequenceClassification,
 )
 
-from ba_lora.adapters import attach
 from ba_lora.classification import set_dropout
 from ba_lora.errors import UserError
+from ba_lora.methods.save import attach
+from ba_lora.methods.teacher import teacher
 from ba_lora.objective.settings import Objective
 from ba_lora.objective_classifier import ClassifierModel, classifier_objective, powerless
-from ba_lora.teacher import teacher
 from tests.common import VOCABULARY
 
 ICLR, V5 = Objective.preset("iclr", "nlu"), Objective.preset("paper-v5", "nlu")

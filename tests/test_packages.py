@@ -17,9 +17,9 @@ from transformers import AutoTokenizer
 
 import ba_lora
 from ba_lora import packages
-from ba_lora.adapters import attach, export
 from ba_lora.errors import UserError
 from ba_lora.files import cache_home, read_json, sha256
+from ba_lora.methods.save import attach, export
 from ba_lora.models import load_model, load_tokenizer
 from ba_lora.packages import MODELS, ModelPackage, fetch, open_model
 from ba_lora.tiny import MODEL_DIR

@@ -12,7 +12,7 @@ from ba_lora.errors import UserError
 from ba_lora.experiments.paper import METHODS, all_published, names, read_paper
 from ba_lora.experiments.paper_checks import CHECKS, disagreements, recomputed_average, rounded, trained_parameters
 from ba_lora.experiments.paper_page import page
-from ba_lora.names import METHODS as TRAINED
+from ba_lora.methods.names import METHODS as TRAINED
 from eval.all import BENCHMARKS
 
 ROOT = Path(__file__).parent.parent

@@ -10,7 +10,6 @@ import yaml
 from transformers import Gemma2Config
 
 from ba_lora import checkpoints, plan_table
-from ba_lora.adapters import attach
 from ba_lora.arguments import parse
 from ba_lora.capacity import RESERVE, hours, placements, read_devices, room
 from ba_lora.checkpoints import START
@@ -19,6 +18,7 @@ from ba_lora.data.glue_sizes import BYTES, ROWS, mean_tokens
 from ba_lora.errors import UserError
 from ba_lora.files import read_json
 from ba_lora.memory import held
+from ba_lora.methods.save import attach
 from ba_lora.models import load_model
 from ba_lora.plan import plan, render
 from ba_lora.run import train

@@ -14,10 +14,10 @@ from safetensors.torch import load_file
 from transformers import TrainingArguments
 
 from ba_lora import teacher_cache
-from ba_lora.adapters import attach
 from ba_lora.arguments import parse
 from ba_lora.data.collator import PadRight
 from ba_lora.errors import UserError
+from ba_lora.methods.save import attach
 from ba_lora.objective.settings import Objective, counted
 from ba_lora.objective_model import ObjectiveModel
 from ba_lora.plan import plan, render

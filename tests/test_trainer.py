@@ -10,11 +10,11 @@ from safetensors.torch import load_file
 from torch.utils.data import BatchSampler
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
-from ba_lora.adalora import effective_ranks, start_rank
-from ba_lora.adapters import attach
 from ba_lora.data.pairs import PadPairs
 from ba_lora.errors import UserError
 from ba_lora.gauges import PHASES
+from ba_lora.methods.adalora import effective_ranks, start_rank
+from ba_lora.methods.save import attach
 from ba_lora.objective.settings import Objective
 from ba_lora.objective_classifier import ClassifierModel
 from ba_lora.objective_model import ObjectiveModel

@@ -11,8 +11,8 @@ from types import SimpleNamespace
 
 import torch
 
-from ba_lora.adapters import attach
 from ba_lora.data.pairs import PadPairs
+from ba_lora.methods.save import attach
 from ba_lora.objective.settings import Objective
 from ba_lora.objective_classifier import ClassifierModel
 from ba_lora.objective_model import ObjectiveModel

@@ -9,7 +9,7 @@ from datasets import Dataset
 
 from ..errors import UserError
 from ..files import digest
-from ..pooling import padding_id
+from ..models.pooling import padding_id
 from .glue import Examples
 from .instruction import encode_text
 from .special_tokens import count, report_line, special_tokens

@@ -3,7 +3,6 @@
 import torch
 from torch.nn.functional import cross_entropy, log_softmax
 
-from ..adapters import load
 from ..data.collator import IGNORED, PadRight
 from ..data.formats import exchange
 from ..data.instruction import encode_sample
@@ -11,6 +10,7 @@ from ..data.templates import default_template, make_template, template_of
 from ..data.tinymath import generate, plain_text
 from ..files import write_sealed
 from ..folders.checksums import weights_of_run
+from ..methods.save import load
 from ..models import load_model, load_tokenizer
 from ..objective.settings import counted
 from .matrix import Evaluation, Run

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from ba_lora.adapters import attach, export
+from ba_lora.methods.save import attach, export
 from ba_lora.models import load_model
 from eval import common, gsm8k
 from eval.vllm_engine import lora_rank

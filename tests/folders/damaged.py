@@ -15,13 +15,11 @@ from datasets import Dataset
 from transformers import TrainerState
 
 from ba_lora import checkpoints, models, run, teacher_cache
-from ba_lora.adapters import attach, export, load
 from ba_lora.card import write_card
 from ba_lora.data.cache import load_samples
 from ba_lora.data.formats import exchange
 from ba_lora.data.glue import TASKS
 from ba_lora.data.templates import default_template, make_template
-from ba_lora.decomposition import Decomposer
 from ba_lora.experiments.matrix import read_experiment, tuned_rates
 from ba_lora.experiments.pool import do_run
 from ba_lora.experiments.results import collect, of_run, read_results
@@ -31,6 +29,8 @@ from ba_lora.features.figure import Panel
 from ba_lora.features.saver import FeatureSaver
 from ba_lora.files import read_json, write_sealed
 from ba_lora.folders import checksums
+from ba_lora.methods.decomposition import Decomposer
+from ba_lora.methods.save import attach, export, load
 from ba_lora.models import load_model, load_tokenizer
 from ba_lora.objective.head import cached_factor
 from ba_lora.tiny import MODEL_DIR

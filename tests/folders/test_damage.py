@@ -18,7 +18,6 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from ba_lora import checkpoints, packages, run
-from ba_lora.adapters import load
 from ba_lora.arguments import parse
 from ba_lora.card import write_card
 from ba_lora.data.sources import read_table
@@ -26,6 +25,7 @@ from ba_lora.errors import DamagedFile, UserError
 from ba_lora.experiments.matrix import read_experiment, read_file
 from ba_lora.files import read_json, write_json, write_sealed
 from ba_lora.folders import checksums
+from ba_lora.methods.save import load
 from ba_lora.models import load_model
 from ba_lora.tiny import MODEL_DIR
 from ba_lora.trainer import forget_after

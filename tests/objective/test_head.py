@@ -18,7 +18,7 @@ from transformers import (
     Qwen2Config,
 )
 
-from ba_lora.adapters import attach
+from ba_lora.methods.save import attach
 from ba_lora.objective import head as head_module
 from ba_lora.objective.chunked import factor_of
 from ba_lora.objective.head import cached_factor, split

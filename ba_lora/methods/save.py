@@ -15,19 +15,19 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors.torch import save_file
 from torch import nn
 
+from ..errors import UserError
+from ..files import read_json, write_json
+from ..folders import checksums
+from ..folders.kinds import OF_WEIGHTS, WEIGHTS
+from ..folders.ownership import replaced
+from ..models import is_classifier, load_classifier, load_model
+from ..models.generation_config import repair_generation_config
+from ..models.pooling import agree_on_padding, pool_by_mask
 from .adalora import after_step, effective_ranks, leave_loss_alone, penalty
 from .adapter_files import CONFIG, check_files, open_adapter, read_config, read_tensors
+from .attach import Attached, attach, attached_to
 from .conv1d import to_conv1d, to_linear
-from .errors import UserError
-from .files import read_json, write_json
-from .folders import checksums
-from .folders.kinds import OF_WEIGHTS, WEIGHTS
-from .folders.ownership import replaced
-from .generation_config import repair_generation_config
-from .methods import Attached, attach, attached_to
-from .models import is_classifier, load_classifier, load_model
 from .names import BOTTLENECKS, OWN
-from .pooling import agree_on_padding, pool_by_mask
 from .targets import DEFAULT_TARGETS, default_targets, is_within, stacked_experts
 from .teacher import COPY, initial_copy, initial_tensors
 from .tied import untie
@@ -158,7 +158,7 @@ def export_merged(
 
     UserError for bottlenecks, which are no change of the base's weights, and for a folder as in `export`.
     """
-    from .models import load_tokenizer
+    from ..models import load_tokenizer
 
     merged = load(adapter, base, dtype, trust_remote_code=trust_remote_code)
     attached = attached_to(merged)

@@ -13,8 +13,8 @@ from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
+from ..errors import UserError
 from .decomposition import Decomposer, decompose_all
-from .errors import UserError
 
 ADAPTER = "default"  # PEFT's name for the only adapter
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)  # that PEFT starts from too

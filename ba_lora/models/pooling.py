@@ -14,7 +14,7 @@ import inspect
 import torch
 from torch import Tensor, nn
 
-from .errors import UserError
+from ..errors import UserError
 
 
 def last_real(mask: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.functional import gelu
 from transformers.pytorch_utils import Conv1D
 
-from .errors import UserError
+from ..errors import UserError
 from .targets import is_within, linear_layers
 
 NAME = "bottleneck"

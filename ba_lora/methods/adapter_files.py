@@ -17,9 +17,9 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from ..errors import RunFailure, UserError
+from ..files import read_json
 from .adapter_names import HINT, WEIGHTS, check_pairs
-from .errors import RunFailure, UserError
-from .files import read_json
 
 CONFIG = "adapter_config.json"
 PICKLED = "adapter_model.bin"  # of adapters by others: PEFT reads nothing but tensors from it

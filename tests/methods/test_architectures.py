@@ -21,21 +21,21 @@ from transformers import (
     Qwen3MoeConfig,
 )
 
-from ba_lora.adapters import attach, export, load, trained_parameters
 from ba_lora.errors import UserError
+from ba_lora.methods.save import attach, export, load, trained_parameters
+from ba_lora.methods.targets import left_out
+from ba_lora.methods.teacher import teacher
 from ba_lora.models import load_model
 from ba_lora.objective.settings import Objective, counted, dense_objective
 from ba_lora.objective_model import ObjectiveModel
 from ba_lora.shapes import read_numbers
-from ba_lora.targets import left_out
-from ba_lora.teacher import teacher
 from ba_lora.trainer import BALoRATrainer
 from tests.common import SMALL, collate, move, ragged_samples
 from tests.test_trainer import arguments
 
 RANK = 4
 OBJECTIVE = Objective(0.3, 0.2, 0.1, temperature=2.0, top_k=5, svd_k=3, svd_norm="frobenius")
-DOCUMENT = Path(__file__).parent.parent / "docs" / "architectures.md"
+DOCUMENT = Path(__file__).parents[2] / "docs" / "architectures.md"
 
 NUMBERS = SMALL | {"max_position_embeddings": 64, "initializer_range": 0.2}
 GROUPED = NUMBERS | {"num_attention_heads": 4, "num_key_value_heads": 2}
@@ -199,7 +199,7 @@ def test_what_is_adapted_and_what_is_left(case, base, caplog):
     shapes = [base.get_submodule(name.removeprefix("base_model.model.")).weight.shape for name in layers]
     assert trained_parameters(model) == sum(RANK * (rows + columns) for rows, columns in shapes)
     assert left_out(model) == (expected.left or {})
-    said = [record.getMessage() for record in caplog.records if record.name == "ba_lora.methods"]
+    said = [record.getMessage() for record in caplog.records if record.name == "ba_lora.methods.attach"]
     assert len(said) == bool(expected.left)
     if expected.left:
         total = sum(parameter.numel() for parameter in base.parameters())

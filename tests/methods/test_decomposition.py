@@ -12,16 +12,16 @@ from peft import LoraConfig, get_peft_model
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from ba_lora import decomposition
-from ba_lora.adapters import attach
-from ba_lora.decomposition import KEPT, Decomposer, exact, randomised
 from ba_lora.errors import UserError
+from ba_lora.methods import decomposition
+from ba_lora.methods.decomposition import KEPT, Decomposer, exact, randomised
+from ba_lora.methods.save import attach
 from ba_lora.models import load_model
 from ba_lora.packages import open_model
-from tests import two_decompositions
 from tests.common import small_llama
+from tests.methods import two_decompositions
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 
 
 def matrix(rows: int, columns: int, seed: int = 0) -> torch.Tensor:

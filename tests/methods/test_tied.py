@@ -15,13 +15,13 @@ from transformers import (
     GPT2LMHeadModel,
 )
 
-from ba_lora.adapters import attach, export, export_merged, load
 from ba_lora.errors import UserError
 from ba_lora.files import read_json
+from ba_lora.methods.save import attach, export, export_merged, load
+from ba_lora.methods.teacher import teacher
 from ba_lora.models import load_classifier, load_model, load_tokenizer
 from ba_lora.objective.settings import Objective
 from ba_lora.objective_model import ObjectiveModel
-from ba_lora.teacher import teacher
 from tests.common import VOCABULARY, collate, move, ragged_samples, small_llama
 
 GPT2 = {"vocab_size": VOCABULARY, "n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 64, "initializer_range": 0.2}
@@ -248,7 +248,7 @@ def test_the_objective_of_a_model_with_an_adapted_tied_head_is_the_dense_one(bas
 
 def test_a_quantised_base_keeps_the_tied_embeddings_and_exports_for_the_full_one(tmp_path):
     pytest.importorskip("bitsandbytes")
-    from ba_lora.quantisation import quantise
+    from ba_lora.methods.quantisation import quantise
 
     sizes = {"hidden_size": 64, "intermediate_size": 64}
     small_llama(**sizes, tie_word_embeddings=True).save_pretrained(tmp_path / "base")

@@ -21,8 +21,8 @@ from safetensors.torch import save_file
 from torch import Tensor, distributed
 from tqdm import tqdm
 
-from .errors import UserError
-from .folders.ownership import refuse_foreign
+from ..errors import UserError
+from ..folders.ownership import refuse_foreign
 from .names import NITER
 
 logger = logging.getLogger(__name__)

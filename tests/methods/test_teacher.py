@@ -5,8 +5,8 @@ import copy
 import pytest
 import torch
 
-from ba_lora.adapters import attach
-from ba_lora.teacher import initial_copy, teacher
+from ba_lora.methods.save import attach
+from ba_lora.methods.teacher import initial_copy, teacher
 from tests.common import collate, ragged_samples, small_llama
 
 METHODS = ["full", "lora", "pissa", "pissa_niter_4", "ba-lora"]

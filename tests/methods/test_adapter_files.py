@@ -10,11 +10,11 @@ from peft import LoHaConfig, LoraConfig, PeftModel, TaskType, VBLoRAConfig, get_
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification, BertConfig
 
-from ba_lora.adapter_files import check_files, check_for_base
-from ba_lora.adapters import attach, export, export_merged, load
 from ba_lora.card import write_card
 from ba_lora.errors import RunFailure, UserError
 from ba_lora.files import read_json, write_json
+from ba_lora.methods.adapter_files import check_files, check_for_base
+from ba_lora.methods.save import attach, export, export_merged, load
 from ba_lora.models import load_classifier, load_model
 from eval.common import open_subject
 from tests.common import SMALL, classifier_batch, collate, move, ragged_samples, small_llama

@@ -18,7 +18,10 @@ from transformers import (
     RobertaModel,
 )
 
-from ba_lora.adapters import (
+from ba_lora.errors import UserError
+from ba_lora.methods.bottleneck import Bottleneck
+from ba_lora.methods.names import METHODS
+from ba_lora.methods.save import (
     after_step,
     attach,
     export,
@@ -28,11 +31,8 @@ from ba_lora.adapters import (
     saved_parameters,
     trained_parameters,
 )
-from ba_lora.bottleneck import Bottleneck
-from ba_lora.errors import UserError
+from ba_lora.methods.teacher import teacher
 from ba_lora.models import load_classifier
-from ba_lora.names import METHODS
-from ba_lora.teacher import teacher
 from tests.common import VOCABULARY, collate, ragged_samples, small_llama
 
 LABELS = ("negative", "positive", "mixed")

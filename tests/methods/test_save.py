@@ -7,9 +7,9 @@ import torch
 from peft import PeftModel
 from safetensors import safe_open
 
-from ba_lora.adapters import attach, export, export_merged, load
 from ba_lora.errors import UserError
-from ba_lora.names import start_of
+from ba_lora.methods.names import start_of
+from ba_lora.methods.save import attach, export, export_merged, load
 from ba_lora.objective.settings import Objective
 from ba_lora.objective_model import ObjectiveModel
 from ba_lora.tiny import MODEL_DIR
@@ -118,7 +118,7 @@ def test_export_replaces_a_folder_whole_and_leaves_the_old_one_when_it_fails(bas
     def fail(*arguments, **options):
         raise OSError("no space left on device")
 
-    monkeypatch.setattr("ba_lora.adapters.save_file", fail)
+    monkeypatch.setattr("ba_lora.methods.attach.save.save_file", fail)
     with pytest.raises(OSError, match="no space"):
         export(model, tmp_path / "adapter")
     assert (tmp_path / "adapter" / "adapter_model.safetensors").read_bytes() == before

@@ -7,7 +7,7 @@ from peft.utils.transformers_weight_conversion import _MODEL_TO_CONVERSION_PATTE
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from .errors import UserError, nearest
+from ..errors import UserError, nearest
 
 _DECODER = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")  # the paper's seven
 # What is adapted when nothing is named, by transformers' model type; other types: all linear layers but the head, which is

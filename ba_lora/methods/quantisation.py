@@ -17,7 +17,7 @@ from peft import PeftModel
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from .errors import UserError
+from ..errors import UserError
 
 logger = logging.getLogger(__name__)
 

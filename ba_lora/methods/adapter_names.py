@@ -6,7 +6,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
-from .errors import RunFailure, UserError
+from ..errors import RunFailure, UserError
 
 WEIGHTS = "adapter_model.safetensors"
 FACTOR = re.compile(r"(.+)\.lora_(A|B)\.weight")

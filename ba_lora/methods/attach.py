@@ -15,15 +15,15 @@ from peft import LoHaConfig, LoraConfig, PeftConfig, PeftModel, get_peft_model
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
+from ..errors import UserError, nearest
+from ..models import beside_body, is_classifier
+from ..models.pooling import pool_by_mask
 from .adalora import adalora_config, leave_loss_alone, start_rank
 from .bottleneck import add_bottlenecks
 from .conv1d import to_linear
 from .decomposition import Decomposer
-from .errors import UserError, nearest
-from .models import beside_body, is_classifier
 from .names import BOTTLENECKS, NO_DROPOUT, OWN, check_method, start_of
 from .pissa import Factors, start_from_factors, start_from_triplets
-from .pooling import pool_by_mask
 from .targets import (
     check_targets,
     chosen_layers,

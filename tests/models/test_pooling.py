@@ -13,15 +13,15 @@ from transformers import (
     LlamaForSequenceClassification,
 )
 
-from ba_lora.adapters import attach, export, export_merged, load
 from ba_lora.data.pairs import PadPairs
 from ba_lora.errors import UserError
 from ba_lora.features.saver import features_of
 from ba_lora.files import read_json
+from ba_lora.methods.save import attach, export, export_merged, load
 from ba_lora.models import load_classifier, load_tokenizer
+from ba_lora.models.pooling import agree_on_padding
 from ba_lora.objective.settings import Objective
 from ba_lora.objective_classifier import ClassifierModel
-from ba_lora.pooling import agree_on_padding
 from tests.common import SMALL, VOCABULARY, small_llama
 
 SHORT, LONG = list(range(10, 16)), list(range(10, 30))

@@ -8,8 +8,8 @@ import torch
 from peft import AdaLoraConfig, AdaLoraModel, PeftModel
 from torch import Tensor, nn
 
-from .errors import UserError
-from .objective.regularizers import working
+from ..errors import UserError
+from ..objective.regularizers import working
 
 ORTHOGONALITY = 0.1  # weight of the penalty; PEFT's default is 0.5
 WARMUP, FINAL = (

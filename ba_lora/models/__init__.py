@@ -19,12 +19,12 @@ from transformers import (
 )
 from transformers import logging as transformers_logging
 
-from . import packages
-from .errors import RunFailure, UserError, choose
-from .folders import checksums
+from .. import packages
+from ..errors import RunFailure, UserError, choose
+from ..folders import checksums
+from ..tiny import CHECKSUMS, MODEL_DIR
 from .labels import check_names, in_order_of, output_layer, reorder_outputs, saved_names
 from .pooling import pool_by_mask
-from .tiny import CHECKSUMS, MODEL_DIR
 
 logger = logging.getLogger(__name__)
 

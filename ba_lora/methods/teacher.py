@@ -14,7 +14,7 @@ import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
-from .sharding import gathered
+from ..sharding import gathered
 
 COPY = "initial_copy"  # the name under which the model holds its InitialCopy
 

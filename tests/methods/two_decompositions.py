@@ -7,8 +7,8 @@ from pathlib import Path
 import torch
 from torch import distributed
 
-from ba_lora import decomposition
-from ba_lora.adapters import attach
+from ba_lora.methods import decomposition
+from ba_lora.methods.save import attach
 from tests.common import small_llama
 
 

@@ -2,7 +2,7 @@
 
 import re
 
-from .errors import UserError, choose
+from ..errors import UserError, choose
 
 METHODS = ("full", "bitfit", "houlsby", "pfeiffer", "lora", "loha", "dora", "adalora", "pissa", "ba-lora")
 INITS = ("lora", "pissa")  # and pissa_niter_N, which is a method too
