@@ -4,7 +4,7 @@ from ba_lora.errors import Stopped, run_cli
 
 
 def main() -> None:
-    from ba_lora.arguments import parse
+    from ba_lora.training.arguments import parse
 
     arguments = parse()  # the libraries take seconds: --help and a wrong option need none
     if arguments.dry_run:
@@ -12,7 +12,7 @@ def main() -> None:
 
         return show(arguments)
     from ba_lora.hub import push_after
-    from ba_lora.run import leave_processes, train
+    from ba_lora.training.run import leave_processes, train
 
     try:
         push_after(train(arguments), arguments)

@@ -19,9 +19,9 @@ _HOMES = {
     "export": "methods.save",
     "load": "methods.save",
     "Objective": "objective.settings",
-    "ObjectiveModel": "objective_model",
-    "BALoRATrainer": "trainer",
-    "ObjectiveCallback": "trainer",
+    "ObjectiveModel": "training.objective_model",
+    "BALoRATrainer": "training.trainer",
+    "ObjectiveCallback": "training.trainer",
 }
 __all__ = ["__version__", *_HOMES]
 

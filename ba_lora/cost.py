@@ -7,11 +7,11 @@ import math
 from typing import NamedTuple
 
 from . import capacity
-from .arguments import TrainArguments
 from .errors import UserError, choose
 from .memory import standing
 from .plan import flops_of, precision_of, samples_seen
 from .shapes import job_of, passing_of, sizes
+from .training.arguments import TrainArguments
 
 COUNTS = (1, 2, 4, 8)
 ORDER = [

@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_leaves
 from .methods.teacher import COPY, initial_copy, teacher
 from .objective.chunked import TeacherStats, chunked_objective
 from .objective.settings import Objective, dense_objective
-from .objective_classifier import classifier_objective
+from .training.classifier_model import classifier_objective
 
 BUCKET = 200_000_000  # elements that DeepSpeed reduces at once, as configs/deepspeed says
 LIVE = 1_000_000_000  # parameters that ZeRO-3 keeps whole for a while, DeepSpeed's default

@@ -7,12 +7,12 @@ bytes a device and the hours.
 import sys
 from pathlib import Path
 
-from .arguments import parse
 from .capacity import read_devices
 from .cost import Fit, first_fit, samples_of
 from .errors import run_cli
 from .plan import flops_of
 from .shapes import job_of
+from .training.arguments import parse
 
 FOLDER = Path(__file__).resolve().parent.parent / "configs" / "nlg"
 DEVICES = ("1xA40", "2xA40", "4xA40", "8xA40", "1xH100-80")

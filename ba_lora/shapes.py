@@ -19,7 +19,6 @@ from transformers import (
 )
 
 from . import flops
-from .arguments import TrainArguments
 from .data.glue import TASKS
 from .errors import UserError, nearest
 from .memory import Held, held, passing
@@ -30,6 +29,7 @@ from .methods.targets import left_out
 from .models import DTYPES, beside_body, keep_soft_cap
 from .objective.settings import Objective
 from .tiny import MODEL_DIR
+from .training.arguments import TrainArguments
 
 NUMBERS = Path(__file__).resolve().parent.parent / "configs" / "models"
 ENCODERS = ("bert", "roberta", "deberta-v2")

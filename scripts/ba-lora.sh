@@ -3,7 +3,7 @@
 #   sh scripts/ba-lora.sh [--seeds 1]                       the comparison
 #   sh scripts/ba-lora.sh CONFIG [--option value ...]       that one run, trained and evaluated (options of train.py)
 #   sh scripts/ba-lora.sh CONFIG --dry_run                  what it would do, without weights or data
-# lora.sh, pissa.sh and full.sh run a CONFIG with that method. The environment says where (ba_lora/launch.py):
+# lora.sh, pissa.sh and full.sh run a CONFIG with that method. The environment says where (ba_lora/training/launch.py):
 #   NPROC=2                                                 processes; by default one for each GPU, else one
 #   LAUNCHER=deepspeed                                      instead of torchrun
 #   NNODES=2 NODE_RANK=0 MASTER_ADDR=first-machine          several machines, the same command on each with its NODE_RANK;

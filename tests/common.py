@@ -15,11 +15,11 @@ from peft import LoraConfig
 from safetensors.torch import save_file
 from transformers import AutoConfig, AutoModelForSequenceClassification, LlamaConfig, LlamaForCausalLM
 
-from ba_lora.arguments import as_config, parse
 from ba_lora.data.collator import PadRight
 from ba_lora.data.templates import TEMPLATES
 from ba_lora.files import write_json
 from ba_lora.shapes import read_numbers
+from ba_lora.training.arguments import as_config, parse
 
 ROOT = Path(__file__).parent.parent
 VOCABULARY = 97

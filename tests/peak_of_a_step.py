@@ -6,10 +6,10 @@ from pathlib import Path
 
 import torch
 
-from ba_lora.arguments import parse
 from ba_lora.methods.save import attach
 from ba_lora.models import load_model
-from ba_lora.objective_model import ObjectiveModel
+from ba_lora.training.arguments import parse
+from ba_lora.training.objective_model import ObjectiveModel
 
 
 def resident(name: str) -> int:

@@ -8,10 +8,10 @@ import yaml
 from huggingface_hub import ModelCard
 from safetensors.torch import load_file
 
-from ba_lora.arguments import parse
 from ba_lora.card import hub_id, write_card
 from ba_lora.errors import UserError
-from ba_lora.run import train
+from ba_lora.training.arguments import parse
+from ba_lora.training.run import train
 from tests.common import command, finished_run
 
 ROOT = Path(__file__).parent.parent

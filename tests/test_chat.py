@@ -9,13 +9,13 @@ import pytest
 import torch
 
 from ba_lora import chat
-from ba_lora.arguments import parse
 from ba_lora.chat import Chat, Stream, lines, main
 from ba_lora.data.instruction import encode_prompt
 from ba_lora.data.templates import template_of
 from ba_lora.errors import UserError
 from ba_lora.models import load_model
-from ba_lora.run import train
+from ba_lora.training.arguments import parse
+from ba_lora.training.run import train
 from eval.backends import generate
 from eval.common import open_subject
 from tests.common import command

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from ba_lora.arguments import parse
 from ba_lora.plan import plan
+from ba_lora.training.arguments import parse
 from eval.all import BENCHMARKS
 
 FOLDER = Path(__file__).parent.parent / "configs" / "nlg"

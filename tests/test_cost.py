@@ -4,12 +4,12 @@ from pathlib import Path
 
 import pytest
 
-from ba_lora.arguments import parse
 from ba_lora.capacity import read_devices, room
 from ba_lora.cost import ANSWERS, cost_of, evaluation_hours, first_fit
 from ba_lora.errors import UserError
 from ba_lora.plan import plan
 from ba_lora.shapes import _sizes, passing_of
+from ba_lora.training.arguments import parse
 from eval.all import BENCHMARKS
 
 CONFIGS = Path(__file__).parent.parent / "configs"

@@ -12,10 +12,10 @@ from threading import Thread
 import huggingface_hub
 import pytest
 
-from ba_lora.arguments import parse
 from ba_lora.errors import UserError
 from ba_lora.hub import push, push_after, reserve
-from ba_lora.run import train
+from ba_lora.training.arguments import parse
+from ba_lora.training.run import train
 from tests.common import command, finished_run
 
 ROOT = Path(__file__).parent.parent

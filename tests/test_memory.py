@@ -11,17 +11,17 @@ import pytest
 import torch
 from transformers import MixtralConfig, MixtralForCausalLM
 
-from ba_lora.arguments import parse
 from ba_lora.errors import UserError
 from ba_lora.memory import BUCKET, Ledger, held, passing, standing
 from ba_lora.methods.save import attach, trained_parameters
 from ba_lora.methods.teacher import initial_copy
 from ba_lora.objective.settings import Objective
-from ba_lora.objective_classifier import ClassifierModel
-from ba_lora.objective_model import ObjectiveModel
 from ba_lora.packages import open_model
 from ba_lora.plan import plan
 from ba_lora.shapes import job_of, passing_of, sizes
+from ba_lora.training.arguments import parse
+from ba_lora.training.classifier_model import ClassifierModel
+from ba_lora.training.objective_model import ObjectiveModel
 from tests.common import SMALL, classifier_batch, small_classifier, small_llama
 
 ROOT = Path(__file__).parent.parent

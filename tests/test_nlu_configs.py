@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from ba_lora.arguments import parse
 from ba_lora.methods.names import METHODS
 from ba_lora.plan import plan
+from ba_lora.training.arguments import parse
 
 FOLDER = Path(__file__).parent.parent / "configs" / "nlu"
 MODELS = ("deberta-v3-base", "roberta-large", "bert-large", "gpt2-xl")

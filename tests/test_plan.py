@@ -9,10 +9,8 @@ import torch
 import yaml
 from transformers import Gemma2Config
 
-from ba_lora import checkpoints, plan_table
-from ba_lora.arguments import parse
+from ba_lora import plan_table
 from ba_lora.capacity import RESERVE, hours, placements, read_devices, room
-from ba_lora.checkpoints import START
 from ba_lora.data.glue import TASKS
 from ba_lora.data.glue_sizes import BYTES, ROWS, mean_tokens
 from ba_lora.errors import UserError
@@ -21,8 +19,11 @@ from ba_lora.memory import held
 from ba_lora.methods.save import attach
 from ba_lora.models import load_model
 from ba_lora.plan import plan, render
-from ba_lora.run import train
 from ba_lora.shapes import NUMBERS, build, read_numbers
+from ba_lora.training import checkpoints
+from ba_lora.training.arguments import parse
+from ba_lora.training.checkpoints import START
+from ba_lora.training.run import train
 from tests.common import SMALL, command, small_llama
 
 ROOT = Path(__file__).parent.parent

@@ -6,12 +6,12 @@ from pathlib import Path
 import pytest
 import yaml
 
-from ba_lora.arguments import parse
 from ba_lora.errors import UserError
 from ba_lora.experiments import tuning
 from ba_lora.experiments.matrix import read_experiment, tuning_runs
 from ba_lora.experiments.run_names import LONGEST
 from ba_lora.files import load_yaml, write_json
+from ba_lora.training.arguments import parse
 from tests.common import command
 
 ROOT = Path(__file__).parent.parent

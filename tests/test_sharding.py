@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 from transformers.integrations.deepspeed import HfTrainerDeepSpeedConfig, unset_hf_deepspeed_config
 
-from ba_lora.arguments import parse
 from ba_lora.errors import UserError
-from ba_lora.run import train, training_arguments
 from ba_lora.sharding import check_config, zero_stage
+from ba_lora.training.arguments import parse
+from ba_lora.training.run import train, training_arguments
 
 ROOT = Path(__file__).parent.parent
 TINY = str(ROOT / "configs/nlg/tiny.yaml")

@@ -379,7 +379,7 @@ def test_a_matrix_ends_at_any_moment_and_goes_on(tmp_path, kind, moment, number,
         assert resumed["status"] == "finished"
 
 
-# A training on its own; tests/test_checkpoints.py has the moments within a step
+# A training on its own; tests/training/test_checkpoints.py has the moments within a step
 
 TRAIN = [sys.executable, "train.py", "--config", "configs/nlg/tiny.yaml", "--limit", "640", "--logging_steps", "1"]
 

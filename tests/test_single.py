@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 import eval.all
-from ba_lora.arguments import parse
 from ba_lora.errors import UserError
 from ba_lora.experiments.single import _test_data, train_and_evaluate
+from ba_lora.training.arguments import parse
 
 TINY = str(Path(__file__).parent.parent / "configs/nlg/tiny.yaml")
 

@@ -15,10 +15,10 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 
-from ba_lora.arguments import parse
 from ba_lora.errors import UserError
 from ba_lora.packages import open_model
-from ba_lora.run import train
+from ba_lora.training.arguments import parse
+from ba_lora.training.run import train
 
 pytestmark = pytest.mark.slow
 

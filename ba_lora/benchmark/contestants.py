@@ -19,7 +19,7 @@ from ..models import DTYPES, load_model
 from ..objective.chunked import factor_of, stats_of
 from ..objective.head import split
 from ..objective.settings import Objective, counted
-from ..objective_model import ObjectiveModel
+from ..training.objective_model import ObjectiveModel
 from .published import published_loss
 
 WEIGHTS = ("lambda1", "lambda2", "lambda3")

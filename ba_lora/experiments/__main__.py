@@ -110,7 +110,7 @@ def _add_places(command: argparse.ArgumentParser) -> None:
 
 def _changes(words: list[str]) -> dict[str, str]:
     """{option: value} from NAME=VALUE words."""
-    from ..arguments import TrainArguments
+    from ..training.arguments import TrainArguments
 
     pairs = dict(word.partition("=")[::2] for word in words)
     known = [item.name for item in fields(TrainArguments)]

@@ -30,10 +30,10 @@ from typing import NamedTuple
 
 import yaml
 
-from ..arguments import TrainArguments, changed_options, parse
 from ..errors import UserError, choose, nearest
 from ..files import load_yaml, read_json
-from ..inputs import inputs_changed, measured_hashes
+from ..training.arguments import TrainArguments, changed_options, parse
+from ..training.inputs import inputs_changed, measured_hashes
 from .run_names import check_content, check_options, check_runs
 
 FOLDER = Path("configs/experiments")

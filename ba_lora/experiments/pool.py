@@ -221,7 +221,7 @@ def _end_with_parent() -> None:
 
 def do_run(run: Run, evaluations: list[Evaluation], retrain: bool, report=lambda fraction: None) -> str:
     """Train (unless it stands) and measure one run; returns a line that says what came out."""
-    from ..run import train
+    from ..training.run import train
     from .measure import measure
     from .measure_classifier import measure_classifier
 

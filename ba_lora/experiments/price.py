@@ -15,7 +15,6 @@ from typing import NamedTuple
 
 import eval.all
 
-from ..arguments import TrainArguments
 from ..capacity import UTILISATION
 from ..data.glue import MNLI_SPLITS, SPLITS
 from ..data.gluex import SHIFTS
@@ -23,6 +22,7 @@ from ..data.tinymath import SPLITS as TINYMATH
 from ..errors import UserError, choose, run_cli
 from ..plan import plan
 from ..shapes import read_numbers
+from ..training.arguments import TrainArguments
 from .matrix import FOLDER, Evaluation, Experiment, Run, read_experiment
 
 DEVICES = "1xA40"  # of a file that names none; several take as many GPU-hours

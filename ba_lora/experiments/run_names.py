@@ -10,8 +10,8 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from ..arguments import changed_options
 from ..errors import UserError, nearest
+from ..training.arguments import changed_options
 
 # options that the matrix itself gives to every run, and where it takes them from
 OWN = {

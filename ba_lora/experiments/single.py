@@ -7,12 +7,13 @@ import eval.glue
 import eval.gluex
 from eval.gsm8k import GSM8K
 
-from .. import launch, signals
-from ..arguments import TrainArguments, parse
+from .. import signals
 from ..card import write_card
 from ..errors import UserError, choose
 from ..hub import push_after, reserve
-from ..run import train
+from ..training import launch
+from ..training.arguments import TrainArguments, parse
+from ..training.run import train
 
 CLASSIFICATION = ("glue", "gluex")  # the benchmarks of a run with --task
 

@@ -10,7 +10,6 @@ import pytest
 from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import BertTokenizerFast, PreTrainedTokenizerFast
 
-from ba_lora.arguments import as_config, parse
 from ba_lora.data.cache import load_samples
 from ba_lora.data.formats import exchange, question
 from ba_lora.data.instruction import encode_conversations, encode_prompt, encode_sample, encode_text
@@ -20,8 +19,9 @@ from ba_lora.data.special_tokens import CUT, special_tokens
 from ba_lora.data.templates import Template, end_id, make_template, template_of
 from ba_lora.errors import UserError
 from ba_lora.files import read_json, write_json
-from ba_lora.generation import prepare
-from ba_lora.run import train
+from ba_lora.training.arguments import as_config, parse
+from ba_lora.training.prepare_generator import prepare
+from ba_lora.training.run import train
 from eval.common import make_plain_request, make_request, open_subject
 from tests.data.test_masks import CHATML, trained_texts
 from tests.data.tokenizers_for_tests import FAST, open_tokenizer

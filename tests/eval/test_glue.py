@@ -8,11 +8,11 @@ import torch
 from sklearn.metrics import accuracy_score, matthews_corrcoef
 from transformers import AutoModelForSequenceClassification, BertTokenizerFast
 
-from ba_lora.arguments import parse
 from ba_lora.errors import UserError
 from ba_lora.experiments.single import train_and_evaluate
 from ba_lora.methods.save import load
-from ba_lora.run import train
+from ba_lora.training.arguments import parse
+from ba_lora.training.run import train
 from eval import glue, gluex
 from tests.tiny_encoder import make_home
 

@@ -14,7 +14,7 @@ import torch
 from datasets import Dataset
 from transformers import TrainerState
 
-from ba_lora import checkpoints, models, run, teacher_cache
+from ba_lora import models
 from ba_lora.card import write_card
 from ba_lora.data.cache import load_samples
 from ba_lora.data.formats import exchange
@@ -34,6 +34,7 @@ from ba_lora.methods.save import attach, export, load
 from ba_lora.models import load_model, load_tokenizer
 from ba_lora.objective.head import cached_factor
 from ba_lora.tiny import MODEL_DIR
+from ba_lora.training import checkpoints, run, teacher_cache
 from eval import classify, judge, resume
 from eval.common import Request
 from eval.results import write_lines

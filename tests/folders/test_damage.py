@@ -17,8 +17,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from ba_lora import checkpoints, packages, run
-from ba_lora.arguments import parse
+from ba_lora import packages
 from ba_lora.card import write_card
 from ba_lora.data.sources import read_table
 from ba_lora.errors import DamagedFile, UserError
@@ -28,7 +27,9 @@ from ba_lora.folders import checksums
 from ba_lora.methods.save import load
 from ba_lora.models import load_model
 from ba_lora.tiny import MODEL_DIR
-from ba_lora.trainer import forget_after
+from ba_lora.training import checkpoints, run
+from ba_lora.training.arguments import parse
+from ba_lora.training.trainer import forget_after
 from eval.results import read_lines
 from tests.common import small_llama
 from tests.folders.damaged import GROWING, KINDS, OTHER, RUN, continued, make_home, measured, opened

@@ -27,11 +27,11 @@ from ba_lora.methods.targets import left_out
 from ba_lora.methods.teacher import teacher
 from ba_lora.models import load_model
 from ba_lora.objective.settings import Objective, counted, dense_objective
-from ba_lora.objective_model import ObjectiveModel
 from ba_lora.shapes import read_numbers
-from ba_lora.trainer import BALoRATrainer
+from ba_lora.training.objective_model import ObjectiveModel
+from ba_lora.training.trainer import BALoRATrainer
 from tests.common import SMALL, collate, move, ragged_samples
-from tests.test_trainer import arguments
+from tests.training.test_trainer import arguments
 
 RANK = 4
 OBJECTIVE = Objective(0.3, 0.2, 0.1, temperature=2.0, top_k=5, svd_k=3, svd_norm="frobenius")

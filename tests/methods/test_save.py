@@ -11,8 +11,8 @@ from ba_lora.errors import UserError
 from ba_lora.methods.names import start_of
 from ba_lora.methods.save import attach, export, export_merged, load
 from ba_lora.objective.settings import Objective
-from ba_lora.objective_model import ObjectiveModel
 from ba_lora.tiny import MODEL_DIR
+from ba_lora.training.objective_model import ObjectiveModel
 from tests.common import collate, ragged_samples, small_llama
 
 LOW_RANK = ["lora", "pissa", "pissa_niter_4", "ba-lora"]

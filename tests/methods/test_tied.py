@@ -21,7 +21,7 @@ from ba_lora.methods.save import attach, export, export_merged, load
 from ba_lora.methods.teacher import teacher
 from ba_lora.models import load_classifier, load_model, load_tokenizer
 from ba_lora.objective.settings import Objective
-from ba_lora.objective_model import ObjectiveModel
+from ba_lora.training.objective_model import ObjectiveModel
 from tests.common import VOCABULARY, collate, move, ragged_samples, small_llama
 
 GPT2 = {"vocab_size": VOCABULARY, "n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 64, "initializer_range": 0.2}

@@ -21,7 +21,7 @@ from ba_lora.methods.save import attach, export, export_merged, load
 from ba_lora.models import load_classifier, load_tokenizer
 from ba_lora.models.pooling import agree_on_padding
 from ba_lora.objective.settings import Objective
-from ba_lora.objective_classifier import ClassifierModel
+from ba_lora.training.classifier_model import ClassifierModel
 from tests.common import SMALL, VOCABULARY, small_llama
 
 SHORT, LONG = list(range(10, 16)), list(range(10, 30))

@@ -8,7 +8,7 @@ from ba_lora.errors import UserError
 from ba_lora.methods.save import attach
 from ba_lora.methods.teacher import teacher
 from ba_lora.objective.settings import Objective, counted, dense_objective
-from ba_lora.objective_model import ObjectiveModel
+from ba_lora.training.objective_model import ObjectiveModel
 from tests.common import VOCABULARY, collate, move, ragged_samples, small_llama
 
 ALL_ON = Objective(0.3, 0.2, 0.1, temperature=2.0, top_k=5, svd_k=3, svd_norm="frobenius")

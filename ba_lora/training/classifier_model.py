@@ -1,0 +1,219 @@
+"""The objective of a classifier: one row a sample, the teacher's head a copy of the student's initial one.
+
+Task and consistency are sums over the samples divided by the samples of the whole optimiser step. Diversity and spectrum
+are statistics of a micro-batch, averaged over the micro-batches and processes of the step, so they depend on how the batch
+is cut. On few classes some terms cannot act (`powerless` says which): those are computed and logged all the same, with the
+norm of their gradient, which is 0.
+"""
+
+import logging
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+from transformers.modeling_outputs import SequenceClassifierOutput
+
+from ..errors import UserError
+from ..methods.save import penalty
+from ..methods.teacher import teacher
+from ..models.labels import output_layer
+from ..models.pooling import last_real
+from ..objective import regularizers, schedules
+from ..objective.settings import TERMS, Objective
+from .step_model import StepModel
+
+logger = logging.getLogger(__name__)
+
+FEW = 8  # rows below which a micro-batch says little about covariance and spectrum
+STATISTICS = ("diversity", "spectrum")  # the terms that belong to a micro-batch
+
+
+class ClassifierModel(StepModel):
+    """A sequence classifier whose forward returns the objective; see StepModel for what drives it.
+
+    regularize: what diversity and spectrum look at, the "logits" (N, D) as published, or the "features" (N, d), the input of
+    the head's last layer (ours: on a few classes the published terms are constant or nearly so). Labels are (N,): classes,
+    or real numbers where the config's problem_type is "regression".
+    """
+
+    def __init__(self, student: nn.Module, objective: Objective, *, regularize: str = "logits", **options):
+        if objective.diversity == "entropy" and objective.top_k is not None and regularize == "logits":
+            classes = student.config.num_labels
+            if objective.top_k > classes:
+                raise UserError(f"top_k {objective.top_k} is above the {classes} classes; lower top_k")
+        super().__init__(student, objective, **options)
+        self.regularize, self.regression = regularize, student.config.problem_type == "regression"
+        self.last = output_layer(student)[1]
+        self.warned = False
+
+    def items(self, labels: Tensor) -> Tensor:
+        """The samples. labels: (N,)."""
+        return torch.tensor(len(labels))
+
+    def forward(self, input_ids=None, attention_mask=None, labels=None, num_items_in_batch=None, **inputs):
+        """As the student's, with `loss` the objective. input_ids, attention_mask: (N, T); labels: (N,)."""
+        inputs = {"input_ids": input_ids, "attention_mask": attention_mask, **inputs}
+        if labels is None:
+            return self.student(**inputs)
+        teacher_logits = None
+        if self.needs_teacher():
+            with teacher(self.student):
+                teacher_logits = self.student(**inputs).logits
+            self.clock.lap("teacher")
+        logits, features = self._forward(inputs)
+        if self.training and not self.warned:
+            self._warn(len(labels), logits, features)
+        lambdas = self._weights(teacher_logits)
+        loss, terms = classifier_objective(
+            logits,
+            teacher_logits,
+            labels,
+            self.objective,
+            lambdas,
+            features=features,
+            num_items=num_items_in_batch,
+            share=self.share,
+            regression=self.regression,
+            all_terms=self.all_terms,
+        )
+        extra = penalty(self.student)
+        if extra is not None:
+            terms["penalty"], loss = extra, loss + extra * self.share
+        if self.training:
+            self.rows = self.rows + (attention_mask.sum() if attention_mask is not None else input_ids.numel())
+            self.record(terms, loss, lambdas[0], shared=(*STATISTICS, "penalty"))
+            if self.logged:
+                self._norms(terms, logits, features)
+        return SequenceClassifierOutput(loss=loss, logits=logits)
+
+    def _forward(self, inputs: dict) -> tuple[Tensor, Tensor | None]:
+        """(logits (N, D), features (N, d) or None where nothing looks at them)."""
+        if self.regularize == "logits":
+            return self.student(**inputs).logits, None
+        seen = []
+        handle = self.last.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+        try:
+            logits = self.student(**inputs).logits
+        finally:
+            handle.remove()
+        features = seen[-1]
+        if features.dim() == 3:  # a decoder's head sees every position; the last real token's row is the sample's
+            mask = inputs["attention_mask"]
+            last = last_real(torch.ones_like(features[..., 0]) if mask is None else mask)
+            features = features[torch.arange(len(features), device=features.device), last]
+        return logits, features
+
+    def _weights(self, teacher_logits: Tensor | None) -> tuple:
+        if self.objective.lambda1_schedule != "adaptive" or teacher_logits is None:
+            return self.lambdas
+        highest, *others = self.lambdas
+        lowest = self.objective.lambda1_min if self.objective.lambda1_min is not None else 0.1 * highest
+        certainty = schedules.confidence(teacher_logits, self.objective.temperature)
+        return (float(lowest + (highest - lowest) * certainty), *others)
+
+    def _warn(self, rows: int, logits: Tensor, features: Tensor | None) -> None:
+        """Say once what cannot act, and what a small micro-batch means."""
+        self.warned = True
+        weights = dict(
+            zip(TERMS[1:], (self.objective.lambda1, self.objective.lambda2, self.objective.lambda3), strict=False)
+        )
+        looked_at = logits if features is None else features
+        for name, reason in powerless(self.objective, rows, logits.shape[1], looked_at.shape[1]).items():
+            if weights[name] > 0:
+                logger.warning("the %s term has no gradient: %s", name, reason)
+        if rows < FEW and (weights["diversity"] > 0 or weights["spectrum"] > 0):
+            logger.warning(
+                "diversity and spectrum are statistics of a micro-batch, and this one has %d rows; raise --micro_batch_size "
+                "to %d or more",
+                rows,
+                FEW,
+            )
+
+    def _norms(self, terms: dict, logits: Tensor, features: Tensor | None) -> None:
+        """Norm of each unweighted term's gradient by what it looks at: the logits, or the features."""
+        for name, term in terms.items():
+            if term is None or name == "penalty":
+                continue
+            at = features if features is not None and name in STATISTICS else logits
+            norm = torch.zeros((), device=term.device)
+            if term.requires_grad:
+                (gradient,) = torch.autograd.grad(term, at, retain_graph=True, allow_unused=True)
+                norm = norm if gradient is None else torch.linalg.vector_norm(gradient.float())
+            key = f"output_gradient_{name}"
+            self.sums[key] = self.sums.get(key, 0) + norm * self.share
+
+
+def classifier_objective(
+    logits: Tensor,
+    teacher_logits: Tensor | None,
+    labels: Tensor,
+    objective: Objective,
+    lambdas: tuple[float, float, float],
+    *,
+    features: Tensor | None = None,
+    num_items: Tensor | float | None = None,
+    share: float = 1.0,
+    regression: bool = False,
+    all_terms: bool = False,
+) -> tuple[Tensor, dict[str, Tensor | None]]:
+    """The loss of a micro-batch and its terms.
+
+    logits, teacher_logits: (N, D); labels: (N,); lambdas: the weights now in force; features: (N, d), what diversity and
+    spectrum look at in place of the logits; num_items: samples of the whole step (default N); share: 1/(micro-batches in the
+    step × processes). Returns (loss, terms): terms are unweighted; task and consistency are sums over the samples / num_items,
+    diversity and spectrum the micro-batch's own; a term whose weight is 0 is None unless all_terms.
+    loss = task + λ1·consistency + share·(λ2·diversity + λ3·spectrum). The task: cross-entropy, or the squared error.
+    """
+    rows = len(labels)
+    items = rows if num_items is None else num_items
+    items = items.clamp(min=1) if isinstance(items, Tensor) else max(items, 1)
+    lambda1, lambda2, lambda3 = lambdas
+    working = regularizers.working(logits)
+    looked_at = logits if features is None else features
+    terms: dict[str, Tensor | None] = dict.fromkeys(TERMS)
+    if regression:
+        terms["task"] = (working.squeeze(-1) - labels.to(working)).square().sum() / items
+    else:
+        terms["task"] = cross_entropy(working, labels.long(), reduction="sum") / items if rows else working.sum() * 0.0
+    if lambda1 > 0 or (all_terms and teacher_logits is not None):
+        if objective.consistency == "kl":
+            mean = regularizers.consistency_kl(logits, teacher_logits, objective.temperature)
+        else:
+            mean = regularizers.consistency_mse(logits, teacher_logits)
+        terms["consistency"] = mean * rows / items
+    if lambda2 > 0 or all_terms:
+        if objective.diversity == "covariance":
+            terms["diversity"] = regularizers.diversity_covariance(looked_at)
+        else:
+            terms["diversity"] = regularizers.diversity_entropy(looked_at, objective.top_k)
+    if lambda3 > 0 or all_terms:
+        terms["spectrum"] = regularizers.svd_ratio(looked_at, objective.svd_k, objective.svd_norm)
+    scales = {"task": 1.0, "consistency": lambda1, "diversity": lambda2 * share, "spectrum": lambda3 * share}
+    loss = sum(scales[name] * term for name, term in terms.items() if term is not None and scales[name] > 0)
+    return loss, terms
+
+
+def powerless(objective: Objective, rows: int, classes: int, width: int) -> dict[str, str]:
+    """{term: why its gradient is 0, and the remedy} on micro-batches of so many rows; width: columns of what diversity and
+    spectrum look at, the classes or the features."""
+    found = {}
+    if classes == 1 and objective.consistency == "kl":
+        found["consistency"] = "one output has one class, of probability 1; use --lambda1 0"
+    if classes == 1 and objective.consistency == "mse":
+        found["consistency"] = "one output divided by its norm is 1 or -1; use --lambda1 0"
+    if width == 1:
+        found["diversity"] = "one output has no other to vary with; use --regularize features, or --lambda2 0"
+    elif rows < 2 and objective.diversity == "covariance":
+        found["diversity"] = "one row has no covariance; raise --micro_batch_size"
+    least = min(rows, width)
+    if objective.svd_norm == "nuclear" and objective.svd_k >= least:
+        smaller = f"use --svd_k {least - 1}" if least == 2 else f"use --svd_k 1 to {least - 1}"
+        remedy = f"{smaller}, or --regularize features" if least > 1 else "use --regularize features"
+        found["spectrum"] = (
+            f"the first {objective.svd_k} singular values of ({rows}, {width}) are all of them, so the ratio is 1; {remedy}"
+        )
+    elif least == 1:
+        found["spectrum"] = (
+            f"({rows}, {width}) has one singular value, so the ratio is 1; use larger micro-batches of features"
+        )
+    return found

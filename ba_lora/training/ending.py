@@ -1,0 +1,194 @@
+"""The end of a run, so that no training is lost there.
+
+Before the first step `try_out` writes everything but the tensors to a temporary folder: what cannot be written is repaired or
+reported then. After the last step KeepTrained writes the trained tensors as a checkpoint before anything else happens. What
+fails later (a reporter, the export, the merge, a full disk) is reported by `told`, and --resume finishes the run from there
+without training again.
+"""
+
+import logging
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from peft import PeftModel
+from torch import nn
+from transformers import TrainerCallback
+from transformers import logging as transformers_logging
+from transformers.modeling_utils import remove_tied_weights_from_state_dict
+
+from ..card import write_card
+from ..errors import RunFailure, UserError
+from ..files import write_json
+from ..methods.names import start_of
+from ..methods.save import export, save_whole
+from ..methods.teacher import COPY
+from . import checkpoints
+from .arguments import TrainArguments
+from .interruptions import cause, on_any_process
+from .resume import from_first, is_first
+
+logger = logging.getLogger(__name__)
+
+
+def try_out(arguments: TrainArguments, student: nn.Module, tokenizer, task: dict | None, record: dict) -> None:
+    """Write to a temporary folder what the run will write at its end, except the tensors, and check that those will fit on the disk.
+
+    student: from `attach`, before the training. record: the run.json to come. Every process calls it; only the first does the
+    work. Raises, on all of them, UserError for what cannot be written, RunFailure where the disk is too small.
+    """
+    failure = None
+    if is_first():
+        try:
+            _try_all(arguments, student, tokenizer, task, record)
+        except UserError as error:
+            failure = error
+    failure = from_first(failure)
+    if failure is not None:
+        raise failure
+
+
+def _try_all(arguments: TrainArguments, student: nn.Module, tokenizer, task: dict | None, record: dict) -> None:
+    whole = student.get_base_model() if isinstance(student, PeftModel) else student
+    with _temporary() as place, _no_bar():
+        run, saved = Path(place), "model" if arguments.method == "full" else "adapter"
+        _try("what was trained", arguments, lambda: _refuse_shared(student))
+        _try("what was trained", arguments, lambda: export(student, run / saved, task, tensors=False))
+        if arguments.method == "full":
+            _try("the model", arguments, lambda: _refuse_tied(whole))
+        if arguments.merge or arguments.method == "full":
+            _try("the tokenizer", arguments, lambda: tokenizer.save_pretrained(run / saved))
+        if arguments.merge and getattr(whole, "hf_quantizer", None) is None:  # save_pretrained would write its tensors
+            _try("the merged model", arguments, lambda: save_whole(whole, run / "merged", {}))
+        ended = {"status": "finished", "steps": 1, "train_seconds": 1.0, "peak_memory": 1}
+        _try("run.json", arguments, lambda: write_json(run / "run.json", record | ended))
+        _try("the model card", arguments, lambda: write_card(run))
+    _check_space(arguments, student, whole)
+
+
+def _temporary() -> tempfile.TemporaryDirectory:
+    try:
+        return tempfile.TemporaryDirectory(prefix="ba-lora-")
+    except OSError as error:
+        raise RunFailure(
+            f"no temporary folder can be made ({error}), in which the end of the run is tried before the first step; set TMPDIR "
+            "to a folder that can be written"
+        ) from error
+
+
+@contextmanager
+def _no_bar() -> Iterator[None]:
+    """Hide transformers' progress bar: it would count the files of a model that is not written."""
+    shown = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            transformers_logging.enable_progress_bar()
+
+
+def _try(what: str, arguments: TrainArguments, write: Callable[[], object]) -> None:
+    try:
+        write()
+    except UserError:
+        raise
+    except Exception as error:
+        if reason := cause(error, Path(tempfile.gettempdir())):
+            raise RunFailure(f"{what} could not be written as a trial before the first step: {reason}") from error
+        raise UserError(
+            f"{what} could not be saved at the end of this run, so it is not started: {_line(error)}; "
+            f"change the files of --model {arguments.model} or give another model"
+        ) from error
+
+
+def _refuse_shared(student: nn.Module) -> None:
+    """ValueError where two trained tensors share memory, which safetensors cannot save."""
+    seen: dict[int, str] = {}
+    for name, parameter in student.named_parameters():
+        if parameter.requires_grad and parameter.numel():
+            other = seen.setdefault(parameter.data_ptr(), name)
+            if other != name:
+                raise ValueError(
+                    f"{other} and {name} are two parameters that share memory; tie them, or give each its own"
+                )
+
+
+def _refuse_tied(whole: nn.Module) -> None:
+    """RuntimeError, transformers' own, where tensors are shared and the config does not say so."""
+    state = {name: tensor for name, tensor in whole.state_dict().items() if not name.startswith(f"{COPY}.")}
+    remove_tied_weights_from_state_dict(state, whole)
+
+
+def _check_space(arguments: TrainArguments, student: nn.Module, whole: nn.Module) -> None:
+    """Raise RunFailure if the trained tensors, their export and merged/ do not fit on the disk."""
+    trained = sum(_bytes(parameter) for parameter in student.parameters() if parameter.requires_grad)
+    exported = trained * (2 if start_of(arguments.method, arguments.init).startswith("pissa") else 1)
+    merged = sum(map(_bytes, whole.parameters())) if arguments.merge else 0
+    folder = Path(arguments.output_dir).absolute()
+    there = next(place for place in (folder, *folder.parents) if place.exists())
+    freed = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) if arguments.overwrite else 0
+    kept = 0 if arguments.resume else trained  # a resumed run may have its copy already
+    free, needed = shutil.disk_usage(there).free + freed, kept + exported + merged
+    if free < needed:
+        raise RunFailure(
+            f"--output_dir {arguments.output_dir}: the end of the run needs {needed / 1e9:,.3f} GB and the disk has "
+            f"{free / 1e9:,.3f} GB free; free some space or use another disk"
+        )
+
+
+def _bytes(tensor) -> int:
+    return tensor.numel() * tensor.element_size()
+
+
+class KeepTrained(TrainerCallback):
+    """After the last step, before anything that may fail: a checkpoint from which a resumed run only has to write its results.
+
+    `trainer` is set once it is made. steps_between: --save_steps; with 0 the checkpoint holds the trained tensors alone, and
+    if it does not fit on the disk, the run goes on to its export, which may need less.
+    """
+
+    def __init__(self, steps_between: int):
+        self.trainer, self.steps_between = None, steps_between
+
+    def on_step_end(self, args, state, control, **objects):
+        if state.global_step < state.max_steps:
+            return
+        counted, begun = self.trainer.objective_callback, time.perf_counter()
+        counted.model.clock.lap("optimizer")
+        counted.model.clock.rest()  # writing here is not part of the step
+        try:
+            self.trainer.save_last(complete=bool(self.steps_between))
+        except RunFailure as failure:
+            is_fatal = bool(self.steps_between) or failure.__cause__ is None  # no cause: a value is not finite
+            if on_any_process(is_fatal and state.is_world_process_zero, args.device):
+                raise
+            logger.warning("%s; the results are written without it", str(failure).partition(";")[0])
+        counted.started += time.perf_counter() - begun
+
+
+@contextmanager
+def told(trainer, folder: Path) -> Iterator[None]:
+    """Turn a failure after the last step into a RunFailure that says where the trained tensors are and how to finish the run."""
+    try:
+        yield
+    except Exception as error:
+        state, place = trainer.state, folder / "checkpoints"
+        if not 0 < state.max_steps <= state.global_step:
+            raise
+        kept = place / f"{checkpoints.PREFIX}{state.global_step}"
+        if checkpoints.flaw(kept, hashes=False):
+            raise
+        raise RunFailure(
+            f"all {state.global_step} steps are done and the trained tensors are in {kept}, but a later part failed "
+            f"({cause(error, folder) or _line(error)}); fix that and finish the run with --resume, which repeats no training"
+        ) from error
+
+
+def _line(error: Exception) -> str:
+    """An error as one line."""
+    text = " ".join(str(error).split())
+    return text if isinstance(error, UserError) else f"{type(error).__name__}: {text[:500]}"

@@ -1,0 +1,92 @@
+"""Hashes in run.json of the local files that a run reads, so that a matrix notices other content at the same path.
+
+resume.py compares what training sees, and opens the data and the model for that. This module needs neither, nor PyTorch, so it
+compares a hundred finished runs in seconds. Hub ids, registry packages and generated data have no files to compare.
+"""
+
+from collections.abc import Iterable
+from functools import lru_cache
+from pathlib import Path
+
+import xxhash
+
+from ..tiny import MODEL_DIR
+from .arguments import TrainArguments
+
+DATA_ENDINGS = (".jsonl", ".ndjson", ".json", ".parquet", ".csv", ".tsv", ".txt")
+BASE_FILES = ("*.json", "*.safetensors", "*.gguf", "*.model", "*.txt")
+BLOCK = 1 << 20  # bytes
+BLOCKS = 64  # blocks read of a longer file of the base, spread over it; data files are read whole
+
+
+def input_hashes(arguments: TrainArguments) -> dict[str, str | None]:
+    """{"data", "base"}: a hash of the local files of each, or None if there are none."""
+    return {"data": _hash(_data_files(arguments)), "base": _base_hash(arguments.model)}
+
+
+def measured_hashes(model: str, problems: Iterable[str]) -> dict[str, str]:
+    """{model or problem set: hash of its local files} of what an experiment measures a run with; without those that have none."""
+    found = {model: _base_hash(model)}
+    for name in problems:
+        place = Path(name) if Path(name).exists() else Path(name.rpartition(":")[0] or name)
+        files = sorted(place.rglob("*")) if place.is_dir() and ":" in name else [place]
+        found[name] = _hash([file for file in files if file.suffix in DATA_ENDINGS and file.is_file()])
+    return {name: value for name, value in found.items() if value}
+
+
+def _base_hash(model: str) -> str | None:
+    base = MODEL_DIR if model == "tiny" else Path(model)
+    return (
+        _hash(sorted({file for pattern in BASE_FILES for file in base.glob(pattern)}), BLOCKS)
+        if base.is_dir()
+        else None
+    )
+
+
+def inputs_changed(record: dict, arguments: TrainArguments) -> bool:
+    """Whether local files of a run have other content than when `record`, its run.json, was written."""
+    before = record.get("inputs") or {}
+    if not any(before.values()):
+        return False
+    now = input_hashes(arguments)
+    return any(before.get(name) and value and before[name] != value for name, value in now.items())
+
+
+def _data_files(arguments: TrainArguments) -> list[Path]:
+    """The data file. In a folder: the files of the run's split if their names tell it, else all files."""
+    name, part = arguments.data_path or arguments.data or "", ""
+    if name and not Path(name).exists():
+        name, _, part = name.rpartition(":")
+    elif ":" in (arguments.data or ""):
+        part = arguments.data.rpartition(":")[2]
+    place = Path(name)
+    if not name or place.is_file():
+        return [place] if name else []
+    for inner in filter(None, (part, arguments.task)):
+        place = place / inner if (place / inner).is_dir() else place
+    files = sorted(file for file in place.rglob("*") if file.suffix in DATA_ENDINGS and file.is_file())
+    split = arguments.data_split
+    return [file for file in files if split in file.stem or split == file.parent.name] or files
+
+
+def _hash(files: list[Path], blocks: int | None = None) -> str | None:
+    if not files:
+        return None
+    total = xxhash.xxh3_128()
+    for file in files:
+        facts = file.stat()
+        content = _hash_of(file.absolute(), facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns, blocks)
+        total.update(f"{file.name} {facts.st_size} {content}".encode())
+    return total.hexdigest()
+
+
+@lru_cache(maxsize=4096)
+def _hash_of(file: Path, size: int, modified: int, changed: int, blocks: int | None) -> str:
+    """Hash of a file; a process reads it again only if its size or times change."""
+    step = BLOCK if blocks is None else max(size // blocks, BLOCK)
+    total = xxhash.xxh3_128()
+    with open(file, "rb") as data:
+        for start in range(0, size, step):
+            data.seek(start)
+            total.update(data.read(BLOCK))
+    return total.hexdigest()

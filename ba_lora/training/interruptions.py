@@ -1,0 +1,103 @@
+"""What ends a run before its time: signals, which first get a checkpoint, and failures of the machine, told in one line."""
+
+import errno
+import shutil
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from torch import distributed
+from transformers import TrainerCallback
+
+from .. import signals
+from ..errors import RunFailure, Stopped, UserError
+
+FULL = (
+    "No space left on device",
+    "Disk quota exceeded",
+    "inline_container",
+)  # the last: torch.save, which hides the cause
+NO_MEMORY = ("DefaultCPUAllocator: can't allocate memory", "not enough memory")
+
+
+def cause(error: Exception, folder: Path) -> str | None:
+    """What of the machine gave out, and the remedy; None when it is something else. folder: where the run writes."""
+    text = str(error)
+    if isinstance(error, torch.OutOfMemoryError):
+        return "the GPU is out of memory; lower --micro_batch_size (the step stays as it is) or add --gradient_checkpointing"
+    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and any(sign in text for sign in NO_MEMORY)):
+        return "out of memory; lower --micro_batch_size (the step stays as it is) or add --gradient_checkpointing"
+    full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+    if full or (isinstance(error, RuntimeError | SafetensorError) and any(sign in text for sign in FULL)):
+        place = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+        return f"no space is left on the disk ({place}: {shutil.disk_usage(place).free / 1e6:.1f} MB free); free some space"
+    return None
+
+
+@contextmanager
+def explained(where: Callable[[], str], folder: Path) -> Iterator[None]:
+    """Turn a full disk and a lack of memory inside the block into a RunFailure. where: the place, as "in step 3"."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        reason = cause(error, folder)
+        if reason is None:
+            raise
+        raise RunFailure(f"{where()}: {reason}; then continue with --resume") from error
+
+
+def on_any_process(happened: bool, device: torch.device) -> bool:
+    """Whether `happened` on any process; each of them has to ask, and gets the same answer."""
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return happened
+    seen = torch.tensor(float(happened), device=device)
+    distributed.all_reduce(seen, op=distributed.ReduceOp.MAX)
+    return bool(seen)
+
+
+class StopSignals(TrainerCallback):
+    """On SIGTERM or SIGINT: a checkpoint at the end of the current step, then Stopped. To be used in a `with` block.
+
+    Of several processes all stop after the same step, whichever of them got the signal. After the last step nothing is
+    stopped: the run ends by itself. A second Ctrl-C interrupts at once. A signal that is ignored (nohup) stays ignored.
+    """
+
+    def __init__(self):
+        self.received: str | None = None
+        self.since = 0.0
+        self.stopping = False
+        self.before: dict = {}
+
+    def __enter__(self) -> "StopSignals":
+        self.stack = ExitStack()
+        self.before = self.stack.enter_context(signals.handled(self._note))
+        return self
+
+    def __exit__(self, *exception) -> None:
+        self.stack.close()
+
+    def _note(self, number: int, frame) -> None:
+        if self.received is None:
+            self.received, self.since = signal.Signals(number).name, time.monotonic()
+            signals.note(number)
+        elif number == signal.SIGINT and time.monotonic() - self.since > signals.AGAIN:
+            if callable(self.before[number]):
+                self.before[number](number, frame)
+            raise KeyboardInterrupt
+
+    def on_step_end(self, args, state, control, **objects):
+        self.stopping = on_any_process(self.received is not None, args.device) and state.global_step < state.max_steps
+        control.should_save = control.should_save or self.stopping
+
+    def on_save(self, args, state, control, **objects):
+        if self.stopping:
+            raise Stopped(
+                f"{self.received or 'a signal to another process'} after step {state.global_step} of {state.max_steps}; "
+                f"its checkpoint is in {args.output_dir}, continue with --resume"
+            )

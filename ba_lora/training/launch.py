@@ -1,0 +1,159 @@
+"""How a training is started: in this process, or by torchrun or the deepspeed launcher on several, here or on several machines.
+
+The environment says how many, in the launchers' own words:
+    NPROC                    processes on this machine; by default one for each GPU, else one
+    LAUNCHER                 torchrun (default) or deepspeed
+    NNODES, NODE_RANK, MASTER_ADDR, MASTER_PORT      several machines: run the same command on each of them, with its NODE_RANK
+    HOSTFILE                 DeepSpeed's list of machines, a line "HOST slots=N" each, in place of NNODES, NPROC and MASTER_ADDR
+With LAUNCHER=deepspeed, HOSTFILE and no NODE_RANK the deepspeed launcher starts the other machines itself, over ssh.
+The batch is cut so that an optimiser step always has the config's effective_batch_size.
+A signal to the starting process goes to the training processes, which write a checkpoint; their end is waited for.
+"""
+
+import os
+import re
+import shutil
+import sys
+from pathlib import Path
+
+import psutil
+import torch
+
+from .. import signals
+from ..errors import RunFailure, Stopped, UserError, choose
+from .arguments import TrainArguments
+
+LAUNCHERS = ("torchrun", "deepspeed")
+TRAIN = Path(__file__).resolve().parents[2] / "train.py"
+HOST = re.compile(r"(\S+)\s+slots=([1-9]\d*)(\s+#.*)?")
+
+
+def _whole(name: str, default: int, lowest: int = 1) -> int:
+    text = os.environ.get(name) or str(default)
+    if not text.isdigit() or int(text) < lowest:
+        raise UserError(f"{name} is '{text}'; give a whole number of at least {lowest}")
+    return int(text)
+
+
+def processes() -> tuple[int, int]:
+    """(processes on each machine, machines). Raises UserError for values that are no numbers or contradict each other."""
+    hosts = _hosts()
+    if not hosts:
+        return _whole("NPROC", max(torch.cuda.device_count(), 1)), _whole("NNODES", 1)
+    found = {"NPROC": next(iter(hosts.values())), "NNODES": len(hosts)}
+    for name, number in found.items():
+        if _whole(name, number) != number:
+            raise UserError(f"{name} is {os.environ[name]} and HOSTFILE says {number}; leave {name} out")
+    return found["NPROC"], found["NNODES"]
+
+
+def _hosts() -> dict[str, int]:
+    """{machine: its processes} of HOSTFILE, the first machine first; {} without one."""
+    file = os.environ.get("HOSTFILE")
+    if not file:
+        return {}
+    if not Path(file).is_file():
+        raise UserError(f"HOSTFILE {file} does not exist; write one line 'HOST slots=N' for each machine")
+    hosts = {}
+    for number, line in enumerate(Path(file).read_text(encoding="utf-8").splitlines(), 1):
+        line = line.strip()
+        if not line or line.startswith("#"):
+            continue
+        match = HOST.fullmatch(line)
+        if match is None or match[1] in hosts:
+            raise UserError(f"HOSTFILE {file}, line {number} is '{line}'; write 'HOST slots=N', each machine once")
+        hosts[match[1]] = int(match[2])
+    if not hosts:
+        raise UserError(f"HOSTFILE {file} names no machine; write one line 'HOST slots=N' for each")
+    if len(set(hosts.values())) > 1:
+        raise UserError(f"HOSTFILE {file} gives its machines different slots; give each the same number of processes")
+    return hosts
+
+
+def is_first_machine() -> bool:
+    """Whether what follows the training is to be done here: one machine of several does it, the first."""
+    return processes()[1] == 1 or _whole("NODE_RANK", 0, lowest=0) == 0
+
+
+def _meeting(nodes: int) -> list[str]:
+    """Where the processes of several machines meet, as both launchers spell it. UserError when it is not known."""
+    address = os.environ.get("MASTER_ADDR") or next(iter(_hosts()), None)
+    if not address:
+        raise UserError(f"NNODES is {nodes} and MASTER_ADDR is not set; give the first machine's address")
+    if not os.environ.get("NODE_RANK"):
+        raise UserError(f"there are {nodes} machines and NODE_RANK is not set; give 0 on the first, 1 on the next ...")
+    rank = _whole("NODE_RANK", 0, lowest=0)
+    if rank >= nodes:
+        raise UserError(f"NODE_RANK is {rank} and there are {nodes} machines; the last one has {nodes - 1}")
+    return ["--node_rank", str(rank), "--master_addr", address, "--master_port", str(_whole("MASTER_PORT", 29500))]
+
+
+def _torchrun(here: int, nodes: int) -> list[str]:
+    where = ["--standalone"] if nodes == 1 else ["--nnodes", str(nodes), *_meeting(nodes)]
+    return ["ba_lora.training.torchrun", "--nproc_per_node", str(here), *where]
+
+
+def _deepspeed(here: int, nodes: int) -> list[str]:
+    start, file = ["deepspeed.launcher.runner", "--no_local_rank"], os.environ.get("HOSTFILE")
+    if nodes == 1:
+        return [*start, "--num_accelerators", str(here)]
+    if not file:
+        raise UserError(
+            f"NNODES is {nodes} with LAUNCHER=deepspeed, which takes its machines from a host file; set HOSTFILE, "
+            "or use LAUNCHER=torchrun"
+        )
+    start += ["--hostfile", file]
+    if os.environ.get("NODE_RANK"):
+        return [*start, "--no_ssh", *_meeting(nodes)]
+    if shutil.which("pdsh") is None:
+        raise UserError(
+            "LAUNCHER=deepspeed starts the machines of HOSTFILE over ssh with pdsh, which is not installed; install it, "
+            "or run this command on each machine with its NODE_RANK"
+        )
+    start += ["--master_port", str(_whole("MASTER_PORT", 29500))]
+    return start + (["--master_addr", os.environ["MASTER_ADDR"]] if os.environ.get("MASTER_ADDR") else [])
+
+
+def command(arguments: TrainArguments, words: list[str]) -> list[str] | None:
+    """The command that trains `words` of train.py on several processes; None when one, this one, is enough.
+
+    Raises UserError when the effective batch cannot be cut evenly, or the launcher lacks a value.
+    """
+    here, nodes = processes()
+    arguments.accumulation(here * nodes)
+    if here * nodes == 1 and not arguments.deepspeed:
+        return None
+    launcher = choose("LAUNCHER", os.environ.get("LAUNCHER") or "torchrun", LAUNCHERS)
+    start = (_torchrun if launcher == "torchrun" else _deepspeed)(here, nodes)
+    return [sys.executable, "-m", *start, str(TRAIN), *words]
+
+
+def start(words: list[str]) -> None:
+    """Run a command from `command` to its end, in the main thread. Raises SystemExit with the run's own status when a signal
+    ended it, UserError or RunFailure when a process of it fails, as that process ended."""
+    environment = dict(os.environ)
+    environment.setdefault("OMP_NUM_THREADS", str(max((os.cpu_count() or 1) // processes()[0], 1)))
+    if not torch.cuda.is_available():
+        environment.setdefault("DS_ACCELERATOR", "cpu")
+    status, received = signals.run(words, _training, env=environment)
+    if status in (Stopped.STATUS, *signals.ENDED):
+        raise SystemExit(status)
+    if status and received:
+        raise SystemExit(128 + received)
+    signals.check()
+    if status:
+        kind = UserError if status == UserError.status else RunFailure
+        raise kind(f"the training ended with status {status}; its own error stands above")
+
+
+def _training(launcher: int) -> list[psutil.Process]:
+    """The processes of train.py that a launcher has started; before it has, the launcher and its own."""
+    tree = signals.tree(launcher)
+    return [each for each in tree if _words(each)[1:3] == ["-u", str(TRAIN)]] or tree  # as both launchers write it
+
+
+def _words(process: psutil.Process) -> list[str]:
+    try:
+        return process.cmdline()
+    except psutil.Error:  # it has just ended
+        return []

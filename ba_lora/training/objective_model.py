@@ -1,0 +1,171 @@
+"""An adapted model whose loss is the whole objective, from hidden states where its head allows that, else from logits."""
+
+import logging
+from collections.abc import Callable
+
+from torch import Tensor, nn
+from transformers.modeling_outputs import CausalLMOutput
+
+from ..errors import UserError
+from ..methods.save import penalty
+from ..methods.teacher import teacher
+from ..objective import schedules
+from ..objective.chunked import TeacherStats, chunked_objective, mean_entropy
+from ..objective.head import Split, cached_factor, split
+from ..objective.settings import Objective, counted, dense_objective
+from ..sharding import gathered
+from .step_model import StepModel
+
+logger = logging.getLogger(__name__)
+
+
+class ObjectiveModel(StepModel):
+    """A causal language model whose forward returns the objective; see StepModel for what drives it.
+
+    chunked: train from the hidden states where the head allows it, the same value and gradients in less memory and time; the
+    output then has no logits. False: always the dense form.
+    """
+
+    loss_type = "ForCausalLM"  # Trainer then counts labels[:, 1:], the rows that `counted` counts
+
+    def __init__(self, student: nn.Module, objective: Objective, *, chunked: bool = True, **options):
+        vocabulary = student.get_output_embeddings().weight.shape[0]
+        if objective.top_k is not None and objective.top_k > vocabulary:
+            raise UserError(f"top_k {objective.top_k} is above the vocabulary of {vocabulary}; lower top_k")
+        super().__init__(student, objective, **options)
+        self.parts: Split | bool | None = None if chunked else False  # found out in the first step
+        self.factor: Tensor | None = None  # of the head, for the spectrum
+
+    def items(self, labels: Tensor) -> Tensor:
+        """The tokens that count. labels: (B, T)."""
+        return counted(labels).sum()
+
+    def forward(
+        self,
+        input_ids=None,
+        attention_mask=None,
+        labels=None,
+        num_items_in_batch=None,
+        teacher_u=None,
+        teacher_c=None,
+        **inputs,
+    ):
+        """As the student's, with `loss` the objective. input_ids, attention_mask, labels: (B, T).
+
+        teacher_u (N, d), teacher_c (N,): what the teacher contributes to the N rows that count (chunked.TeacherStats), in
+        the order in which `counted` selects them; training then runs no teacher. Raises UserError where the logits are
+        needed all the same.
+        """
+        inputs = {"input_ids": input_ids, "attention_mask": attention_mask, **inputs}
+        if labels is None:
+            return self.student(**inputs)
+        inputs["use_cache"] = False
+        mask = counted(labels)
+        targets = labels[:, 1:][mask]
+        stats = TeacherStats(teacher_u, teacher_c) if teacher_u is not None else None
+        if self.training and not self.keep_gradients and self._can_split(input_ids):
+            output, terms, lambda1 = self._chunked(inputs, mask, targets, num_items_in_batch, stats)
+        elif self.training and stats is not None:
+            raise UserError(
+                "the teacher cache holds no logits, which training this model needs (its head is adapted, trained or not "
+                "linear, or each term's gradient is kept); leave the cache out"
+            )
+        else:
+            output, terms, lambda1 = self._dense(inputs, mask, targets, num_items_in_batch)
+        if self.training:
+            extra = penalty(self.student)
+            if extra is not None:
+                terms["penalty"], output.loss = extra, output.loss + extra * self.share
+            self.rows = self.rows + mask.sum()
+            self.record(terms, output.loss, lambda1, shared=("spectrum", "penalty"))
+        return output
+
+    def _can_split(self, input_ids: Tensor) -> bool:
+        """Whether the objective can be had without logits: found out once, and said once where it cannot."""
+        if self.parts is None:
+            self.parts, reason = split(self.student, input_ids[:1, :2])
+            if (self.objective.consistency, self.objective.diversity) != ("kl", "entropy"):
+                self.parts, reason = None, f"{self.objective.consistency} and {self.objective.diversity} need them"
+            if self.parts is None:
+                logger.warning("the logits are kept, at the cost of memory and time: %s", reason)
+                self.parts = False
+        return bool(self.parts)
+
+    def _weights(self, certainty: Callable[[], Tensor], rows: int) -> tuple:
+        """The weights in force; an adaptive lambda1 follows the teacher's certainty on these rows."""
+        if self.objective.lambda1_schedule != "adaptive" or not rows or not self.needs_teacher():
+            return self.lambdas
+        highest, *others = self.lambdas
+        lowest = self.objective.lambda1_min if self.objective.lambda1_min is not None else 0.1 * highest
+        return (float(lowest + (highest - lowest) * certainty()), *others)
+
+    def _dense(self, inputs: dict, mask: Tensor, targets: Tensor, num_items) -> tuple:
+        """(output, terms, lambda1) from the logits of student and teacher, (N, V) each."""
+        teacher_logits = None
+        if self.needs_teacher():
+            with teacher(self.student):
+                teacher_logits = self.student(**inputs).logits[:, :-1][mask]
+            self.clock.lap("teacher")
+        output = self.student(**inputs)
+        lambdas = self._weights(
+            lambda: schedules.confidence(teacher_logits, self.objective.temperature), rows=len(targets)
+        )
+        output.loss, terms = dense_objective(
+            output.logits[:, :-1][mask],
+            teacher_logits,
+            targets,
+            self.objective,
+            lambdas,
+            num_items=num_items,
+            spectrum_scale=self.share,
+            all_terms=self.all_terms,
+        )
+        return output, terms, lambdas[0]
+
+    def _chunked(self, inputs: dict, mask: Tensor, targets: Tensor, num_items, stats: TeacherStats | None) -> tuple:
+        """The same from the hidden states, (N, d) each; the output has no logits. With `stats` no teacher runs."""
+        body, head = self.parts
+        teacher_hidden = None
+        if not self.needs_teacher():
+            stats = None
+        elif stats is None:
+            with teacher(self.student):
+                teacher_hidden = body(**inputs).last_hidden_state[:, :-1][mask]
+            self.clock.lap("teacher")
+        hidden = body(**inputs).last_hidden_state[:, :-1][mask]
+
+        with gathered(head.parameters()):
+            loss, terms, lambda1 = self._from_hidden(hidden, teacher_hidden, stats, head, targets, num_items)
+        return CausalLMOutput(loss=loss), terms, lambda1
+
+    def _from_hidden(self, hidden, teacher_hidden, stats, head: nn.Linear, targets: Tensor, num_items) -> tuple:
+        """(loss, terms, lambda1) of the rows. hidden, teacher_hidden: (N, d); `head` has its values."""
+        form = self.objective
+
+        def certainty() -> Tensor:
+            if stats is not None:
+                entropy = -stats.c.mean()
+            else:
+                entropy = mean_entropy(teacher_hidden, head.weight, form.temperature)
+            return schedules.certainty(entropy, len(head.weight))
+
+        lambdas = self._weights(certainty, rows=len(targets))
+        if self.factor is None and (lambdas[2] > 0 or self.all_terms):
+            self.factor = cached_factor(head)
+        loss, terms = chunked_objective(
+            hidden,
+            teacher_hidden,
+            head.weight,
+            targets,
+            lambdas=lambdas,
+            temperature=form.temperature,
+            top_k=form.top_k,
+            svd_k=form.svd_k,
+            svd_norm=form.svd_norm,
+            head_factor=self.factor,
+            teacher_stats=stats,
+            num_items=num_items,
+            spectrum_scale=self.share,
+            all_terms=self.all_terms,
+        )
+        return loss, terms, lambdas[0]

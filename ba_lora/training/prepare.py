@@ -1,0 +1,92 @@
+"""What a run has when everything is read and opened, whichever kind it is."""
+
+import math
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from datasets import Dataset
+from torch import nn
+
+from ..files import digest
+from ..methods import quantisation
+from ..methods.names import start_of
+from ..methods.save import attach
+from ..objective.settings import Objective
+from .arguments import TrainArguments
+from .checkpoints import START, initial_factors
+from .step_model import StepModel
+from .trainer import FixedOrder
+
+
+class Prepared(NamedTuple):
+    """student: from `attach`. wrapper: what puts the objective around it. record: parts of run.json. callbacks: of the
+    Trainer. task: of a classifier, what is saved beside its weights."""
+
+    student: nn.Module
+    tokenizer: object
+    samples: Dataset
+    collate: Callable
+    order: FixedOrder
+    wrapper: Callable[..., StepModel]
+    record: dict
+    callbacks: tuple = ()
+    task: dict | None = None
+
+
+def adapt(arguments: TrainArguments, model: nn.Module, objective: Objective, samples: int, **more) -> nn.Module:
+    """The model as the run's method trains it. more: the head of a classifier.
+
+    A resumed run starts from the factors of its first start, without a decomposition.
+    """
+    if arguments.quantize:
+        quantisation.check_model(model)
+    decomposes = start_of(arguments.method, arguments.init).startswith("pissa")
+    kept = Path(arguments.output_dir) / "checkpoints" / START
+    student = attach(
+        model,
+        arguments.method,
+        rank=arguments.rank,
+        alpha=arguments.alpha,
+        target_modules=arguments.target_modules,
+        init=arguments.init,
+        seed=arguments.seed,
+        keep_initial=objective.lambda1 > 0,
+        dropout=arguments.dropout,
+        total_steps=steps_of(arguments, samples),
+        factors=initial_factors(kept) if arguments.resume and decomposes else None,
+        decomposition_cache=arguments.decomposition_folder(),
+        progress=arguments.progress,
+        **more,
+    )
+    if arguments.quantize:
+        quantisation.quantise(student)
+    return student
+
+
+def order_of(arguments: TrainArguments, samples) -> FixedOrder:
+    """The order of the samples, for every method the same."""
+    if not arguments.group_by_length:
+        return FixedOrder(len(samples), arguments.seed)
+    lengths = [len(ids) for ids in samples["input_ids"]]
+    return FixedOrder(len(samples), arguments.seed, lengths, arguments.micro_batch_size, arguments.effective_batch_size)
+
+
+def order_hash(order: FixedOrder) -> str:
+    """Identity of the order in which the first two epochs visit the samples."""
+    return digest([order.order(epoch) for epoch in range(2)])
+
+
+def to_device(model: nn.Module, use_cpu: bool) -> None:
+    """Move the model to this process's GPU, if it may and there is one: a decomposition takes minutes there, hours on a processor."""
+    if torch.cuda.is_available() and not use_cpu:
+        model.to(f"cuda:{os.environ.get('LOCAL_RANK', 0)}")
+
+
+def steps_of(arguments: TrainArguments, samples: int) -> int:
+    """Optimiser steps of the run."""
+    if arguments.max_steps > 0:
+        return arguments.max_steps
+    return max(1, math.ceil(arguments.epochs * math.ceil(samples / arguments.effective_batch_size)))

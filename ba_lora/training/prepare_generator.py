@@ -1,0 +1,100 @@
+"""What a run of generation trains: conversations, a causal language model with its adapter, and perhaps a teacher cache."""
+
+import logging
+
+from ..data.cache import load_samples
+from ..data.collator import PadRight
+from ..data.formats import read_conversations
+from ..data.sources import read_table
+from ..data.templates import make_template
+from ..models import load_model, load_tokenizer
+from ..objective.settings import Objective
+from . import resume, teacher_cache
+from .arguments import TrainArguments
+from .objective_model import ObjectiveModel
+from .prepare import Prepared, adapt, order_hash, order_of, to_device
+
+logger = logging.getLogger(__name__)
+
+
+def prepare(arguments: TrainArguments, objective: Objective) -> Prepared:
+    """Read the data, open the model and adapt it. Raises UserError for what the user can fix."""
+    tokenizer, samples, order, record = _read(arguments)
+    model, base = _open(arguments)
+    to_device(model, arguments.use_cpu)
+    collate, cache = PadRight(tokenizer), None
+    if arguments.teacher_cache:
+        cache = _teacher_cache(arguments, objective, model, samples, record["data"]["hash"], collate)
+    if cache is not None:
+        collate = PadRight(tokenizer, cache)
+        samples = samples.add_column("sample", range(len(samples)))
+    student = adapt(arguments, model, objective, len(samples))
+    record |= {"base": base, "teacher_cache": cache.facts if cache is not None else None}
+    return Prepared(student, tokenizer, samples, collate, order, ObjectiveModel, record)
+
+
+def check(arguments: TrainArguments) -> None:
+    """Raise UserError when data or model are not those of the run that --resume names. Changes nothing."""
+    _read(arguments)
+    _open(arguments)
+
+
+def _read(arguments: TrainArguments) -> tuple:
+    """(tokenizer, samples, their order, part of run.json), compared with the run that is resumed."""
+    conversations, report = _conversations(arguments)
+    tokenizer = load_tokenizer(arguments.model, trust_remote_code=arguments.trust_remote_code)
+    identity = resume.tokenizer_hash(tokenizer)
+    template = make_template(arguments.template, tokenizer, arguments.special_tokens_in_text)
+    samples, encoded = load_samples(tokenizer, template, conversations, arguments.max_length)
+    order = order_of(arguments, samples)
+    record = {
+        "tokenizer": identity,
+        "template": vars(template),
+        "data": report | encoded | {"trained": resume.trained_hash(samples)},
+        "order_hash": order_hash(order),
+    }
+    resume.refuse_changes(arguments, record | {"teacher_cache": arguments.uses_teacher_cache()})
+    return tokenizer, samples, order, record
+
+
+def _open(arguments: TrainArguments) -> tuple:
+    """(model, hashes of it), compared with the run that is resumed."""
+    model = load_model(
+        arguments.model,
+        arguments.dtype,
+        attn_implementation=arguments.attn_implementation,
+        trust_remote_code=arguments.trust_remote_code,
+    )
+    base = resume.base_of(model)
+    resume.refuse_changes(arguments, {"base": base})
+    return model, base
+
+
+def _conversations(arguments: TrainArguments) -> tuple[list[list[dict]], dict]:
+    """The training data as the options name it, and how many rows were read and skipped."""
+    table = read_table(
+        arguments.data,
+        arguments.data_path,
+        arguments.data_split,
+        arguments.limit,
+        shuffle_seed=arguments.seed if arguments.shuffle_data else None,
+    )
+    return read_conversations(table, arguments.fields, arguments.skip_bad_rows, arguments.ignore_columns or ())
+
+
+def _teacher_cache(arguments: TrainArguments, objective, model, samples, data_hash: str, collate):
+    """The teacher's cache, or None where nothing asks for the teacher. `model`: the original one, which is frozen."""
+    if not arguments.uses_teacher_cache():
+        logger.warning("--teacher_cache does nothing here: lambda1 is 0, so no teacher runs")
+        return None
+    return teacher_cache.prepare(
+        arguments.teacher_cache,
+        model,
+        samples,
+        data_hash,
+        temperature=objective.temperature,
+        dtype=arguments.teacher_cache_dtype,
+        collate=collate,
+        target_modules=arguments.target_modules,
+        progress=arguments.progress,
+    )

@@ -1,0 +1,42 @@
+"""Where a run reports to besides metrics.jsonl: TensorBoard, Weights & Biases. Their files go to RUN/logs."""
+
+import importlib.util
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from ..errors import UserError, choose
+
+REPORTERS = ("tensorboard", "wandb")  # transformers' names, and those of the packages
+
+
+def check_reporters(names: Sequence[str]) -> None:
+    """Raise UserError for a reporter that is unknown or whose package is not installed."""
+    for name in names:
+        choose("--report_to", name, REPORTERS)
+        if importlib.util.find_spec(name) is None:
+            raise UserError(f"--report_to {name} needs the package {name}; install it with: pip install {name}")
+
+
+@contextmanager
+def reporting(trainer, folder: Path) -> Iterator[None]:
+    """While the block runs, `trainer` reports into `folder`/logs; after it Weights & Biases' run is closed.
+
+    TENSORBOARD_LOGGING_DIR, WANDB_DIR and WANDB_PROJECT, where the user set them, are kept.
+    """
+    from transformers.integrations import TensorBoardCallback
+
+    logs = folder / "logs"
+    for callback in trainer.callback_handler.callbacks:
+        if isinstance(callback, TensorBoardCallback) and callback.logging_dir is None:
+            callback.logging_dir = str(logs)
+    if "wandb" not in trainer.args.report_to or not trainer.is_world_process_zero():
+        yield
+        return
+    import wandb
+
+    logs.mkdir(parents=True, exist_ok=True)
+    project = os.environ.get("WANDB_PROJECT", "ba-lora")
+    with wandb.init(project=project, name=folder.resolve().name, dir=os.environ.get("WANDB_DIR", logs)):
+        yield  # transformers' callback logs to the run that is open

@@ -1,0 +1,333 @@
+"""One training run, from checked options to the run folder: run.json, metrics.jsonl, adapter/ or model/, merged/.
+
+Nothing is written before the data, the model and the options have been found good. run.json is rewritten at the end with
+status "finished"; until then it says "running".
+"""
+
+import logging
+import os
+import sys
+import time
+from collections.abc import Sequence
+from datetime import timedelta
+from pathlib import Path
+
+import torch
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list, gather_object
+from transformers import TrainingArguments
+from transformers import logging as transformers_logging
+from transformers.integrations.deepspeed import unset_hf_deepspeed_config
+from transformers.utils import is_torch_tf32_available
+
+from .. import provenance
+from ..card import write_card
+from ..errors import RunFailure, UserError
+from ..files import digest, read_json, remove_leftovers, remove_own, write_sealed
+from ..folders import checksums
+from ..folders.kinds import CHECKPOINTS, REPLACED
+from ..folders.ownership import claimed, refuse_foreign, remove_run
+from ..hub import reserve
+from ..methods import quantisation
+from ..methods.save import export, export_merged, saved_parameters, trained_parameters
+from ..sharding import gathered, refuse_fsdp
+from . import checkpoints, resume
+from . import prepare_classifier as classification
+from . import prepare_generator as generation
+from .arguments import TrainArguments, as_config, changed_options
+from .ending import KeepTrained, told, try_out
+from .inputs import input_hashes
+from .interruptions import StopSignals, explained
+from .reporting import check_reporters, reporting
+from .trainer import BALoRATrainer
+
+logger = logging.getLogger(__name__)
+
+# What has to be the same on every process, beside the data.
+AGREED = ("order_hash", "objective", "trained_parameters", "accumulation")
+
+
+def train(arguments: TrainArguments, callbacks: Sequence = ()) -> Path:
+    """Run it; returns the run folder. `callbacks`: more TrainerCallbacks. Raises UserError for what the user can fix."""
+    folder = Path(arguments.output_dir)
+    with claimed(folder, "run", writes=resume.is_first()):
+        if not _is_finished(arguments, folder):
+            return _train(arguments, folder, callbacks)
+        if resume.is_first():
+            _kind_of_run(arguments).check(arguments)
+    logger.warning("%s holds this run, finished: nothing to do", folder)
+    return folder
+
+
+def _train(arguments: TrainArguments, folder: Path, callbacks: Sequence) -> Path:
+    """`train` in a folder that this process may write into."""
+    is_first = resume.is_first()
+    if arguments.uses_teacher_cache():
+        refuse_foreign(arguments.teacher_cache, "teacher cache", "--teacher_cache")
+    if arguments.decomposition_cache not in (None, "auto"):
+        refuse_foreign(arguments.decomposition_cache, "decompositions", "--decomposition_cache")
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else DeepSpeed, once imported, prints that it found no other
+    refuse_fsdp()
+    if not is_first:  # what concerns the run is said once, by the first process
+        logging.getLogger("ba_lora").setLevel(logging.ERROR)
+        transformers_logging.disable_progress_bar()
+    if arguments.deepspeed and "RANK" not in os.environ:
+        raise UserError(
+            "--deepspeed needs a launcher, even for one process: torchrun --nproc_per_node 1 train.py ..., "
+            "or sh scripts/ba-lora.sh CONFIG --deepspeed FILE"
+        )
+    ranks = int(os.environ.get("WORLD_SIZE", 1))
+    accumulation = arguments.accumulation(ranks)
+    check_reporters(arguments.report_to or ())
+    if arguments.tf32 and not is_torch_tf32_available():
+        raise UserError("--tf32 needs a GPU of the Ampere generation or newer and there is none here; leave it out")
+    if arguments.quantize:
+        quantisation.check_package()
+    objective = arguments.objective()
+    if arguments.push_to_hub and is_first:
+        reserve(arguments.push_to_hub, arguments.hub_public)
+    if ranks > 1:
+        join_processes(arguments)
+    sharding = digest(read_json(arguments.deepspeed)) if arguments.deepspeed else None
+    resume.refuse_changes(arguments, {"deepspeed": sharding})
+    with explained(lambda: "while the data and the model were opened", folder):
+        work = _kind_of_run(arguments).prepare(arguments, objective)
+    student, tokenizer = work.student, work.tokenizer
+    first_values = resume.start_of(student, arguments.method)
+    has_start = any(folder.glob("checkpoints/*"))  # otherwise nothing depends on an earlier start
+    resume.refuse_changes(arguments, {"start": first_values} if has_start else {})
+    start = folder / "checkpoints" / checkpoints.START
+    if arguments.resume:
+        checkpoints.check_start(student, start)
+    if arguments.method == "full" and objective.lambda1 > 0:
+        logger.warning(
+            "full fine-tuning with lambda1 > 0 keeps a second, frozen copy of the whole model as its teacher"
+        )
+    record = {
+        "status": "running",
+        "model": arguments.model,
+        "config": as_config(arguments),
+        "objective": vars(objective),
+        **work.record,
+        "decomposition": getattr(student, "decomposition", None),
+        "start": first_values,
+        "deepspeed": sharding,
+        "inputs": input_hashes(arguments) if is_first else None,
+        "trained_parameters": trained_parameters(student),
+        "quantisation": quantisation.quantisation_of(student),
+        "processes": ranks,
+        "accumulation": accumulation,
+        **provenance.record(),
+    }
+    try_out(arguments, student, tokenizer, work.task, record)
+    stop, keeper = StopSignals(), KeepTrained(arguments.save_steps)
+    trainer = BALoRATrainer(
+        student,
+        objective,
+        training_arguments(arguments, accumulation),
+        metrics=folder / "metrics.jsonl",
+        all_terms=arguments.log_all_terms,
+        gradient_norms=arguments.log_gradient_norms,
+        order=work.order,
+        wrapper=work.wrapper,
+        train_dataset=work.samples,
+        data_collator=work.collate,
+        callbacks=[stop],
+    )
+    for callback in (keeper, *work.callbacks, *callbacks):  # after the trainer's own, which writes metrics.jsonl
+        trainer.add_callback(callback)
+    keeper.trainer, main = trainer, trainer.is_world_process_zero()
+    with stop, explained(lambda: f"after step {trainer.state.global_step}", folder), told(trainer, folder):
+        _check_agreement(record)  # waits for all: each has seen the folder as it was before this run
+        if main:
+            if record["decomposition"]:
+                print(started_from(record["decomposition"]))
+            elif arguments.resume and (folder / "run.json").is_file():
+                record["decomposition"] = read_json(folder / "run.json").get("decomposition")  # of the first start
+            _prepare(arguments, folder)
+            write_sealed(folder / "run.json", record)
+        checkpoints.keep_start(student, start, first=main)
+        trainer.accelerator.wait_for_everyone()
+        checkpoints.check_start(student, start)
+        started = time.perf_counter()
+        with provenance.PeakMemory() as memory, reporting(trainer, folder):
+            trainer.objective_callback.gauges.memory = memory
+            trainer.train(resume_from_checkpoint=_checkpoint(arguments, folder, main, record))
+        started = min(started, trainer.objective_callback.started)  # of a resumed run with the time before
+        steps, seconds = trainer.state.global_step, time.perf_counter() - started
+        with gathered(saved_parameters(student)):
+            if main:
+                export(student, folder / _kind(arguments), work.task)
+        if main:
+            ended = {"status": "finished", "steps": steps, "train_seconds": seconds, "peak_memory": memory.peak}
+            _finish(arguments, folder, tokenizer, record | ended)
+    if main:
+        _write_card(folder)
+    trainer.accelerator.wait_for_everyone()
+    return folder
+
+
+def _kind_of_run(arguments: TrainArguments):
+    """The module that prepares the run."""
+    return classification if arguments.task else generation
+
+
+def join_processes(arguments: TrainArguments) -> None:
+    """Let this process and the others find each other before the model is adapted, which they do together.
+
+    TrainingArguments would do it too, but later, and would make transformers load the model in pieces under ZeRO-3.
+    """
+    cpu = arguments.use_cpu or not torch.cuda.is_available()
+    PartialState(cpu=cpu, timeout=timedelta(seconds=TrainingArguments.ddp_timeout))
+
+
+def _kind(arguments: TrainArguments) -> str:
+    """The folder that the trained weights are saved in."""
+    return "model" if arguments.method == "full" else "adapter"
+
+
+def _finish(arguments: TrainArguments, folder: Path, tokenizer, record: dict) -> None:
+    """Write what belongs to a finished run beside its weights, and remove checkpoints that nobody asked for."""
+    kind = _kind(arguments)
+    if kind == "model":
+        checksums.add(folder / kind, tokenizer.save_pretrained(folder / kind))
+    if arguments.merge:
+        unset_hf_deepspeed_config()  # under ZeRO-3 the base would be opened in pieces, with processes that do not come
+        export_merged(
+            folder / "adapter",
+            arguments.model,
+            folder / "merged",
+            arguments.dtype,
+            trust_remote_code=arguments.trust_remote_code,
+        )
+    write_sealed(folder / "run.json", record | {"files": checksums.of_run(folder)})
+    if not arguments.save_steps:
+        remove_own(folder / "checkpoints", CHECKPOINTS)
+    print(f"{folder}: {record['steps']} steps in {record['train_seconds']:.0f} s, saved as {folder / kind}")
+
+
+def _write_card(folder: Path) -> None:
+    """The model card of a finished run. Raises RunFailure with the command that writes it later."""
+    try:
+        write_card(folder)
+    except Exception as error:
+        raise RunFailure(
+            f"{folder} is finished and saved, but for its model card ({type(error).__name__}: {error}); write that with "
+            f"python -m ba_lora.card {folder}"
+        ) from error
+
+
+def leave_processes(status: int = 0) -> None:
+    """End this process with `status`, if it is one of several on processors, once nothing more will be trained.
+
+    Gloo's threads outlive destroy_process_group (the wrapped model holds the group); one that drops a tensor while the
+    interpreter shuts down aborts the process, and torchrun then reports a failed run after all work was done. So the
+    interpreter's shut-down is left out. Everything has been written by then.
+    """
+    distributed = torch.distributed
+    if distributed.is_available() and distributed.is_initialized() and distributed.get_backend() == "gloo":
+        distributed.barrier()
+        distributed.destroy_process_group()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+
+
+def started_from(facts: dict) -> str:
+    """What the decomposition of the weights was, as one line."""
+    return (
+        f"{facts['method']}: {facts['decomposed']} matrices decomposed, {facts['from_cache']} read from the cache, "
+        f"in {facts['seconds']:.1f} s; W_res holds up to {facts['residual']:.3f} of a matrix' norm"
+    )
+
+
+def training_arguments(arguments: TrainArguments, accumulation: int) -> TrainingArguments:
+    """Our options in transformers' words."""
+    return TrainingArguments(
+        output_dir=str(Path(arguments.output_dir) / "checkpoints"),
+        per_device_train_batch_size=arguments.micro_batch_size,
+        gradient_accumulation_steps=accumulation,
+        num_train_epochs=arguments.epochs,
+        max_steps=arguments.max_steps,
+        learning_rate=arguments.learning_rate,
+        lr_scheduler_type=arguments.lr_scheduler,
+        warmup_steps=arguments.warmup_ratio,
+        weight_decay=arguments.weight_decay,
+        max_grad_norm=arguments.max_grad_norm,
+        optim="adamw_torch",
+        bf16=arguments.dtype == "bfloat16" and torch.cuda.is_available() and not arguments.use_cpu,
+        tf32=arguments.tf32 or None,
+        gradient_checkpointing=arguments.gradient_checkpointing,
+        gradient_checkpointing_kwargs={"use_reentrant": False} if arguments.gradient_checkpointing else None,
+        logging_steps=arguments.logging_steps,
+        logging_first_step=True,
+        save_strategy="steps" if arguments.save_steps else "no",
+        save_steps=arguments.save_steps or 500,
+        save_total_limit=2,
+        seed=arguments.seed,
+        data_seed=arguments.seed,
+        use_cpu=arguments.use_cpu or not torch.cuda.is_available(),
+        deepspeed=arguments.deepspeed,
+        disable_tqdm=not arguments.progress,
+        report_to=arguments.report_to or "none",
+        remove_unused_columns=False,
+        dataloader_pin_memory=torch.cuda.is_available(),
+        ddp_find_unused_parameters=False,
+    )
+
+
+def _is_finished(arguments: TrainArguments, folder: Path) -> bool:
+    """Whether `folder` holds this very run, finished; UserError when it holds a run that may not be touched."""
+    if not (folder / "run.json").is_file():
+        return False
+    if arguments.overwrite:
+        return False
+    if not arguments.resume:
+        raise UserError(
+            f"--output_dir {folder} holds a run already; add --resume to continue it or --overwrite to replace it"
+        )
+    before = read_json(folder / "run.json", "config", "status")
+    for name, (was, now) in changed_options(before["config"], arguments).items():
+        raise UserError(
+            f"--resume: {name} is {now} and was {was} in {folder}; give the first run's options, or --overwrite"
+        )
+    if before["status"] == "finished":
+        checksums.verify_run(folder)
+    return before["status"] == "finished"
+
+
+def _check_agreement(record: dict) -> None:
+    """UserError when another process, on another machine, has read other data or got another objective or adapter."""
+    mine = {"data": record["data"]["hash"], "the base model": record["base"]["sample"]}
+    mine |= {name: record[name] for name in AGREED}
+    for name, value in mine.items():
+        if len(set(gather_object([digest(value)]))) > 1:
+            raise UserError(
+                f"the processes do not agree on {name}; give every machine the same options, data and model"
+            )
+
+
+def _prepare(arguments: TrainArguments, folder: Path) -> None:
+    """Clean up after a killed run; with --overwrite remove the old run's parts, and nothing else."""
+    remove_leftovers(folder, REPLACED)
+    checkpoints.remove_leftovers(folder / "checkpoints")
+    if arguments.overwrite:
+        remove_run(folder)
+
+
+def _checkpoint(arguments: TrainArguments, folder: Path, main: bool, record: dict) -> str | None:
+    """The checkpoint to continue from, the same on every process, or None to start at step 0."""
+
+    def alien(before: dict) -> str | None:
+        """How the run of a checkpoint's run.json differs from this one, or None."""
+        for name, (was, now) in changed_options(before["config"], arguments).items():
+            return f"{name} is {was} there and {now} here"
+        if before["data"]["hash"] != record["data"]["hash"]:
+            return "it was trained on other data"
+        if before["order_hash"] != record["order_hash"]:
+            return "its samples are in another order"
+        return None
+
+    found = checkpoints.newest(folder / "checkpoints", alien) if arguments.resume and main else None
+    return broadcast_object_list([str(found) if found else None])[0]

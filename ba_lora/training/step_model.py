@@ -1,0 +1,91 @@
+"""What every model with an objective has: the weights and sums of one optimiser step, and how a trainer drives them."""
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import UserError
+from ..methods.teacher import initial_copy
+from ..objective.settings import Objective
+from .gauges import StepClock
+
+
+class StepModel(nn.Module):
+    """An adapted model whose forward returns the whole objective as its loss, so that any trainer can drive it.
+
+    DistributedDataParallel and DeepSpeed see one forward and one backward; the teacher runs inside. `student` is the
+    model from `attach`. `begin_step` is called once an optimiser step (ObjectiveCallback does it); a forward in training
+    adds its terms by `record`.
+
+    all_terms: compute the terms whose weight is 0 too. gradient_norms: keep each term's gradient on the steps that
+    `begin_step` marks as logged (costs a backward a term).
+    """
+
+    accepts_loss_kwargs = True  # Trainer then passes num_items_in_batch and does not divide by the accumulation
+
+    def __init__(
+        self, student: nn.Module, objective: Objective, *, all_terms: bool = False, gradient_norms: bool = False
+    ):
+        super().__init__()
+        if objective.lambda1 > 0 and initial_copy(student) is None:
+            raise UserError(
+                "lambda1 > 0 needs the teacher and this model keeps no initial copy; attach it with keep_initial=True"
+            )
+        self.student, self.objective = student, objective
+        self.all_terms, self.gradient_norms = all_terms, gradient_norms
+        self.clock = StepClock()
+        self.begin_step(0, 1)
+
+    def __call__(self, *args, **kwargs):
+        self.clock.lap("data")
+        output = super().__call__(*args, **kwargs)
+        self.clock.lap("forward")
+        return output
+
+    @property
+    def config(self):
+        return self.student.config
+
+    def gradient_checkpointing_enable(self, **options) -> None:
+        self.student.gradient_checkpointing_enable(**options)
+
+    def items(self, labels: Tensor) -> Tensor:
+        """How many items of a micro-batch the means of a step are taken over."""
+        raise NotImplementedError
+
+    def begin_step(self, step: int, total: int, micro_batches: int = 1, ranks: int = 1, logged: bool = False) -> None:
+        """Set the weights of this optimiser step and forget the sums of the last one. logged: its figures will be read."""
+        self.lambdas = self.objective.weights(step, total)
+        self.share = 1.0 / (micro_batches * ranks)  # of one micro-batch in the step's mean
+        self.logged = logged
+        self.keep_gradients = logged and self.gradient_norms
+        self.sums: dict[str, Tensor] = {}  # over this process's micro-batches; statistics of one already averaged
+        self.rows: Tensor | int = 0  # counted tokens, likewise
+        self.gradients: dict[str, list[Tensor]] = {}
+        self.clock.begin(logged)
+
+    def needs_teacher(self) -> bool:
+        """Whether this step looks at the teacher."""
+        return self.lambdas[0] > 0 or (self.all_terms and initial_copy(self.student) is not None)
+
+    def record(self, terms: dict[str, Tensor | None], loss: Tensor, lambda1: float, shared: tuple[str, ...]) -> None:
+        """Add a micro-batch's terms to the step's; those in `shared` belong to the micro-batch and are averaged."""
+        values = {name: term.detach() for name, term in terms.items() if term is not None}
+        values["loss"] = loss.detach().clone()  # Trainer scales the loss in place
+        values["lambda1"] = torch.full_like(values["loss"], lambda1) * self.share
+        for name, value in values.items():
+            self.sums[name] = self.sums.get(name, 0) + (value * self.share if name in shared else value)
+        if self.keep_gradients:
+            self._keep_gradients(terms, shared)
+
+    def _keep_gradients(self, terms: dict, shared: tuple[str, ...]) -> None:
+        """Add each unweighted term's gradient to its sum over the step's micro-batches."""
+        trained = [parameter for parameter in self.student.parameters() if parameter.requires_grad]
+        for name, term in terms.items():
+            if term is None or not term.requires_grad:
+                continue
+            scaled = term * self.share if name in shared else term
+            pieces = torch.autograd.grad(scaled, trained, retain_graph=True, allow_unused=True)
+            pieces = [torch.zeros_like(p) if g is None else g for p, g in zip(trained, pieces, strict=True)]
+            kept = self.gradients.setdefault(name, [torch.zeros_like(p) for p in trained])
+            for total, piece in zip(kept, pieces, strict=True):
+                total += piece

@@ -1,0 +1,337 @@
+"""What the teacher contributes to every trained row, computed once and kept on disk (--teacher_cache DIR).
+
+Of the pre-trained model the objective needs only u = Σ_v p_T(v)·w_v (d numbers) and c = Σ_v p_T(v)·log p_T(v) of each row
+(chunked.py). They depend on the model, the token ids and T alone, not on the method, the seed or the epoch: later runs read
+them and run no teacher. They are of the original model W; the online teacher is W_res + B0·A0, which is W up to rounding.
+So the consistency at step 0 is not exactly 0 but about 1e-6. For a bfloat16 model, whose W_res is rounded, it was 6e-3, and
+the gradient differed by 1 % (SmolLM2, rank 32): there the cache's teacher is the truer one. Stored in bfloat16, rows of a
+float32 model change the gradient by 1e-4; those of a bfloat16 model lose nothing, because they are that coarse already.
+
+DIR/cache.json     what the cache belongs to (`facts`), and whether it is complete; rewritten last, when it is
+DIR/rows-N.safetensors    u (rows, d) in float32 or bfloat16 and c (rows,) in float64, samples sorted by length
+
+A shard appears whole and is built under its own lock: an interrupted build continues, and several processes share the work. Each
+run first compares the shards with their checksums; one that is damaged, or belongs to another cache, is rebuilt with a warning.
+"""
+
+import contextlib
+import hashlib
+import logging
+import os
+import shutil
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from filelock import FileLock, Timeout
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from ..data.collator import IGNORED
+from ..errors import DamagedFile, UserError
+from ..files import digest, read_json, write_sealed
+from ..folders.ownership import refuse_foreign
+from ..folders.tensor_files import load_tensors, of_tensors, save_tensors
+from ..objective.chunked import stats_of
+from ..objective.head import Split, split
+from ..objective.settings import counted
+
+logger = logging.getLogger(__name__)
+
+FORMAT = 1  # to be raised when the files' layout, SHARD_BYTES or what they hold changes
+SHARD_BYTES = 1 << 29  # of a shard, about; it is in memory while it is made
+BUILD_TOKENS = 8192  # of a forward in the build, padding included
+SAMPLED = 16384  # values of each tensor that go into the model's hash; of the head all
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+# What identifies a cache → its name in the message that it is another one.
+FACTS = {
+    "format": "version of the format",
+    "temperature": "temperature",
+    "dtype": "--teacher_cache_dtype",
+    "precision": "precision of the model",
+    "weights": "model, by its config and weights",
+    "data": "data, tokenizer, template or max_length, by the token ids",
+    "labels": "choice of trained tokens",
+    "rows": "number of rows",
+    "width": "width of the model",
+}
+
+
+class Rows(NamedTuple):
+    """Of each sample: `lengths`, its tokens, and `counts`, its trained rows, (samples,) each. `hash`: of which rows count."""
+
+    lengths: np.ndarray
+    counts: np.ndarray
+    hash: str
+
+
+class Layout(NamedTuple):
+    """Where rows lie. members: the samples of each shard, in file order; shard, first: of each sample, (samples,)."""
+
+    members: list[np.ndarray]
+    shard: np.ndarray
+    first: np.ndarray
+    counts: np.ndarray
+
+    def rows_in(self, shard: int) -> int:
+        return int(self.counts[self.members[shard]].sum())
+
+
+def row_bytes(width: int, dtype: str) -> int:
+    """Bytes on disk of one row of a model whose hidden states have `width` numbers."""
+    return width * DTYPES[dtype].itemsize + 8
+
+
+def prepare(
+    folder: str | Path,
+    model: nn.Module,
+    samples,
+    data_hash: str,
+    *,
+    temperature: float,
+    dtype: str,
+    collate,
+    target_modules: list[str] | None = None,
+    progress: bool = False,
+) -> "TeacherCache":
+    """Open the cache in `folder`, after building what is missing of it.
+
+    model: the original one, before `attach`; it is frozen. samples: a datasets.Dataset with input_ids and labels; data_hash:
+    of its token ids. collate: samples → a padded batch. target_modules: of the adapter to come, which may not be the head.
+    Raises UserError for a head that needs logits, a cache of something else, or a disk that is too small.
+    """
+    folder = Path(folder)
+    parts = _parts(model, samples[0]["input_ids"][:2], target_modules)
+    rows = trained_rows(samples)
+    facts = {
+        "format": FORMAT,
+        "temperature": float(temperature),
+        "dtype": dtype,
+        "precision": str(parts.head.weight.dtype).removeprefix("torch."),
+        "weights": weights_hash(model, parts.head),
+        "data": data_hash,
+        "labels": rows.hash,
+        "rows": int(rows.counts.sum()),
+        "width": parts.head.in_features,
+    }
+    layout = make_layout(rows, row_bytes(facts["width"], dtype))
+    if not _claim(folder, facts, layout) or any(map(partial(_flaw, folder, layout, facts), range(len(layout.members)))):
+        _check_space(folder, facts, layout)
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder / ".cache.json.lock")
+        with lock:
+            if not _claim(folder, facts, layout):  # another process may have been faster
+                write_sealed(folder / "cache.json", {"complete": False, **facts})
+        _build(folder, parts, samples, layout, rows.lengths, facts, collate, progress)
+        with lock:
+            write_sealed(folder / "cache.json", {"complete": True, **facts})
+    return TeacherCache(folder, layout, facts)
+
+
+class TeacherCache:
+    """A complete cache, read by the samples' numbers. The shards are memory-mapped: only the rows asked for are read."""
+
+    def __init__(self, folder: Path, layout: Layout, facts: dict):
+        self.folder, self.layout, self.facts = folder, layout, facts
+        self._open = lru_cache(maxsize=256)(self._open_shard)  # fewer than a process may have open
+        for shard in range(len(layout.members)):
+            file, least = _file(folder, shard), layout.rows_in(shard) * row_bytes(facts["width"], facts["dtype"])
+            if not file.is_file() or file.stat().st_size < least:
+                raise self._damaged(file)
+
+    def rows(self, numbers: list[int]) -> dict[str, Tensor]:
+        """{"teacher_u": (N, d), "teacher_c": (N,)} of these samples' rows, one sample after another."""
+        us, cs = zip(*(self._sample(number) for number in numbers), strict=True)
+        return {"teacher_u": torch.cat(us), "teacher_c": torch.cat(cs)}
+
+    def _sample(self, number: int) -> tuple[Tensor, Tensor]:
+        first = int(self.layout.first[number])
+        part = slice(first, first + int(self.layout.counts[number]))
+        tensors = self._open(int(self.layout.shard[number]))
+        return tensors.get_slice("u")[part], tensors.get_slice("c")[part]
+
+    def _open_shard(self, shard: int):
+        file = _file(self.folder, shard)
+        try:
+            return safe_open(file, framework="pt")
+        except (OSError, SafetensorError):
+            raise self._damaged(file) from None
+
+    def _damaged(self, file: Path) -> UserError:
+        return UserError(
+            f"--teacher_cache {self.folder} is damaged: {file.name} is missing or too short; remove the folder to build it again"
+        )
+
+
+def trained_rows(samples) -> Rows:
+    """Which rows of a datasets.Dataset count, as objective.counted and the collator have it, without a batch."""
+    labels = samples.select_columns("labels").with_format("arrow")[:]["labels"].combine_chunks()
+    starts = labels.offsets.to_numpy() - labels.offsets[0].as_py()
+    is_counted = labels.flatten().to_numpy() != IGNORED
+    is_counted[starts[:-1]] = False  # nothing predicts a sample's first token
+    counts = np.diff(np.concatenate([[0], np.cumsum(is_counted)])[starts])
+    lengths = np.diff(starts)
+    marks = hashlib.sha256(lengths.astype("<i8").tobytes() + np.packbits(is_counted).tobytes())
+    return Rows(lengths, counts, marks.hexdigest())
+
+
+def make_layout(rows: Rows, bytes_of_a_row: int) -> Layout:
+    """Samples sorted by length and cut into shards of about SHARD_BYTES; the same for the same rows."""
+    order = np.argsort(rows.lengths, kind="stable")
+    starts = np.concatenate([[0], np.cumsum(rows.counts[order])])[:-1]
+    numbers = np.unique(starts * bytes_of_a_row // SHARD_BYTES, return_inverse=True)[1]
+    cuts = np.flatnonzero(np.diff(numbers)) + 1
+    members = np.split(order, cuts)
+    begin = starts[np.concatenate([[0], cuts])]  # the first row of each shard
+    shard, first = np.empty_like(order), np.empty_like(order)
+    shard[order], first[order] = numbers, starts - begin[numbers]
+    return Layout(members, shard, first, rows.counts)
+
+
+@torch.no_grad()
+def weights_hash(model: nn.Module, head: nn.Linear) -> str:
+    """Identity of a model: its config and parameters, of each up to SAMPLED values spread over it, of the head all.
+
+    Any training of a model changes it; an edit of a few single values outside the head may not. Seconds for a large model.
+    """
+    aside = ("_name_or_path", "transformers_version", "dtype")
+    config = {key: value for key, value in model.config.to_dict().items() if key not in aside}
+    total = hashlib.sha256(digest(config).encode())
+    for name, parameter in model.named_parameters():
+        flat = parameter.detach().reshape(-1)
+        step = 1 if parameter is head.weight else max(flat.numel() // SAMPLED, 1) | 1  # odd: not one column only
+        total.update(f"{name} {tuple(parameter.shape)} {parameter.dtype}".encode())
+        total.update(flat[::step].contiguous().cpu().view(torch.uint8).numpy().data)
+    return total.hexdigest()
+
+
+def _parts(model: nn.Module, ids: list[int], target_modules: list[str] | None) -> Split:
+    """Body and head of the original model, frozen; UserError where the adapted one will need logits."""
+    model.requires_grad_(False)
+    model.eval()
+    parts, reason = split(model, torch.tensor([ids], device=next(model.parameters()).device))
+    if parts is not None:
+        (name,) = (name for name, module in model.named_modules() if module is parts.head)
+        if any(name == target or name.endswith(f".{target}") for target in target_modules or ()):
+            reason = f"the head, {name}, is adapted"
+    if reason:
+        raise UserError(f"--teacher_cache holds no logits, which this run needs: {reason}; leave it out")
+    return parts
+
+
+def _claim(folder: Path, facts: dict, layout: Layout) -> bool:
+    """Whether `folder` holds the complete cache of `facts`; UserError if it holds anything else.
+
+    A damaged cache.json is rewritten if the shards say that they belong to this cache.
+    """
+    refuse_foreign(folder, "teacher cache", "--teacher_cache")
+    if not (folder / "cache.json").is_file():
+        return False
+    try:
+        held = read_json(folder / "cache.json")
+    except DamagedFile:
+        shards = {_file(folder, shard): _of(facts, shard) for shard in range(len(layout.members))}
+        if any(shards.get(file) != of_tensors(file) for file in folder.glob("rows-*.safetensors")):
+            raise UserError(
+                f"--teacher_cache {folder} is damaged: cache.json cannot be read, and the shards do not say what they belong to; "
+                "remove the folder to build it again"
+            ) from None
+        logger.warning("%s is damaged; it is written again", folder / "cache.json")
+        return False
+    for name, what in FACTS.items():
+        if held.get(name) != facts[name]:
+            then, now = (str(value)[:12] for value in (held.get(name), facts[name]))
+            raise UserError(
+                f"--teacher_cache {folder} is of another {what} ({then}, now {now}); "
+                "name another folder, or remove this one to build it again"
+            )
+    return bool(held.get("complete"))
+
+
+def _check_space(folder: Path, facts: dict, layout: Layout) -> None:
+    """UserError when what is left to build is larger than what the disk has left."""
+    size = row_bytes(facts["width"], facts["dtype"])
+    left = sum(layout.rows_in(shard) for shard in range(len(layout.members)) if not _file(folder, shard).exists())
+    there = next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())
+    free = shutil.disk_usage(there).free
+    if left * size > free:
+        raise UserError(
+            f"--teacher_cache {folder} needs {left * size / 1e9:,.3f} GB ({left:,} rows of {size:,} bytes) and its disk has "
+            f"{free / 1e9:,.3f} GB free; use another disk, fewer samples (--limit) or --teacher_cache_dtype bfloat16"
+        )
+
+
+def _build(folder: Path, parts: Split, samples, layout: Layout, lengths, facts: dict, collate, progress: bool) -> None:
+    """Make the shards that are missing, first those that no other process is at, then those that one has left undone."""
+    total = facts["rows"]
+    done = set()
+    with tqdm(total=total, desc="teacher cache", unit="row", disable=not progress) as bar:
+        for wait in (False, True):
+            for shard, members in enumerate(layout.members):
+                if shard in done:
+                    continue
+                file = _file(folder, shard)
+                lock = FileLock(file.with_name(f".{file.name}.lock"), blocking=wait)
+                with contextlib.suppress(Timeout), lock:
+                    if wrong := _flaw(folder, layout, facts, shard):
+                        if file.exists():
+                            logger.warning("%s; it is built again", wrong)
+                        tensors = _shard(parts, samples, members, lengths, layout.rows_in(shard), facts, collate, bar)
+                        temporary = file.with_name(f".{file.name}.tmp")
+                        save_tensors(tensors, temporary, _of(facts, shard))
+                        os.replace(temporary, file)
+                    done.add(shard)
+
+
+@torch.no_grad()
+def _shard(parts: Split, samples, members, lengths, rows: int, facts: dict, collate, bar) -> dict[str, Tensor]:
+    """{"u": (rows, d), "c": (rows,)} of the samples `members`, in that order."""
+    dtype, device = DTYPES[facts["dtype"]], parts.head.weight.device
+    u, c = torch.empty(rows, facts["width"], dtype=dtype), torch.empty(rows, dtype=torch.float64)
+    start = 0
+    for numbers in _batches(members, lengths):
+        batch = {name: tensor.to(device) for name, tensor in collate([samples[int(n)] for n in numbers]).items()}
+        mask = counted(batch.pop("labels"))
+        hidden = parts.body(**batch, use_cache=False).last_hidden_state[:, :-1][mask]
+        stats = stats_of(hidden, parts.head.weight, facts["temperature"], dtype=dtype)
+        end = start + len(hidden)
+        u[start:end], c[start:end] = stats.u.cpu(), stats.c.cpu()
+        start = end
+        bar.update(len(hidden))
+    return {"u": u, "c": c}
+
+
+def _batches(members: np.ndarray, lengths: np.ndarray) -> list[np.ndarray]:
+    """`members`, sorted by length, cut into batches of about BUILD_TOKENS tokens, padding included; one sample at least."""
+    batches, start = [], 0
+    for end in range(1, len(members) + 1):
+        if end == len(members) or (end + 1 - start) * lengths[members[end]] > BUILD_TOKENS:
+            batches.append(members[start:end])
+            start = end
+    return batches
+
+
+def _file(folder: Path, shard: int) -> Path:
+    return folder / f"rows-{shard:05d}.safetensors"
+
+
+def _of(facts: dict, shard: int) -> str:
+    """What a shard says it belongs to."""
+    return digest([facts, shard])
+
+
+def _flaw(folder: Path, layout: Layout, facts: dict, shard: int) -> str | None:
+    """What is wrong with a shard (missing, damaged, of another cache), or None. Reads all of it."""
+    file, rows = _file(folder, shard), layout.rows_in(shard)
+    if not file.exists():
+        return f"{file} is missing"
+    try:
+        tensors = load_tensors(file, _of(facts, shard))
+    except DamagedFile as error:
+        return str(error)
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    return None if shapes == {"u": (rows, facts["width"]), "c": (rows,)} else f"{file} holds other tensors"

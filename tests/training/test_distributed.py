@@ -1,0 +1,88 @@
+"""Two processes under torchrun equal one process on the same micro-batches."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.training import two_processes
+
+ROOT = Path(__file__).parents[2]
+
+
+def result(folder):
+    metrics = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return torch.load(folder / "tensors.pt", weights_only=True), metrics
+
+
+def launch(folder, *words):
+    """What two processes train."""
+    folder.mkdir()
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    command += ["-m", "tests.training.two_processes", str(folder), "2", *words]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "DS_ACCELERATOR": "cpu"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return result(folder)
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    """{method: what one process, this one, trains}"""
+    runs = {}
+
+    def run(method):
+        if method not in runs:
+            folder = tmp_path_factory.mktemp("one")
+            two_processes.main(folder, 4, method)
+            runs[method] = result(folder)
+        return runs[method]
+
+    return run
+
+
+def assert_trained_alike(one, two):
+    """20 steps of 4 micro-batches at learning rate 1e-3, all terms active: within 1e-5 of the update's norm."""
+    (one, metrics_one), (two, metrics_two) = one, two
+    assert torch.equal(one["start"], two["start"])
+    update = (one["end"] - one["start"]).norm()
+    assert update > 0.01
+    assert ((one["end"] - two["end"]).norm() / update).item() <= 1e-5
+    for a, b in zip(metrics_one, metrics_two, strict=True):
+        for name in ("loss", "task", "consistency", "diversity", "spectrum", "lambda1", "lr", "tokens"):
+            # abs: a KL near 0 is a small difference of float32 logarithms
+            assert a[name] == pytest.approx(b[name], rel=1e-4, abs=1e-6), (a["step"], name)
+
+
+SLOW = [pytest.param(method, marks=pytest.mark.slow) for method in ("full", "classifier")]
+
+
+@pytest.mark.parametrize("method", ["ba-lora", *SLOW])
+def test_two_processes_train_as_one(alone, tmp_path, method):
+    assert_trained_alike(alone(method), launch(tmp_path / "two", method))
+
+
+def cut_finely(file, stage):
+    """A ZeRO config for a small model: of stage 3 the smallest tensor is cut too, and only the next few are fetched ahead."""
+    config = json.loads((ROOT / f"configs/deepspeed/zero{stage}.json").read_text())
+    if stage == 3:
+        config["zero_optimization"] |= {"stage3_param_persistence_threshold": 0, "stage3_prefetch_bucket_size": 1000}
+    file.write_text(json.dumps(config))
+    return str(file)
+
+
+@pytest.mark.parametrize("stage", [pytest.param(2, marks=pytest.mark.slow), 3])  # test_launch.py has stage 2 too
+def test_two_processes_under_zero_train_as_one(alone, tmp_path, stage):
+    config = cut_finely(tmp_path / "zero.json", stage)
+    assert_trained_alike(alone("ba-lora"), launch(tmp_path / "two", "ba-lora", config))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["delayed", "full", "classifier", "dora"])
+def test_zero_3_cuts_what_each_kind_of_run_has(alone, tmp_path, method):
+    config = cut_finely(tmp_path / "zero.json", 3)
+    assert_trained_alike(alone(method), launch(tmp_path / "two", method, config))

@@ -1,0 +1,399 @@
+"""One launcher: what it starts, what it refuses, and that two processes, also as two machines, train as one process does."""
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file
+
+from ba_lora.errors import RunFailure, UserError
+from ba_lora.experiments import single
+from ba_lora.files import read_json, write_json
+from ba_lora.models import load_model
+from ba_lora.training import checkpoints, launch
+from ba_lora.training.arguments import parse
+from ba_lora.training.run import train
+from tests.processes import default_signals
+
+ROOT = Path(__file__).parents[2]
+ZERO2 = str(ROOT / "configs/deepspeed/zero2.json")
+TINY = str(ROOT / "configs/nlg/tiny.yaml")
+
+
+PLACES = ("NPROC", "LAUNCHER", "NNODES", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT", "HOSTFILE")
+
+
+def command(monkeypatch, *words, **environment):
+    for name in PLACES:
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    words = ["--config", TINY, "--output_dir", "somewhere", *words]
+    made = launch.command(parse(words), words)
+    assert made is None or (made[0] == sys.executable and made[-len(words) - 1 :] == [str(launch.TRAIN), *words])
+    return made and made[2 : -len(words) - 1]
+
+
+def test_one_process_needs_no_launcher_unless_deepspeed_does(monkeypatch):
+    assert command(monkeypatch) is None
+    assert command(monkeypatch, NPROC="1") is None
+    alone = ["ba_lora.training.torchrun", "--nproc_per_node", "1", "--standalone"]
+    assert command(monkeypatch, "--deepspeed", ZERO2) == alone
+
+
+def test_the_environment_says_how_many_processes_and_machines(monkeypatch):
+    assert command(monkeypatch, NPROC="2") == ["ba_lora.training.torchrun", "--nproc_per_node", "2", "--standalone"]
+    assert command(monkeypatch, NPROC="2", LAUNCHER="deepspeed") == [
+        "deepspeed.launcher.runner",
+        "--no_local_rank",
+        "--num_accelerators",
+        "2",
+    ]
+    many = command(monkeypatch, NPROC="1", NNODES="2", NODE_RANK="1", MASTER_ADDR="first", MASTER_PORT="1234")
+    assert many[:3] == ["ba_lora.training.torchrun", "--nproc_per_node", "1"]
+    assert many[3:] == "--nnodes 2 --node_rank 1 --master_addr first --master_port 1234".split()
+
+
+@pytest.fixture
+def hosts(tmp_path):
+    file = tmp_path / "hosts"
+    file.write_text("# the nodes\nfirst slots=2\n\nsecond  slots=2 # the last\n")
+    return str(file)
+
+
+def test_a_host_file_says_the_machines_to_both_launchers(monkeypatch, hosts):
+    torchrun = ["ba_lora.training.torchrun", "--nproc_per_node", "2", "--nnodes", "2"]
+    second = "--node_rank 1 --master_addr first --master_port 29500".split()
+    small = ("--micro_batch_size", "8")
+    assert command(monkeypatch, *small, HOSTFILE=hosts, NODE_RANK="1") == torchrun + second
+    deepspeed = ["deepspeed.launcher.runner", "--no_local_rank", "--hostfile", hosts]
+    each = {"HOSTFILE": hosts, "LAUNCHER": "deepspeed"}
+    assert command(monkeypatch, *small, NODE_RANK="1", **each) == [*deepspeed, "--no_ssh", *second]
+    monkeypatch.setattr(launch.shutil, "which", lambda name: name)
+    over_ssh = [*deepspeed, "--master_port", "1234", "--master_addr", "10.0.0.1"]
+    assert command(monkeypatch, *small, MASTER_ADDR="10.0.0.1", MASTER_PORT="1234", **each) == over_ssh
+    Path(hosts).write_text("here slots=2")
+    assert command(monkeypatch, HOSTFILE=hosts) == torchrun[:3] + ["--standalone"]
+
+
+def test_processes_default_to_the_gpus_found(monkeypatch):
+    monkeypatch.setattr(launch.torch.cuda, "device_count", lambda: 2)
+    assert command(monkeypatch)[:3] == ["ba_lora.training.torchrun", "--nproc_per_node", "2"]
+    assert command(monkeypatch, NPROC="1") is None
+
+
+@pytest.mark.parametrize(
+    ("environment", "message"),
+    [
+        ({"NPROC": "3"}, "effective_batch_size 32 is not a multiple of --micro_batch_size 16 × 3 processes"),
+        ({"NPROC": "1", "NNODES": "3", "MASTER_ADDR": "a"}, "16 × 3 processes"),
+        ({"NPROC": "two"}, "NPROC is 'two'; give a whole number of at least 1"),
+        ({"NPROC": "0"}, "NPROC is '0'"),
+        ({"NPROC": "2", "LAUNCHER": "torchrum"}, "LAUNCHER 'torchrum' is not known, did you mean 'torchrun'"),
+        ({"NPROC": "1", "NNODES": "2"}, "MASTER_ADDR is not set"),
+        ({"NPROC": "1", "NNODES": "2", "MASTER_ADDR": "a"}, "2 machines and NODE_RANK is not set; give 0 on the first"),
+        ({"NPROC": "1", "NNODES": "2", "MASTER_ADDR": "a", "NODE_RANK": "2"}, "NODE_RANK is 2 .* last one has 1"),
+        ({"NPROC": "1", "NNODES": "2", "LAUNCHER": "deepspeed"}, "set HOSTFILE, or use LAUNCHER=torchrun"),
+        ({"HOSTFILE": "nowhere"}, "HOSTFILE nowhere does not exist"),
+    ],
+)
+def test_what_cannot_be_started_is_said_in_one_line(monkeypatch, environment, message):
+    with pytest.raises(UserError, match=message) as raised:
+        command(monkeypatch, **environment)
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "environment", "message"),
+    [
+        ("first slots=2\nsecond\n", {}, "line 2 is 'second'; write 'HOST slots=N'"),
+        ("first slots=0\n", {}, "line 1 is 'first slots=0'"),
+        ("first slots=1\nfirst slots=1\n", {}, "line 2 is 'first slots=1'; .* each machine once"),
+        ("# nothing\n", {}, "names no machine"),
+        ("first slots=1\nsecond slots=2\n", {}, "different slots"),
+        ("first slots=1\nsecond slots=1\n", {"NNODES": "3"}, "NNODES is 3 and HOSTFILE says 2; leave NNODES out"),
+        ("first slots=1\nsecond slots=1\n", {"NPROC": "2"}, "NPROC is 2 and HOSTFILE says 1"),
+        ("first slots=1\nsecond slots=1\n", {"LAUNCHER": "deepspeed"}, "pdsh, which is not installed"),
+    ],
+)
+def test_a_host_file_that_cannot_be_used_is_said_in_one_line(monkeypatch, hosts, text, environment, message):
+    Path(hosts).write_text(text)
+    monkeypatch.setattr(launch.shutil, "which", lambda name: None)
+    with pytest.raises(UserError, match=message) as raised:
+        command(monkeypatch, HOSTFILE=hosts, **environment)
+    assert "\n" not in str(raised.value)
+
+
+def test_only_the_first_machine_evaluates(monkeypatch, tmp_path):
+    started, evaluated = [], []
+    monkeypatch.setattr(launch, "start", started.append)
+    monkeypatch.setattr(single.eval.all, "main", evaluated.append)
+    monkeypatch.setattr(single.eval.all, "check_data", lambda *names: None)
+    monkeypatch.setattr(single, "write_card", lambda folder: None)
+    for name, value in {"NPROC": "1", "NNODES": "2", "MASTER_ADDR": "first"}.items():
+        monkeypatch.setenv(name, value)
+    for rank, evaluations in (("1", 0), ("0", 1)):
+        monkeypatch.setenv("NODE_RANK", rank)
+        assert single.train_and_evaluate(TINY, ["--output_dir", str(tmp_path / "run")]) == 0
+        assert len(evaluated) == evaluations and "--node_rank" in started[-1]
+    assert not (tmp_path / "run").exists()
+
+
+TRAINING = """
+import pathlib, signal, sys, time
+def stop(number, frame):
+    time.sleep(1)  # longer than subprocess.run gives a child after Ctrl-C
+    pathlib.Path(sys.argv[1], "checkpoint").touch()
+    sys.exit(int(sys.argv[2]))
+signal.signal(signal.SIGTERM, stop)
+signal.signal(signal.SIGINT, stop)
+pathlib.Path(sys.argv[1], "ready").touch()
+time.sleep(60)
+"""
+
+
+def interrupt(monkeypatch, folder, number, status):
+    """What `start` raises when this process gets a signal while a launcher's only process trains, which then ends so."""
+    (folder / "train.py").write_text(TRAINING)
+    monkeypatch.setattr(launch, "TRAIN", folder / "train.py")
+    monkeypatch.setenv("NPROC", "1")
+    launcher = "import subprocess, sys; sys.exit(subprocess.run([sys.executable, '-u', *sys.argv[1:]]).returncode)"
+
+    def send():
+        while not (folder / "ready").exists():
+            time.sleep(0.01)
+        os.kill(os.getpid(), number)
+
+    if signal.getsignal(number) == signal.SIG_IGN:  # as in the background of a script, where `start` leaves it ignored
+        signal.signal(number, signal.SIG_DFL)
+    sender, before = threading.Thread(target=send), signal.getsignal(number)
+    sender.start()
+    with pytest.raises(SystemExit) as raised:
+        launch.start([sys.executable, "-c", launcher, str(folder / "train.py"), str(folder), str(status)])
+    sender.join()
+    assert signal.getsignal(number) == before
+    return raised.value.code
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_goes_to_the_training_whose_end_is_waited_for(monkeypatch, tmp_path, number):
+    assert interrupt(monkeypatch, tmp_path, number, 75) == 75
+    assert (tmp_path / "checkpoint").exists()
+
+
+def test_a_training_that_a_signal_ended_at_once_is_no_failed_one(monkeypatch, tmp_path):
+    assert interrupt(monkeypatch, tmp_path, signal.SIGTERM, 1) == 128 + signal.SIGTERM
+
+
+@pytest.mark.parametrize(("status", "kind"), [(1, RunFailure), (2, UserError)])
+def test_a_launched_training_that_fails_ends_with_its_own_status(tmp_path, status, kind):
+    (tmp_path / "fail.py").write_text(f"import sys; sys.exit({status})")
+    words = ["-m", "ba_lora.training.torchrun", "--standalone", "--nproc_per_node", "2", str(tmp_path / "fail.py")]
+    with pytest.raises(
+        UserError, match=f"the training ended with status {status}; its own error stands above"
+    ) as raised:
+        launch.start([sys.executable, *words])
+    assert type(raised.value) is kind
+
+
+def test_deepspeed_without_a_launcher_or_its_file_is_refused(tmp_path, monkeypatch):
+    monkeypatch.delenv("RANK", raising=False)
+    words = ["--config", TINY, "--output_dir", str(tmp_path / "run")]
+    with pytest.raises(UserError, match="--deepspeed needs a launcher, even for one process: torchrun"):
+        train(parse([*words, "--deepspeed", ZERO2]))
+    with pytest.raises(UserError, match="--deepspeed nowhere.json does not exist"):
+        parse([*words, "--deepspeed", "nowhere.json"])
+    zero3, broken = ZERO2.replace("zero2", "zero3"), tmp_path / "broken.json"
+    with pytest.raises(UserError, match="--log_gradient_norms needs whole gradients, which ZeRO-3 cuts; use ZeRO-2"):
+        parse([*words, "--deepspeed", zero3, "--log_gradient_norms"])
+    broken.write_text("{")
+    with pytest.raises(UserError, match=r"--deepspeed .*broken\.json is no DeepSpeed config") as raised:
+        parse([*words, "--deepspeed", str(broken), "--save_steps", "5"])
+    assert "\n" not in str(raised.value) and not (tmp_path / "run").exists()
+
+
+# 20 steps of the embedded run, every term active from the first.
+STEPS = ["--limit", "640", "--learning_rate", "1e-3", "--logging_steps", "1", "--progress", "false"]
+STEPS += [word for number in "123" for word in (f"--lambda{number}_schedule", "constant")]
+
+
+def begin(folder, *words, **environment):
+    kept = {name: value for name, value in os.environ.items() if name not in PLACES}
+    return subprocess.Popen(
+        [*words, *STEPS, "--output_dir", str(folder)],
+        cwd=ROOT,
+        env=kept | {"OMP_NUM_THREADS": "1"} | environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        preexec_fn=default_signals,
+    )
+
+
+def end(process):
+    out, errors = process.communicate(timeout=500)
+    assert process.returncode == 0, errors[-3000:]
+    return out
+
+
+def result(folder):
+    """(the exported tensors, the lines of metrics.jsonl, the logits of the original base with the adapter in stock PEFT)"""
+    metrics = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    with torch.no_grad():
+        model = PeftModel.from_pretrained(load_model("tiny"), str(folder / "adapter"))
+        logits = model(input_ids=torch.arange(40, 60)[None]).logits
+        with model.disable_adapter():
+            change = logits - model(input_ids=torch.arange(40, 60)[None]).logits
+    return load_file(folder / "adapter" / "adapter_model.safetensors"), metrics, change
+
+
+def run(folder, *words, **environment):
+    end(begin(folder, *words, **environment))
+    return result(folder)
+
+
+def updates(adapter):
+    """(B·A − B0·A0 of every layer, the trained tensors' way from their start) as one vector each; A is (2r, in), B (out, 2r)."""
+    products, ways = [], []
+    for name, a in adapter.items():
+        if "lora_A" in name:
+            a, b = a.double(), adapter[name.replace("lora_A", "lora_B")].double()
+            products.append((b @ a).flatten())
+            ways += [(new - start).flatten() for new, start in (a.chunk(2), (b.chunk(2, 1)[0], -b.chunk(2, 1)[1]))]
+    return torch.cat(products), torch.cat(ways)
+
+
+def same(one, two):
+    """The same 20 steps: the update within 1e-5 of its norm, and the change of the base's logits too.
+
+    DistributedDataParallel gives the very same numbers, and so does ZeRO-2 without clipping; what differs is the rounding of
+    the norm that gradients are clipped by, and of products of ZeRO-3's pieces.
+    """
+    for a, b in zip(one[1], two[1], strict=True):
+        for name in ("loss", "task", "consistency", "diversity", "spectrum", "lambda1", "lambda3", "lr", "tokens"):
+            assert a[name] == pytest.approx(b[name], rel=1e-4, abs=1e-6), (a["step"], name)
+    assert len(one[1]) == 20 and one[1][-1]["consistency"] > 0.01 and one[0].keys() == two[0].keys()
+    for update, other in zip((*updates(one[0]), one[2]), (*updates(two[0]), two[2]), strict=True):
+        assert update.norm() > 1
+        assert ((update - other).norm() / update.norm()).item() <= 1e-5
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    return run(tmp_path_factory.mktemp("runs") / "alone", sys.executable, "train.py", "--config", TINY)
+
+
+ONE = [sys.executable, "-m", "ba_lora.experiments", "one", TINY, "--eval_limit", "4"]  # what scripts/ba-lora.sh does
+
+
+@pytest.mark.slow  # offloading builds DeepSpeed's AdamW the first time: some minutes
+@pytest.mark.parametrize("config", ["zero2", "zero3", "zero2-offload", "zero3-offload"])
+def test_zero_on_two_processes_trains_and_evaluates_as_one_process(alone, tmp_path, config):
+    """The script's own path: launch, train under DeepSpeed, evaluate in the starting process."""
+    merge = ["--merge"] if config == "zero3" else []  # opens the original base beside the one that is cut
+    two = run(tmp_path / "zero", *ONE, "--deepspeed", ZERO2.replace("zero2", config), *merge, NPROC="2")
+    same(alone, two)
+    assert (tmp_path / "zero" / "merged" / "model.safetensors").is_file() == (config == "zero3")
+    assert json.loads((tmp_path / "zero" / "run.json").read_text())["processes"] == 2
+    assert json.loads((tmp_path / "zero" / "eval" / "gsm8k" / "score.json").read_text())["n"] == 4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("config", ["zero2", "zero3"])
+def test_a_run_under_zero_is_resumed_from_its_pieces(tmp_path, config):
+    words = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "train.py"]
+    words += ["--config", TINY, "--deepspeed", ZERO2.replace("zero2", config), "--save_steps", "10"]
+    folder, checkpoints = tmp_path / "run", tmp_path / "run" / "checkpoints"
+    whole = run(folder, *words, DS_ACCELERATOR="cpu")
+    assert all(tensor.numel() for tensor in load_file(checkpoints / "checkpoint-10" / "trained.safetensors").values())
+    shutil.rmtree(checkpoints / "checkpoint-20")
+    shutil.rmtree(folder / "adapter")
+    write_json(folder / "run.json", read_json(folder / "run.json") | {"status": "running"})
+    resumed = run(folder, *words, "--resume", DS_ACCELERATOR="cpu")
+    same(whole, resumed)
+    assert all(torch.equal(tensor, resumed[0][name]) for name, tensor in whole[0].items())
+
+
+def two_machines(folder, *words, second=(), **where):
+    """Two launchers on this machine stand for two machines, each with its own cache and output folder. Of each (status,
+    output, errors); `second`: options of the second one alone."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        where |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+    machines = [
+        begin(folder / rank, *ONE, *words, *more, **where, NODE_RANK=rank, BA_LORA_CACHE=str(folder / f"cache{rank}"))
+        for rank, more in (("0", ()), ("1", second))
+    ]
+    try:
+        outputs = [machine.communicate(timeout=1000) for machine in machines]
+    finally:
+        for machine in machines:
+            if machine.poll() is None:  # the other one failed: this one would wait for it
+                os.killpg(machine.pid, signal.SIGKILL)
+    return [(machine.returncode, *output) for machine, output in zip(machines, outputs, strict=True)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", ["torchrun", "deepspeed"])
+@pytest.mark.parametrize("words", [(), ("--deepspeed", ZERO2)], ids=["ddp", "zero2"])
+def test_two_machines_that_share_no_folder_train_as_one_process(alone, tmp_path, launcher, words):
+    (tmp_path / "hosts").write_text("first slots=1\nsecond slots=1\n")
+    where = {"HOSTFILE": str(tmp_path / "hosts")} if launcher == "deepspeed" else {"NPROC": "1", "NNODES": "2"}
+    first, second = two_machines(tmp_path, *words, LAUNCHER=launcher, **where)
+    assert (first[0], second[0]) == (0, 0), first[2][-3000:] + second[2][-3000:]
+    same(alone, result(tmp_path / "0"))
+    assert json.loads((tmp_path / "0" / "run.json").read_text())["processes"] == 2
+    assert json.loads((tmp_path / "0" / "eval" / "gsm8k" / "score.json").read_text())["n"] == 4
+    assert not (tmp_path / "1").exists() and "n = 4" in first[1] and "n = 4" not in second[1]
+
+
+@pytest.mark.slow
+def test_machines_with_different_data_are_refused(tmp_path):
+    two = two_machines(tmp_path, second=("--data", "tinymath:train:1"), NPROC="1", NNODES="2")
+    assert [machine[0] for machine in two] == [2, 2] and not (tmp_path / "0" / "run.json").exists()
+    assert "error: the processes do not agree on data; give every machine the same" in two[0][2] + two[1][2]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "launcher",
+    [
+        ["-m", "deepspeed.launcher.runner", "--no_local_rank", "--num_accelerators", "2"],
+        ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1"],
+    ],
+    ids=["deepspeed", "accelerate"],
+)
+def test_other_launchers_train_the_same(alone, tmp_path, launcher):
+    two = run(tmp_path / "two", sys.executable, *launcher, "train.py", "--config", TINY, DS_ACCELERATOR="cpu")
+    same(alone, two)
+    assert json.loads((tmp_path / "two" / "run.json").read_text())["processes"] == 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "Ctrl-C"])
+@pytest.mark.parametrize("launcher", ["torchrun", "deepspeed"])
+def test_a_launched_run_that_is_stopped_writes_its_checkpoint_and_continues(alone, tmp_path, launcher, number):
+    folder, where = tmp_path / "run", {"NPROC": "2", "LAUNCHER": launcher}
+    process = begin(folder, *ONE, **where)
+    while process.poll() is None and not (
+        (folder / "metrics.jsonl").exists() and (folder / "metrics.jsonl").stat().st_size
+    ):
+        time.sleep(0.1)
+    os.killpg(process.pid, number)  # as a terminal does
+    errors = process.communicate(timeout=500)[1]
+    assert process.returncode == 75, errors[-3000:]
+    assert errors.count("stopped: ") == 1 and errors.count("Traceback") == 0
+    (checkpoint,) = checkpoints.saved(folder / "checkpoints")
+    assert checkpoints.flaw(checkpoint) is None and not (folder / "eval").exists()
+    same(alone, run(folder, *ONE, "--resume", **where))

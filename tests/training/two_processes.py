@@ -1,0 +1,63 @@
+"""Train the small model and save its trained tensors and its losses; test_distributed.py starts it under torchrun, or calls it.
+
+Arguments: a folder, the accumulation, the method, "classifier" (BA-LoRA on one) or "delayed" (BA-LoRA whose teacher comes
+after some steps), and a DeepSpeed config or nothing.
+"""
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import torch
+
+from ba_lora.data.pairs import PadPairs
+from ba_lora.methods.save import attach
+from ba_lora.objective.settings import Objective
+from ba_lora.sharding import gathered
+from ba_lora.training.classifier_model import ClassifierModel
+from ba_lora.training.objective_model import ObjectiveModel
+from ba_lora.training.run import leave_processes
+from ba_lora.training.trainer import BALoRATrainer
+from tests.common import collate, ragged_samples, small_llama
+from tests.training.test_classifier_model import small_bert
+from tests.training.test_trainer import arguments
+
+OBJECTIVE = Objective(0.3, 0.2, 0.1, temperature=2.0, top_k=5, svd_k=3, svd_norm="frobenius")
+
+
+def main(folder: Path, accumulation: int, method: str, deepspeed: str | None = None) -> None:
+    classify, delayed = method == "classifier", method == "delayed"
+    objective = replace(OBJECTIVE, lambda1_schedule="two_phase") if delayed else OBJECTIVE
+    method = "ba-lora" if classify or delayed else method
+    model = attach(small_bert() if classify else small_llama(), method, rank=4, alpha=4, keep_initial=True)
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    trainer = BALoRATrainer(
+        model,
+        replace(OBJECTIVE, top_k=None, svd_k=1, diversity="covariance") if classify else objective,
+        arguments(folder, max_steps=20, gradient_accumulation_steps=accumulation, logging_steps=1, deepspeed=deepspeed),
+        metrics=folder / "metrics.jsonl",
+        train_dataset=[s | {"labels": s["input_ids"][1] % 3} for s in ragged_samples(160)]
+        if classify
+        else ragged_samples(160),
+        data_collator=PadPairs(SimpleNamespace(pad_token_id=0)) if classify else collate,
+        wrapper=ClassifierModel if classify else ObjectiveModel,
+    )
+    start = torch.cat([p.detach().flatten() for p in trained])
+    trainer.train()
+    if not classify:
+        assert bool(trainer.objective_callback.model.parts) == (method != "full"), "which form trained"
+    with gathered(trained):
+        end = torch.cat([p.detach().flatten() for p in trained])
+    if trainer.is_world_process_zero():
+        torch.save({"start": start, "end": end}, folder / "tensors.pt")
+
+
+if __name__ == "__main__":
+    if len(sys.argv) > 4:
+        import deepspeed
+
+        # gloo reduces what DeepSpeed's own operator would, which takes minutes to compile; test_launch.py has that one
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    main(Path(sys.argv[1]), int(sys.argv[2]), *sys.argv[3:])
+    leave_processes()
