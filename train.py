@@ -8,7 +8,7 @@ def main() -> None:
 
     arguments = parse()  # the libraries take seconds: --help and a wrong option need none
     if arguments.dry_run:
-        from ba_lora.plan import show
+        from ba_lora.planning.plan import show
 
         return show(arguments)
     from ba_lora.hub import push_after

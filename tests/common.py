@@ -18,7 +18,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, LlamaCo
 from ba_lora.data.collator import PadRight
 from ba_lora.data.templates import TEMPLATES
 from ba_lora.files import write_json
-from ba_lora.shapes import read_numbers
+from ba_lora.planning.shapes import read_numbers
 from ba_lora.training.arguments import as_config, parse
 
 ROOT = Path(__file__).parent.parent

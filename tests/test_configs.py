@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from ba_lora.plan import plan
+from ba_lora.planning.plan import plan
 from ba_lora.training.arguments import parse
 from eval.all import BENCHMARKS
 

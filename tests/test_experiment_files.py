@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from ba_lora.capacity import read_devices
 from ba_lora.errors import UserError
 from ba_lora.experiments.matrix import read_experiment, tuning_runs
 from ba_lora.experiments.paper import read_paper
 from ba_lora.experiments.price import check, needs_gpus, price, render, row
-from ba_lora.plan import plan
+from ba_lora.planning.devices import read_devices
+from ba_lora.planning.plan import plan
 from ba_lora.training.arguments import changed_options
 
 ROOT = Path(__file__).parent.parent

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from ba_lora.methods.names import METHODS
-from ba_lora.plan import plan
+from ba_lora.planning.plan import plan
 from ba_lora.training.arguments import parse
 
 FOLDER = Path(__file__).parent.parent / "configs" / "nlu"

@@ -15,13 +15,13 @@ from typing import NamedTuple
 
 import eval.all
 
-from ..capacity import UTILISATION
 from ..data.glue import MNLI_SPLITS, SPLITS
 from ..data.gluex import SHIFTS
 from ..data.tinymath import SPLITS as TINYMATH
 from ..errors import UserError, choose, run_cli
-from ..plan import plan
-from ..shapes import read_numbers
+from ..planning.devices import UTILISATION
+from ..planning.plan import plan
+from ..planning.shapes import read_numbers
 from ..training.arguments import TrainArguments
 from .matrix import FOLDER, Evaluation, Experiment, Run, read_experiment
 

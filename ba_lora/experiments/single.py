@@ -25,7 +25,7 @@ def train_and_evaluate(config: str, words: list[str]) -> int:
     Without --output_dir the run goes to runs/NAME OF THE CONFIG, with the method behind it where it is not the config's.
     """
     if "--dry_run" in words:
-        from ..plan import show
+        from ..planning.plan import show
 
         show(parse(["--config", config, *words]))
         return 0

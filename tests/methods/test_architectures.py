@@ -27,7 +27,7 @@ from ba_lora.methods.targets import left_out
 from ba_lora.methods.teacher import teacher
 from ba_lora.models import load_model
 from ba_lora.objective.settings import Objective, counted, dense_objective
-from ba_lora.shapes import read_numbers
+from ba_lora.planning.shapes import read_numbers
 from ba_lora.training.objective_model import ObjectiveModel
 from ba_lora.training.trainer import BALoRATrainer
 from tests.common import SMALL, collate, move, ragged_samples

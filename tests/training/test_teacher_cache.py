@@ -17,7 +17,7 @@ from ba_lora.data.collator import PadRight
 from ba_lora.errors import UserError
 from ba_lora.methods.save import attach
 from ba_lora.objective.settings import Objective, counted
-from ba_lora.plan import plan, render
+from ba_lora.planning.plan import plan, render
 from ba_lora.training import teacher_cache
 from ba_lora.training.arguments import parse
 from ba_lora.training.objective_model import ObjectiveModel

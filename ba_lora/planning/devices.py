@@ -9,10 +9,10 @@ from typing import NamedTuple
 
 import yaml
 
-from .errors import UserError, nearest
+from ..errors import UserError, nearest
 from .memory import Held, standing
 
-TABLE = Path(__file__).resolve().parent.parent / "configs" / "devices.yaml"
+TABLE = Path(__file__).resolve().parents[2] / "configs" / "devices.yaml"
 RESERVE = 0.1  # of a device's memory, assumed: the driver, the libraries' workspaces, fragmentation
 UTILISATION = (0.25, 0.45)  # of the peak, assumed: what fine-tuning usually reaches
 

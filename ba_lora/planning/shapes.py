@@ -18,20 +18,20 @@ from transformers import (
     PretrainedConfig,
 )
 
+from ..data.glue import TASKS
+from ..errors import UserError, nearest
+from ..methods.attach import attached_to
+from ..methods.names import NITER
+from ..methods.save import attach, stacked_experts, trained_parameters
+from ..methods.targets import left_out
+from ..models import DTYPES, beside_body, keep_soft_cap
+from ..objective.settings import Objective
+from ..tiny import MODEL_DIR
+from ..training.arguments import TrainArguments
 from . import flops
-from .data.glue import TASKS
-from .errors import UserError, nearest
 from .memory import Held, held, passing
-from .methods.attach import attached_to
-from .methods.names import NITER
-from .methods.save import attach, stacked_experts, trained_parameters
-from .methods.targets import left_out
-from .models import DTYPES, beside_body, keep_soft_cap
-from .objective.settings import Objective
-from .tiny import MODEL_DIR
-from .training.arguments import TrainArguments
 
-NUMBERS = Path(__file__).resolve().parent.parent / "configs" / "models"
+NUMBERS = Path(__file__).resolve().parents[2] / "configs" / "models"
 ENCODERS = ("bert", "roberta", "deberta-v2")
 
 

@@ -6,18 +6,19 @@ from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
-from . import capacity, flops
-from .data.glue import load_examples
-from .data.glue_sizes import ROWS, padded_tokens
-from .data.sources import TINYMATH_ROWS, read_table
+from ..data.glue import load_examples
+from ..data.glue_sizes import ROWS, padded_tokens
+from ..data.sources import TINYMATH_ROWS, read_table
+from ..methods.decomposition import file_bytes
+from ..methods.names import BOTTLENECKS, start_of
+from ..sharding import zero_stage
+from ..training import launch
+from ..training.arguments import TrainArguments
+from ..training.teacher_cache import row_bytes
+from . import devices as capacity
+from . import flops
 from .memory import standing
-from .methods.decomposition import file_bytes
-from .methods.names import BOTTLENECKS, start_of
 from .shapes import Job, Sizes, job_of, passing_of, read_numbers, sizes
-from .sharding import zero_stage
-from .training import launch
-from .training.arguments import TrainArguments
-from .training.teacher_cache import row_bytes
 
 CHECKPOINTS = 3  # at a time: the two that a run keeps (run.training_arguments), and a new one before the oldest goes
 RESPONSE = 200  # trained tokens that a sample is taken to have, as on MetaMathQA, where the tokenizer is not asked

@@ -4,15 +4,15 @@ from pathlib import Path
 
 import pytest
 
-from ba_lora.capacity import read_devices, room
-from ba_lora.cost import ANSWERS, cost_of, evaluation_hours, first_fit
 from ba_lora.errors import UserError
-from ba_lora.plan import plan
-from ba_lora.shapes import _sizes, passing_of
+from ba_lora.planning.cost import ANSWERS, cost_of, evaluation_hours, first_fit
+from ba_lora.planning.devices import read_devices, room
+from ba_lora.planning.plan import plan
+from ba_lora.planning.shapes import _sizes, passing_of
 from ba_lora.training.arguments import parse
 from eval.all import BENCHMARKS
 
-CONFIGS = Path(__file__).parent.parent / "configs"
+CONFIGS = Path(__file__).parents[2] / "configs"
 LLAMA = "nlg/llama-2-7b-metamath-iclr.yaml"
 LARGE = "nlg/llama-3-8b-metamath-iclr.yaml"
 

@@ -12,19 +12,19 @@ import torch
 from transformers import MixtralConfig, MixtralForCausalLM
 
 from ba_lora.errors import UserError
-from ba_lora.memory import BUCKET, Ledger, held, passing, standing
 from ba_lora.methods.save import attach, trained_parameters
 from ba_lora.methods.teacher import initial_copy
 from ba_lora.objective.settings import Objective
 from ba_lora.packages import open_model
-from ba_lora.plan import plan
-from ba_lora.shapes import job_of, passing_of, sizes
+from ba_lora.planning.memory import BUCKET, Ledger, held, passing, standing
+from ba_lora.planning.plan import plan
+from ba_lora.planning.shapes import job_of, passing_of, sizes
 from ba_lora.training.arguments import parse
 from ba_lora.training.classifier_model import ClassifierModel
 from ba_lora.training.objective_model import ObjectiveModel
 from tests.common import SMALL, classifier_batch, small_classifier, small_llama
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 BATCH, LENGTH = 3, 40
 OBJECTIVE = Objective(0.3, 0.2, 0.1, temperature=2.0, top_k=5, svd_k=3)
 
@@ -130,7 +130,7 @@ def test_a_deep_model_takes_what_two_and_three_of_its_layers_say(words, monkeypa
     job = job_of(parse(["--config", str(ROOT / "configs" / config), *more, "--dry_run"]))
     assert sizes(job).alike and sizes(job).layers > 3
     short, whole = passing_of(job), sizes(job)._replace(alike=False)
-    monkeypatch.setattr("ba_lora.shapes.sizes", lambda _: whole)
+    monkeypatch.setattr("ba_lora.planning.shapes.sizes", lambda _: whole)
     assert short == pytest.approx(passing_of.__wrapped__(job), rel=1e-3)  # Gemma-3 has two masks
 
 
@@ -220,7 +220,7 @@ def test_a_whole_process_takes_what_the_plan_says(config):
         except UserError as error:
             pytest.skip(str(error))
     environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-m", "tests.peak_of_a_step", *words]
+    command = [sys.executable, "-m", "tests.planning.peak_of_a_step", *words]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr[-3000:]
     measured, predicted = int(done.stdout.split()[-1]), sum(plan(parse(words))["memory"].values())

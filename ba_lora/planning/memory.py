@@ -16,10 +16,10 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from .methods.teacher import COPY, initial_copy, teacher
-from .objective.chunked import TeacherStats, chunked_objective
-from .objective.settings import Objective, dense_objective
-from .training.classifier_model import classifier_objective
+from ..methods.teacher import COPY, initial_copy, teacher
+from ..objective.chunked import TeacherStats, chunked_objective
+from ..objective.settings import Objective, dense_objective
+from ..training.classifier_model import classifier_objective
 
 BUCKET = 200_000_000  # elements that DeepSpeed reduces at once, as configs/deepspeed says
 LIVE = 1_000_000_000  # parameters that ZeRO-3 keeps whole for a while, DeepSpeed's default

@@ -6,12 +6,12 @@ Predictions like those of capacity.py, and as little compared with a GPU.
 import math
 from typing import NamedTuple
 
-from . import capacity
-from .errors import UserError, choose
+from ..errors import UserError, choose
+from ..training.arguments import TrainArguments
+from . import devices as capacity
 from .memory import standing
 from .plan import flops_of, precision_of, samples_seen
 from .shapes import job_of, passing_of, sizes
-from .training.arguments import TrainArguments
 
 COUNTS = (1, 2, 4, 8)
 ORDER = [

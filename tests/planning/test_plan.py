@@ -9,24 +9,24 @@ import torch
 import yaml
 from transformers import Gemma2Config
 
-from ba_lora import plan_table
-from ba_lora.capacity import RESERVE, hours, placements, read_devices, room
 from ba_lora.data.glue import TASKS
 from ba_lora.data.glue_sizes import BYTES, ROWS, mean_tokens
 from ba_lora.errors import UserError
 from ba_lora.files import read_json
-from ba_lora.memory import held
 from ba_lora.methods.save import attach
 from ba_lora.models import load_model
-from ba_lora.plan import plan, render
-from ba_lora.shapes import NUMBERS, build, read_numbers
+from ba_lora.planning import table as plan_table
+from ba_lora.planning.devices import RESERVE, hours, placements, read_devices, room
+from ba_lora.planning.memory import held
+from ba_lora.planning.plan import plan, render
+from ba_lora.planning.shapes import NUMBERS, build, read_numbers
 from ba_lora.training import checkpoints
 from ba_lora.training.arguments import parse
 from ba_lora.training.checkpoints import START
 from ba_lora.training.run import train
 from tests.common import SMALL, command, small_llama
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 FILES = sorted(NUMBERS.glob("*.yaml"))
 TOTALS = {
     "llama-2-7b": 6_738_415_616,

@@ -28,9 +28,9 @@ from peft.tuners.loha import LoHaLayer
 from torch import nn
 from transformers import PretrainedConfig
 
-from .methods.teacher import initial_copy
-from .models import beside_body
-from .objective.settings import Objective
+from ..methods.teacher import initial_copy
+from ..models import beside_body
+from ..objective.settings import Objective
 
 
 class Work(NamedTuple):

@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from ba_lora.flops import of_a_sample, work_of
 from ba_lora.methods.save import attach
 from ba_lora.objective.settings import Objective
-from ba_lora.shapes import build
+from ba_lora.planning.flops import of_a_sample, work_of
+from ba_lora.planning.shapes import build
 from ba_lora.training.classifier_model import ClassifierModel
 from ba_lora.training.objective_model import ObjectiveModel
 from tests.common import classifier_batch, small_classifier, small_llama

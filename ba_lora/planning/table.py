@@ -1,4 +1,4 @@
-"""What the published runs would take on GPUs, as the table of docs/gpu.md: python -m ba_lora.plan_table [CONFIG ...]
+"""What the published runs would take on GPUs, as the table of docs/gpu.md: python -m ba_lora.planning.table [CONFIG ...]
 
 A cell is the first placement that fits: "c" with --gradient_checkpointing, "z" with ZeRO-3, both where both are needed, with the
 bytes a device and the hours.
@@ -7,14 +7,14 @@ bytes a device and the hours.
 import sys
 from pathlib import Path
 
-from .capacity import read_devices
+from ..errors import run_cli
+from ..training.arguments import parse
 from .cost import Fit, first_fit, samples_of
-from .errors import run_cli
+from .devices import read_devices
 from .plan import flops_of
 from .shapes import job_of
-from .training.arguments import parse
 
-FOLDER = Path(__file__).resolve().parent.parent / "configs" / "nlg"
+FOLDER = Path(__file__).resolve().parents[2] / "configs" / "nlg"
 DEVICES = ("1xA40", "2xA40", "4xA40", "8xA40", "1xH100-80")
 
 
