@@ -13,8 +13,8 @@ import transformers
 import ba_lora
 from ba_lora.experiments.matrix import read_experiment
 from ba_lora.experiments.results import read_results
-from ba_lora.experiments.table import build
-from ba_lora.experiments.table_formats import render
+from ba_lora.experiments.tables.build import build
+from ba_lora.experiments.tables.formats import render
 from tests.common import collate, command, ragged_samples, small_llama
 
 ROOT = Path(__file__).parent.parent

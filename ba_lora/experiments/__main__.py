@@ -146,11 +146,11 @@ def main() -> int:
 
 def _draw(arguments: argparse.Namespace) -> int:
     if not arguments.target.endswith((".yaml", ".yml")):
-        from .figure import draw_terms
+        from .figures.run import draw_terms
 
         print(f"Saved as {draw_terms(arguments.target, arguments.output)}")
         return 0
-    from .figures import draw
+    from .figures.experiment import draw
     from .matrix import read_experiment
     from .results import read_results
 
@@ -168,7 +168,7 @@ def _report(arguments: argparse.Namespace) -> int:
     import tempfile
     from pathlib import Path
 
-    from .figures import draw
+    from .figures.experiment import draw
     from .matrix import FOLDER, read_experiment
     from .report import write_report
     from .results import read_results
@@ -240,8 +240,8 @@ def _show(experiment, arguments: argparse.Namespace) -> None:
 
     from .examples import examples
     from .results import read_results
-    from .table import build
-    from .table_formats import render, write_tables
+    from .tables.build import build
+    from .tables.formats import render, write_tables
 
     averaged = getattr(arguments, "average_with_mt_bench", False)
     others = arguments.results if arguments.command == "table" else None  # of `run`: what was run here, nothing else

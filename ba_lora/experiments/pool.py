@@ -222,8 +222,8 @@ def _end_with_parent() -> None:
 def do_run(run: Run, evaluations: list[Evaluation], retrain: bool, report=lambda fraction: None) -> str:
     """Train (unless it stands) and measure one run; returns a line that says what came out."""
     from ..training.run import train
-    from .measure import measure
-    from .measure_classifier import measure_classifier
+    from .measures.classifier import measure_classifier
+    from .measures.generator import measure
 
     share = TRAIN_SHARE if run.arguments else 0.0
     report(0.0)

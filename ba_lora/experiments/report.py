@@ -15,11 +15,11 @@ import jinja2
 from ..errors import UserError
 from ..files import atomic_write
 from .matrix import Experiment, Variant
-from .paper import Cell as Printed
-from .paper import Published
+from .paper.published import Cell as Printed
+from .paper.published import Published
 from .results import Result
-from .table import HERE, NOT_RUN, Column, Row, Table, build, marks
-from .table_formats import EMPTY, STATISTICS, STATISTICS_NOTE, comparison_lines, known_errors, notes, text_of
+from .tables.build import HERE, NOT_RUN, Column, Row, Table, build, marks
+from .tables.formats import EMPTY, STATISTICS, STATISTICS_NOTE, comparison_lines, known_errors, notes, text_of
 
 CAPTIONS = {
     "bars": "Scores by method",

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from ba_lora.experiments import statistics
-from ba_lora.experiments.statistics import holm, is_apart, mean_sd, paired_interval, paired_p
+from ba_lora.experiments.tables import statistics
+from ba_lora.experiments.tables.statistics import holm, is_apart, mean_sd, paired_interval, paired_p
 
 
 def test_mean_and_deviation_over_seeds():

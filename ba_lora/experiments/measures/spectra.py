@@ -3,9 +3,9 @@
 import torch
 from torch import Tensor, nn
 
-from ..methods.targets import linear_layers
-from ..objective.settings import counted
-from ..objective.spectrum import singular_values
+from ...methods.targets import linear_layers
+from ...objective.settings import counted
+from ...objective.spectrum import singular_values
 
 KEPT = 48  # leading values; an update of rank 16 has 16
 

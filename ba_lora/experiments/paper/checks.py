@@ -1,7 +1,7 @@
 """What in the published numbers does not agree: with their own average, with another table, with the model's shape.
 
 Every disagreement that is found here stands among the file's `errors`, in our words, and every error with a `check` is found
-here: tests/test_paper.py holds both. Figures that were digitised may be off by their reading error.
+here: tests/experiments/test_paper.py holds both. Figures that were digitised may be off by their reading error.
 """
 
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import yaml
 
-from .paper import CONFIGS, Published, Row, read_paper
+from .published import CONFIGS, Published, Row, read_paper
 
 OURS = ("cr", "dr", "svdr", "ba-lora", "ba-lora-entropy")
 BASELINES = ("lora", "pissa")

@@ -11,10 +11,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .matrix import Experiment, Variant
-from .paper import Cell as Printed
-from .paper import Published, read_paper
-from .results import Result, columns
+from ..matrix import Experiment, Variant
+from ..paper.published import Cell as Printed
+from ..paper.published import Published, read_paper
+from ..results import Result, columns
 from .statistics import holm, is_apart, mean_sd, paired_interval, paired_p
 
 BASE = "base"

@@ -1,23 +1,23 @@
-"""docs/published.md: python -m ba_lora.experiments.paper_page > docs/published.md"""
+"""docs/published.md: python -m ba_lora.experiments.paper.published.page > docs/published.md"""
 
 from collections.abc import Iterable
 
-from ..errors import run_cli
-from .paper import KnownError, all_published
-from .paper_checks import implied_rank, trained_parameters
+from ...errors import run_cli
+from .checks import implied_rank, trained_parameters
+from .published import KnownError, all_published
 
 HEAD = """\
 # The published numbers
 
 `configs/paper/*.yaml` has every table and figure of the paper whose numbers could be had, as they were printed, and the tables that
 its baselines come from. **None of them was measured here.** No complete text of any version of BA-LoRA was readable; each file
-says where its numbers were read. This page is made from the files: `python -m ba_lora.experiments.paper_page > docs/published.md`.
+says where its numbers were read. This page is made from the files: `python -m ba_lora.experiments.paper.published.page > docs/published.md`.
 """
 ERRORS = """\
 ## Known errors
 
 Errors of the printed numbers, and what makes them hard to compare. "Found by" names the computation of
-`ba_lora/experiments/paper_checks.py` that finds it; `tests/test_paper.py` holds that nothing else is found. What has none cannot be
+`ba_lora/experiments/paper/checks.py` that finds it; `tests/experiments/test_paper.py` holds that nothing else is found. What has none cannot be
 computed from the numbers alone.
 """
 PARAMETERS = """\

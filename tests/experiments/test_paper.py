@@ -9,13 +9,13 @@ import pytest
 
 from ba_lora.data.glue import TASKS
 from ba_lora.errors import UserError
-from ba_lora.experiments.paper import METHODS, all_published, names, read_paper
-from ba_lora.experiments.paper_checks import CHECKS, disagreements, recomputed_average, rounded, trained_parameters
-from ba_lora.experiments.paper_page import page
+from ba_lora.experiments.paper.checks import CHECKS, disagreements, recomputed_average, rounded, trained_parameters
+from ba_lora.experiments.paper.page import page
+from ba_lora.experiments.paper.published import METHODS, all_published, names, read_paper
 from ba_lora.methods.names import METHODS as TRAINED
 from eval.all import BENCHMARKS
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 OTHER_COLUMNS = {"parameters", "average", "glue", "gluex", "rarest_recall", "memory", "minutes"}
 L, M, G, D = "llama-2-7b", "mistral-7b", "gemma-7b", "deberta-v3-base"
 ADAPTERS = ("lora", "pissa", "ba-lora")
@@ -243,5 +243,5 @@ def test_the_page_is_what_the_command_prints():
 
 
 def test_reading_takes_no_torch():
-    code = "import sys, ba_lora.experiments.paper_page; sys.exit('torch' in sys.modules)"
+    code = "import sys, ba_lora.experiments.paper.published.page; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0

@@ -3,11 +3,11 @@
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from ..canvas import Estimate
-from .statistics import mean_sd
+from ...canvas import Estimate
+from ..tables.statistics import mean_sd
 
 if TYPE_CHECKING:  # it imports torch, which no figure needs
-    from .results import Result
+    from ..results import Result
 
 
 class Quantity(NamedTuple):

@@ -10,7 +10,7 @@ from ba_lora.errors import UserError
 from ba_lora.experiments.single import _test_data, train_and_evaluate
 from ba_lora.training.arguments import parse
 
-TINY = str(Path(__file__).parent.parent / "configs/nlg/tiny.yaml")
+TINY = str(Path(__file__).parents[2] / "configs/nlg/tiny.yaml")
 
 
 def options(*words):

@@ -11,14 +11,14 @@ from matplotlib.container import BarContainer, ErrorbarContainer
 
 from ba_lora.canvas import looks, make_figure, style, write
 from ba_lora.errors import UserError
-from ba_lora.experiments import figures
-from ba_lora.experiments.courses import loss_unit
-from ba_lora.experiments.figure import draw_terms
+from ba_lora.experiments.figures import experiment as figures
+from ba_lora.experiments.figures.run import draw_terms
+from ba_lora.experiments.figures.training_curves import loss_unit
 from ba_lora.experiments.matrix import Variant, read_experiment
 from ba_lora.experiments.results import Result, Score, read_results
 from ba_lora.objective.settings import Objective
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 STEPS = [1, 5, 10, 20, 40]
 SMALL = """
 name: small
@@ -341,7 +341,7 @@ def test_a_figure_of_one_run_has_the_units_of_its_objective(tmp_path, monkeypatc
     (tmp_path / "metrics.jsonl").write_text(json.dumps(row) + "\n")
     objective = Objective.preset("iclr", "nlu" if task else "nlg")
     (tmp_path / "run.json").write_text(json.dumps({"config": {"task": task}, "objective": vars(objective)}))
-    monkeypatch.setattr("ba_lora.experiments.figure.write", lambda figure, file: figure)
+    monkeypatch.setattr("ba_lora.experiments.figures.run.write", lambda figure, file: figure)
     labels = [axis.get_ylabel() for axis in draw_terms(str(tmp_path)).axes[:4]]
     if task:
         assert labels == ["nats per example", "T²·KL, nats", "squared covariances", "−Σσ / nuclear norm"]

@@ -4,13 +4,13 @@ from collections import defaultdict
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from ..canvas import ELSEWHERE, Estimate, Lines, Section
+from ...canvas import ELSEWHERE, Estimate, Lines, Section
+from ..paper.published import METHODS, Published
 from .estimates import Quantity, about_seeds, estimate, quantities
-from .paper import METHODS, Published
 
 if TYPE_CHECKING:  # they import torch, which no figure needs
-    from .matrix import Experiment
-    from .results import Result
+    from ..matrix import Experiment
+    from ..results import Result
 
 ZERO_IS_ALL = ("top_k",)
 WIDE = 8  # largest over smallest value, from which on the axis is logarithmic

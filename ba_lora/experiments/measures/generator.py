@@ -3,17 +3,17 @@
 import torch
 from torch.nn.functional import cross_entropy, log_softmax
 
-from ..data.collator import IGNORED, PadRight
-from ..data.formats import exchange
-from ..data.instruction import encode_sample
-from ..data.templates import default_template, make_template, template_of
-from ..data.tinymath import generate, plain_text
-from ..files import write_sealed
-from ..folders.checksums import weights_of_run
-from ..methods.save import load
-from ..models import load_model, load_tokenizer
-from ..objective.settings import counted
-from .matrix import Evaluation, Run
+from ...data.collator import IGNORED, PadRight
+from ...data.formats import exchange
+from ...data.instruction import encode_sample
+from ...data.templates import default_template, make_template, template_of
+from ...data.tinymath import generate, plain_text
+from ...files import write_sealed
+from ...folders.checksums import weights_of_run
+from ...methods.save import load
+from ...models import load_model, load_tokenizer
+from ...objective.settings import counted
+from ..matrix import Evaluation, Run
 from .spectra import logits_spectrum, update_spectra
 
 TEXTS = 200  # held-out pre-training texts, for the loss

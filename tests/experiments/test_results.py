@@ -12,10 +12,10 @@ from ba_lora.errors import UserError
 from ba_lora.experiments.__main__ import main
 from ba_lora.experiments.matrix import read_experiment
 from ba_lora.experiments.results import columns, read_results, write_compact
-from ba_lora.experiments.table import build, marks
-from ba_lora.experiments.table_formats import name_of, render, write_tables
+from ba_lora.experiments.tables.build import build, marks
+from ba_lora.experiments.tables.formats import name_of, render, write_tables
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 LARGE = """
 name: large
 title: A large model

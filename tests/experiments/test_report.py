@@ -15,7 +15,7 @@ from ba_lora.experiments.report import write_report
 from ba_lora.experiments.results import read_results, write_compact
 from tests.browser import open_browser
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 HOSTILE = "\"'></th><script>window.injected = 1</script><img src=x onerror=window.injected=1> & {{ 1 }}"
 PIXEL = base64.b64decode(
     "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="

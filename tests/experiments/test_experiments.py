@@ -11,13 +11,13 @@ import pytest
 import torch
 
 from ba_lora.errors import UserError
-from ba_lora.experiments.figure import draw_terms
+from ba_lora.experiments.figures.run import draw_terms
 from ba_lora.experiments.matrix import read_experiment, tuning_runs
 from ba_lora.experiments.results import of_run
 from eval import gsm8k
 from tests.common import command
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 
 SMALL = """
 name: small

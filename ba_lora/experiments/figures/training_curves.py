@@ -4,13 +4,13 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from ..canvas import BEFORE, Estimate, Lines, Section
+from ...canvas import BEFORE, Estimate, Lines, Section
+from ..tables.statistics import mean_sd
 from .estimates import about_seeds, group_of
-from .statistics import mean_sd
 
 if TYPE_CHECKING:  # they import torch, which no figure needs
-    from .matrix import Experiment
-    from .results import Result
+    from ..matrix import Experiment
+    from ..results import Result
 
 STEP = "optimiser step"
 LOSSES = ("loss", "task")  # see loss_unit

@@ -5,10 +5,10 @@ import io
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..files import atomic_write
-from .matrix import Variant
-from .paper import METHODS, Published
-from .table import HERE, NOT_RUN, Cell, Column, Comparison, Row, Table, marks
+from ...files import atomic_write
+from ..matrix import Variant
+from ..paper.published import METHODS, Published
+from .build import HERE, NOT_RUN, Cell, Column, Comparison, Row, Table, marks
 
 FILES = {"markdown": "table.md", "csv": "table.csv", "latex": "table.tex"}
 EMPTY = "–"

@@ -8,13 +8,13 @@ import pytest
 
 from ba_lora.errors import UserError
 from ba_lora.experiments.matrix import read_experiment, tuning_runs
-from ba_lora.experiments.paper import read_paper
+from ba_lora.experiments.paper.published import read_paper
 from ba_lora.experiments.price import check, needs_gpus, price, render, row
 from ba_lora.planning.devices import read_devices
 from ba_lora.planning.plan import plan
 from ba_lora.training.arguments import changed_options
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 FILES = sorted((ROOT / "configs" / "experiments").glob("*.yaml"))
 FOR_GPUS = [file for file in FILES if not file.stem.endswith("-embedded")]
 GUIDE = (ROOT / "docs" / "reproduction.md").read_text(encoding="utf-8")

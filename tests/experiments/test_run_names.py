@@ -14,7 +14,7 @@ from ba_lora.files import load_yaml, write_json
 from ba_lora.training.arguments import parse
 from tests.common import command
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 HEAD = f"config: {ROOT}/configs/nlg/tiny.yaml\n"
 PLAIN = {"name": "names", "methods": "{lora: {method: lora}}", "seeds": "[1]"}
 

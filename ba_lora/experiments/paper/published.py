@@ -23,9 +23,9 @@ from pathlib import Path
 
 import yaml
 
-from ..errors import UserError, choose, nearest
+from ...errors import UserError, choose, nearest
 
-CONFIGS = Path(__file__).resolve().parent.parent.parent / "configs"
+CONFIGS = Path(__file__).resolve().parents[3] / "configs"
 FOLDER = CONFIGS / "paper"
 # Methods and what the papers call them; the terms alone are added to a PiSSA start.
 METHODS = {

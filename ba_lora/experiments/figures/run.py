@@ -3,12 +3,12 @@
 import json
 from pathlib import Path
 
-from ..canvas import looks, style, write
-from ..errors import UserError
-from ..files import read_json
-from ..folders.checksums import check_of_run
-from ..objective.settings import TERMS
-from .courses import FORMS, loss_unit
+from ...canvas import looks, style, write
+from ...errors import UserError
+from ...files import read_json
+from ...folders.checksums import check_of_run
+from ...objective.settings import TERMS
+from .training_curves import FORMS, loss_unit
 
 WEIGHTS = {"consistency": "lambda1", "diversity": "lambda2", "spectrum": "lambda3"}
 

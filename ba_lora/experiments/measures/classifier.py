@@ -5,12 +5,12 @@ from pathlib import Path
 
 import numpy as np
 
-from ..data.glue import Examples, load_examples
-from ..errors import UserError
-from ..features.tsne import FINAL, NEIGHBOURS, features_file, labels_file, read_features, scores
-from ..files import atomic_write, read_json, write_sealed
-from ..folders import checksums
-from .matrix import Evaluation, Run
+from ...data.glue import Examples, load_examples
+from ...errors import UserError
+from ...features.tsne import FINAL, NEIGHBOURS, features_file, labels_file, read_features, scores
+from ...files import atomic_write, read_json, write_sealed
+from ...folders import checksums
+from ..matrix import Evaluation, Run
 
 
 def measure_classifier(run: Run, evaluations: list[Evaluation], extra: dict, report=lambda fraction: None) -> dict:
@@ -72,7 +72,7 @@ def _separation(folder: Path) -> dict[str, float]:
 
 
 def _examples(task, evaluation: Evaluation, data: str | None) -> Examples:
-    from ..data.gluex import SHIFTS, load_shift
+    from ...data.gluex import SHIFTS, load_shift
 
     kind, _, name = evaluation.data.partition(":")
     if kind == "split":

@@ -14,15 +14,15 @@ from sklearn.metrics import silhouette_score
 from ba_lora.errors import UserError
 from ba_lora.experiments.__main__ import _changes
 from ba_lora.experiments.matrix import read_experiment
-from ba_lora.experiments.measure_classifier import _separation
+from ba_lora.experiments.measures.classifier import _separation
 from ba_lora.experiments.pool import do_run
 from ba_lora.experiments.results import collect, read_results
-from ba_lora.experiments.table import build
-from ba_lora.experiments.table_formats import render
+from ba_lora.experiments.tables.build import build
+from ba_lora.experiments.tables.formats import render
 from ba_lora.features.tsne import FINAL, features_file, labels_file, scores
 from tests.tiny_encoder import make_home
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 FILE = """
 name: small
 config: {config}

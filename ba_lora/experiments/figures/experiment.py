@@ -8,14 +8,15 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..canvas import ELSEWHERE, Bars, Estimate, Section, make_figure, save, style
-from . import courses, curves
+from ...canvas import ELSEWHERE, Bars, Estimate, Section, make_figure, save, style
+from ..paper.published import METHODS, Cell, Published, read_paper
+from . import option_curves as curves
+from . import training_curves as courses
 from .estimates import Quantity, about_seeds, estimate, group_of, quantities
-from .paper import METHODS, Cell, Published, read_paper
 
 if TYPE_CHECKING:  # they import torch, which no figure needs
-    from .matrix import Experiment
-    from .results import Result
+    from ..matrix import Experiment
+    from ..results import Result
 
 COST = (
     Quantity("training, s", lambda result: result.training.get("train_seconds"), 0),

@@ -1,0 +1,1 @@
+"""The figures of experiments and of single runs."""

@@ -1,0 +1,1 @@
+"""The tables: rows, statistics, and their formats."""
