@@ -16,7 +16,7 @@ import torch
 from transformers import GenerationConfig
 from transformers.generation.streamers import BaseStreamer
 
-from eval.common import Subject, open_subject
+from eval.harness.command import Subject, open_subject
 
 from . import signals
 from .data.instruction import decode_after, encode_prompt

@@ -16,7 +16,7 @@ from ba_lora.files import atomic_write
 from ba_lora.folders.checksums import read_record
 from ba_lora.folders.ownership import claimed
 
-from .results import SCORE
+from .harness.scores import SCORE
 
 # name → (module, column of the paper's table)
 BENCHMARKS = {

@@ -13,7 +13,7 @@ from ba_lora.errors import UserError, choose, run_cli
 from ba_lora.files import atomic_write, read_json
 from ba_lora.folders.checksums import weights_of_run, write_record
 
-from . import classify, metrics
+from .classifiers import classify, metrics
 
 SCORE = "score.json"
 SUBMISSION = {  # task and split → file of a submission; the classes of the last three are written by name

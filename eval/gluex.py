@@ -13,7 +13,7 @@ from ba_lora.errors import UserError, choose, run_cli
 from ba_lora.files import write_sealed
 from ba_lora.folders.checksums import weights_of_run, write_record
 
-from . import classify, metrics
+from .classifiers import classify, metrics
 
 EXAMPLES = """\
 examples:

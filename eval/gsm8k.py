@@ -1,8 +1,8 @@
 """GSM8K: grade-school word problems, scored by the final number (Cobbe et al. 2021, arXiv 2110.14168).
 
 Protocol "ba-lora": the training prompt with the question as instruction, no examples, greedy decoding to the
-end-of-sequence token; the answer as `eval.answers.extract_answer` reads it must equal the reference exactly. Protocol
-"upstream" changes the reading only. Protocol "lm-eval" is lm-evaluation-harness' task gsm8k: five examples (`eval.few_shot`),
+end-of-sequence token; the answer as `eval.answers.numeric.extract_answer` reads it must equal the reference exactly. Protocol
+"upstream" changes the reading only. Protocol "lm-eval" is lm-evaluation-harness' task gsm8k: five examples (`eval.harness.few_shot`),
 the score that of its strict-match, with its flexible-extract in `score_flexible`. The metric is the fraction of all tasks that are right; a completion without an answer
 is wrong, and counted in `n_unparsable`.
 """
@@ -18,9 +18,10 @@ from ba_lora.data.templates import end_id, turns
 from ba_lora.data.tinymath import SPLITS
 from ba_lora.errors import UserError, run_cli
 
-from . import common, few_shot
-from .answers import PROTOCOLS as READINGS
-from .answers import extract_answer, parse_number, same_number
+from .answers.numeric import PROTOCOLS as READINGS
+from .answers.numeric import extract_answer, parse_number, same_number
+from .harness import command as common
+from .harness import few_shot
 
 LM_EVAL = "lm-eval"
 PROTOCOLS = READINGS | {LM_EVAL: "1"}  # name → version
@@ -90,7 +91,7 @@ def read_reference(reference, place: str) -> str:
 
 def generate_answers(model, tokenizer, template, problems, *, max_new_tokens, batch_size, progress=True) -> list[dict]:
     """Ask every problem of a model that is open already, in order → records as `common.ask` gives them."""
-    from .backends import generate
+    from ba_lora.inference.backends import generate
 
     prompts = [encode_prompt(tokenizer, template, problem["question"]) for problem in problems]
     options = {"max_new_tokens": max_new_tokens, "batch_size": batch_size, "progress": progress}

@@ -1,7 +1,7 @@
 """MATH: competition problems whose answers are LaTeX (Hendrycks et al. 2021, arXiv 2103.03874).
 
 Protocol "ba-lora": the training prompt with the problem as instruction, no examples, greedy decoding to the end-of-sequence
-token; the answer is read by `eval.latex.extract_latex`, and right where math-verify finds it equal to what the solution's last
+token; the answer is read by `eval.answers.latex.extract_latex`, and right where math-verify finds it equal to what the solution's last
 \\boxed{} holds (where one of the two is not read whole, or not in time: where the normalised strings are equal). Protocol "upstream" changes
 the reading only, to what the published code does, flaws included: the text behind "The answer is: ", as a normalised string.
 Protocol "minerva_math" is comparable with lm-evaluation-harness' task of that name: four examples, and its metric math_verify
@@ -19,9 +19,10 @@ from pathlib import Path
 from ba_lora.data.sources import read_table
 from ba_lora.errors import UserError, run_cli
 
-from . import common, few_shot
-from .latex import PROTOCOLS as READINGS
-from .latex import as_formula, extract_latex, read_reference, same_string, same_text, same_values
+from .answers.latex import PROTOCOLS as READINGS
+from .answers.latex import as_formula, extract_latex, read_reference, same_string, same_text, same_values
+from .harness import command as common
+from .harness import few_shot
 
 MINERVA = "minerva_math"
 PROTOCOLS = READINGS | {MINERVA: "1"}  # name → version

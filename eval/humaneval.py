@@ -3,7 +3,7 @@
 Protocol "ba-lora": the code to complete, in the training prompt; greedy; pass@1. Protocol "upstream": the same prompt, 5
 samples at temperature 0.8 and top-p 0.95. Protocol "base", for models that were not fine-tuned: the code alone, to be
 continued greedily up to the stop strings of the paper. The score is the mean over the tasks of the unbiased pass@1; programs
-run in the sandbox of `eval.sandbox`.
+run in the sandbox of `eval.execution.sandbox`.
 """
 
 import argparse
@@ -16,8 +16,9 @@ from ba_lora.data.sources import read_table
 from ba_lora.errors import UserError, run_cli
 from ba_lora.packages import fetch
 
-from . import common, completions, programs
-from .sandbox import find_box
+from .execution import completions, programs
+from .execution.sandbox import find_box
+from .harness import command as common
 
 PROTOCOLS = {"ba-lora": "2", "upstream": "2", "base": "2"}  # name → version
 STOP = ("\nclass", "\ndef", "\n#", "\nif", "\nprint")  # section 2.2 of the paper

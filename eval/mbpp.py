@@ -5,7 +5,7 @@ Protocol "ba-lora": the sentence and the tests in the training prompt, the 500 t
 not the added ones. Protocol "base", for models that were not fine-tuned: three worked examples (tasks 2, 3 and 4) before the
 task, in the form of the paper. --shots asks either kind of model with none to three of them; a fine-tuned one gets them as
 earlier turns of the conversation. The score is the mean over the tasks of the unbiased pass@1; programs run in the sandbox
-of `eval.sandbox`.
+of `eval.execution.sandbox`.
 """
 
 import argparse
@@ -17,8 +17,9 @@ from ba_lora.data.formats import exchange, question
 from ba_lora.data.sources import read_table
 from ba_lora.errors import UserError, run_cli
 
-from . import common, programs
-from .sandbox import find_box
+from .execution import programs
+from .execution.sandbox import find_box
+from .harness import command as common
 
 PROTOCOLS = {"ba-lora": "2", "upstream": "2", "base": "2"}  # name → version
 HUB = "google-research-datasets/mbpp:full"

@@ -1,7 +1,7 @@
 """MT-Bench: 80 questions of two turns, each answer rated from 1 to 10 by a judge (Zheng et al. 2023, arXiv 2306.05685).
 
 Generation: one answer a turn in the template of the training (or of --template, or of --fastchat_template), sampled at its
-category's published temperature; the second prompt holds the first answer. Grading: every answer by itself, see `eval.judge`; the two protocols
+category's published temperature; the second prompt holds the first answer. Grading: every answer by itself, see `eval.judging.judge`; the two protocols
 differ in how the judge's reply is read. The score is the mean of all ratings, as published; the first and the second turn
 are given too, because some papers print the first alone. The same judgments are never asked for twice, not even with
 --overwrite: remove D/judgments.jsonl to have them made anew.
@@ -16,10 +16,22 @@ from ba_lora.errors import UserError, run_cli
 from ba_lora.files import digest, read_json
 from ba_lora.folders.checksums import read_record, write_record
 
-from . import common, fastchat
-from .judge import OPTIONS, PROTOCOLS, Judge, Task, connect, judge_all, judge_of, key_of, make_task, read_judgments
-from .mt_bench_data import PACKAGE, PACKAGE_DATA, load_bench, prompt_version, read_generations
-from .ratings import draw_radar, score_tasks
+from .harness import command as common
+from .judging import fastchat
+from .judging.judge import (
+    OPTIONS,
+    PROTOCOLS,
+    Judge,
+    Task,
+    connect,
+    judge_all,
+    judge_of,
+    key_of,
+    make_task,
+    read_judgments,
+)
+from .judging.questions import PACKAGE, PACKAGE_DATA, load_bench, prompt_version, read_generations
+from .judging.ratings import draw_radar, score_tasks
 
 TEMPERATURES = {  # of generation, by category, as published
     **{"writing": 0.7, "roleplay": 0.7, "stem": 0.1, "humanities": 0.1},

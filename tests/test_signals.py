@@ -13,7 +13,7 @@ import time
 import psutil
 import pytest
 
-from tests.eval.sandboxes import box_or_skip
+from tests.eval.execution.sandboxes import box_or_skip
 from tests.processes import LIMIT, ROOT, orphans, start, wait_until
 
 SIGNALS = pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["SIGINT", "SIGTERM"])

@@ -22,7 +22,7 @@ from ba_lora.files import read_json, write_json
 from ba_lora.training.arguments import as_config, parse
 from ba_lora.training.prepare_generator import prepare
 from ba_lora.training.run import train
-from eval.common import make_plain_request, make_request, open_subject
+from eval.harness.command import make_plain_request, make_request, open_subject
 from tests.data.test_masks import CHATML, trained_texts
 from tests.data.tokenizers_for_tests import FAST, open_tokenizer
 

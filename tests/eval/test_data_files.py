@@ -9,7 +9,9 @@ import pyarrow.parquet
 import pytest
 
 from ba_lora.errors import UserError
-from eval import common, gsm8k, hendrycks_math, humaneval, mbpp, mt_bench_data
+from eval import gsm8k, hendrycks_math, humaneval, mbpp
+from eval.harness import command as common
+from eval.judging import questions as mt_bench_data
 
 
 def test_ids_are_compared_as_the_texts_that_stand_in_the_file(tmp_path):

@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 
 from ba_lora.errors import UserError
-from eval import gsm8k, hendrycks_math, humaneval, mbpp, mt_bench_data
-from eval.judge import PROMPTS, read_rating
-from eval.results import read_lines, write_lines
+from eval import gsm8k, hendrycks_math, humaneval, mbpp
+from eval.harness.scores import read_lines, write_lines
+from eval.judging import questions as mt_bench_data
+from eval.judging.judge import PROMPTS, read_rating
 
 ROOT = Path(__file__).parents[2]
 WRONG = [5, True, ["a"], {"a": 1}, [None], [["a"]]]

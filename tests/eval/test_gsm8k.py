@@ -10,8 +10,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from ba_lora.data.templates import TEMPLATES
 from ba_lora.errors import UserError
-from eval.common import summarise
 from eval.gsm8k import generate_answers, load_problems, main, score_records
+from eval.harness.command import summarise
 from tests.common import command
 
 LINES = [

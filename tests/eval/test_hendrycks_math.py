@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from ba_lora.errors import UserError
-from eval import few_shot
+from eval.answers.latex import read_reference, same_string, same_values
+from eval.harness import few_shot
 from eval.hendrycks_math import load_problems, main, score_records
-from eval.latex import read_reference, same_string, same_values
 
 HALF = {"solution": "It is $\\boxed{\\frac{1}{2}}$.", "level": "2", "subject": "Algebra"}
 LINES = [

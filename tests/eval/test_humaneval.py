@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 
 from ba_lora.errors import UserError
-from eval import humaneval, sandbox
-from eval.programs import score_records
-from tests.eval.sandboxes import box_or_skip
+from eval import humaneval
+from eval.execution import sandbox
+from eval.execution.programs import score_records
+from tests.eval.execution.sandboxes import box_or_skip
 
 ADD = {
     "task_id": "Own/0",
@@ -161,7 +162,7 @@ def test_a_row_that_lacks_a_field_is_named(tmp_path):
 
 def test_each_protocol_asks_and_samples_in_its_own_way(data, tiny_tokenizer):
     from ba_lora.data.templates import TEMPLATES
-    from eval.common import Subject
+    from eval.harness.command import Subject
 
     subject = Subject(None, tiny_tokenizer, TEMPLATES["plain"], "tiny", "tiny", None)
     task = humaneval.load_tasks(data)[0]

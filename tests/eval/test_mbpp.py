@@ -8,8 +8,8 @@ import pytest
 
 from ba_lora.errors import UserError
 from eval import mbpp
-from eval.programs import score_records
-from tests.eval.sandboxes import box_or_skip
+from eval.execution.programs import score_records
+from tests.eval.execution.sandboxes import box_or_skip
 
 
 def row(number, text="Write a function to double.", name="f", factor=2, **changes):
@@ -161,7 +161,7 @@ def test_a_row_that_cannot_be_used_is_named(tmp_path, rows, message):
 
 def test_each_protocol_asks_in_its_own_way(data, tiny_tokenizer):
     from ba_lora.data.templates import TEMPLATES
-    from eval.common import Subject
+    from eval.harness.command import Subject
 
     subject = Subject(None, tiny_tokenizer, TEMPLATES["plain"], "tiny", "tiny", None)
     tasks = mbpp.load_tasks(data, (11, 12))

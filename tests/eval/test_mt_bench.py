@@ -17,14 +17,14 @@ pytest.importorskip("openai", reason="judges are asked with the package openai; 
 from ba_lora.data.instruction import encode_prompt
 from ba_lora.data.templates import TEMPLATES, make_template
 from ba_lora.errors import UserError
-from eval import common
-from eval.judge import PROMPTS
+from eval.harness import command as common
+from eval.judging.judge import PROMPTS
+from eval.judging.questions import PACKAGE_DATA, load_bench, prompt_version
+from eval.judging.ratings import CATEGORIES, draw_radar, summarise
 from eval.mt_bench import TEMPERATURES, main, make_tasks
-from eval.mt_bench_data import PACKAGE_DATA, load_bench, prompt_version
-from eval.ratings import CATEGORIES, draw_radar, summarise
 from tests.common import command
-from tests.eval import vllm_servers
-from tests.eval.scripted_judge import ScriptedJudge, serve
+from tests.eval.judging.scripted_judge import ScriptedJudge, serve
+from tests.inference import vllm_servers
 
 ROOT = Path(__file__).parents[2]
 TEXTS = {  # each names its turn, so that a script can tell them apart

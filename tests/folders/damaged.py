@@ -35,9 +35,11 @@ from ba_lora.models import load_model, load_tokenizer
 from ba_lora.objective.head import cached_factor
 from ba_lora.tiny import MODEL_DIR
 from ba_lora.training import checkpoints, run, teacher_cache
-from eval import classify, judge, resume
-from eval.common import Request
-from eval.results import write_lines
+from eval.classifiers import classify
+from eval.harness import generations as resume
+from eval.harness.command import Request
+from eval.harness.scores import write_lines
+from eval.judging import judge
 from tests.common import ROOT, classifier_batch, collate, move, ragged_samples, small_classifier, small_llama
 
 OPTIONS = "limit: 16, effective_batch_size: 4, micro_batch_size: 4, rank: 2, save_steps: 2, logging_steps: 1"

@@ -16,7 +16,7 @@ from ba_lora.errors import UserError
 from ba_lora.files import read_json, write_json
 from ba_lora.methods.save import attach, export, load
 from ba_lora.models import load_classifier
-from eval.classify import open_classifier
+from eval.classifiers.classify import open_classifier
 from tests.common import SMALL, classifier_batch
 
 SIZES = {**SMALL, "max_position_embeddings": 64}

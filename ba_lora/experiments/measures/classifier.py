@@ -20,7 +20,7 @@ def measure_classifier(run: Run, evaluations: list[Evaluation], extra: dict, rep
     the commonest class, which a classifier reaches without looking; and how far apart the classes lie, of a run that saved its
     features.
     """
-    from eval import classify, metrics
+    from eval.classifiers import classify, metrics
 
     classifier = classify.open_classifier(str(run.folder))
     data = read_json(run.folder / "run.json")["task"]["data"]

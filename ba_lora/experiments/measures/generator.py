@@ -27,7 +27,8 @@ def measure(run: Run, evaluations: list[Evaluation], extra: dict, report=lambda 
 
     extra: figures of the training (seconds, peak memory, trained parameters). report: called with the fraction done.
     """
-    from eval import common, gsm8k
+    from eval import gsm8k
+    from eval.harness import command as common
 
     tokenizer = load_tokenizer(run.model)
     base = load_model(run.model)

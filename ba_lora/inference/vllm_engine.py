@@ -1,0 +1,220 @@
+"""The `vllm` backend: an offline engine in processes of its own, the adapter served as LoRA where vLLM can, merged otherwise.
+
+The engine gets token ids and gives token ids, which become text as in the other backends. It stays open between calls, since
+opening it takes up to a minute.
+"""
+
+import asyncio
+import atexit
+import multiprocessing
+import os
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from functools import cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import NamedTuple
+
+import torch
+from safetensors import safe_open
+
+from ba_lora.data.templates import end_id
+from ba_lora.errors import UserError
+from ba_lora.files import read_json
+from ba_lora.methods.adapter_files import check_for_base
+from ba_lora.methods.save import check_saved, export_merged
+from ba_lora.models import locate
+from eval.harness.command import Sampling, Subject
+
+from .backends import Completion, Job, end_ids, finish, room
+
+RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # what vLLM takes as max_lora_rank
+POSITIONS = 16384  # of prompt and completion, unless --max_model_len says otherwise: the cache must hold one such row
+DEFAULTS = {  # of vLLM's environment; what the user has set stays
+    "VLLM_LOGGING_LEVEL": "ERROR",
+    "VLLM_NO_USAGE_STATS": "1",
+    "VLLM_CPU_KVCACHE_SPACE": "1",  # GiB
+}
+# Waits until nothing can be written to it any more, which is when its parent has ended, however that came about.
+WATCHER = """
+import os, signal, sys
+sys.stdin.read()
+for engine in map(int, sys.argv[1:]):
+    try:
+        os.kill(engine, signal.SIGKILL)
+    except ProcessLookupError:
+        pass
+"""
+
+
+class Engine(NamedTuple):
+    """An open engine, the loop that it runs in, the adapter that each request names (or None), and its positions."""
+
+    engine: object
+    loop: asyncio.AbstractEventLoop
+    adapter: object
+    positions: int
+
+
+def complete(args, subject: Subject, jobs: Sequence[Job], sampling: Sampling) -> Iterator[tuple[int, Completion]]:
+    """A backend; see `backends.get_backend`."""
+    engine = _open(
+        subject.weights,
+        subject.adapter,
+        subject.tokenizer.name_or_path,
+        args.dtype,
+        args.tensor_parallel,
+        args.data_parallel,
+        args.max_model_len,
+        args.batch_size,
+        args.trust_remote_code,
+    )
+    rooms = [room(job.ids, args.max_new_tokens, engine.positions) for job in jobs]
+    ends = end_ids(subject.tokenizer, end_id(subject.tokenizer, subject.template), sampling.stop)
+    return _answers(engine, jobs, rooms, ends, sampling, subject.tokenizer)
+
+
+def _answers(engine, jobs, rooms, ends, sampling, tokenizer) -> Iterator[tuple[int, Completion]]:
+    from vllm import SamplingParams
+    from vllm.sampling_params import RequestOutputKind
+
+    async def ask(number: int) -> tuple[int, Completion]:
+        job = jobs[number]
+        params = SamplingParams(
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            seed=job.seed,
+            max_tokens=rooms[number],
+            stop=list(sampling.stop),
+            stop_token_ids=ends,
+            ignore_eos=True,  # the template's end is among `ends`; the tokenizer's own may be another
+            output_kind=RequestOutputKind.FINAL_ONLY,
+        )
+        prompt, name = {"prompt_token_ids": list(job.ids)}, f"{id(jobs)}-{number}"
+        async for output in engine.engine.generate(prompt, params, name, lora_request=engine.adapter):
+            tokens = list(output.outputs[0].token_ids)
+        return number, finish(tokenizer, job.ids, tokens, ends, sampling.stop)
+
+    pending = {engine.loop.create_task(ask(number)) for number in range(len(jobs))}
+    try:
+        while pending:
+            some = asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
+            done, pending = engine.loop.run_until_complete(some)
+            yield from sorted(task.result() for task in done)
+    finally:
+        for task in pending:
+            task.cancel()
+
+
+@cache
+def _open(
+    weights, adapter, tokenizer, dtype, tensor_parallel, data_parallel, max_model_len, batch_size, trust
+) -> Engine:
+    """The engine for these options, opened once. Raises UserError with vLLM's own reason where it cannot be."""
+    for name, value in DEFAULTS.items():
+        os.environ.setdefault(name, value)
+    if tensor_parallel > 1:  # left to itself it wants a NUMA node for each worker
+        os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
+    from vllm import AsyncEngineArgs
+    from vllm.lora.request import LoRARequest
+    from vllm.v1.engine.async_llm import AsyncLLM
+
+    _check_devices(tensor_parallel, data_parallel)
+    if adapter:
+        check_saved(Path(adapter))
+    rank = lora_rank(adapter, dtype) if adapter else None
+    options = {} if rank is None else {"enable_lora": True, "max_loras": 1, "max_lora_rank": rank}
+    if rank is not None:
+        check_for_base(adapter, locate(weights), trust)  # vLLM leaves out what an adapter lacks, without a word
+    request = None if rank is None else LoRARequest("adapter", 1, str(Path(adapter).resolve()))
+    with TemporaryDirectory(prefix="ba-lora-merged-") as merged:
+        place = locate(weights)
+        if adapter and rank is None:
+            place = _merge(adapter, weights, merged, dtype, trust)
+        try:
+            engine = AsyncLLM.from_engine_args(
+                AsyncEngineArgs(
+                    model=place,
+                    tokenizer=tokenizer,
+                    dtype=dtype,
+                    tensor_parallel_size=tensor_parallel,
+                    data_parallel_size=data_parallel,
+                    max_model_len=max_model_len or _positions(place, trust),
+                    max_num_seqs=batch_size,
+                    generation_config="vllm",  # nothing of the model's own generation_config
+                    enforce_eager=not torch.cuda.device_count(),
+                    trust_remote_code=trust,
+                    enable_log_requests=False,
+                    disable_log_stats=True,
+                    **options,
+                )
+            )
+        except (ValueError, RuntimeError, OSError, NotImplementedError) as error:
+            reason = " ".join(str(error).split())[:300]
+            raise UserError(
+                f"vLLM cannot open {weights} so: {reason}; change what this or its messages above name, or use "
+                "--backend transformers"
+            ) from None
+    atexit.register(engine.shutdown)
+    end_with_us([child.pid for child in multiprocessing.active_children()])
+    return Engine(engine, asyncio.new_event_loop(), request, engine.model_config.max_model_len)
+
+
+def end_with_us(engines: Sequence[int]) -> None:
+    """Let the engine's processes end when this one is killed: they would go on, and hold the memory that a second run needs."""
+    command = [sys.executable, "-S", "-c", WATCHER, *map(str, engines)]
+    watcher = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
+    atexit.register(watcher.kill)
+
+
+def _check_devices(tensor_parallel: int, data_parallel: int) -> None:
+    there, wanted = torch.cuda.device_count(), tensor_parallel * data_parallel
+    if there and wanted > there:
+        raise UserError(
+            f"--tensor_parallel {tensor_parallel} times --data_parallel {data_parallel} needs {wanted} GPUs and {there} are "
+            "here; lower one of them"
+        )
+
+
+def _positions(place: str, trust: bool) -> int:
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(place, trust_remote_code=trust)
+    return min(getattr(config, "max_position_embeddings", None) or POSITIONS, POSITIONS)
+
+
+def lora_rank(adapter: str, dtype: str) -> int | None:
+    """The max_lora_rank for an adapter; None where it has to be merged.
+
+    vLLM serves plain LoRA on linear layers: no saved head, no magnitudes (DoRA), no embeddings, rank at most 512; on a GPU in
+    16 bits only.
+    """
+    file = Path(adapter) / "adapter_config.json"
+    config = read_json(file) if file.is_file() else {}
+    if config.get("peft_type") != "LORA" or config.get("use_dora") or config.get("modules_to_save"):
+        return None
+    if config.get("bias", "none") != "none" or (torch.cuda.device_count() and dtype == "float32"):
+        return None
+    weights = Path(adapter) / "adapter_model.safetensors"
+    if not weights.is_file():  # in the form of earlier versions of PEFT
+        return None
+    with safe_open(weights, "pt") as file:
+        names = list(file.keys())
+    if any("lora_" not in name or "embed" in name or "lm_head" in name for name in names):
+        return None
+    largest = max(config["r"], *config.get("rank_pattern", {}).values(), 1)
+    return next((rank for rank in RANKS if rank >= largest), None)
+
+
+def _merge(adapter: str, base: str, folder: str, dtype: str, trust: bool) -> str:
+    """Fold the adapter into its base; the folder is needed only until the engine has read it."""
+    place = Path(folder) / "model"
+    try:
+        export_merged(adapter, base, place, dtype, trust_remote_code=trust)
+    except AttributeError:
+        raise UserError(
+            f"the adapter {adapter} is no LoRA and cannot be merged into its base, so vLLM cannot serve it; "
+            "use --backend transformers"
+        ) from None
+    return str(place)

@@ -1,0 +1,1 @@
+"""Reading numbers and formulas from answers, and comparing them."""

@@ -1,0 +1,249 @@
+"""Answers written in LaTeX: where a completion states one, and whether two are the same, as strings and as values.
+
+Two judges, each with its own weakness. `same_string` is the classical one of the MATH paper (Hendrycks et al. 2021, arXiv
+2103.03874): a fixed list of rewritings, then equal or not; it takes "\\frac{2}{4}" and "\\frac{1}{2}" for different.
+`same_values` asks math-verify, which computes: it takes them for equal, and "10\\%" and "10" too. It has a verdict only where both
+answers were read whole (`eval.answers.numeric.formulas`).
+
+Completions are hostile: "9^{9^{9^9}}" never ends. So math-verify lives in a process of its own (`eval.answers.numeric.latex_worker`), with a
+time limit a pair; a process that does not answer in time is killed, and the pair has no verdict.
+"""
+
+import re
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
+
+from ba_lora.errors import UserError, choose
+
+from ..harness.workers import ask
+from .numeric import split_questions
+
+PROTOCOLS = {"ba-lora": "2", "upstream": "1"}  # name → version; a change of what is read raises the version
+
+CLAIM = 2000  # characters behind a marker in which its answer must end
+SECONDS = 10  # for one comparison
+VERSION = "0.9.0"  # of math-verify: `eval.answers.numeric.formulas` replaces a function inside it
+
+_BOXED = re.compile(r"\\(?:boxed|fbox)(?:\s*(?P<brace>\{)|\s+(?P<bare>[^$\n]{1,2000}(?=\$)|[^\s${}]+))")
+_ANSWER_IS = re.compile(r"\b(?:the|final)\s+answer\s+is\b", re.IGNORECASE)
+_MATH = re.compile(
+    r"\$\$(?P<display>(?:[^$]|\\\$)+)\$\$|\\\[(?P<bracket>.+?)\\\]|\\\((?P<paren>.+?)\\\)"
+    r"|\$(?!\s)(?P<inline>(?:\\.|[^$\\\n])+)(?<!\s)\$(?!\d)",
+    re.DOTALL,
+)
+_DOLLAR = re.compile(r"(?<!\\)\$")
+_GOES_ON = re.compile(r"\s*(?:,|and\b|or\b)\s*(?:and\b|or\b)?\s*(?:\$|\\\(|\\\[|-?\d)")  # "$3$ and $4$" is one answer
+_NESTING = re.compile(r"\\begin\b|\\end\b|\\[{}]|[{}]|\n|[.!?](?=\s|$)")
+_TRAILING_WORDS = re.compile(r"(?<=[\d)}\]%])(?:\s+[A-Za-z]+)*\s+[A-Za-z]{3,}[\s.]*$")  # "18 dollars a day" is 18
+_WORDS = re.compile(r"(?<![\\A-Za-z])(?:[A-Za-z]{3,}\s+)+[A-Za-z]+")
+
+
+def extract_latex(completion: str, protocol: str = "ba-lora") -> str | None:
+    """The answer that a completion states, as LaTeX without its dollars, or None when it states none.
+
+    "ba-lora": as in `eval.answers.numeric`, the completion is divided at lines that open another question, and the first part that
+    states an answer is read: its last balanced \\boxed{}, else its last "The answer is" or "final answer is" (up to the end
+    of the formula, else of the sentence). What was cut off inside braces is no answer.
+
+    "upstream": the text after the last "The answer is: " up to the first period that ends a line, without one last period.
+
+    Raises UserError for another protocol.
+    """
+    choose("protocol", protocol, PROTOCOLS)
+    if protocol == "upstream":
+        _, phrase, tail = completion.rpartition("The answer is: ")
+        return tail.split(".\n")[0].strip().removesuffix(".").strip() if phrase else None
+    for part in split_questions(completion):
+        if answer := last_boxed(part) or _last_claim(part):
+            return answer
+    return None
+
+
+def read_reference(reference: str, protocol: str = "ba-lora") -> str | None:
+    """The answer of a solution: in its last \\boxed{}, or all of the text where there is none (a bare answer).
+
+    None if the box is not closed or empty; "upstream" reads "\\boxed{" alone, not \\fbox{} or "\\boxed 5".
+    """
+    if "\\boxed" not in reference and "\\fbox" not in reference:
+        return reference.strip().strip("$").strip() or None
+    if protocol != "upstream":
+        return last_boxed(reference)
+    start = reference.rfind("\\boxed{")
+    return (
+        _braced(reference, start + len("\\boxed{"), _closing_braces(reference))
+        if start == reference.rfind("\\boxed") != -1
+        else None
+    )
+
+
+def last_boxed(text: str) -> str | None:
+    """The inside of the last \\boxed{} or \\fbox{} that is closed and not empty, or what "\\boxed 5" holds; else None."""
+    boxes = list(_BOXED.finditer(text))
+    closing = _closing_braces(text) if boxes else {}
+    for match in reversed(boxes):
+        inside = _braced(text, match.end(), closing) if match["brace"] else match["bare"].rstrip(".,;:")
+        if inside and inside.strip():
+            return inside.strip()
+    return None
+
+
+def _closing_braces(text: str) -> dict[int, int]:
+    """Where each brace that is opened and closed closes: position behind the one → position of the other."""
+    opened, closing = [], {}
+    for match in re.finditer("[{}]", text):
+        if match[0] == "{":
+            opened.append(match.end())
+        elif opened:
+            closing[opened.pop()] = match.start()
+    return closing
+
+
+def _braced(text: str, start: int, closing: dict[int, int]) -> str | None:
+    """The inside of the braces that were opened just before `start`; None when they are not closed within CLAIM characters."""
+    end = closing.get(start)
+    return text[start:end] if end is not None and end < start + CLAIM else None
+
+
+def _last_claim(text: str) -> str | None:
+    for match in reversed(list(_ANSWER_IS.finditer(text))):
+        if claim := _claim(text[match.end() : match.end() + CLAIM].lstrip(" \t\r\n:*")):
+            return claim
+    return None
+
+
+def _claim(text: str) -> str | None:
+    """What is claimed at the start of `text`: a formula between its delimiters, else the sentence; None if it is cut off."""
+    formula = _MATH.match(text)
+    if formula and not _GOES_ON.match(text, formula.end()):
+        answer = formula[formula.lastgroup]
+    else:
+        answer = _sentence(text)
+        if answer and len(_DOLLAR.findall(answer)) == 1:  # "$18 a day": money
+            answer = _DOLLAR.sub("", answer)
+    answer = (answer or "").strip(" \t\r\n*,;:").removesuffix(".")
+    return _TRAILING_WORDS.sub("", answer).strip() or None
+
+
+def _sentence(text: str) -> str | None:
+    """Up to the first line end or full stop outside braces and environments; None if these are not closed."""
+    depth = 0
+    for match in _NESTING.finditer(text):
+        token = match.group()
+        if token in ("{", "\\begin"):
+            depth += 1
+        elif token in ("}", "\\end"):
+            depth -= 1
+        elif depth <= 0 and token not in ("\\{", "\\}"):
+            return text[: match.start()]
+    return text if depth == 0 else None
+
+
+# As strings. Order matters: "\\tfrac" and "\\dfrac" become "\\frac" before fractions are looked at.
+_REWRITINGS = (
+    ("\n", ""),
+    ("\\!", ""),
+    ("\\\\", "\\"),
+    ("tfrac", "frac"),
+    ("dfrac", "frac"),
+    ("\\left", ""),
+    ("\\right", ""),
+    ("^{\\circ}", ""),
+    ("^\\circ", ""),
+    ("\\$", ""),
+)
+_UNIT = "\\text{ "  # a unit, as the solutions of MATH write it; all that follows it goes
+
+
+def same_string(reference: str, answer: str) -> bool:
+    """Whether two answers are one string after the classical normalisation; as they stand where that fails on either."""
+    try:
+        return normalise_string(reference) == normalise_string(answer)
+    except ValueError:
+        return reference == answer
+
+
+def same_text(reference: str, answer: str) -> bool:
+    """As `same_string`, but a unit counts: for answers whose value is not known nothing may be cut off."""
+    return same_string(reference.replace(_UNIT, "\\text{"), answer.replace(_UNIT, "\\text{"))
+
+
+def normalise_string(text: str) -> str:
+    """The classical normalisation of MATH's answers, as the published code has it. Raises ValueError where that fails ("x/2").
+
+    Removed: white space, \\left and \\right, degrees, dollar and percent signs, a unit in \\text{ }, a short "x =" at the
+    front. One spelling for fractions ("\\dfrac12", "1/2", and 0.5 alone among the decimals), roots ("\\sqrt2") and ".5".
+    """
+    for written, instead in _REWRITINGS:
+        text = text.replace(written, instead)
+    if text.count(_UNIT) > 1:
+        raise ValueError("two units")
+    text = text.split(_UNIT)[0].replace("\\%", "").replace(" .", " 0.").replace("{.", "{0.")
+    if text.startswith("."):
+        text = "0" + text
+    left, equals, right = text.partition("=")
+    if equals and "=" not in right and len(left) <= 2:
+        text = right
+    text = _brace_fractions(_brace_roots(text).replace(" ", ""))
+    if text == "0.5":
+        return "\\frac{1}{2}"
+    if text.count("/") != 1:
+        return text
+    top, bottom = map(int, text.split("/"))  # no integers: ValueError, in the published code too
+    return f"\\frac{{{top}}}{{{bottom}}}" if text == f"{top}/{bottom}" else text
+
+
+def _brace_roots(text: str) -> str:
+    """ "\\sqrt2x" → "\\sqrt{2}x": the one character behind a root is its radicand, even a blank."""
+    first, *others = text.split("\\sqrt")
+    if "" in others:
+        raise ValueError("a root of nothing")
+    return "".join([first, *("\\sqrt" + (o if o[0] == "{" else "{" + o[0] + "}" + o[1:]) for o in others)])
+
+
+def _brace_fractions(text: str) -> str:
+    """ "\\frac12" → "\\frac{1}{2}" and "\\frac1{23}" → "\\frac{1}{23}"; with a single character behind one, nothing is done."""
+    first, *others = text.split("\\frac")
+    braced = [first]
+    for other in others:
+        if not other:
+            raise ValueError("a fraction of nothing")
+        if other[0] != "{" and len(other) < 2:
+            return text
+        if other[0] != "{":
+            other = "{" + other[0] + "}" + (other[1:] if other[1] == "{" else "{" + other[1] + "}" + other[2:])
+        braced.append("\\frac" + other)
+    return "".join(braced)
+
+
+# As values.
+
+
+def as_formula(answer: str) -> str:
+    """An answer as math-verify finds it: between dollars, but words with a number in them as the sentence that they are."""
+    prose = _WORDS.search(re.sub(r"\\text\w*\s*\{[^{}]*\}", "", answer)) and re.search(r"\d", answer)
+    return answer if prose or _DOLLAR.search(answer) else f"${answer}$"
+
+
+def same_values(
+    pairs: Sequence[tuple[str, str]], seconds: float = SECONDS, workers: int | None = None, whole: bool = True
+) -> list[bool | None]:
+    """math-verify's verdict on each (reference, answer), texts with their formulas between dollars; in order.
+
+    None where one of the two could not be read whole (`eval.answers.numeric.formulas`), where a pair took more than `seconds`, or its process
+    died. Without `whole` math-verify reads what it finds, as others use it. A pair that comes twice is asked once. Works in any
+    thread. Raises UserError if math-verify is not installed, or in another version than VERSION.
+    """
+    try:
+        found = version("math-verify")
+    except PackageNotFoundError:
+        raise UserError(
+            "math-verify is not installed, and MATH is scored with it; pip install -r requirements.txt"
+        ) from None
+    if found != VERSION:
+        raise UserError(
+            f"math-verify {found} is installed, and MATH needs {VERSION}; pip install math-verify=={VERSION}"
+        )
+    unique = list(dict.fromkeys(pairs))
+    replies = ask("eval.answers.numeric.latex_worker", [(*pair, whole) for pair in unique], seconds, workers)
+    verdicts = {pair: reply[0] if reply else None for pair, reply in zip(unique, replies, strict=True)}
+    return [verdicts[pair] for pair in pairs]

@@ -1,0 +1,1 @@
+"""Classifiers on GLUE and GLUE-X: predictions and metrics."""

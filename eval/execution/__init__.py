@@ -1,0 +1,1 @@
+"""Programs from completions, and the sandbox that runs them."""

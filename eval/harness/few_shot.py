@@ -1,0 +1,186 @@
+"""Few-shot prompts and readings that can be held against lm-evaluation-harness (0.4.13): its gsm8k and minerva_math tasks.
+
+The examples are in no file of this repository: they come from the training split, or from a file of the user's, when they are
+needed. Of a file with just as many rows as the protocol shows, every problem gets these, in their order (the harness' sampler
+"first_n"). Of more rows, each problem gets its own draw, and the draws are the harness' (its default sampler and seed): with the
+same training split, and the same problems from the first on, every prompt is the harness' to the byte. minerva_math shows
+four fixed examples there, printed in Lewkowycz et al. 2022 (arXiv 2206.14858), appendix D: give a file of these for its prompts.
+"""
+
+import argparse
+import random
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from ba_lora.data.sources import read_table
+from ba_lora.errors import UserError
+
+from . import command as common
+from .command import Request, Sampling, Subject
+
+DRAW_SEED = 1234  # the harness' default for few-shot draws
+ENDING = "Final Answer: The final answer is"  # and, behind the answer:
+HOPE = "I hope it is correct."
+
+
+class Layout(NamedTuple):
+    """One task of the harness: `shots` examples with these two fields, its question's form, stop strings, and tokens at most."""
+
+    fields: tuple[str, str]
+    form: str
+    shots: int
+    stop: tuple[str, ...]
+    max_new_tokens: int
+    training: tuple[str, ...]  # hub ids of the training split
+
+
+GSM8K = Layout(
+    ("question", "answer"),
+    "Question: {}\nAnswer:",
+    5,
+    ("Question:", "</s>", "<|im_end|>"),
+    256,
+    ("openai/gsm8k:main",),
+)
+MINERVA_MATH = Layout(
+    ("problem", "solution"),
+    "Problem:\n{}\n\nSolution:",
+    4,
+    ("Problem:",),
+    256,
+    tuple(
+        f"EleutherAI/hendrycks_math:{subject}"
+        for subject in (
+            *("algebra", "counting_and_probability", "geometry", "intermediate_algebra"),
+            *("number_theory", "prealgebra", "precalculus"),
+        )
+    ),
+)
+
+
+def add_option(parser: argparse.ArgumentParser, layout: Layout) -> None:
+    """Add --shots_data."""
+    parser.add_argument(
+        "--shots_data",
+        metavar="FILE",
+        help=f"few-shot protocol: examples with the fields {' and '.join(layout.fields)}; {layout.shots} rows are shown as "
+        f"they stand, of more each problem gets a draw (default: the training split on the hub)",
+    )
+
+
+def check_option(args: argparse.Namespace, protocol: str) -> None:
+    """Refuse --shots_data where it has no use; `protocol` is the one that has examples."""
+    if args.shots_data and (args.rescore or args.protocol != protocol):
+        raise UserError(f"--shots_data {args.shots_data} is used when --protocol {protocol} asks a model; leave it out")
+
+
+def load_shots(layout: Layout, data: str | None = None) -> list[tuple[str, str]]:
+    """The examples as (question, answer). Raises UserError naming the source if one lacks a field, or if there are too few."""
+    shots = []
+    for source in (data,) if data else layout.training:
+        table = read_table(source, split="train")
+        for number, row in table.rows:
+            for field in layout.fields:
+                if not isinstance(row.get(field), str):
+                    raise UserError(
+                        f"{table.source}, row {number} has no text '{field}' (it has: {', '.join(row)}); an example needs "
+                        f"{' and '.join(layout.fields)}"
+                    )
+            shots.append(tuple(row[field] for field in layout.fields))
+    if len(shots) < layout.shots:
+        raise UserError(
+            f"{data or layout.training[0]} has {len(shots)} rows, and the protocol shows {layout.shots} examples; give as many"
+        )
+    if layout is MINERVA_MATH:
+        shots = [(problem, _with_ending(solution)) for problem, solution in shots]
+    return shots
+
+
+def _with_ending(solution: str) -> str:
+    """A solution of MATH with the sentence that the model has to learn from the examples."""
+    from ..answers.latex import read_reference
+
+    if ENDING in solution:
+        return solution
+    return f"{solution}\n{ENDING} ${read_reference(solution) or solution}$. {HOPE}"
+
+
+def draw(layout: Layout, shots: Sequence) -> Iterator[list]:
+    """The examples of the first problem, of the second, and so on without end."""
+    generator = random.Random(DRAW_SEED)
+    while True:
+        yield list(shots) if len(shots) == layout.shots else generator.sample(shots, layout.shots)
+
+
+def write_prompt(layout: Layout, shots: Sequence[tuple[str, str]], question: str) -> str:
+    """The examples, each behind the other with a blank line between, and the question."""
+    # not str.format: LaTeX is full of braces
+    shown = [layout.form.replace("{}", asked) + " " + answer + "\n\n" for asked, answer in shots]
+    return "".join(shown) + layout.form.replace("{}", question)
+
+
+def make_requests(layout: Layout, subject: Subject, problems: Sequence[dict], shots: Sequence) -> list[Request]:
+    """A request a problem ({"id", the layout's first field, "reference"}), in their order.
+
+    The text is encoded at once, with the beginning-of-sequence token if the tokenizer adds one; no template is applied.
+    """
+    requests = []
+    for problem, shown in zip(problems, draw(layout, shots), strict=False):
+        prompt = write_prompt(layout, shown, problem[layout.fields[0]])
+        requests.append(common.make_plain_request(subject, problem["id"], prompt, problem["reference"]))
+    return requests
+
+
+def ask(
+    args: argparse.Namespace, folder: Path, layout: Layout, protocol: str, problems: Sequence[dict], data: str
+) -> tuple[list[dict], dict]:
+    """Ask `problems` with the layout's examples where --protocol is `protocol`, else with the run's template; as `common.ask`."""
+    if args.protocol != protocol:
+        subject = common.open_subject(args)
+        requests = [common.make_request(subject, p["id"], p[layout.fields[0]], p["reference"]) for p in problems]
+        return common.ask(args, folder, subject, requests, Sampling(), data)
+    shots = load_shots(layout, args.shots_data)
+    subject = common.open_subject(args)
+    requests = make_requests(layout, subject, problems, shots)
+    records, facts = common.ask(args, folder, subject, requests, Sampling(stop=layout.stop), data)
+    return records, facts | {"template": None}
+
+
+# Reading, as the harness reads.
+
+_STRICT = re.compile(r"#### (-?[0-9.,]+)", re.ASCII)
+_FLEXIBLE = re.compile(r"-?[$0-9.,]{2,}|-?[0-9]+", re.ASCII)
+_MINERVA = re.compile("(.*?). " + HOPE)  # behind ENDING; its periods are any character, there as here
+
+
+def read_strict(completion: str) -> str | None:
+    """gsm8k, "strict-match": the first number behind "#### "."""
+    found = _STRICT.search(completion)
+    return found[1] if found else None
+
+
+def read_flexible(completion: str) -> str | None:
+    """gsm8k, "flexible-extract": the last thing that looks like a number, "$" and "," alike ("1." and "..." too)."""
+    found = _FLEXIBLE.findall(completion)
+    return found[-1] if found else None
+
+
+def same_gsm8k(answer: str | None, reference: str) -> bool:
+    """Whether an answer and a reference ("… #### N", or N) are one string without commas, dollars and a last period."""
+    return answer is not None and _bare(answer) == _bare(reference)
+
+
+def _bare(text: str) -> str:
+    return text.replace(",", "").replace("$", "").rpartition("#### ")[2].removesuffix(".").lower()
+
+
+def read_minerva(completion: str) -> str | None:
+    """minerva_math: what the first "Final Answer: The final answer is … I hope it is correct." says, without its dollars."""
+    for line in (completion + HOPE).split("\n"):
+        start = line.find(ENDING)
+        # where the first of a line's sentences does not end on it, no other does: each line is read once
+        if start >= 0 and (found := _MINERVA.match(line, start + len(ENDING))):
+            return found[1].strip().strip("$")
+    return None

@@ -1,0 +1,109 @@
+"""An unfinished generations.jsonl: what it already holds, and how the rest is appended.
+
+generation.json beside it says how the lines were made. A killed run leaves whole lines and perhaps one torn at the end, which
+is dropped; a run that would make other lines is refused, with the option that changed. Until the file is complete each line has a
+checksum of itself and of generation.json, so that no line is altered or another run's without a word.
+"""
+
+import os
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from ba_lora.errors import UserError
+from ba_lora.files import digest, read_json, write_json, write_sealed
+from ba_lora.folders.checksums import check_line, checked_line
+
+from .command import Request
+from .scores import GENERATIONS, SCORE, SCORED, read_line, to_line
+
+CONFIG = "generation.json"
+WHOSE = ("model", "model_hash", "adapter_hash", "endpoint", "seed")  # what a line's checksum knows of the config
+FIELDS = ("id", "prompt", "completion", "finish_reason", "tokens")
+NOT_OPTIONS = {  # what changes completions beside the options of the same name
+    "model_hash": "the weights of --model",
+    "adapter_hash": "the weights of --adapter",
+    "weights": "the weights of the run",
+    "settings_hash": "the config or tokenizer of --model, or the config of --adapter",
+    "base": "the base of --model",
+    "template_text": "the text of the template",
+    "backend_version": "the version of the backend",
+    "endpoint": "the endpoint (--base_url, --served_model, --send)",
+    "stop": "the stop strings of --protocol",
+}
+
+
+def check(folder: Path, config: dict, wanted: dict[tuple[str, int], Request]) -> dict[tuple[str, int], dict]:
+    """The records that `folder` already holds, by (id, sample). Changes nothing.
+
+    Raises UserError where they were made with another config, or answer other prompts than those of `wanted`.
+    """
+    path, remedy = folder / GENERATIONS, "add --overwrite to start afresh, or name another --output_dir"
+    if not path.is_file():
+        return {}
+    if not (folder / CONFIG).is_file():
+        raise UserError(f"{path} has no {CONFIG} beside it, which says how it was made; {remedy}")
+    known = read_json(folder / CONFIG)
+    lines = known.pop("lines", [])
+    for name, before in known.items():
+        if config.get(name) != before:
+            what = NOT_OPTIONS.get(name, f"--{name}")
+            seen = "" if name.endswith(("_hash", "_text")) else f" ({before!r} before, {config.get(name)!r} now)"
+            raise UserError(
+                f"{path} is unfinished, and this run differs from it in {what}{seen}; change it back, {remedy}"
+            )
+    done, of = {}, _whose(config)
+    for number, line in enumerate(path.read_bytes().splitlines(keepends=True), 1):
+        if not line.endswith(b"\n"):
+            break
+        place = f"{path}, line {number}"
+        record = read_line(line.decode("utf-8", "surrogateescape"), place, FIELDS)
+        if "check" not in record and number <= len(lines):
+            record["check"] = lines[number - 1]
+        check_line(record, place, of)
+        record.pop("check", None)
+        key = (str(record["id"]), record.get("sample", 0))
+        if key not in wanted or wanted[key].prompt != record["prompt"]:
+            raise UserError(
+                f"{place}: id {key[0]} is not asked, or not so, now: --data, --limit or --protocol has changed; "
+                f"change it back, {remedy}"
+            )
+        done[key] = record
+    return done
+
+
+@contextmanager
+def begin(folder: Path, config: dict, fresh: bool) -> Iterator[Callable[[dict], None]]:
+    """Open D/generations.jsonl for the lines that are missing; gives the function that appends a record.
+
+    `fresh`: nothing of what lies in the folder is kept. Otherwise a torn last line is cut off.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / GENERATIONS
+    for name in (
+        SCORE,
+        SCORED,
+        *([GENERATIONS] if fresh else []),
+    ):  # an older score does not belong to these completions
+        (folder / name).unlink(missing_ok=True)
+    write_json(folder / CONFIG, config)
+    if not fresh and path.is_file():
+        os.truncate(path, path.read_bytes().rfind(b"\n") + 1)
+    of = _whose(config)
+    with open(path, "a", encoding="utf-8") as file:
+
+        def append(record: dict) -> None:
+            file.write(to_line(checked_line(record, of)))
+            file.flush()
+
+        yield append
+
+
+def seal(folder: Path, config: dict, records: Iterable[dict]) -> None:
+    """Note in D/generation.json the checksums of the lines of D/generations.jsonl, which are all there and hold none any more."""
+    of = _whose(config)
+    write_sealed(folder / CONFIG, config | {"lines": [checked_line(record, of)["check"] for record in records]})
+
+
+def _whose(config: dict) -> str:
+    return digest([config.get(name) for name in WHOSE])

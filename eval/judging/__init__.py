@@ -1,0 +1,1 @@
+"""Answers that another model rates: questions, prompts, replies and their statistics."""

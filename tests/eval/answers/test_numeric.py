@@ -1,0 +1,331 @@
+"""Numbers as they are written, and where a completion states its answer, under both protocols."""
+
+import json
+import os
+import random
+import time
+from fractions import Fraction
+from pathlib import Path
+
+import pytest
+
+from ba_lora.errors import UserError
+from eval.answers.numeric import extract_answer, parse_number, same_number
+from eval.gsm8k import score_records
+
+WRITTEN_NUMBERS = [
+    ("18", 18),
+    ("18.", 18),
+    ("18.0", 18),
+    ("018", 18),
+    ("+18", 18),
+    ("3.75", "15/4"),
+    (".5", "1/2"),
+    ("-7", -7),
+    ("\u22127", -7),
+    ("\u20137", -7),
+    ("-0.5", "-1/2"),
+    ("1,234,567", 1234567),
+    ("12,345", 12345),
+    ("1,5", 1),
+    ("1,2345", 1),
+    ("$1,200.50", "2401/2"),
+    ("\\$18", 18),
+    ("-$5", -5),
+    ("$-5", -5),
+    ("€20", 20),
+    ("USD18", 18),
+    ("50%", 50),
+    ("50\\%", 50),
+    ("12 apples", 12),
+    ("about 12 apples", 12),
+    ("12-year-old", 12),
+    ("10-7", 10),
+    ("- 3", 3),
+    ("1/2", "1/2"),
+    ("3 / 4", "3/4"),
+    ("-3/4", "-3/4"),
+    ("36/2", 18),
+    ("1 1/2", "3/2"),
+    ("-1 1/2", "-3/2"),
+    ("2 and 3/4 hours", "11/4"),
+    ("½", "1/2"),
+    ("1½", "3/2"),
+    ("\\frac{1}{2}", "1/2"),
+    ("\\dfrac{ 3 }{ 4 }", "3/4"),
+    ("\\frac12", "1/2"),
+    ("-\\frac{1}{2}", "-1/2"),
+    ("\\frac{-1}{2}", "-1/2"),
+    ("1\\frac{1}{2}", "3/2"),
+    ("\\boxed{12}", 12),
+    ("**12**", 12),
+    ("\\(12\\)", 12),
+    ("1{,}234", 1234),
+    ("1\\,234", 1234),
+    ("1\u202f234", 1234),
+    ("1e3", 1000),
+    ("2.5e-1", "1/4"),
+    ("1/0", None),
+    ("\\frac{1}{0}", None),
+    ("no number", None),
+    ("", None),
+    ("9" * 5000, None),
+]
+
+# (completion, what protocol ba-lora reads, what protocol upstream reads)
+COMPLETIONS = [
+    ("She has 6 * 3 = 18 eggs.\nThe answer is: 18", 18, 18),
+    (" 6 * 3 = 18. The answer is: 18.", 18, 18),
+    ("The answer is 18", 18, None),
+    ("the answer is: 18", 18, None),
+    ("THE ANSWER IS 18!", 18, None),
+    ("The final answer is 18.", 18, None),
+    ("The answer is:\n18", 18, None),
+    ("The answer is: $18 a day", 18, 18),
+    ("The answer is: 1,234,567", 1234567, 1234),
+    ("The answer is: 1,234", 1234, 1234),
+    ("The answer is: 18.4", "92/5", 18),
+    ("The answer is: 18.6", "93/5", 19),
+    ("The answer is: 2.5", "5/2", 2),
+    ("The answer is: -7", -7, -7),
+    ("The answer is: \u22127", -7, 7),
+    ("The answer is: 1/2", "1/2", 0),
+    ("The answer is: 7/2", "7/2", 4),
+    ("The answer is: 5/0", None, 5),
+    ("The answer is: 50%", 50, 50),
+    ("The answer is: 1 1/2", "3/2", 1),
+    ("The answer is: \\boxed{18}", 18, 18),
+    ("The answer is: \\frac{1}{2}", "1/2", 1),
+    ("The answer is: **18**", 18, 18),
+    ("The answer is: 6 * 3 = 18", 18, 6),
+    ("The answer is: x = 18", 18, 18),
+    ("The answer is: 18, because 6 * 3 = 20 - 2", 18, 18),
+    ("The answer is: Rs 500", 500, 500),
+    ("The answer is that 18 eggs are left", 18, None),
+    ("The answer is: 5. No, wait.\nThe answer is: 6", 6, 6),
+    ("The answer is: 18\nThe answer is: 18\nThe answer is", 18, 18),
+    ("The answer is: 18. The answer is right since 3 ducks lay 6.", 18, 18),
+    ("The answer is: 18\nQuestion: Tom has 3 eggs.\nAnswer: The answer is: 3", 18, 3),
+    ("The answer is: 18 Question: Tom has 3 eggs. The answer is: 3", 18, 3),
+    ("The answer is: 18\n\n### Instruction:\nCount.\n\n### Response: The answer is: 3", 18, 3),
+    ("#### 18\n\nQ: Tom has 3 eggs.\nA: 3\n#### 3", 18, None),
+    ("Question: 6 boxes of 3 eggs?\nAnswer: The answer is: 18", 18, 18),
+    ("#### 18", 18, None),
+    ("6 * 3 = 18\n####18", 18, None),
+    ("#### $1,200.50", "2401/2", None),
+    ("#### -10", -10, None),
+    ("#### 18\nThe answer is: 3", 18, 3),
+    ("The answer is: 3\n#### 18", 18, 3),
+    ("#### Step 1\n6 * 3 = 18\n#### Step 2\nThe answer is: 18", 18, 18),
+    ("#### unknown\nThe answer is: 18", 18, 18),
+    ("So $\\boxed{18}$ is left of 20.", 18, None),
+    ("\\boxed{3}, or rather \\boxed{18}", 18, None),
+    ("\\boxed{\\frac{1}{2}}", "1/2", None),
+    ("\\boxed{\\text{all of the } 18}", 18, None),
+    ("\\boxed{x = 18}", 18, None),
+    ("\\boxed{18", 18, None),
+    ("The answer is \\boxed{18}, out of 20", 18, None),
+    ("6 * 3 = 18", 18, None),
+    ("He has 5 and buys 13, so 18.", 18, None),
+    ("It is 18\nQuestion: Tom has 3 eggs.", 18, None),
+    ("I do not know.", None, None),
+    ("The answer is: none", None, None),
+    ("", None, None),
+    ("The answer is: " + "9" * 5000, None, None),
+    # thousands
+    ("The answer is: 12,345.67", "1234567/100", 12345),
+    ("The answer is: 1{,}234", 1234, 1),
+    ("The answer is: 1\\,234", 1234, 1),
+    ("The answer is: 1\u00a0234", 1234, 1),
+    ("The answer is: 10,000 steps", 10000, 10000),
+    ("The answer is: 100,00", 100, 10000),
+    ("The answer is: 1,000,000", 1000000, 1000),
+    ("#### 2,125", 2125, None),
+    ("#### 1,234,567.89", "123456789/100", None),
+    # units
+    ("The answer is: 18 eggs", 18, 18),
+    ("The answer is: 3.5 hours", "7/2", 4),
+    ("The answer is: 2.5kg", "5/2", 2),
+    ("The answer is: 60mph", 60, 60),
+    ("The answer is: 45°", 45, 45),
+    ("The answer is: 12 cm^2", 12, 12),
+    ("The answer is: 7 \\text{ apples}", 7, 7),
+    ("#### 7 \\text{ apples}", 7, None),
+    # percent
+    ("The answer is: 12.5%", "25/2", 12),
+    ("The answer is: 50\\%", 50, 50),
+    ("The answer is: $50\\%$", 50, 50),
+    ("The answer is: 150 percent", 150, 150),
+    ("#### 0.5%", "1/2", None),
+    # currency
+    ("The answer is: $0.75", "3/4", 1),
+    ("The answer is: $0.50", "1/2", 0),
+    ("The answer is: $1,234.50 per month", "2469/2", 1234),
+    ("The answer is: \\$20", 20, 20),
+    ("The answer is: -$5", -5, 5),
+    ("The answer is: $ 18", 18, 18),
+    ("The answer is: £12.50", "25/2", 12),
+    ("The answer is: 20 dollars", 20, 20),
+    ("The answer is: USD 20", 20, 20),
+    ("The answer is: 99¢", 99, 99),
+    # fractions
+    ("The answer is: 3/4", "3/4", 1),
+    ("The answer is: -3/4", "-3/4", -1),
+    ("The answer is: 5/8 of the cake", "5/8", 1),
+    ("The answer is: \\frac{3}{4}", "3/4", 3),
+    ("The answer is: \\dfrac{10}{4}", "5/2", 10),
+    ("The answer is: \\tfrac34", "3/4", 34),
+    ("The answer is: ¾", "3/4", None),
+    ("The answer is: 1/3 + 1/6 = 1/2", "1/2", 0),
+    # mixed numbers
+    ("The answer is: 2 3/4", "11/4", 2),
+    ("The answer is: 2 and 1/2", "5/2", 2),
+    ("The answer is: 2½", "5/2", 2),
+    ("The answer is: 2\\frac{1}{2}", "5/2", 2),
+    ("The answer is: -1 1/2", "-3/2", -1),
+    ("#### 3 1/3", "10/3", None),
+    # several numbers
+    ("The answer is: 3 and 5", 3, 3),
+    ("The answer is: 4 boys and 6 girls", 4, 4),
+    ("The answer is: between 10 and 20", 10, 10),
+    ("The answer is: 10 - 7 = 3", 3, 10),
+    ("The answer is: 5 * $4 = $20", 20, 5),
+    ("The answer is: 2^3 = 8", 8, 2),
+    ("The answer is: 2 hours 30 minutes", 2, 2),
+    ("the answer is 18 eggs and the price is 36", 18, None),
+    # repetition after the answer
+    ("The answer is: 18. The answer is: 18. The answer is: 18. The answer", 18, 18),
+    ("The answer is: 18\n18\n18\n18", 18, 18),
+    ("#### 18\n#### 18\n#### 18\n####", 18, None),
+    ("The answer is: 18\n### Response:\nThe answer is: 20", 18, 20),
+    ("The answer is: 18\n<|im_start|>user\nNext.\nThe answer is: 20", 18, 20),
+    ("The answer is: 18 [INST] Next. [/INST] The answer is: 20", 18, 20),
+    ("The answer is: 18\n\nProblem 2: 4 + 4?\nThe answer is: 8", 18, 8),
+    ("The answer is: 18\n\n\n\n", 18, 18),
+    # truncation
+    ("The answer is:", None, None),
+    ("The answer is: $", None, None),
+    ("The answer is: -", None, None),
+    ("The answer is: .", None, None),
+    ("The answer is: \\boxed{18", 18, 18),
+    ("The answer is: 1,23", 1, 123),
+    ("#### ", None, None),
+    ("6 * 3 = 18. The answer", 18, None),
+    ("She has 6 * 3 =", 3, None),
+    # text
+    ("The answer is: eighteen", None, None),
+    ("The answer is: yes, 18", 18, 18),
+    ("The answer is: A) 18", 18, 18),
+    ("The answer is: Monday the 3rd", 3, 3),
+    # marks around the number
+    ("**The answer is: 18**", 18, 18),
+    ("The answer is: `18`", 18, 18),
+    ("The answer is: $18$", 18, 18),
+    ("The answer is: \\(18\\)", 18, 18),
+    ("The answer is: \\[18\\]", 18, 18),
+    ("The answer is: \\text{18}", 18, 18),
+    ("The answer is: (18)", 18, 18),
+    ("$$\\boxed{18}$$", 18, None),
+    # other spellings
+    ("The answer is: 1e3", 1000, 1),
+    ("The answer is: 1.5e3", 1500, 2),
+    ("The answer is: 007", 7, 7),
+    ("The answer is: +18", 18, 18),
+    ("The answer is:18", 18, None),
+    ("The answer is : 18", 18, None),
+    ("Answer: 18", 18, None),
+]
+
+
+def fraction(value):
+    return None if value is None else Fraction(value)
+
+
+@pytest.mark.parametrize(("text", "value"), WRITTEN_NUMBERS, ids=[repr(text)[:30] for text, _ in WRITTEN_NUMBERS])
+def test_a_number_is_read_exactly_as_it_is_written(text, value):
+    assert parse_number(text) == fraction(value)
+
+
+@pytest.mark.parametrize(("completion", "ours", "theirs"), COMPLETIONS, ids=[repr(row[0])[:40] for row in COMPLETIONS])
+def test_each_protocol_reads_its_answer_from_a_completion(completion, ours, theirs):
+    answers = [extract_answer(completion, protocol) for protocol in ("ba-lora", "upstream")]
+    assert [None if answer is None else parse_number(answer) for answer in answers] == [
+        fraction(ours),
+        fraction(theirs),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("a", "b"), [("18", "18.0"), ("1/2", "0.5"), ("1,000", "$1000"), ("1 1/2", "1.50"), ("-7", "\u22127")]
+)
+def test_two_ways_of_writing_a_number_are_the_same_number(a, b):
+    assert same_number(a, b)
+
+
+@pytest.mark.parametrize(("a", "b"), [("18", "18.4"), ("18", "-18"), ("0.33", "1/3"), ("none", "none"), ("", "18")])
+def test_different_numbers_and_no_numbers_are_not_the_same(a, b):
+    assert not same_number(a, b)
+
+
+def test_an_unknown_protocol_is_refused_with_the_nearest_name():
+    with pytest.raises(UserError, match="did you mean 'upstream'"):
+        extract_answer("18", "upstraem")
+
+
+DEGENERATE = ["1", "1,", "1 ", "\\boxed{", "= 1 ", "The answer is ", "####", "Question: "]
+
+
+@pytest.mark.parametrize("piece", DEGENERATE)
+def test_a_degenerate_completion_is_read_in_little_time(piece):
+    start = time.perf_counter()
+    extract_answer(piece * 5_000, "ba-lora")
+    extract_answer(piece * 5_000, "upstream")
+    assert time.perf_counter() - start < 5
+
+
+# The real GSM8K test file: what is gold must score 1.
+
+
+@pytest.fixture(scope="module")
+def gold():
+    """[(solution without its last line, last number as written)] of GSM8K's 1,319 test problems."""
+    folder = os.environ.get("BA_LORA_DATA")
+    if not folder:
+        pytest.skip("needs GSM8K's test.jsonl: set BA_LORA_DATA to a folder with gsm8k/test.jsonl")
+    with open(Path(folder) / "gsm8k" / "test.jsonl", encoding="utf-8") as file:
+        return [tuple(json.loads(line)["answer"].split("#### ")) for line in file]
+
+
+def scores(completions, references, protocol="ba-lora"):
+    records = [
+        {"id": number, "completion": completion, "reference": reference}
+        for number, (completion, reference) in enumerate(zip(completions, references, strict=True))
+    ]
+    return score_records(records, protocol)[0]
+
+
+FORMS = {
+    "hashes": "{0}#### {1}",
+    "phrase": "{0}The answer is: {1}",
+    "boxed": "{0}That makes $\\boxed{{{1}}}$.",
+    "phrase, then another question": "{0}The answer is: {1}\n\nQuestion: How many are 2 and 2?\nAnswer: The answer is: 4",
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("reference", ["{0}#### {1}", "{1}"], ids=["whole solution", "bare number"])
+def test_gsm8k_gold_solutions_score_exactly_one(gold, form, reference):
+    score = scores([FORMS[form].format(*pair) for pair in gold], [reference.format(*pair) for pair in gold])
+    assert (score["score"], score["n"], score["n_unparsable"]) == (1.0, 1319, 0)
+
+
+def test_gsm8k_gold_with_shuffled_references_scores_near_zero(gold):
+    references = [number for _, number in gold]
+    random.Random(0).shuffle(references)
+    assert scores([FORMS["hashes"].format(*pair) for pair in gold], references)["score"] < 0.1
+
+
+def test_upstream_loses_exactly_the_gold_answers_above_a_million(gold):
+    score = scores([FORMS["phrase"].format(*pair) for pair in gold], [number for _, number in gold], "upstream")
+    large = sum(number.count(",") > 1 for _, number in gold)
+    assert large and score["n_correct"] == 1319 - large

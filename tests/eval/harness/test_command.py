@@ -1,0 +1,260 @@
+"""Asking and going on: a killed run continues, what is there is not asked again, and a changed run is refused by its option."""
+
+import hashlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from ba_lora.errors import UserError
+from ba_lora.inference import backends
+from ba_lora.tiny import MODEL_DIR
+from eval import gsm8k
+from eval.harness import command as common
+
+ROOT = Path(__file__).parents[3]
+pytestmark = pytest.mark.skipif(not MODEL_DIR.is_dir(), reason="needs the embedded model in ba_lora/tiny/model")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def words(folder, *more, limit=24):
+    options = ["--model", "tiny", "--data", "tinymath:test", "--limit", str(limit), "--max_new_tokens", "64"]
+    return [*options, "--batch_size", "2", "--output_dir", str(folder), *more]
+
+
+def run(folder, *more, limit=24):
+    assert gsm8k.main(words(folder, *more, limit=limit)) == 0
+    return (folder / "generations.jsonl").read_bytes()
+
+
+def read(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def interrupt(folder, keep):
+    """Leave `keep` bytes of the generations, as a kill would; the score is not yet there."""
+    path = folder / "generations.jsonl"
+    path.write_bytes(path.read_bytes()[:keep])
+    (folder / "score.json").unlink()
+    (folder / "scored.jsonl").unlink()
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """The prompts that a backend is given, call by call."""
+    calls = []
+    stream = backends.stream
+    monkeypatch.setattr(
+        backends, "stream", lambda prompts, **options: calls.append(prompts) or stream(prompts, **options)
+    )
+    return calls
+
+
+# Going on
+
+
+def test_a_run_killed_in_the_middle_continues_to_the_same_files(tmp_path):
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    command = [sys.executable, "-m", "eval.gsm8k", *words(killed, limit=80)]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    lines, deadline = killed / "generations.jsonl", time.monotonic() + 60
+    while not (lines.is_file() and lines.read_bytes().count(b"\n") >= 5) and time.monotonic() < deadline:
+        time.sleep(0.002)
+    os.kill(process.pid, signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    before = lines.read_bytes().count(b"\n")
+    assert 5 <= before < 80 and not (killed / "score.json").exists()
+    assert run(killed, limit=80) == run(whole, limit=80)
+    scores = [json.loads((folder / "score.json").read_text()) for folder in (killed, whole)]
+    assert (scores[0]["resumed"], scores[1]["resumed"]) == (before, 0)
+    for name in ("resumed", "seconds", "tokens_per_second", "checksum"):
+        del scores[0][name], scores[1][name]
+    assert scores[0] == scores[1]
+    assert (killed / "scored.jsonl").read_bytes() == (whole / "scored.jsonl").read_bytes()
+
+
+@pytest.mark.parametrize("torn", ["half a line", "half a character", "one byte", "all but the last line's end"])
+def test_a_torn_last_line_is_dropped_and_only_what_is_missing_is_asked(tmp_path, asked, torn):
+    whole = run(tmp_path)
+    place = whole.index(b"\n", 2000) + 1
+    keep = {"half a line": place + 30, "half a character": place - 1, "one byte": 1}.get(torn, len(whole) - 1)
+    interrupt(tmp_path, keep)
+    if torn == "half a character":
+        with open(tmp_path / "generations.jsonl", "ab") as file:
+            file.write(b"\n\xe2\x82")
+    kept = (tmp_path / "generations.jsonl").read_bytes().count(b"\n")
+    asked.clear()
+    assert run(tmp_path) == whole
+    assert sum(map(len, asked)) == 24 - kept
+
+
+def test_finished_generations_without_a_score_are_scored_without_asking(tmp_path, asked):
+    whole = run(tmp_path)
+    interrupt(tmp_path, len(whole))
+    asked.clear()
+    assert run(tmp_path) == whole and not asked
+    score = json.loads((tmp_path / "score.json").read_text())
+    assert (score["resumed"], score["n"], score["tokens_per_second"]) == (24, 24, None)
+
+
+def test_a_higher_limit_asks_only_the_new_tasks(tmp_path, asked):
+    run(tmp_path, limit=10)
+    interrupt(tmp_path, 10**6)
+    asked.clear()
+    run(tmp_path, limit=24)
+    assert sum(map(len, asked)) == 14
+    assert [line["id"] for line in read(tmp_path / "generations.jsonl")] == list(range(24))
+
+
+def test_samples_are_drawn_alike_in_one_go_and_after_an_interruption(tmp_path):
+    drawn = ["--samples", "3", "--temperature", "0.9", "--seed", "7"]
+    whole = run(tmp_path, *drawn, limit=6)
+    lines = read(tmp_path / "generations.jsonl")
+    assert [(line["id"], line["sample"]) for line in lines] == [
+        (task, sample) for task in range(6) for sample in range(3)
+    ]
+    assert len({line["completion"] for line in lines}) > 6
+    score = json.loads((tmp_path / "score.json").read_text())
+    expected = {"temperature": 0.9, "top_p": 1.0, "samples": 3, "seed": 7, "max_new_tokens": 64, "batch_size": 2}
+    assert score["sampling"] == expected
+    interrupt(tmp_path, len(whole) // 2)
+    assert run(tmp_path, *drawn, limit=6) == whole
+    other = run(tmp_path, *drawn[:-1], "8", "--overwrite", limit=6)
+    assert other != whole
+
+
+def test_another_batch_size_may_finish_what_one_began(tmp_path):
+    whole = run(tmp_path)
+    interrupt(tmp_path, 3000)
+    assert run(tmp_path, "--batch_size", "5") == whole
+
+
+# What is refused
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (["--temperature", "0.5"], r"--temperature \(0.0 before, 0.5 now\)"),
+        (["--max_new_tokens", "32"], r"--max_new_tokens \(64 before, 32 now\)"),
+        (["--dtype", "bfloat16"], "differs from it in --dtype"),
+        (["--template", "alpaca"], r"--template \('plain' before, 'alpaca' now\)"),
+        (["--model", str(MODEL_DIR), "--template", "plain"], "differs from it in --model"),
+        (["--data", "tinymath:validation"], "differs from it in --data"),
+        (["--limit", "3"], "id 3 is not asked, or not so, now: --data, --limit or --protocol"),
+    ],
+)
+def test_an_unfinished_run_with_a_changed_option_is_refused_by_the_option_and_kept(tmp_path, change, message):
+    whole = run(tmp_path, limit=8)
+    interrupt(tmp_path, 1500)
+    before = (tmp_path / "generations.jsonl").read_bytes()
+    with pytest.raises(UserError, match=f"{message}.*--overwrite"):
+        run(tmp_path, *change, limit=8)
+    assert (tmp_path / "generations.jsonl").read_bytes() == before
+    assert run(tmp_path, limit=8) == whole
+
+
+def test_weights_that_changed_meanwhile_are_noticed(tmp_path):
+    run(tmp_path, limit=4)
+    interrupt(tmp_path, 600)
+    config = json.loads((tmp_path / "generation.json").read_text())
+    (tmp_path / "generation.json").write_text(json.dumps(config | {"model_hash": "0" * 64}))
+    with pytest.raises(UserError, match="in the weights of --model;"):
+        run(tmp_path, limit=4)
+
+
+def test_a_config_or_tokenizer_that_changed_meanwhile_at_the_same_path_is_noticed(tmp_path):
+    base = Path(shutil.copytree(MODEL_DIR, tmp_path / "base"))
+    words = ("--model", str(base), "--template", "plain")
+    run(tmp_path / "out", *words, limit=2)
+    interrupt(tmp_path / "out", 300)
+    (base / "generation_config.json").write_text("{}")  # not used
+    for name in ("config.json", "tokenizer.json"):
+        before = (base / name).read_text()
+        (base / name).write_text(before + "\n")
+        with pytest.raises(UserError, match="in the config or tokenizer of --model, or the config of --adapter;"):
+            run(tmp_path / "out", *words, limit=2)
+        (base / name).write_text(before)
+    run(tmp_path / "out", *words, limit=2)
+
+
+def test_overwrite_starts_afresh(tmp_path, asked):
+    whole = run(tmp_path, limit=4)
+    asked.clear()
+    assert run(tmp_path, "--overwrite", limit=4) == whole and sum(map(len, asked)) == 4
+
+
+def test_generations_of_unknown_origin_are_neither_continued_nor_lost(tmp_path):
+    (tmp_path / "generations.jsonl").write_text('{"id": 0}\n')
+    with pytest.raises(UserError, match=r"holds no evaluation \(generations.jsonl, ...\)"):
+        run(tmp_path)
+    assert (tmp_path / "generations.jsonl").read_text() == '{"id": 0}\n'
+
+
+def test_a_damaged_line_in_the_middle_is_named(tmp_path):
+    whole = run(tmp_path, limit=4)
+    interrupt(tmp_path, len(whole))
+    lines = whole.splitlines(keepends=True)
+    (tmp_path / "generations.jsonl").write_bytes(lines[0] + b"{broken\n" + lines[2])
+    with pytest.raises(UserError, match="generations.jsonl, line 2: not valid JSON"):
+        run(tmp_path, limit=4)
+
+
+def test_a_finished_evaluation_is_not_run_again_without_overwrite(tmp_path):
+    run(tmp_path, limit=4)
+    with pytest.raises(UserError, match=r"already holds scored.jsonl, score.json; add --overwrite"):
+        run(tmp_path, limit=4)
+
+
+def test_samples_of_one_task_are_lines_of_their_own_and_the_same_sample_twice_is_refused(tmp_path):
+    lines = [{"id": "a", "sample": number, "completion": "1", "reference": "1"} for number in range(3)]
+    path = tmp_path / "given.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in [*lines, lines[0] | {"id": "b"}]))
+    assert len(common.read_lines(path, ("id", "completion"))) == 4
+    assert common.read_lines(path, ("id", "completion"), limit=1) == lines
+    path.write_text("".join(json.dumps(line) + "\n" for line in [*lines, lines[1]]))
+    with pytest.raises(UserError, match="line 4: id a was already on line 2"):
+        common.read_lines(path, ("id", "completion"))
+
+
+# Prompts
+
+
+@pytest.mark.parametrize("template", ["plain", "alpaca"])
+def test_a_later_turns_prompt_is_one_text_whose_ids_are_those_of_its_parts(template):
+    subject = common.open_subject("tiny", template=template)
+    messages = [{"role": "user", "content": "How many?"}, {"role": "assistant", "content": "Three."}]
+    request = common.make_request(subject, 1, [*messages, {"role": "user", "content": "And now?"}], ["r"])
+    assert subject.tokenizer.decode(request.ids) == request.prompt
+    assert request.prompt.count("</s>") == 1 and request.prompt.index("Three.</s>") < request.prompt.index("And now?")
+    assert request.ids.count(subject.tokenizer.eos_token_id) == 1 and request.reference == ["r"]
+
+
+# Hashes
+
+
+def test_hashes_are_those_of_the_files_that_were_opened(tmp_path):
+    weights = hashlib.sha256((MODEL_DIR / "model.safetensors").read_bytes()).hexdigest()
+    assert common.weights_hash("tiny") == common.weights_hash(str(MODEL_DIR)) == weights
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "a.safetensors").write_bytes(b"a")
+    assert common.weights_hash(str(tmp_path)) == hashlib.sha256(b"a").hexdigest()
+    (tmp_path / "b.safetensors").write_bytes(b"b")
+    both = common.weights_hash(str(tmp_path))
+    (tmp_path / "b.safetensors").write_bytes(b"c")
+    assert both != common.weights_hash(str(tmp_path))
+    assert common.weights_hash("no/such-model") is None
