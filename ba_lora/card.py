@@ -14,8 +14,8 @@ from pathlib import Path
 from .errors import UserError, run_cli
 from .files import atomic_write, read_json
 from .folders import checksums
+from .folders.adapter_names import check_header
 from .folders.kinds import is_ours
-from .methods.adapter_names import check_header
 
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")  # no "./folder"
 FILES = (".json", ".jsonl", ".ndjson", ".parquet", ".csv")

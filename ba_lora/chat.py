@@ -16,12 +16,11 @@ import torch
 from transformers import GenerationConfig
 from transformers.generation.streamers import BaseStreamer
 
-from eval.harness.command import Subject, open_subject
-
 from . import signals
 from .data.instruction import decode_after, encode_prompt
 from .data.templates import end_id
 from .errors import UserError, run_cli
+from .inference.subject import Subject, open_subject
 from .methods.save import find_run
 from .models import load_model
 

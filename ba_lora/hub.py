@@ -20,7 +20,7 @@ from .card import hub_id, public_name, saved_in, write_card
 from .errors import UserError, run_cli
 from .files import read_json
 from .folders import checksums
-from .methods.adapter_names import check_header
+from .folders.adapter_names import check_header
 
 logger = logging.getLogger(__name__)
 

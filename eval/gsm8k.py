@@ -2,7 +2,7 @@
 
 Protocol "ba-lora": the training prompt with the question as instruction, no examples, greedy decoding to the
 end-of-sequence token; the answer as `eval.answers.numeric.extract_answer` reads it must equal the reference exactly. Protocol
-"upstream" changes the reading only. Protocol "lm-eval" is lm-evaluation-harness' task gsm8k: five examples (`eval.harness.few_shot`),
+"upstream" changes the reading only. Protocol "lm-eval" is lm-evaluation-harness' task gsm8k: five examples (`eval.answers.lm_eval`),
 the score that of its strict-match, with its flexible-extract in `score_flexible`. The metric is the fraction of all tasks that are right; a completion without an answer
 is wrong, and counted in `n_unparsable`.
 """
@@ -17,11 +17,14 @@ from ba_lora.data.sources import read_table, tinymath_rows
 from ba_lora.data.templates import end_id, turns
 from ba_lora.data.tinymath import SPLITS
 from ba_lora.errors import UserError, run_cli
+from ba_lora.inference.subject import find_base
 
+from .answers import lm_eval
 from .answers.numeric import PROTOCOLS as READINGS
 from .answers.numeric import extract_answer, parse_number, same_number
-from .harness import command as common
-from .harness import few_shot
+from .harness.lines import check_field, count_missing, read_lines, task_id, written
+from .harness.options import add_options, output_folder
+from .harness.scores import SCORE, facts_beside, summarise, write_score
 
 LM_EVAL = "lm-eval"
 PROTOCOLS = READINGS | {LM_EVAL: "1"}  # name → version
@@ -69,19 +72,19 @@ def load_problems(data: str, limit: int | None = None) -> list[dict]:
         if not isinstance(record["question"], str):
             raise UserError(f"{data}, row {row}: 'question' is {record['question']!r}, a text is needed")
         read_reference(record["answer"], f"{data}, row {row}")
-        common.check_field(record, "id", "a text or a number", f"{data}, row {row}")
-    ids = [common.task_id(record.get("id", index)) for index, record in enumerate(records)]
+        check_field(record, "id", "a text or a number", f"{data}, row {row}")
+    ids = [task_id(record.get("id", index)) for index, record in enumerate(records)]
     if twice := [key for key, count in Counter(map(str, ids)).items() if count > 1]:
         raise UserError(f"{data}: id {twice[0]} stands for more than one row; give every row an id of its own, or none")
     return [
-        {"id": key, "question": record["question"], "reference": common.written(record["answer"])}
+        {"id": key, "question": record["question"], "reference": written(record["answer"])}
         for key, record in zip(ids, records, strict=True)
     ]
 
 
 def read_reference(reference, place: str) -> str:
     """The number of a reference: bare, behind the last "####", or behind the last "The answer is"."""
-    common.check_field({"answer": reference}, "answer", "a text or a number", place)
+    check_field({"answer": reference}, "answer", "a text or a number", place)
     text = str(reference)
     answer = extract_answer(text) if "####" in text or "answer is" in text.lower() else text.strip()
     if len(answer or "") > 40 or parse_number(answer or "") is None:
@@ -90,8 +93,8 @@ def read_reference(reference, place: str) -> str:
 
 
 def generate_answers(model, tokenizer, template, problems, *, max_new_tokens, batch_size, progress=True) -> list[dict]:
-    """Ask every problem of a model that is open already, in order → records as `common.ask` gives them."""
-    from ba_lora.inference.backends import generate
+    """Ask every problem of a model that is open already, in order → records as `ask` gives them."""
+    from ba_lora.inference.local import generate
 
     prompts = [encode_prompt(tokenizer, template, problem["question"]) for problem in problems]
     options = {"max_new_tokens": max_new_tokens, "batch_size": batch_size, "progress": progress}
@@ -117,34 +120,34 @@ def score_records(records: list[dict], protocol: str = "ba-lora") -> tuple[dict,
     """
     answers = [read_answer(record["completion"], protocol) for record in records]
     references = [read_reference(record["reference"], f"id {record['id']}") for record in records]
-    same = few_shot.same_gsm8k if protocol == LM_EVAL else same_number
+    same = lm_eval.same_gsm8k if protocol == LM_EVAL else same_number
     correct = [a is not None and same(a, r) for a, r in zip(answers, references, strict=True)]
     by_problem: dict[str, list[bool]] = {}
     for record, right in zip(records, correct, strict=True):
         by_problem.setdefault(str(record["id"]), []).append(right)
     ends = [record.get("finish_reason") for record in records]
-    statistics = common.summarise([sum(rights) / len(rights) for rights in by_problem.values()]) | {
+    statistics = summarise([sum(rights) / len(rights) for rights in by_problem.values()]) | {
         "n_unparsable": answers.count(None),
         "n_truncated": ends.count("length") if any(ends) else None,
         "protocol": protocol,
         "protocol_version": PROTOCOLS[protocol],
     }
     if protocol == LM_EVAL:
-        flexible = [few_shot.read_flexible(record["completion"]) for record in records]
-        hits = [few_shot.same_gsm8k(a, r) for a, r in zip(flexible, references, strict=True)]
+        flexible = [lm_eval.read_flexible(record["completion"]) for record in records]
+        hits = [lm_eval.same_gsm8k(a, r) for a, r in zip(flexible, references, strict=True)]
         statistics["score_flexible"] = sum(hits) / len(hits)
     return statistics, correct
 
 
 def read_answer(completion: str, protocol: str) -> str | None:
     """The answer of a completion, as the protocol reads it; None when it has none."""
-    return few_shot.read_strict(completion) if protocol == LM_EVAL else extract_answer(completion, protocol)
+    return lm_eval.read_strict(completion) if protocol == LM_EVAL else extract_answer(completion, protocol)
 
 
 def ask(args: argparse.Namespace, folder) -> tuple[list[dict], dict]:
     """The first part: generate, write generations.jsonl → (its records, how they came about)."""
-    data = args.data or default_data(common.find_base(args.model, args.adapter))
-    return few_shot.ask(args, folder, few_shot.GSM8K, LM_EVAL, load_problems(data, args.limit), data)
+    data = args.data or default_data(find_base(args.model, args.adapter))
+    return lm_eval.ask_with_examples(args, folder, lm_eval.GSM8K, LM_EVAL, load_problems(data, args.limit), data)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -155,27 +158,27 @@ def main(argv: list[str] | None = None) -> int:
         epilog=EXAMPLES.format(splits=", ".join(SPLITS)),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    common.add_options(parser, PROTOCOLS, max_new_tokens=None)
-    few_shot.add_option(parser, few_shot.GSM8K)
+    add_options(parser, PROTOCOLS, max_new_tokens=None)
+    lm_eval.add_option(parser, lm_eval.GSM8K)
     args = parser.parse_args(argv)
     if args.max_new_tokens is None:
-        args.max_new_tokens = few_shot.GSM8K.max_new_tokens if args.protocol == LM_EVAL else MAX_NEW_TOKENS
-    with common.output_folder(args, PROTOCOLS) as folder:
+        args.max_new_tokens = lm_eval.GSM8K.max_new_tokens if args.protocol == LM_EVAL else MAX_NEW_TOKENS
+    with output_folder(args, PROTOCOLS) as folder:
         return _evaluate(args, folder)
 
 
 def _evaluate(args: argparse.Namespace, folder: Path) -> int:
     """Generate if need be, and score."""
-    few_shot.check_option(args, LM_EVAL)
+    lm_eval.check_option(args, LM_EVAL)
     if args.rescore:
-        records = common.read_lines(args.rescore, ("id", "completion", "reference"), args.limit)
-        facts = common.facts_beside(args.rescore)
+        records = read_lines(args.rescore, ("id", "completion", "reference"), args.limit)
+        facts = facts_beside(args.rescore)
         known = [problem["id"] for problem in load_problems(args.data, args.limit)] if args.data else None
         facts["data"] = args.data or facts.get("data")
     else:
         records, facts = ask(args, folder)
         known = [record["id"] for record in records]
-    missing = common.count_missing(records, known, args.rescore)
+    missing = count_missing(records, known, args.rescore)
     statistics, correct = score_records(records, args.protocol)
     benchmark = "tinymath" if (facts["data"] or "").startswith("tinymath:") else "gsm8k"
     score = {"benchmark": benchmark, "metric": "accuracy", **statistics, "missing": missing, "rescored": args.rescore}
@@ -184,10 +187,10 @@ def _evaluate(args: argparse.Namespace, folder: Path) -> int:
         | {"answer": read_answer(record["completion"], args.protocol), "correct": right}
         for record, right in zip(records, correct, strict=True)
     ]
-    common.write_score(folder, score | {"shots_data": args.shots_data}, facts, scored)
+    write_score(folder, score | {"shots_data": args.shots_data}, facts, scored)
     low, high = (100 * bound for bound in statistics["interval"])
     print(
-        f"{benchmark} {100 * statistics['score']:.2f}% of {statistics['n']} (95% {low:.1f} to {high:.1f}) → {folder / common.SCORE}"
+        f"{benchmark} {100 * statistics['score']:.2f}% of {statistics['n']} (95% {low:.1f} to {high:.1f}) → {folder / SCORE}"
     )
     return 0
 

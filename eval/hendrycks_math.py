@@ -19,16 +19,18 @@ from pathlib import Path
 from ba_lora.data.sources import read_table
 from ba_lora.errors import UserError, run_cli
 
+from .answers import lm_eval
 from .answers.latex import PROTOCOLS as READINGS
 from .answers.latex import as_formula, extract_latex, read_reference, same_string, same_text, same_values
-from .harness import command as common
-from .harness import few_shot
+from .harness.lines import check_field, count_missing, read_lines, task_id, written
+from .harness.options import add_options, output_folder
+from .harness.scores import SCORE, facts_beside, summarise, write_score
 
 MINERVA = "minerva_math"
 PROTOCOLS = READINGS | {MINERVA: "1"}  # name → version
 JUDGES = {"ba-lora": "math-verify", "upstream": "string", MINERVA: "math-verify"}  # whose verdict is the score
 HUB = "EleutherAI/hendrycks_math"  # 5,000 test problems, a config a subject
-SUBJECTS = [source.rpartition(":")[2] for source in few_shot.MINERVA_MATH.training]
+SUBJECTS = [source.rpartition(":")[2] for source in lm_eval.MINERVA_MATH.training]
 MAX_NEW_TOKENS = 2048  # as upstream; minerva_math has its own
 
 EXAMPLES = """\
@@ -71,7 +73,7 @@ def _read(source: str, limit: int | None) -> list[tuple[str, dict]]:
 def _problem(index: int, place: str, record: dict) -> dict:
     if not isinstance(record.get("problem"), str):
         raise UserError(f"{place} has no text 'problem' (it has: {', '.join(record)})")
-    reference = {"solution": common.written(record.get("solution", record.get("answer")))}
+    reference = {"solution": written(record.get("solution", record.get("answer")))}
     if reference["solution"] is None:
         raise UserError(f"{place} has neither 'solution' nor 'answer' (it has: {', '.join(record)})")
     read_solution(reference, place)
@@ -79,13 +81,13 @@ def _problem(index: int, place: str, record: dict) -> dict:
         ("type", "subject"), "a text"
     )
     for name, kind in kinds.items():
-        common.check_field(record, name, kind, place)
+        check_field(record, name, kind, place)
     if record.get("level") is not None:
         reference["level"] = str(record["level"]).removeprefix("Level ")
     if subject := record.get("type", record.get("subject")):
         reference["subject"] = subject
     return {
-        "id": common.task_id(record.get("id", record.get("unique_id", index))),
+        "id": task_id(record.get("id", record.get("unique_id", index))),
         "problem": record["problem"],
         "reference": reference,
     }
@@ -94,7 +96,7 @@ def _problem(index: int, place: str, record: dict) -> dict:
 def read_solution(reference, place: str) -> tuple[str, str]:
     """(the solution, its answer) of a reference: {"solution": …}, a solution, or a bare answer. UserError if it has none."""
     given = reference if isinstance(reference, dict) else {"solution": reference}
-    solution = common.check_field(given, "solution", "a text or a number", place)
+    solution = check_field(given, "solution", "a text or a number", place)
     solution = "" if solution is None else str(solution)
     answer = read_reference(solution)
     if answer is None:
@@ -110,7 +112,7 @@ def score_records(records: list[dict], protocol: str = "ba-lora") -> tuple[dict,
     """
     solutions = [read_solution(record["reference"], f"id {record['id']}") for record in records]
     if protocol == MINERVA:
-        answers = [few_shot.read_minerva(record["completion"]) for record in records]
+        answers = [lm_eval.read_minerva(record["completion"]) for record in records]
         pairs = [
             (solution if solution != answer else as_formula(answer), record["completion"])
             for (solution, answer), record in zip(solutions, records, strict=True)
@@ -164,13 +166,13 @@ def _summarise(scored: list[dict]) -> dict:
     by_problem: dict[str, list[bool]] = {}
     for line in scored:
         by_problem.setdefault(str(line["id"]), []).append(line["correct"])
-    return common.summarise([sum(rights) / len(rights) for rights in by_problem.values()])
+    return summarise([sum(rights) / len(rights) for rights in by_problem.values()])
 
 
 def ask(args: argparse.Namespace, folder) -> tuple[list[dict], dict]:
     """The first part: generate, write generations.jsonl → (its records, how they came about)."""
     data = args.data or HUB
-    return few_shot.ask(args, folder, few_shot.MINERVA_MATH, MINERVA, load_problems(data, args.limit), data)
+    return lm_eval.ask_with_examples(args, folder, lm_eval.MINERVA_MATH, MINERVA, load_problems(data, args.limit), data)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -181,36 +183,36 @@ def main(argv: list[str] | None = None) -> int:
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    common.add_options(parser, PROTOCOLS, max_new_tokens=None)
-    few_shot.add_option(parser, few_shot.MINERVA_MATH)
+    add_options(parser, PROTOCOLS, max_new_tokens=None)
+    lm_eval.add_option(parser, lm_eval.MINERVA_MATH)
     args = parser.parse_args(argv)
     if args.max_new_tokens is None:
-        args.max_new_tokens = few_shot.MINERVA_MATH.max_new_tokens if args.protocol == MINERVA else MAX_NEW_TOKENS
-    with common.output_folder(args, PROTOCOLS) as folder:
+        args.max_new_tokens = lm_eval.MINERVA_MATH.max_new_tokens if args.protocol == MINERVA else MAX_NEW_TOKENS
+    with output_folder(args, PROTOCOLS) as folder:
         return _evaluate(args, folder)
 
 
 def _evaluate(args: argparse.Namespace, folder: Path) -> int:
     """Generate if need be, and score."""
-    few_shot.check_option(args, MINERVA)
+    lm_eval.check_option(args, MINERVA)
     if args.rescore:
-        records = common.read_lines(args.rescore, ("id", "completion", "reference"), args.limit)
-        facts = common.facts_beside(args.rescore)
+        records = read_lines(args.rescore, ("id", "completion", "reference"), args.limit)
+        facts = facts_beside(args.rescore)
         known = {str(problem["id"]): problem for problem in load_problems(args.data, args.limit)} if args.data else None
         facts["data"] = args.data or facts.get("data")
     else:
         records, facts = ask(args, folder)
         known = {str(record["id"]): record for record in records}
-    missing = common.count_missing(records, known, args.rescore)
+    missing = count_missing(records, known, args.rescore)
     if args.rescore and known:  # a line's bare reference, with the level and subject that the data knows
         records = [record | {"reference": _complete(record, known.get(str(record["id"])))} for record in records]
     statistics, scored = score_records(records, args.protocol)
     score = {"benchmark": "math", "metric": "accuracy", **statistics, "missing": missing, "rescored": args.rescore}
-    common.write_score(folder, score | {"shots_data": args.shots_data}, facts, scored)
+    write_score(folder, score | {"shots_data": args.shots_data}, facts, scored)
     low, high = (100 * bound for bound in statistics["interval"])
     print(
         f"math {100 * statistics['score']:.2f}% of {statistics['n']} (95% {low:.1f} to {high:.1f}; math-verify "
-        f"{100 * statistics['score_math_verify']:.2f}%, string {100 * statistics['score_string']:.2f}%) → {folder / common.SCORE}"
+        f"{100 * statistics['score_math_verify']:.2f}%, string {100 * statistics['score_string']:.2f}%) → {folder / SCORE}"
     )
     return 0
 

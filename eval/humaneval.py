@@ -14,18 +14,23 @@ from pathlib import Path
 from ba_lora.data.readers import json_lines, objects
 from ba_lora.data.sources import read_table
 from ba_lora.errors import UserError, run_cli
+from ba_lora.inference.requests import Request, Sampling, make_plain_request, make_request
+from ba_lora.inference.subject import Subject
 from ba_lora.packages import fetch
 
 from .execution import completions, programs
 from .execution.sandbox import find_box
-from .harness import command as common
+from .harness.ask import ask, subject_of
+from .harness.lines import check_field, read_lines
+from .harness.options import add_options, output_folder
+from .harness.scores import facts_beside
 
 PROTOCOLS = {"ba-lora": "2", "upstream": "2", "base": "2"}  # name → version
 STOP = ("\nclass", "\ndef", "\n#", "\nif", "\nprint")  # section 2.2 of the paper
 SAMPLING = {
-    "ba-lora": common.Sampling(),
-    "upstream": common.Sampling(temperature=0.8, top_p=0.95, samples=5),
-    "base": common.Sampling(stop=STOP),
+    "ba-lora": Sampling(),
+    "upstream": Sampling(temperature=0.8, top_p=0.95, samples=5),
+    "base": Sampling(stop=STOP),
 }
 INSTRUCTION = (
     "Complete this Python function. Answer with the whole function in one code block.\n\n```python\n{prompt}\n```"
@@ -97,16 +102,16 @@ def _task(row: dict, place: str) -> programs.Task:
         setup=completions.before_function(
             prompt, (name,)
         ),  # the helpers as the benchmark has them, not as the program does
-        reference=common.check_field(row, "canonical_solution", "a text", place),
+        reference=check_field(row, "canonical_solution", "a text", place),
     )
 
 
-def make_request(subject: common.Subject, task: programs.Task, protocol: str) -> common.Request:
+def request_of(subject: Subject, task: programs.Task, protocol: str) -> Request:
     """The training prompt, or for "base" the code itself (with the beginning-of-sequence token if the tokenizer adds one)."""
     if protocol == "base":
-        return common.make_plain_request(subject, task.id, task.prompt, task.reference)
+        return make_plain_request(subject, task.id, task.prompt, task.reference)
     asked = INSTRUCTION.format(prompt=task.prompt.rstrip("\n"))
-    return common.make_request(subject, task.id, asked, task.reference)
+    return make_request(subject, task.id, asked, task.reference)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -117,10 +122,10 @@ def main(argv: list[str] | None = None) -> int:
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    common.add_options(parser, PROTOCOLS, max_new_tokens=1024)
+    add_options(parser, PROTOCOLS, max_new_tokens=1024)
     programs.add_options(parser)
     args = parser.parse_args(argv)
-    with common.output_folder(args, PROTOCOLS) as folder:
+    with output_folder(args, PROTOCOLS) as folder:
         return _evaluate(args, folder)
 
 
@@ -128,16 +133,16 @@ def _evaluate(args: argparse.Namespace, folder: Path) -> int:
     """Generate if need be, and score."""
     find_box(args.unsafe_execution)
     if args.rescore:
-        records = common.read_lines(args.rescore, ("id", "completion"), args.limit)
-        facts = common.facts_beside(args.rescore)
+        records = read_lines(args.rescore, ("id", "completion"), args.limit)
+        facts = facts_beside(args.rescore)
         facts["data"] = args.data or facts.get("data") or SOURCE
         tasks = load_tasks(facts["data"])
     else:
         data = args.data or SOURCE
         tasks = load_tasks(data, args.limit)
-        subject = common.open_subject(args)
-        requests = [make_request(subject, task, args.protocol) for task in tasks]
-        records, facts = common.ask(args, folder, subject, requests, SAMPLING[args.protocol], data)
+        subject = subject_of(args)
+        requests = [request_of(subject, task, args.protocol) for task in tasks]
+        records, facts = ask(args, folder, subject, requests, SAMPLING[args.protocol], data)
     return programs.finish(
         args, folder, "humaneval", PROTOCOLS[args.protocol], tasks, [task.id for task in tasks], records, facts
     )

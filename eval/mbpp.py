@@ -16,10 +16,15 @@ from pathlib import Path
 from ba_lora.data.formats import exchange, question
 from ba_lora.data.sources import read_table
 from ba_lora.errors import UserError, run_cli
+from ba_lora.inference.requests import Sampling, make_plain_request, make_request
+from ba_lora.inference.subject import Subject
 
 from .execution import programs
 from .execution.sandbox import find_box
-from .harness import command as common
+from .harness.ask import ask, subject_of
+from .harness.lines import check_field, read_lines, task_id
+from .harness.options import add_options, output_folder
+from .harness.scores import facts_beside
 
 PROTOCOLS = {"ba-lora": "2", "upstream": "2", "base": "2"}  # name → version
 HUB = "google-research-datasets/mbpp:full"
@@ -27,7 +32,7 @@ TEST = (11, 510)  # the tasks of the test split
 EXAMPLE_TASKS = (2, 3, 4)  # of the prompt split
 SHOTS = {"ba-lora": 0, "upstream": 0, "base": 3}  # how many of them a prompt shows
 DONE = "[DONE]"
-SAMPLING = {"ba-lora": common.Sampling(), "upstream": common.Sampling(), "base": common.Sampling(stop=(DONE,))}
+SAMPLING = {"ba-lora": Sampling(), "upstream": Sampling(), "base": Sampling(stop=(DONE,))}
 INSTRUCTION = "{text}\nYour function should pass these tests:\n\n{tests}"
 EXAMPLE = "You are an expert Python programmer, and here is your task: {text} Your code should pass these tests:\n\n{tests}\n[BEGIN]\n"
 
@@ -75,7 +80,7 @@ def _task(row: dict, place: str) -> programs.Task:
     row = row | {"test_imports": [imports] if isinstance(imports, str) else imports}
     kinds = dict.fromkeys(("text", "prompt", "code", "test_setup_code"), "a text")
     kinds |= {"task_id": "a text or a number", "test_list": "a list of texts", "test_imports": "a list of texts"}
-    value = {name: common.check_field(row, name, kind, place) for name, kind in kinds.items()}
+    value = {name: check_field(row, name, kind, place) for name, kind in kinds.items()}
     text, tests = value["prompt"] if value["text"] is None else value["text"], value["test_list"]
     if text is None or value["task_id"] is None or not tests:
         raise UserError(f"{place}: a task needs text (or prompt), task_id and test_list (it has: {', '.join(row)})")
@@ -84,7 +89,7 @@ def _task(row: dict, place: str) -> programs.Task:
     code = (value["code"] or "").replace("\r\n", "\n")
     names, one_process = programs.names_in_tests(shown, setup, code, place)
     return programs.Task(
-        id=common.task_id(row["task_id"]),
+        id=task_id(row["task_id"]),
         text=text.strip(),
         tests=shown,
         names=names,
@@ -117,20 +122,20 @@ def worked_examples(data: str, shots: int) -> list[programs.Task]:
     return [tasks[number] for number in EXAMPLE_TASKS[:shots]]
 
 
-def make_requests(subject: common.Subject, tasks: list[programs.Task], protocol: str, examples: list) -> list:
+def make_requests(subject: Subject, tasks: list[programs.Task], protocol: str, examples: list) -> list:
     """The training prompt after the examples as turns, or for "base" the examples and the task as plain text."""
     if protocol != "base":
         before = [
             message for task in examples for message in exchange(_asked(INSTRUCTION, task), task.reference.rstrip())
         ]
         return [
-            common.make_request(subject, task.id, [*before, *question(_asked(INSTRUCTION, task))], task.reference)
+            make_request(subject, task.id, [*before, *question(_asked(INSTRUCTION, task))], task.reference)
             for task in tasks
         ]
     before = "".join(_asked(EXAMPLE, task) + f"{task.reference}\n{DONE}\n\n" for task in examples)
     prompts = [before + _asked(EXAMPLE, task) for task in tasks]
     return [
-        common.make_plain_request(subject, task.id, prompt, task.reference)
+        make_plain_request(subject, task.id, prompt, task.reference)
         for task, prompt in zip(tasks, prompts, strict=True)
     ]
 
@@ -162,13 +167,13 @@ def main(argv: list[str] | None = None) -> int:
         epilog=EXAMPLES + HUB,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    common.add_options(parser, PROTOCOLS, max_new_tokens=1024)
+    add_options(parser, PROTOCOLS, max_new_tokens=1024)
     programs.add_options(parser)
     parser.add_argument("--tasks", metavar="A-B", help="task numbers, or all (default: 11-510; upstream: all)")
     parser.add_argument("--shots", type=int, metavar="N", help="worked examples in a prompt (default: 0; base: 3)")
     parser.add_argument("--shots_data", metavar="FILE", help="where the examples are (default: --data)")
     args = parser.parse_args(argv)
-    with common.output_folder(args, PROTOCOLS) as folder:
+    with output_folder(args, PROTOCOLS) as folder:
         return _evaluate(args, folder)
 
 
@@ -178,8 +183,8 @@ def _evaluate(args: argparse.Namespace, folder: Path) -> int:
     shots = read_shots(args)
     find_box(args.unsafe_execution)
     if args.rescore:
-        records = common.read_lines(args.rescore, ("id", "completion"), args.limit)
-        facts = common.facts_beside(args.rescore)
+        records = read_lines(args.rescore, ("id", "completion"), args.limit)
+        facts = facts_beside(args.rescore)
         facts["data"] = data = args.data or facts.get("data") or HUB
         tasks = load_tasks(data)
         records, known = _in_span(records, tasks, span, data, chosen=args.tasks is not None)
@@ -188,9 +193,9 @@ def _evaluate(args: argparse.Namespace, folder: Path) -> int:
         tasks = load_tasks(data, span)[: args.limit]
         known = [task.id for task in tasks]
         examples = worked_examples(args.shots_data or data, shots)
-        subject = common.open_subject(args)
+        subject = subject_of(args)
         requests = make_requests(subject, tasks, args.protocol, examples)
-        records, facts = common.ask(args, folder, subject, requests, SAMPLING[args.protocol], data)
+        records, facts = ask(args, folder, subject, requests, SAMPLING[args.protocol], data)
         facts["shots"] = shots
     return programs.finish(args, folder, "mbpp", PROTOCOLS[args.protocol], tasks, known, records, facts)
 

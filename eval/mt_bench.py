@@ -15,8 +15,13 @@ from pathlib import Path
 from ba_lora.errors import UserError, run_cli
 from ba_lora.files import digest, read_json
 from ba_lora.folders.checksums import read_record, write_record
+from ba_lora.inference.requests import Request, Sampling, make_request
+from ba_lora.inference.subject import Subject
 
-from .harness import command as common
+from .harness.ask import ask, subject_of
+from .harness.lines import write_lines
+from .harness.options import add_options, output_folder
+from .harness.scores import GENERATIONS, SCORE, SCORED, facts_beside, write_score
 from .judging import fastchat
 from .judging.judge import (
     OPTIONS,
@@ -65,25 +70,25 @@ def generate(args: argparse.Namespace, folder: Path, questions: list[dict], data
 
     Each turn and temperature is generated in a folder of its own under D/turns, and goes on there after an interruption.
     """
-    subject = open_subject(args)
+    subject = subject_with_template(args)
     _check_prompts(args, subject, questions)
     records, parts = {}, []
     for turn in (1, 2):
         for temperature in sorted({_temperature(args, question) for question in questions}):
             group = [question for question in questions if _temperature(args, question) == temperature]
             requests = [_request(subject, question, turn, records) for question in group]
-            place, sampling = folder / PARTS / f"{turn}-{temperature:g}", common.Sampling(temperature, stop=_stop(args))
-            made, facts = common.ask(args, place, subject, requests, sampling, data)
+            place, sampling = folder / PARTS / f"{turn}-{temperature:g}", Sampling(temperature, stop=_stop(args))
+            made, facts = ask(args, place, subject, requests, sampling, data)
             parts.append(facts | {"tasks": len(made)})
             for question, record in zip(group, made, strict=True):
                 added = {"id": question["id"], "turn": turn, "category": question["category"]}
                 records[question["id"], turn] = added | record
     facts = _join_facts(args, folder, questions, parts)
-    for name in (common.SCORE, common.SCORED):  # an older score does not belong to these answers
+    for name in (SCORE, SCORED):  # an older score does not belong to these answers
         (folder / name).unlink(missing_ok=True)
     lines = [records[question["id"], turn] for question in questions for turn in (1, 2)]
-    common.write_lines(folder / common.GENERATIONS, lines)
-    write_record(folder / GENERATION, facts, (common.GENERATIONS,))
+    write_lines(folder / GENERATIONS, lines)
+    write_record(folder / GENERATION, facts, (GENERATIONS,))
     return lines, facts
 
 
@@ -93,9 +98,9 @@ def _temperature(args: argparse.Namespace, question: dict) -> float:
     return TEMPERATURES.get(question["category"], OTHER_TEMPERATURE)
 
 
-def open_subject(args: argparse.Namespace) -> common.Subject:
+def subject_with_template(args: argparse.Namespace) -> Subject:
     """What is evaluated, with FastChat's template where --fastchat_template names one."""
-    subject = common.open_subject(args)
+    subject = subject_of(args)
     if args.fastchat_template:
         subject = subject._replace(template=fastchat.template_of(args.fastchat_template, subject.tokenizer))
     return subject
@@ -105,7 +110,7 @@ def _stop(args: argparse.Namespace) -> tuple[str, ...]:
     return fastchat.stop_strings(args.fastchat_template) if args.fastchat_template else ()
 
 
-def _request(subject: common.Subject, question: dict, turn: int, records: dict) -> common.Request:
+def _request(subject: Subject, question: dict, turn: int, records: dict) -> Request:
     texts = [question["turns"][0]]
     if turn == 2:
         texts += [_text(records[question["id"], 1]["completion"]), question["turns"][1]]
@@ -114,7 +119,7 @@ def _request(subject: common.Subject, question: dict, turn: int, records: dict) 
         return fastchat.make_request(subject, question["id"], texts, reference)
     roles = ("user", "assistant", "user")
     messages = [{"role": role, "content": text} for role, text in zip(roles, texts, strict=False)]
-    return common.make_request(subject, question["id"], messages, reference)
+    return make_request(subject, question["id"], messages, reference)
 
 
 def _text(completion: str) -> str:
@@ -122,7 +127,7 @@ def _text(completion: str) -> str:
     return completion.strip().encode("utf-8", "replace").decode()
 
 
-def _check_prompts(args: argparse.Namespace, subject: common.Subject, questions: list[dict]) -> None:
+def _check_prompts(args: argparse.Namespace, subject: Subject, questions: list[dict]) -> None:
     """Say before anything is generated what would fail later: a template without a second turn, too few positions."""
     positions = getattr(getattr(subject.model, "config", None), "max_position_embeddings", None)
     for question in questions:
@@ -276,10 +281,10 @@ def main(argv: list[str] | None = None) -> int:
         epilog=EXAMPLES + " ".join(PACKAGE),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    common.add_options(parser, PROTOCOLS, max_new_tokens=1024)
+    add_options(parser, PROTOCOLS, max_new_tokens=1024)
     add_judge_options(parser)
     args = parser.parse_args(argv)
-    with common.output_folder(args, PROTOCOLS) as folder:
+    with output_folder(args, PROTOCOLS) as folder:
         return _evaluate(args, folder)
 
 
@@ -289,14 +294,17 @@ def _evaluate(args: argparse.Namespace, folder: Path) -> int:
     data = args.data or PACKAGE_DATA
     questions, prompts = load_bench(data, args.limit)
     if args.rescore:
-        records, facts = read_generations(args.rescore, questions, whole=args.limit is None), facts_beside(args.rescore)
+        records, facts = (
+            read_generations(args.rescore, questions, whole=args.limit is None),
+            facts_of_answers(args.rescore),
+        )
         facts["data"] = args.data or facts.get("data") or data
     else:
         if args.judge:
             _connect(args)  # a missing key is said before hours of work
         records, facts = generate(args, folder, questions, data)
     if args.generate_only:
-        written = folder / common.GENERATIONS
+        written = folder / GENERATIONS
         print(f"{len(records)} answers → {written}; judge them with --rescore {written} --judge MODEL")
         return 0
     tasks = make_tasks(records, questions, prompts)
@@ -315,21 +323,21 @@ def _evaluate(args: argparse.Namespace, folder: Path) -> int:
     }
     folder.mkdir(parents=True, exist_ok=True)
     draw_radar(statistics["by_category"], folder / RADAR)
-    common.write_score(folder, score, facts, scored)
+    write_score(folder, score, facts, scored)
     shutil.rmtree(folder / PARTS, ignore_errors=True)  # generations.jsonl holds it all
     first, second = (statistics[turn]["score"] for turn in ("first_turn", "second_turn"))
     print(
         f"mt_bench {statistics['score']:.2f} of 10 over {len(tasks)} answers (first turn {_shown(first)}, "
-        f"second {_shown(second)}; {statistics['n_unparsable']} without a rating) → {folder / common.SCORE}"
+        f"second {_shown(second)}; {statistics['n_unparsable']} without a rating) → {folder / SCORE}"
     )
     return 0
 
 
-def facts_beside(path: str) -> dict:
+def facts_of_answers(path: str) -> dict:
     """How the answers of a generations.jsonl came about, from the score.json or else the generation.json beside it."""
-    known = common.facts_beside(path)
+    known = facts_beside(path)
     beside = Path(path).with_name(GENERATION)
-    return known or (read_record(beside) if Path(path).name == common.GENERATIONS and beside.is_file() else {})
+    return known or (read_record(beside) if Path(path).name == GENERATIONS and beside.is_file() else {})
 
 
 def _shown(mean: float | None) -> str:

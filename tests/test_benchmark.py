@@ -11,8 +11,9 @@ from ba_lora.benchmark.measure import peak_in_own_process
 from ba_lora.benchmark.published import SKETCHED_ABOVE, published_spectrum, published_terms
 from ba_lora.errors import UserError
 from ba_lora.methods.teacher import teacher
+from ba_lora.objective.dense import dense_objective
 from ba_lora.objective.regularizers import svd_ratio
-from ba_lora.objective.settings import Objective, dense_objective
+from ba_lora.objective.settings import Objective
 
 SIZES = {"batch": 2, "length": 16, "hidden": 32, "layers": 2, "rank": 4, "threads": 1}
 SMALL = ["--vocabulary", "500", "--repeats", "1", *(f"--{name}={value}" for name, value in SIZES.items())]

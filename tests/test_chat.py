@@ -13,11 +13,11 @@ from ba_lora.chat import Chat, Stream, lines, main
 from ba_lora.data.instruction import encode_prompt
 from ba_lora.data.templates import template_of
 from ba_lora.errors import UserError
-from ba_lora.inference.backends import generate
+from ba_lora.inference.local import generate
+from ba_lora.inference.subject import open_subject
 from ba_lora.models import load_model
 from ba_lora.training.arguments import parse
 from ba_lora.training.run import train
-from eval.harness.command import open_subject
 from tests.common import command
 
 ROOT = Path(__file__).parent.parent

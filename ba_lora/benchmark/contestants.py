@@ -12,13 +12,14 @@ import torch
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from ..data.collator import counted
 from ..errors import UserError
 from ..methods.save import attach
 from ..methods.teacher import teacher
 from ..models import DTYPES, load_model
 from ..objective.chunked import factor_of, stats_of
 from ..objective.head import split
-from ..objective.settings import Objective, counted
+from ..objective.settings import Objective
 from ..training.objective_model import ObjectiveModel
 from .published import published_loss
 

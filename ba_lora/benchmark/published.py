@@ -8,7 +8,7 @@ the Frobenius norm the singular values come from a randomised sketch.
 import torch
 from torch import Tensor, nn
 
-from ..data.collator import IGNORED
+from ..data.instruction import IGNORED
 from ..objective.settings import Objective
 
 SKETCHED_ABOVE = 4096  # classes; a smaller vocabulary is decomposed exactly

@@ -1,8 +1,14 @@
-"""Samples → a padded batch."""
+"""Samples → a padded batch, and which of its positions count."""
 
 import torch
+from torch import Tensor
 
-IGNORED = -100  # the label of a position that no loss looks at
+from .instruction import IGNORED
+
+
+def counted(labels: Tensor) -> Tensor:
+    """(B, T−1) mask of the positions whose next token is trained. labels: (B, T)."""
+    return labels[:, 1:] != IGNORED
 
 
 class PadRight:

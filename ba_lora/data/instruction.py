@@ -14,13 +14,13 @@ from tqdm import tqdm
 
 from ..errors import UserError
 from ..files import digest
-from .collator import IGNORED
 from .formats import check_conversation, is_untrained, question
 from .special_tokens import CUT, SpecialTokens, check, count, cut_messages, is_text, report_line, special_tokens
 from .templates import CHAT, Template, end_id, turns
 
 logger = logging.getLogger(__name__)
 
+IGNORED = -100  # the label of a position that no loss looks at
 CHUNK = 1000  # conversations handed to the tokenizer at once
 # A private-use character, which no vocabulary merges with a neighbour: the text after it is encoded as inside a text.
 ANCHOR = "\ue000"

@@ -9,9 +9,9 @@ from datasets import Dataset
 
 from ..errors import UserError
 from ..files import digest
-from ..models.pooling import padding_id
 from .glue import Examples
 from .instruction import encode_text
+from .padding import padding_id
 from .special_tokens import count, report_line, special_tokens
 
 logger = logging.getLogger(__name__)

@@ -14,11 +14,11 @@ import torch
 from torch import Tensor, nn
 from transformers import TrainerCallback
 
+from ..data.padding import last_real
 from ..errors import UserError
 from ..files import atomic_write, read_json, write_json
 from ..folders import checksums
 from ..folders.ownership import refuse_foreign
-from ..models.pooling import last_real
 from .tsne import FACTS, FINAL, features_file, labels_file
 
 FIRST_TOKEN, LAST_TOKEN = "first token", "last real token"

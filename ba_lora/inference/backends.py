@@ -1,44 +1,15 @@
-"""Prompts in, completions out. `get_backend` gives the function of a name; here are transformers and what all share.
+"""The backends that make completions, by name.
 
-Prompts are token ids as `encode_prompt` gives them, so that no backend can add a second beginning-of-sequence token. Each
-completion is a function of the model, its prompt and its seed alone: not of the batch, the order or an interruption.
+Prompts are token ids as `encode_prompt` gives them, so that no backend can add a second beginning-of-sequence token.
 """
 
-import random
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
 from importlib.metadata import PackageNotFoundError, version
-from typing import NamedTuple
 
-import torch
-from tqdm import tqdm
-from transformers import GenerationConfig, LogitsProcessor, StoppingCriteria, StoppingCriteriaList
+from ..errors import choose
+from .completions import Completion
 
-from ba_lora.data.instruction import decode_after
-from ba_lora.data.templates import end_id
-from ba_lora.errors import UserError, choose
-from eval.harness.command import BACKENDS, Sampling
-
-# New tokens before finished rows leave the batch, so that one row that never ends costs its batch little; behind long prompts
-# more, because every round reads them again.
-ROUND_TOKENS, ROUND_SHARE = 64, 1 / 4
-TAIL = 32  # tokens at the end in which a stop string is looked for while they are made
-
-
-class Job(NamedTuple):
-    """One completion to make: the prompt as token ids and as text, and the seed of this completion alone."""
-
-    ids: Sequence[int]
-    text: str
-    seed: int
-
-
-class Completion(NamedTuple):
-    """What a model wrote: the text without special tokens, "stop" (it ended) or "length" (it was cut), its token count."""
-
-    text: str
-    finish_reason: str
-    tokens: int
+BACKENDS = {"transformers": "transformers", "vllm": "vllm", "openai": "openai"}  # name → module that it needs
 
 
 def get_backend(name: str) -> Callable[..., Iterator[tuple[int, Completion]]]:
@@ -53,7 +24,7 @@ def get_backend(name: str) -> Callable[..., Iterator[tuple[int, Completion]]]:
     elif name == "openai":
         from .endpoint import complete
     else:
-        complete = _complete
+        from .local import complete
     return complete
 
 
@@ -63,211 +34,3 @@ def backend_version(name: str) -> str:
         return version(name)
     except PackageNotFoundError:
         return version(f"{name}-cpu")  # vLLM's build for processors has another name
-
-
-def _complete(args, subject, jobs: Sequence[Job], sampling: Sampling) -> Iterator[tuple[int, Completion]]:
-    return stream(
-        [job.ids for job in jobs],
-        model=subject.model,
-        tokenizer=subject.tokenizer,
-        max_new_tokens=args.max_new_tokens,
-        batch_size=args.batch_size,
-        end=end_id(subject.tokenizer, subject.template),
-        sampling=sampling,
-        seeds=[job.seed for job in jobs],
-    )
-
-
-def generate(prompts: Sequence[Sequence[int]], *, progress: bool = True, **options) -> list[Completion]:
-    """Completions of `prompts` (token ids), in their order, with transformers; the options are those of `stream`."""
-    found = stream(prompts, **options)
-    shown = tqdm(found, total=len(prompts), desc="generate", unit="prompt", disable=None if progress else True)
-    by_number = dict(shown)
-    return [by_number[number] for number in range(len(prompts))]
-
-
-def stream(
-    prompts: Sequence[Sequence[int]],
-    *,
-    model,
-    tokenizer,
-    max_new_tokens: int,
-    batch_size: int = 64,
-    end: int | None = None,
-    sampling: Sampling | None = None,
-    seeds: Sequence[int] | None = None,
-) -> Iterator[tuple[int, Completion]]:
-    """(number of a prompt, its completion), as they end, with transformers; greedy unless `sampling` has a temperature.
-
-    Prompts are sorted by length and padded on the left. Generation runs in rounds: after some new tokens those
-    that ended leave, and the rest is batched anew, so a single rambling row does not hold up its whole batch. A completion
-    ends at the token `end` (default: the tokenizer's end of sequence), the one that training ends a response with, whatever
-    the model's own generation_config says; that token is counted but not part of the text. It also ends at a stop string
-    of `sampling`. `seeds`: one a prompt, for sampling.
-
-    Raises UserError if the tokenizer has no end-of-sequence token, or a prompt fills the model's positions.
-    """
-    sampling = sampling or Sampling()
-    end = tokenizer.eos_token_id if end is None else end
-    if end is None:
-        raise UserError("the tokenizer has no end-of-sequence token, so no completion can end; set tokenizer.eos_token")
-    positions = getattr(model.config, "max_position_embeddings", None)
-    rooms = [room(prompt, max_new_tokens, positions) for prompt in prompts]
-    ends = end_ids(tokenizer, end, sampling.stop)
-    chances = [random.Random(seed) for seed in seeds or range(len(prompts))] if sampling.temperature else None
-    return _rounds(prompts, rooms, model, tokenizer, batch_size, ends, sampling, chances)
-
-
-def _rounds(prompts, rooms, model, tokenizer, batch_size, ends, sampling, chances) -> Iterator[tuple[int, Completion]]:
-    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else ends[0]
-    written: list[list[int]] = [[] for _ in prompts]
-    pending = list(range(len(prompts)))
-    with _plain_config(model, ends, pad):
-        while pending:
-            remaining = []
-            for rows in _batches(pending, [len(prompt) for prompt in prompts], batch_size):
-                inputs = [[*prompts[row], *written[row]] for row in rows]
-                steps = max(ROUND_TOKENS, int(ROUND_SHARE * max(map(len, inputs))))
-                steps = min(steps, *(rooms[row] - len(written[row]) for row in rows))
-                draw = _Draw(sampling, [chances[row] for row in rows]) if chances else None
-                stopped = _Stopped(tokenizer, sampling.stop, max(map(len, inputs))) if sampling.stop else None
-                for row, tokens in zip(rows, _extend(model, inputs, steps, ends, pad, draw, stopped), strict=True):
-                    written[row] += tokens
-                    completion = finish(tokenizer, prompts[row], written[row], ends, sampling.stop)
-                    if completion.finish_reason == "stop" or len(written[row]) >= rooms[row]:
-                        yield row, completion
-                    else:
-                        remaining.append(row)
-            pending = remaining
-
-
-def room(prompt: Sequence[int], max_new_tokens: int, positions: int | None) -> int:
-    """How many tokens may follow `prompt`: at most `max_new_tokens`, and never past the model's last position."""
-    left = max_new_tokens if positions is None else min(max_new_tokens, positions - len(prompt))
-    if not prompt or left < 1:
-        raise UserError(
-            f"a prompt of {len(prompt)} tokens leaves no room for a completion of up to {max_new_tokens} "
-            f"(the model has {positions} positions); use a shorter prompt or another model"
-        )
-    return left
-
-
-def end_ids(tokenizer, end: int, stop: Sequence[str]) -> list[int]:
-    """The tokens that end a completion: `end`, and the stop strings that are special tokens, which no text shows."""
-    if not stop:
-        return [end]
-    special = {str(token): number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
-    return list(dict.fromkeys([end, *(special[text] for text in stop if text in special)]))
-
-
-def finish(
-    tokenizer, prompt: Sequence[int], tokens: Sequence[int], ends: Sequence[int], stop: Sequence[str]
-) -> Completion:
-    """The completion that `tokens` are: up to a token of `ends` or to the first stop string, which the text leaves out.
-
-    `tokens` may go on behind a stop string; the tokens counted are those up to where the first one is complete.
-    """
-    ended = tokens[-1] in ends
-    text = decode_after(tokenizer, prompt, tokens[:-1] if ended else tokens, skip_special_tokens=True)
-    if cut_at(text, stop) is None:
-        return Completion(text, "stop" if ended else "length", len(tokens))
-    needed = len(tokens)
-    for count in range(1, len(tokens)):
-        shorter = decode_after(tokenizer, prompt, tokens[:count], skip_special_tokens=True)
-        if cut_at(shorter, stop) is not None:
-            text, needed = shorter, count
-            break
-    return Completion(text[: cut_at(text, stop)], "stop", needed)
-
-
-def cut_at(text: str, stop: Sequence[str]) -> int | None:
-    """Where the first stop string begins in `text`; None when there is none."""
-    return min((text.index(string) for string in stop if string in text), default=None)
-
-
-def _batches(rows: list[int], lengths: list[int], batch_size: int) -> Iterator[list[int]]:
-    """`rows` in batches of similar length, longest first: too large a batch then fails at once, not at the end."""
-    rows = sorted(rows, key=lambda row: lengths[row], reverse=True)
-    for start in range(0, len(rows), batch_size):
-        yield rows[start : start + batch_size]
-
-
-@torch.inference_mode()
-def _extend(
-    model, inputs: list[list[int]], steps: int, ends: Sequence[int], pad: int, draw, stopped
-) -> list[list[int]]:
-    """The next tokens of each row: `steps` of them, or fewer with one of `ends`, or the end of a stop string, at the last."""
-    width = max(map(len, inputs))
-    device = next(model.parameters()).device
-    ids = torch.tensor([[pad] * (width - len(row)) + row for row in inputs], device=device)  # (B, T)
-    mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in inputs], device=device)  # (B, T)
-    options = {"logits_processor": [draw]} if draw else {}
-    options |= {"stopping_criteria": StoppingCriteriaList([stopped])} if stopped else {}
-    output = model.generate(input_ids=ids, attention_mask=mask, max_new_tokens=steps, **options)
-    rows = output[:, width:].tolist()
-    rows = [row[: stopped.after.get(number)] for number, row in enumerate(rows)] if stopped else rows
-    firsts = (next((place for place, token in enumerate(row, 1) if token in ends), len(row)) for row in rows)
-    return [row[:first] for row, first in zip(rows, firsts, strict=True)]
-
-
-class _Stopped(StoppingCriteria):
-    """Ends a row where its new tokens hold a stop string. `after`: row → its new tokens up to there; what generate adds
-    behind is padding. `finish` decides: a row that ended here without reason goes on in the next round."""
-
-    def __init__(self, tokenizer, stop: Sequence[str], width: int):
-        self.tokenizer, self.stop, self.width = tokenizer, stop, width
-        self.after: dict[int, int] = {}
-
-    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor, **kwargs) -> torch.Tensor:
-        for row, tokens in enumerate(input_ids[:, self.width :].tolist()):
-            if row not in self.after:
-                text = self.tokenizer.decode(tokens[-TAIL:], skip_special_tokens=True)
-                if cut_at(text, self.stop) is not None:
-                    self.after[row] = len(tokens)
-        return torch.tensor([row in self.after for row in range(len(input_ids))], device=input_ids.device)
-
-
-class _Draw(LogitsProcessor):
-    """Leaves each row only the token that it draws, with one number of its own generator: sampling inside greedy decoding.
-
-    generate's own sampling takes its numbers from one generator for the whole batch, so that a completion would depend on
-    its neighbours.
-    """
-
-    def __init__(self, sampling: Sampling, chances: list[random.Random]):
-        self.sampling, self.chances = sampling, chances
-
-    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        chances = torch.softmax(scores.double() / self.sampling.temperature, dim=-1)  # (B, V)
-        chances, tokens = chances.sort(dim=-1, descending=True, stable=True)
-        kept = (
-            chances.cumsum(-1) - chances < self.sampling.top_p
-        )  # the mass of the likelier tokens does not reach top_p
-        mass = (chances * kept).cumsum(-1)
-        drawn = torch.tensor([[chance.random()] for chance in self.chances], dtype=mass.dtype, device=mass.device)
-        place = torch.searchsorted(mass, drawn * mass[:, -1:], right=True)  # (B, 1)
-        place = torch.minimum(place, kept.sum(-1, keepdim=True) - 1)  # where rounding made drawn the whole mass
-        return torch.full_like(scores, -torch.inf).scatter(-1, tokens.gather(-1, place), 0.0)
-
-
-@contextmanager
-def _plain_config(model, ends: Sequence[int], pad: int):
-    """Give the model (and, under an adapter, the models inside) a plain greedy generation config; restore theirs after.
-
-    A config that is passed to `generate` is completed from the model's own, repetition penalty included; replacing it is
-    what makes decoding greedy for every checkpoint. The model is in evaluation mode meanwhile.
-    """
-    plain = GenerationConfig(do_sample=False, num_beams=1, use_cache=True, eos_token_id=list(ends), pad_token_id=pad)
-    owners = [module for module in model.modules() if "generation_config" in vars(module)]
-    before = [module.generation_config for module in owners]
-    training = [module for module in model.modules() if module.training]
-    try:
-        for module in owners:
-            module.generation_config = plain
-        model.eval()
-        yield
-    finally:
-        for module, config in zip(owners, before, strict=True):
-            module.generation_config = config
-        for module in training:
-            module.training = True

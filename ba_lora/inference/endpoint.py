@@ -8,11 +8,11 @@ import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 
-from ba_lora.data.templates import end_id
-from ba_lora.errors import UserError
-from eval.harness.command import Sampling, Subject
-
-from .backends import Completion, Job, cut_at, end_ids, finish, room
+from ..data.templates import end_id
+from ..errors import UserError
+from .completions import Completion, cut_at, end_ids, finish, room
+from .requests import Job, Sampling
+from .subject import Subject
 
 RETRIES = 8  # after connection errors and statuses 408, 409, 429 and 5xx, with growing pauses: about a minute in all
 TIMEOUT = 600  # seconds for one completion

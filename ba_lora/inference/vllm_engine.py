@@ -19,15 +19,15 @@ from typing import NamedTuple
 import torch
 from safetensors import safe_open
 
-from ba_lora.data.templates import end_id
-from ba_lora.errors import UserError
-from ba_lora.files import read_json
-from ba_lora.methods.adapter_files import check_for_base
-from ba_lora.methods.save import check_saved, export_merged
-from ba_lora.models import locate
-from eval.harness.command import Sampling, Subject
-
-from .backends import Completion, Job, end_ids, finish, room
+from ..data.templates import end_id
+from ..errors import UserError
+from ..files import read_json
+from ..methods.adapter_files import check_for_base
+from ..methods.save import check_saved, export_merged
+from ..models import locate
+from .completions import Completion, end_ids, finish, room
+from .requests import Job, Sampling
+from .subject import Subject
 
 RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # what vLLM takes as max_lora_rank
 POSITIONS = 16384  # of prompt and completion, unless --max_model_len says otherwise: the cache must hold one such row

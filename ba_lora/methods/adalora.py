@@ -9,7 +9,6 @@ from peft import AdaLoraConfig, AdaLoraModel, PeftModel
 from torch import Tensor, nn
 
 from ..errors import UserError
-from ..objective.regularizers import working
 
 ORTHOGONALITY = 0.1  # weight of the penalty; PEFT's default is 0.5
 WARMUP, FINAL = (
@@ -64,7 +63,11 @@ def penalty(model: nn.Module) -> Tensor | None:
     for name, factor in model.base_model.model.named_parameters():
         if factor.requires_grad and (".lora_A." in name or ".lora_B." in name):
             gram = factor @ factor.T if ".lora_A." in name else factor.T @ factor  # (rank, rank)
-            norms.append(torch.linalg.matrix_norm(working(gram) - torch.eye(len(gram), device=gram.device)))
+            norms.append(
+                torch.linalg.matrix_norm(
+                    gram.to(torch.promote_types(gram.dtype, torch.float32)) - torch.eye(len(gram), device=gram.device)
+                )
+            )
     return model.peft_config[model.active_adapter].orth_reg_weight * torch.stack(norms).mean()
 
 

@@ -19,7 +19,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from ..errors import RunFailure, UserError
 from ..files import read_json
-from .adapter_names import HINT, WEIGHTS, check_pairs
+from ..folders.adapter_names import HINT, WEIGHTS, check_pairs
 
 CONFIG = "adapter_config.json"
 PICKLED = "adapter_model.bin"  # of adapters by others: PEFT reads nothing but tensors from it

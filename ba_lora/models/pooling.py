@@ -12,15 +12,10 @@ the decoder with the last id that is no padding. They get that id wherever the m
 import inspect
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from ..data.padding import last_real, padding_id
 from ..errors import UserError
-
-
-def last_real(mask: Tensor) -> Tensor:
-    """The position of the last 1 in each row, whichever side is padded. mask: (N, T); returns (N,)."""
-    places = torch.arange(1, mask.shape[1] + 1, device=mask.device) * (mask != 0)  # (N, T), 0 at padding
-    return places.argmax(dim=1)
 
 
 def takes_last_token(model: nn.Module) -> bool:
@@ -57,12 +52,6 @@ def pool_by_mask(model: nn.Module) -> None:
     ):  # transformers needs some id for a batch; which one does not matter
         ends = getattr(config, "eos_token_id", None)
         config.pad_token_id = (ends[0] if isinstance(ends, list) else ends) or 0
-
-
-def padding_id(tokenizer) -> int:
-    """The id that stands where there is no text: the tokenizer's padding, else its end of sequence, else 0."""
-    known = (tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
-    return next(number for number in known if number is not None)
 
 
 def agree_on_padding(model: nn.Module, tokenizer) -> None:

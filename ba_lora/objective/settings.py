@@ -1,20 +1,10 @@
-"""Task loss plus weighted regularizers: which tokens count, how they are shifted, and what the mean is over.
-
-Position t predicts token t + 1, and counts where labels[t + 1] is not -100. The same rows feed the task loss and all three
-regularizers. Token terms are sums over the rows divided by the rows of the whole optimiser step (over micro-batches and
-processes), so the loss does not depend on how the batch is cut. The spectrum term belongs to a micro-batch and is averaged
-over the micro-batches and processes of the step.
-"""
+"""The regularizers' forms, weights and schedules, and the published ones by name."""
 
 import math
 from dataclasses import dataclass, fields, replace
 
-from torch import Tensor
-from torch.nn.functional import cross_entropy
-
-from ..data.collator import IGNORED
 from ..errors import UserError, choose
-from . import regularizers, schedules
+from . import schedules
 
 TERMS = ("task", "consistency", "diversity", "spectrum")
 
@@ -101,55 +91,3 @@ PRESETS = {
         "nlu": Objective(0.15, 0.03, 0.03, temperature=2.0, diversity="covariance", svd_k=5),
     },
 }
-
-
-def counted(labels: Tensor) -> Tensor:
-    """(B, T−1) mask of the positions whose next token is trained. labels: (B, T)."""
-    return labels[:, 1:] != IGNORED
-
-
-def dense_objective(
-    logits: Tensor,
-    teacher_logits: Tensor | None,
-    targets: Tensor,
-    objective: Objective,
-    lambdas: tuple[float, float, float],
-    *,
-    num_items: Tensor | float | None = None,
-    spectrum_scale: float = 1.0,
-    all_terms: bool = False,
-) -> tuple[Tensor, dict[str, Tensor | None]]:
-    """The loss of rows already selected and shifted, from their logits, and its terms.
-
-    logits, teacher_logits: (N, V); targets: (N,); lambdas: the weights now in force; num_items: rows of the whole step
-    (default N); spectrum_scale: 1/(micro-batches in the step × processes). Returns (loss, terms): terms are unweighted;
-    task, consistency and diversity are sums over the rows / num_items; a term whose weight is 0 is None unless all_terms.
-    loss = task + λ1·consistency + λ2·diversity + λ3·spectrum_scale·spectrum.
-    """
-    rows = len(targets)
-    items = rows if num_items is None else num_items
-    items = items.clamp(min=1) if isinstance(items, Tensor) else max(items, 1)
-    lambda1, lambda2, lambda3 = lambdas
-    working = regularizers.working(logits)
-
-    def per_item(mean: Tensor) -> Tensor:
-        """From the mean over these rows to their sum over the rows of the step."""
-        return mean * rows / items
-
-    terms: dict[str, Tensor | None] = dict.fromkeys(TERMS)
-    terms["task"] = cross_entropy(working, targets, reduction="sum") / items if rows else working.sum() * 0.0
-    if lambda1 > 0 or (all_terms and teacher_logits is not None):
-        if objective.consistency == "kl":
-            terms["consistency"] = per_item(regularizers.consistency_kl(logits, teacher_logits, objective.temperature))
-        else:
-            terms["consistency"] = per_item(regularizers.consistency_mse(logits, teacher_logits))
-    if lambda2 > 0 or all_terms:
-        if objective.diversity == "entropy":
-            terms["diversity"] = per_item(regularizers.diversity_entropy(logits, objective.top_k))
-        else:
-            terms["diversity"] = per_item(regularizers.diversity_covariance(logits))
-    if lambda3 > 0 or all_terms:
-        terms["spectrum"] = regularizers.svd_ratio(logits, objective.svd_k, objective.svd_norm)
-    scales = {"task": 1.0, "consistency": lambda1, "diversity": lambda2, "spectrum": lambda3 * spectrum_scale}
-    loss = sum(scales[name] * term for name, term in terms.items() if term is not None and scales[name] > 0)
-    return loss, terms

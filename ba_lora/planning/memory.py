@@ -18,8 +18,8 @@ from torch.utils._pytree import tree_leaves
 
 from ..methods.teacher import COPY, initial_copy, teacher
 from ..objective.chunked import TeacherStats, chunked_objective
-from ..objective.settings import Objective, dense_objective
-from ..training.classifier_model import classifier_objective
+from ..objective.dense import classifier_objective, dense_objective
+from ..objective.settings import Objective
 
 BUCKET = 200_000_000  # elements that DeepSpeed reduces at once, as configs/deepspeed says
 LIVE = 1_000_000_000  # parameters that ZeRO-3 keeps whole for a while, DeepSpeed's default

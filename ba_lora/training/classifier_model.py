@@ -10,15 +10,15 @@ import logging
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 from transformers.modeling_outputs import SequenceClassifierOutput
 
+from ..data.padding import last_real
 from ..errors import UserError
 from ..methods.save import penalty
 from ..methods.teacher import teacher
 from ..models.labels import output_layer
-from ..models.pooling import last_real
-from ..objective import regularizers, schedules
+from ..objective import schedules
+from ..objective.dense import classifier_objective, powerless
 from ..objective.settings import TERMS, Objective
 from .step_model import StepModel
 
@@ -141,79 +141,3 @@ class ClassifierModel(StepModel):
                 norm = norm if gradient is None else torch.linalg.vector_norm(gradient.float())
             key = f"output_gradient_{name}"
             self.sums[key] = self.sums.get(key, 0) + norm * self.share
-
-
-def classifier_objective(
-    logits: Tensor,
-    teacher_logits: Tensor | None,
-    labels: Tensor,
-    objective: Objective,
-    lambdas: tuple[float, float, float],
-    *,
-    features: Tensor | None = None,
-    num_items: Tensor | float | None = None,
-    share: float = 1.0,
-    regression: bool = False,
-    all_terms: bool = False,
-) -> tuple[Tensor, dict[str, Tensor | None]]:
-    """The loss of a micro-batch and its terms.
-
-    logits, teacher_logits: (N, D); labels: (N,); lambdas: the weights now in force; features: (N, d), what diversity and
-    spectrum look at in place of the logits; num_items: samples of the whole step (default N); share: 1/(micro-batches in the
-    step × processes). Returns (loss, terms): terms are unweighted; task and consistency are sums over the samples / num_items,
-    diversity and spectrum the micro-batch's own; a term whose weight is 0 is None unless all_terms.
-    loss = task + λ1·consistency + share·(λ2·diversity + λ3·spectrum). The task: cross-entropy, or the squared error.
-    """
-    rows = len(labels)
-    items = rows if num_items is None else num_items
-    items = items.clamp(min=1) if isinstance(items, Tensor) else max(items, 1)
-    lambda1, lambda2, lambda3 = lambdas
-    working = regularizers.working(logits)
-    looked_at = logits if features is None else features
-    terms: dict[str, Tensor | None] = dict.fromkeys(TERMS)
-    if regression:
-        terms["task"] = (working.squeeze(-1) - labels.to(working)).square().sum() / items
-    else:
-        terms["task"] = cross_entropy(working, labels.long(), reduction="sum") / items if rows else working.sum() * 0.0
-    if lambda1 > 0 or (all_terms and teacher_logits is not None):
-        if objective.consistency == "kl":
-            mean = regularizers.consistency_kl(logits, teacher_logits, objective.temperature)
-        else:
-            mean = regularizers.consistency_mse(logits, teacher_logits)
-        terms["consistency"] = mean * rows / items
-    if lambda2 > 0 or all_terms:
-        if objective.diversity == "covariance":
-            terms["diversity"] = regularizers.diversity_covariance(looked_at)
-        else:
-            terms["diversity"] = regularizers.diversity_entropy(looked_at, objective.top_k)
-    if lambda3 > 0 or all_terms:
-        terms["spectrum"] = regularizers.svd_ratio(looked_at, objective.svd_k, objective.svd_norm)
-    scales = {"task": 1.0, "consistency": lambda1, "diversity": lambda2 * share, "spectrum": lambda3 * share}
-    loss = sum(scales[name] * term for name, term in terms.items() if term is not None and scales[name] > 0)
-    return loss, terms
-
-
-def powerless(objective: Objective, rows: int, classes: int, width: int) -> dict[str, str]:
-    """{term: why its gradient is 0, and the remedy} on micro-batches of so many rows; width: columns of what diversity and
-    spectrum look at, the classes or the features."""
-    found = {}
-    if classes == 1 and objective.consistency == "kl":
-        found["consistency"] = "one output has one class, of probability 1; use --lambda1 0"
-    if classes == 1 and objective.consistency == "mse":
-        found["consistency"] = "one output divided by its norm is 1 or -1; use --lambda1 0"
-    if width == 1:
-        found["diversity"] = "one output has no other to vary with; use --regularize features, or --lambda2 0"
-    elif rows < 2 and objective.diversity == "covariance":
-        found["diversity"] = "one row has no covariance; raise --micro_batch_size"
-    least = min(rows, width)
-    if objective.svd_norm == "nuclear" and objective.svd_k >= least:
-        smaller = f"use --svd_k {least - 1}" if least == 2 else f"use --svd_k 1 to {least - 1}"
-        remedy = f"{smaller}, or --regularize features" if least > 1 else "use --regularize features"
-        found["spectrum"] = (
-            f"the first {objective.svd_k} singular values of ({rows}, {width}) are all of them, so the ratio is 1; {remedy}"
-        )
-    elif least == 1:
-        found["spectrum"] = (
-            f"({rows}, {width}) has one singular value, so the ratio is 1; use larger micro-batches of features"
-        )
-    return found

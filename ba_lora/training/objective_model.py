@@ -6,13 +6,15 @@ from collections.abc import Callable
 from torch import Tensor, nn
 from transformers.modeling_outputs import CausalLMOutput
 
+from ..data.collator import counted
 from ..errors import UserError
 from ..methods.save import penalty
 from ..methods.teacher import teacher
 from ..objective import schedules
 from ..objective.chunked import TeacherStats, chunked_objective, mean_entropy
+from ..objective.dense import dense_objective
 from ..objective.head import Split, cached_factor, split
-from ..objective.settings import Objective, counted, dense_objective
+from ..objective.settings import Objective
 from ..sharding import gathered
 from .step_model import StepModel
 

@@ -30,14 +30,14 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from ..data.collator import IGNORED
+from ..data.collator import counted
+from ..data.instruction import IGNORED
 from ..errors import DamagedFile, UserError
 from ..files import digest, read_json, write_sealed
 from ..folders.ownership import refuse_foreign
 from ..folders.tensor_files import load_tensors, of_tensors, save_tensors
 from ..objective.chunked import stats_of
 from ..objective.head import Split, split
-from ..objective.settings import counted
 
 logger = logging.getLogger(__name__)
 
@@ -168,7 +168,7 @@ class TeacherCache:
 
 
 def trained_rows(samples) -> Rows:
-    """Which rows of a datasets.Dataset count, as objective.counted and the collator have it, without a batch."""
+    """Which rows of a datasets.Dataset count, as the collator's `counted` has it, without a batch."""
     labels = samples.select_columns("labels").with_format("arrow")[:]["labels"].combine_chunks()
     starts = labels.offsets.to_numpy() - labels.offsets[0].as_py()
     is_counted = labels.flatten().to_numpy() != IGNORED

@@ -58,7 +58,7 @@ def check_options(args: argparse.Namespace) -> None:
 @contextmanager
 def output_folder(args: argparse.Namespace, default: str, result: str, kind: str = "evaluation") -> Iterator[Path]:
     """Keep --output_dir, or `default` in the run, for this process while the block runs; the checks are those of
-    `common.output_folder`. result: the file that only --overwrite replaces."""
+    `options.output_folder`. result: the file that only --overwrite replaces."""
     if args.model:
         task_in(args.model)
     folder = Path(args.output_dir) if args.output_dir else Path(args.model) / "eval" / default

@@ -14,7 +14,8 @@ from typing import NamedTuple
 
 from ba_lora.errors import UserError
 
-from ..harness import command as common
+from ..harness.lines import count_missing
+from ..harness.scores import SCORE, summarise, write_score
 from .completions import NOT_PYTHON, parses, read_all
 from .completions import SECONDS as READING_SECONDS
 from .completions import bare_code as bare_code
@@ -143,7 +144,7 @@ def score_records(
     rates = [sum(task) / len(task) if len(task) > 1 else task[0] for task in outcomes.values()]
     ends = [record.get("finish_reason") for record in records]
     counts = Counter(result.status for result in results)
-    score = common.summarise(rates) | {
+    score = summarise(rates) | {
         "stderr": statistics.pstdev(rates) / len(rates) ** 0.5,
         "pass_at_k": estimates,
         "samples": fewest,
@@ -169,13 +170,13 @@ def finish(
     """Score, write, and print the line that ends a command."""
     if args.rescore and args.limit:  # the first lines, whichever tasks they are of
         known = [record["id"] for record in records]
-    missing = common.count_missing(records, known, args.rescore)
+    missing = count_missing(records, known, args.rescore)
     score, scored = score_records(records, {str(task.id): task for task in tasks}, unsafe=args.unsafe_execution)
     head = {"benchmark": benchmark, "metric": "pass@1", **score, "protocol": args.protocol, "protocol_version": version}
-    common.write_score(folder, head | {"missing": missing, "rescored": args.rescore}, facts, scored)
+    write_score(folder, head | {"missing": missing, "rescored": args.rescore}, facts, scored)
     low, high = (100 * bound for bound in score["interval"])
     together = f", {len(score['one_process'])} of them in one process with their tests" if score["one_process"] else ""
     print(
-        f"{benchmark} {100 * score['score']:.2f}% of {score['n']}{together} (95% {low:.1f} to {high:.1f}) → {folder / common.SCORE}"
+        f"{benchmark} {100 * score['score']:.2f}% of {score['n']}{together} (95% {low:.1f} to {high:.1f}) → {folder / SCORE}"
     )
     return 0

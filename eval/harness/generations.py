@@ -13,9 +13,10 @@ from pathlib import Path
 from ba_lora.errors import UserError
 from ba_lora.files import digest, read_json, write_json, write_sealed
 from ba_lora.folders.checksums import check_line, checked_line
+from ba_lora.inference.requests import Request
 
-from .command import Request
-from .scores import GENERATIONS, SCORE, SCORED, read_line, to_line
+from .lines import read_line, to_line
+from .scores import GENERATIONS, SCORE, SCORED
 
 CONFIG = "generation.json"
 WHOSE = ("model", "model_hash", "adapter_hash", "endpoint", "seed")  # what a line's checksum knows of the config

@@ -1,17 +1,13 @@
-"""The files of an evaluation and its statistics: JSON lines in and out, the fraction right with its uncertainty, score.json."""
+"""score.json: the fraction right with its uncertainty, and how the completions came about."""
 
-import json
 import math
 from collections.abc import Iterable, Sequence
-from datetime import date
-from decimal import Decimal
 from pathlib import Path
 
 import ba_lora
-from ba_lora.data.readers import name_of, parse_json
-from ba_lora.errors import UserError
-from ba_lora.files import atomic_write
 from ba_lora.folders.checksums import read_record, write_record
+
+from .lines import write_lines
 
 GENERATION_FACTS = (  # what `ask` gives; null after --rescore of a file of unknown origin
     "model",
@@ -36,80 +32,6 @@ GENERATION_FACTS = (  # what `ask` gives; null after --rescore of a file of unkn
 GENERATIONS, SCORED, SCORE = "generations.jsonl", "scored.jsonl", "score.json"
 
 
-SCALARS = (str, int, float, date, Decimal)  # of JSON, and what Parquet has besides
-_KINDS = {
-    "a text": lambda value: isinstance(value, str),
-    "a text or a number": lambda value: isinstance(value, SCALARS) and not isinstance(value, bool),
-    "a whole number": lambda value: isinstance(value, int) and not isinstance(value, bool),
-    "a list of texts": lambda value: isinstance(value, list) and all(isinstance(text, str) for text in value),
-}
-
-
-def check_field(record: dict, name: str, kind: str, place: str):
-    """The value of a field, None where it is absent or null. Raises UserError naming `place` for one that is not of its kind."""
-    value = record.get(name)
-    if value is not None and not _KINDS[kind](value):
-        raise UserError(f"{place}: '{name}' is {repr(value)[:60]}, {kind} is needed")
-    return value
-
-
-def to_line(record: dict) -> str:
-    """One JSON object as a line that is always UTF-8: half a surrogate pair, which a model can write, stays an escape."""
-    return json.dumps(record, ensure_ascii=False).encode("utf-8", "backslashreplace").decode() + "\n"
-
-
-def write_lines(path: Path, records: Iterable[dict]) -> None:
-    """Write one JSON object a line; the file appears whole or not at all."""
-    with atomic_write(path) as file:
-        file.writelines(map(to_line, records))
-
-
-def read_lines(path: str | Path, fields: Sequence[str], limit: int | None = None) -> list[dict]:
-    """The objects of a JSON lines file, of its first `limit` tasks; every line has `fields` and an (id, sample) of its own.
-
-    Raises UserError naming the file and the line for anything else, an empty file included.
-    """
-    path, records, seen, tasks = Path(path), [], {}, set()
-    if not path.is_file():
-        raise UserError(f"file {path} does not exist; give a file with one JSON object a line ({', '.join(fields)})")
-    with open(path, encoding="utf-8-sig", errors="surrogateescape") as file:
-        for number, line in enumerate(file, 1):
-            if not line.strip():
-                continue
-            record = read_line(line, f"{path}, line {number}", fields)
-            tasks.add(str(record["id"]))
-            if limit is not None and len(tasks) > limit:
-                break
-            key = (str(record["id"]), record.get("sample", 0))
-            if key in seen:
-                raise UserError(
-                    f"{path}, line {number}: id {key[0]} was already on line {seen[key]}; keep one line a task"
-                )
-            seen[key] = number
-            records.append(record)
-    if not records:
-        raise UserError(f"{path} has no lines; give a file with one JSON object a line ({', '.join(fields)})")
-    return records
-
-
-def read_line(line: str, place: str, fields: Sequence[str]) -> dict:
-    """The object of one line. UserError naming `place` where it is none, lacks a field or has one of another type."""
-    try:
-        line.encode("utf-8")
-    except UnicodeEncodeError:
-        raise UserError(f"{place}: not UTF-8 text; convert the file") from None
-    record = parse_json(line, place)
-    if not isinstance(record, dict):
-        raise UserError(f"{place}: a {name_of(type(record))}, an object with {', '.join(fields)} is needed")
-    for field in fields:
-        if record.get(field) is None:
-            has = ", ".join(record) or "nothing"
-            raise UserError(f"{place}: no '{field}' (the line has: {has}); every line needs {', '.join(fields)}")
-    for field, kind in (("completion", "a text"), ("id", "a text or a number"), ("sample", "a whole number")):
-        check_field(record, field, kind, place)
-    return record
-
-
 def facts_beside(path: str | Path) -> dict:
     """The generation facts of a generations.jsonl from the score.json beside it; {} for a file from anywhere else."""
     score = Path(path).with_name(SCORE)
@@ -117,18 +39,6 @@ def facts_beside(path: str | Path) -> dict:
         return {}
     known = read_record(score, (GENERATIONS,))
     return {key: known.get(key) for key in GENERATION_FACTS}
-
-
-def count_missing(records: list[dict], known_ids: Iterable | None, source: str) -> int | None:
-    """How many of the data's tasks the file lacks; None where the data is not known. UserError if nothing matches."""
-    if known_ids is None:
-        return None
-    known, there = {str(known_id) for known_id in known_ids}, {str(record["id"]) for record in records}
-    if not known & there:
-        raise UserError(
-            f"no id of {source} is a task of --data (for example {min(there)}); give the data it was made from"
-        )
-    return len(known - there)
 
 
 def summarise(correct: Sequence[float]) -> dict:

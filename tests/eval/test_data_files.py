@@ -10,7 +10,7 @@ import pytest
 
 from ba_lora.errors import UserError
 from eval import gsm8k, hendrycks_math, humaneval, mbpp
-from eval.harness import command as common
+from eval.harness.lines import read_lines
 from eval.judging import questions as mt_bench_data
 
 
@@ -62,7 +62,7 @@ def test_what_only_parquet_has_can_be_an_id_or_an_answer_and_is_written_as_its_t
 
 def test_a_byte_order_mark_is_no_part_of_a_file_of_completions(tmp_path):
     (tmp_path / "lines.jsonl").write_bytes(b'\xef\xbb\xbf{"id": 0, "completion": "a"}\r\n')
-    assert common.read_lines(tmp_path / "lines.jsonl", ("id", "completion")) == [{"id": 0, "completion": "a"}]
+    assert read_lines(tmp_path / "lines.jsonl", ("id", "completion")) == [{"id": 0, "completion": "a"}]
 
 
 @pytest.mark.parametrize(
@@ -82,13 +82,13 @@ def test_a_byte_order_mark_is_no_part_of_a_file_of_completions(tmp_path):
 def test_a_line_of_completions_that_cannot_be_held_is_named(tmp_path, text, message):
     (tmp_path / "lines.jsonl").write_text('{"id": 0, "completion": "half \\ud83d"}\n' + text + "\n")
     with pytest.raises(UserError, match=message) as error:
-        common.read_lines(tmp_path / "lines.jsonl", ("id", "completion"))
+        read_lines(tmp_path / "lines.jsonl", ("id", "completion"))
     assert "\n" not in str(error.value)
 
 
 def test_a_completion_may_hold_half_a_character(tmp_path):
     (tmp_path / "lines.jsonl").write_text('{"id": 0, "completion": "half \\ud83d"}\n')
-    (line,) = common.read_lines(tmp_path / "lines.jsonl", ("id", "completion"))
+    (line,) = read_lines(tmp_path / "lines.jsonl", ("id", "completion"))
     assert line["completion"] == "half \ud83d"
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from ba_lora.errors import UserError
 from eval import gsm8k, hendrycks_math, humaneval, mbpp
-from eval.harness.scores import read_lines, write_lines
+from eval.harness.lines import read_lines, write_lines
 from eval.judging import questions as mt_bench_data
 from eval.judging.judge import PROMPTS, read_rating
 

@@ -11,7 +11,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from ba_lora.data.templates import TEMPLATES
 from ba_lora.errors import UserError
 from eval.gsm8k import generate_answers, load_problems, main, score_records
-from eval.harness.command import summarise
+from eval.harness.scores import summarise
 from tests.common import command
 
 LINES = [

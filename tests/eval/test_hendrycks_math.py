@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from ba_lora.errors import UserError
+from eval.answers import lm_eval
 from eval.answers.latex import read_reference, same_string, same_values
-from eval.harness import few_shot
 from eval.hendrycks_math import load_problems, main, score_records
 
 HALF = {"solution": "It is $\\boxed{\\frac{1}{2}}$.", "level": "2", "subject": "Algebra"}
@@ -197,9 +197,9 @@ def test_the_embedded_model_is_asked_and_scored_with_each_protocol(tmp_path):
     lines = read(tmp_path / "ours" / "generations.jsonl")
     assert lines[0]["prompt"] == "Question: What is 0 + 1?\nAnswer:"
     assert lines[0]["reference"] == {"solution": rows[0]["solution"]}
-    shown = few_shot.load_shots(few_shot.MINERVA_MATH, shots)
+    shown = lm_eval.load_shots(lm_eval.MINERVA_MATH, shots)
     prompts = [line["prompt"] for line in read(tmp_path / "few" / "generations.jsonl")]
-    assert prompts == [few_shot.write_prompt(few_shot.MINERVA_MATH, shown, row["problem"]) for row in rows[:3]]
+    assert prompts == [lm_eval.write_prompt(lm_eval.MINERVA_MATH, shown, row["problem"]) for row in rows[:3]]
     score = json.loads((tmp_path / "few" / "score.json").read_text())
     assert "Problem:" in score["stop"] and (score["template"], score["shots_data"]) == (None, shots)
     assert (score["n"], score["missing"], score["protocol"]) == (3, 0, "minerva_math")

@@ -162,15 +162,15 @@ def test_a_row_that_lacks_a_field_is_named(tmp_path):
 
 def test_each_protocol_asks_and_samples_in_its_own_way(data, tiny_tokenizer):
     from ba_lora.data.templates import TEMPLATES
-    from eval.harness.command import Subject
+    from ba_lora.inference.subject import Subject
 
     subject = Subject(None, tiny_tokenizer, TEMPLATES["plain"], "tiny", "tiny", None)
     task = humaneval.load_tasks(data)[0]
-    asked = humaneval.make_request(subject, task, "ba-lora")
+    asked = humaneval.request_of(subject, task, "ba-lora")
     assert asked.prompt.startswith("Question: Complete this Python function.") and asked.prompt.endswith("\nAnswer:")
     assert ADD["prompt"].rstrip() in asked.prompt and asked.reference == ADD["canonical_solution"]
-    assert humaneval.make_request(subject, task, "upstream") == asked
-    base = humaneval.make_request(subject, task, "base")
+    assert humaneval.request_of(subject, task, "upstream") == asked
+    base = humaneval.request_of(subject, task, "base")
     assert base.prompt == ADD["prompt"] and base.ids == tiny_tokenizer(ADD["prompt"])["input_ids"]
     assert humaneval.SAMPLING["upstream"][:3] == (0.8, 0.95, 5)
     assert humaneval.SAMPLING["ba-lora"][:3] == (0.0, 1.0, 1) and "\ndef" in humaneval.SAMPLING["base"].stop

@@ -161,7 +161,7 @@ def test_a_row_that_cannot_be_used_is_named(tmp_path, rows, message):
 
 def test_each_protocol_asks_in_its_own_way(data, tiny_tokenizer):
     from ba_lora.data.templates import TEMPLATES
-    from eval.harness.command import Subject
+    from ba_lora.inference.subject import Subject
 
     subject = Subject(None, tiny_tokenizer, TEMPLATES["plain"], "tiny", "tiny", None)
     tasks = mbpp.load_tasks(data, (11, 12))

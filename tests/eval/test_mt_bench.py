@@ -17,7 +17,8 @@ pytest.importorskip("openai", reason="judges are asked with the package openai; 
 from ba_lora.data.instruction import encode_prompt
 from ba_lora.data.templates import TEMPLATES, make_template
 from ba_lora.errors import UserError
-from eval.harness import command as common
+from ba_lora.inference.requests import make_request
+from ba_lora.inference.subject import Subject
 from eval.judging.judge import PROMPTS
 from eval.judging.questions import PACKAGE_DATA, load_bench, prompt_version
 from eval.judging.ratings import CATEGORIES, draw_radar, summarise
@@ -468,10 +469,10 @@ def test_the_second_prompt_of_a_chat_template_is_the_conversation(tiny_tokenizer
     )
     try:
         template = make_template("chat", tiny_tokenizer)
-        subject = common.Subject(None, tiny_tokenizer, template, "tiny", "tiny", None)
+        subject = Subject(None, tiny_tokenizer, template, "tiny", "tiny", None)
         conversation = [("user", "a?"), ("assistant", "b."), ("user", "c?")]
         messages = [{"role": role, "content": text} for role, text in conversation]
-        request = common.make_request(subject, 1, messages, None)
+        request = make_request(subject, 1, messages, None)
         end = tiny_tokenizer.eos_token
         assert tiny_tokenizer.decode(request.ids) == f"<user>a?<assistant>b.{end}<user>c?<assistant>"
         assert request.ids == encode_prompt(tiny_tokenizer, template, messages)

@@ -29,6 +29,7 @@ from ba_lora.features.figure import Panel
 from ba_lora.features.saver import FeatureSaver
 from ba_lora.files import read_json, write_sealed
 from ba_lora.folders import checksums
+from ba_lora.inference.requests import Request
 from ba_lora.methods.decomposition import Decomposer
 from ba_lora.methods.save import attach, export, load
 from ba_lora.models import load_model, load_tokenizer
@@ -37,8 +38,7 @@ from ba_lora.tiny import MODEL_DIR
 from ba_lora.training import checkpoints, run, teacher_cache
 from eval.classifiers import classify
 from eval.harness import generations as resume
-from eval.harness.command import Request
-from eval.harness.scores import write_lines
+from eval.harness.lines import write_lines
 from eval.judging import judge
 from tests.common import ROOT, classifier_batch, collate, move, ragged_samples, small_classifier, small_llama
 

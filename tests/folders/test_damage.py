@@ -30,7 +30,7 @@ from ba_lora.tiny import MODEL_DIR
 from ba_lora.training import checkpoints, run
 from ba_lora.training.arguments import parse
 from ba_lora.training.trainer import forget_after
-from eval.harness.scores import read_lines
+from eval.harness.lines import read_lines
 from tests.common import small_llama
 from tests.folders.damaged import GROWING, KINDS, OTHER, RUN, continued, make_home, measured, opened
 

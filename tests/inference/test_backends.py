@@ -19,10 +19,12 @@ from ba_lora.data.instruction import encode_prompt
 from ba_lora.data.templates import TEMPLATES
 from ba_lora.data.tinymath import generate as generate_problems
 from ba_lora.errors import UserError
-from ba_lora.inference import backends
-from ba_lora.inference.backends import Job, generate, get_backend, stream
+from ba_lora.inference import local
+from ba_lora.inference.backends import get_backend
+from ba_lora.inference.local import generate, stream
+from ba_lora.inference.requests import Job, Sampling
+from ba_lora.inference.subject import Subject
 from ba_lora.tiny import MODEL_DIR
-from eval.harness.command import Sampling, Subject
 
 EOS = 2
 
@@ -104,7 +106,7 @@ def test_left_padded_batches_equal_one_prompt_at_a_time_without_padding_or_cache
 
 def test_completions_do_not_depend_on_where_the_rounds_end(llama, prompts, monkeypatch):
     whole = run(llama, prompts)
-    monkeypatch.setattr(backends, "ROUND_TOKENS", 7)
+    monkeypatch.setattr(local, "ROUND_TOKENS", 7)
     assert run(llama, prompts) == whole
 
 
@@ -176,7 +178,7 @@ def first_stop(tokens, stop):
 
 @pytest.mark.parametrize("round_tokens", [3, 64])
 def test_a_completion_ends_before_its_first_stop_string_wherever_that_lies(llama, prompts, monkeypatch, round_tokens):
-    monkeypatch.setattr(backends, "ROUND_TOKENS", round_tokens)
+    monkeypatch.setattr(local, "ROUND_TOKENS", round_tokens)
     free = [one_by_one(llama, prompt, 24) for prompt in prompts]
     pairs = Counter(
         text[place : place + 2]
@@ -215,7 +217,7 @@ def test_a_sampled_completion_depends_on_its_seed_and_not_on_its_batch_or_its_ro
     whole = sample(llama, prompts, range(12))
     assert whole != sample(llama, prompts, range(1, 13))
     assert [sample(llama, [prompt], [seed])[0] for seed, prompt in enumerate(prompts)] == whole
-    monkeypatch.setattr(backends, "ROUND_TOKENS", 5)
+    monkeypatch.setattr(local, "ROUND_TOKENS", 5)
     backwards = sample(llama, prompts[::-1], range(11, -1, -1))
     assert backwards[::-1] == whole
 
@@ -229,7 +231,7 @@ def test_drawn_tokens_have_the_chances_that_temperature_and_top_p_give_them(temp
     keep = order[: int((chances[order].cumsum(-1) < top_p).sum()) + 1]
     expected = torch.zeros(9, dtype=torch.double)
     expected[keep] = chances[keep] / chances[keep].sum()
-    draw = backends._Draw(Sampling(temperature, top_p), [random.Random(seed) for seed in range(draws)])
+    draw = local._Draw(Sampling(temperature, top_p), [random.Random(seed) for seed in range(draws)])
     tokens = draw(None, logits.repeat(draws, 1)).argmax(-1)
     found = torch.bincount(tokens, minlength=9) / draws
     assert not found[expected == 0].any()

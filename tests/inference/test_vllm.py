@@ -14,11 +14,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from ba_lora.inference.requests import Sampling, make_request
 from ba_lora.inference.vllm_engine import lora_rank
 from ba_lora.methods.save import attach, export
 from ba_lora.models import load_model
 from eval import gsm8k
-from eval.harness import command as common
+from eval.harness.ask import ask, subject_of
+from eval.harness.options import add_options
 from tests.inference.vllm_servers import python_or_skip, serve
 
 ROOT = Path(__file__).parents[2]
@@ -114,21 +116,23 @@ def assert_same(found, folder, expected):
 OFFLINE = """
 import json, sys
 from pathlib import Path
-from eval import common, gsm8k
-from eval.vllm_engine import lora_rank
+from ba_lora.inference.requests import Sampling, make_request
+from eval import gsm8k
+from eval.harness.ask import ask, subject_of
+from eval.harness.options import add_options
 base, stopped, drawn = map(Path, sys.argv[1:4])
 words = json.loads(sys.argv[4])
 gsm8k.main([*words, "--output_dir", str(base)])  # the engine stays open for what follows
 import argparse
 parser = argparse.ArgumentParser()
-common.add_options(parser, ("ba-lora",), max_new_tokens=512)
+add_options(parser, ("ba-lora",), max_new_tokens=512)
 args = parser.parse_args(words)
-subject = common.open_subject(args)
+subject = subject_of(args)
 problems = gsm8k.load_problems(args.data, args.limit)
-requests = [common.make_request(subject, item["id"], item["question"], item["reference"]) for item in problems]
-common.ask(args, stopped, subject, requests, common.Sampling(stop=tuple(json.loads(sys.argv[5]))), args.data)
+requests = [make_request(subject, item["id"], item["question"], item["reference"]) for item in problems]
+ask(args, stopped, subject, requests, Sampling(stop=tuple(json.loads(sys.argv[5]))), args.data)
 for name in ("a", "b"):
-    common.ask(args, drawn / name, subject, requests[:20], common.Sampling(1.5, 0.95, samples=2, seed=3), args.data)
+    ask(args, drawn / name, subject, requests[:20], Sampling(1.5, 0.95, samples=2, seed=3), args.data)
 """
 
 
@@ -144,10 +148,10 @@ def test_the_offline_engine_writes_what_transformers_writes_and_honours_stop_str
     assert facts["model_hash"] == score(expected["base"])["model_hash"] and facts["tokens_per_second"] > 0
 
     args = _options(["--model", "tiny", *OPTIONS])
-    subject = common.open_subject(args)
+    subject = subject_of(args)
     problems = gsm8k.load_problems(args.data, args.limit)
-    requests = [common.make_request(subject, item["id"], item["question"], item["reference"]) for item in problems]
-    ours, _ = common.ask(args, tmp_path / "ours", subject, requests, common.Sampling(stop=STOP), args.data)
+    requests = [make_request(subject, item["id"], item["question"], item["reference"]) for item in problems]
+    ours, _ = ask(args, tmp_path / "ours", subject, requests, Sampling(stop=STOP), args.data)
     assert read(stopped) == ours
     assert {line["finish_reason"] for line in ours} == {"stop"} and not any("9" in line["completion"] for line in ours)
 
@@ -160,7 +164,7 @@ def _options(words):
     import argparse
 
     parser = argparse.ArgumentParser()
-    common.add_options(parser, ("ba-lora",), max_new_tokens=512)
+    add_options(parser, ("ba-lora",), max_new_tokens=512)
     return parser.parse_args(words)
 
 
@@ -200,7 +204,7 @@ def test_the_installation_leaves_a_folder_alone_that_is_no_environment(tmp_path)
 def test_an_engine_ends_when_its_parent_is_killed():
     code = """
 import subprocess, sys, time
-from eval.vllm_engine import end_with_us
+from ba_lora.inference.vllm_engine import end_with_us
 engine = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(300)"])
 end_with_us([engine.pid])
 print(engine.pid, flush=True)

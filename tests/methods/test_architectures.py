@@ -21,12 +21,14 @@ from transformers import (
     Qwen3MoeConfig,
 )
 
+from ba_lora.data.collator import counted
 from ba_lora.errors import UserError
 from ba_lora.methods.save import attach, export, load, trained_parameters
 from ba_lora.methods.targets import left_out
 from ba_lora.methods.teacher import teacher
 from ba_lora.models import load_model
-from ba_lora.objective.settings import Objective, counted, dense_objective
+from ba_lora.objective.dense import dense_objective
+from ba_lora.objective.settings import Objective
 from ba_lora.planning.shapes import read_numbers
 from ba_lora.training.objective_model import ObjectiveModel
 from ba_lora.training.trainer import BALoRATrainer

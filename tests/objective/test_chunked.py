@@ -9,7 +9,8 @@ import torch
 from torch.utils.checkpoint import checkpoint
 
 from ba_lora.objective.chunked import chunked_objective, factor_of, mean_entropy, stats_of
-from ba_lora.objective.settings import TERMS, Objective, dense_objective
+from ba_lora.objective.dense import dense_objective
+from ba_lora.objective.settings import TERMS, Objective
 
 WEIGHTS = (0.7, 0.4, 0.5)
 FORMS = {

@@ -18,11 +18,12 @@ from transformers import (
     Qwen2Config,
 )
 
+from ba_lora.data.collator import counted
 from ba_lora.methods.save import attach
 from ba_lora.objective import head as head_module
 from ba_lora.objective.chunked import factor_of
 from ba_lora.objective.head import cached_factor, split
-from ba_lora.objective.settings import Objective, counted
+from ba_lora.objective.settings import Objective
 from ba_lora.training.objective_model import ObjectiveModel
 from tests.common import SMALL as SMALL_MODEL
 from tests.common import collate, move, ragged_samples, small_llama

@@ -4,10 +4,12 @@ import numpy as np
 import pytest
 import torch
 
+from ba_lora.data.collator import counted
 from ba_lora.errors import UserError
 from ba_lora.methods.save import attach
 from ba_lora.methods.teacher import teacher
-from ba_lora.objective.settings import Objective, counted, dense_objective
+from ba_lora.objective.dense import dense_objective
+from ba_lora.objective.settings import Objective
 from ba_lora.training.objective_model import ObjectiveModel
 from tests.common import VOCABULARY, collate, move, ragged_samples, small_llama
 

@@ -19,8 +19,9 @@ from transformers import (
 from ba_lora.errors import UserError
 from ba_lora.methods.save import attach
 from ba_lora.methods.teacher import teacher
+from ba_lora.objective.dense import classifier_objective, powerless
 from ba_lora.objective.settings import Objective
-from ba_lora.training.classifier_model import ClassifierModel, classifier_objective, powerless
+from ba_lora.training.classifier_model import ClassifierModel
 from ba_lora.training.prepare_classifier import set_dropout
 from tests.common import VOCABULARY
 

@@ -13,7 +13,7 @@ from ba_lora.data.instruction import encode_prompt
 from ba_lora.data.templates import TEMPLATES
 from ba_lora.data.tinymath import generate
 from ba_lora.errors import UserError
-from ba_lora.inference.backends import generate as complete
+from ba_lora.inference.local import generate as complete
 from ba_lora.models import load_model
 from ba_lora.training.arguments import parse
 from ba_lora.training.run import train

@@ -13,10 +13,10 @@ from datasets import Dataset
 from safetensors.torch import load_file
 from transformers import TrainingArguments
 
-from ba_lora.data.collator import PadRight
+from ba_lora.data.collator import PadRight, counted
 from ba_lora.errors import UserError
 from ba_lora.methods.save import attach
-from ba_lora.objective.settings import Objective, counted
+from ba_lora.objective.settings import Objective
 from ba_lora.planning.plan import plan, render
 from ba_lora.training import teacher_cache
 from ba_lora.training.arguments import parse

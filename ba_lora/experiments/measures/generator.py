@@ -3,16 +3,15 @@
 import torch
 from torch.nn.functional import cross_entropy, log_softmax
 
-from ...data.collator import IGNORED, PadRight
+from ...data.collator import PadRight, counted
 from ...data.formats import exchange
-from ...data.instruction import encode_sample
+from ...data.instruction import IGNORED, encode_sample
 from ...data.templates import default_template, make_template, template_of
 from ...data.tinymath import generate, plain_text
 from ...files import write_sealed
 from ...folders.checksums import weights_of_run
 from ...methods.save import load
 from ...models import load_model, load_tokenizer
-from ...objective.settings import counted
 from ..matrix import Evaluation, Run
 from .spectra import logits_spectrum, update_spectra
 
@@ -28,7 +27,8 @@ def measure(run: Run, evaluations: list[Evaluation], extra: dict, report=lambda 
     extra: figures of the training (seconds, peak memory, trained parameters). report: called with the fraction done.
     """
     from eval import gsm8k
-    from eval.harness import command as common
+    from eval.harness.lines import write_lines
+    from eval.harness.scores import GENERATIONS, write_score
 
     tokenizer = load_tokenizer(run.model)
     base = load_model(run.model)
@@ -44,12 +44,12 @@ def measure(run: Run, evaluations: list[Evaluation], extra: dict, report=lambda 
         )
         statistics, correct = gsm8k.score_records(records)
         folder.mkdir(parents=True, exist_ok=True)
-        common.write_lines(folder / common.GENERATIONS, records)
+        write_lines(folder / GENERATIONS, records)
         scored = [{"id": r["id"], "correct": right} for r, right in zip(records, correct, strict=True)]
         facts = {"model": str(run.folder), "base": run.model, "template": template.name, "data": evaluation.data} | {
             "weights": weights
         }
-        common.write_score(folder, {"benchmark": evaluation.name, "metric": "accuracy", **statistics}, facts, scored)
+        write_score(folder, {"benchmark": evaluation.name, "metric": "accuracy", **statistics}, facts, scored)
         scores[evaluation.name] = statistics["score"]
         report((number + 1) / (len(evaluations) + 1))
     measures = {

@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor, nn
 
+from ...data.collator import counted
 from ...methods.targets import linear_layers
-from ...objective.settings import counted
 from ...objective.spectrum import singular_values
 
 KEPT = 48  # leading values; an update of rank 16 has 16

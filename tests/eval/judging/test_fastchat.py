@@ -5,9 +5,9 @@ import json
 import pytest
 
 from ba_lora.errors import UserError
+from ba_lora.inference.subject import Subject, open_subject
 from ba_lora.packages import fetch
 from eval import mt_bench
-from eval.harness.command import Subject, open_subject
 from eval.judging import fastchat
 from tests.data.tokenizers_for_tests import open_tokenizer
 

@@ -14,10 +14,12 @@ import pytest
 import torch
 
 from ba_lora.errors import UserError
-from ba_lora.inference import backends
+from ba_lora.inference import local
+from ba_lora.inference.requests import make_request
+from ba_lora.inference.subject import open_subject, weights_hash
 from ba_lora.tiny import MODEL_DIR
 from eval import gsm8k
-from eval.harness import command as common
+from eval.harness.lines import read_lines
 
 ROOT = Path(__file__).parents[3]
 pytestmark = pytest.mark.skipif(not MODEL_DIR.is_dir(), reason="needs the embedded model in ba_lora/tiny/model")
@@ -57,10 +59,8 @@ def interrupt(folder, keep):
 def asked(monkeypatch):
     """The prompts that a backend is given, call by call."""
     calls = []
-    stream = backends.stream
-    monkeypatch.setattr(
-        backends, "stream", lambda prompts, **options: calls.append(prompts) or stream(prompts, **options)
-    )
+    stream = local.stream
+    monkeypatch.setattr(local, "stream", lambda prompts, **options: calls.append(prompts) or stream(prompts, **options))
     return calls
 
 
@@ -224,11 +224,11 @@ def test_samples_of_one_task_are_lines_of_their_own_and_the_same_sample_twice_is
     lines = [{"id": "a", "sample": number, "completion": "1", "reference": "1"} for number in range(3)]
     path = tmp_path / "given.jsonl"
     path.write_text("".join(json.dumps(line) + "\n" for line in [*lines, lines[0] | {"id": "b"}]))
-    assert len(common.read_lines(path, ("id", "completion"))) == 4
-    assert common.read_lines(path, ("id", "completion"), limit=1) == lines
+    assert len(read_lines(path, ("id", "completion"))) == 4
+    assert read_lines(path, ("id", "completion"), limit=1) == lines
     path.write_text("".join(json.dumps(line) + "\n" for line in [*lines, lines[1]]))
     with pytest.raises(UserError, match="line 4: id a was already on line 2"):
-        common.read_lines(path, ("id", "completion"))
+        read_lines(path, ("id", "completion"))
 
 
 # Prompts
@@ -236,9 +236,9 @@ def test_samples_of_one_task_are_lines_of_their_own_and_the_same_sample_twice_is
 
 @pytest.mark.parametrize("template", ["plain", "alpaca"])
 def test_a_later_turns_prompt_is_one_text_whose_ids_are_those_of_its_parts(template):
-    subject = common.open_subject("tiny", template=template)
+    subject = open_subject("tiny", template=template)
     messages = [{"role": "user", "content": "How many?"}, {"role": "assistant", "content": "Three."}]
-    request = common.make_request(subject, 1, [*messages, {"role": "user", "content": "And now?"}], ["r"])
+    request = make_request(subject, 1, [*messages, {"role": "user", "content": "And now?"}], ["r"])
     assert subject.tokenizer.decode(request.ids) == request.prompt
     assert request.prompt.count("</s>") == 1 and request.prompt.index("Three.</s>") < request.prompt.index("And now?")
     assert request.ids.count(subject.tokenizer.eos_token_id) == 1 and request.reference == ["r"]
@@ -249,12 +249,12 @@ def test_a_later_turns_prompt_is_one_text_whose_ids_are_those_of_its_parts(templ
 
 def test_hashes_are_those_of_the_files_that_were_opened(tmp_path):
     weights = hashlib.sha256((MODEL_DIR / "model.safetensors").read_bytes()).hexdigest()
-    assert common.weights_hash("tiny") == common.weights_hash(str(MODEL_DIR)) == weights
+    assert weights_hash("tiny") == weights_hash(str(MODEL_DIR)) == weights
     (tmp_path / "config.json").write_text("{}")
     (tmp_path / "a.safetensors").write_bytes(b"a")
-    assert common.weights_hash(str(tmp_path)) == hashlib.sha256(b"a").hexdigest()
+    assert weights_hash(str(tmp_path)) == hashlib.sha256(b"a").hexdigest()
     (tmp_path / "b.safetensors").write_bytes(b"b")
-    both = common.weights_hash(str(tmp_path))
+    both = weights_hash(str(tmp_path))
     (tmp_path / "b.safetensors").write_bytes(b"c")
-    assert both != common.weights_hash(str(tmp_path))
-    assert common.weights_hash("no/such-model") is None
+    assert both != weights_hash(str(tmp_path))
+    assert weights_hash("no/such-model") is None

@@ -10,8 +10,8 @@ import pytest
 
 from ba_lora.errors import UserError
 from eval import gsm8k
-from eval.harness import few_shot
-from eval.harness.few_shot import GSM8K, MINERVA_MATH, draw, load_shots, make_requests, write_prompt
+from eval.answers import lm_eval
+from eval.answers.lm_eval import GSM8K, MINERVA_MATH, draw, load_shots, make_requests, write_prompt
 
 
 def write(path, rows):
@@ -43,7 +43,7 @@ def test_a_minerva_prompt_teaches_the_sentence_that_is_read(tmp_path):
         "Final Answer: The final answer is $0.5$. I hope it is correct.\n\nProblem:\nFind $1"
     )
     assert prompt.endswith(f"Problem:\nSeven?\n\nSolution: {own}\n\nProblem:\nFind {{x}}.\n\nSolution:")
-    assert few_shot.read_minerva(shots[0][1]) == "0.5"
+    assert lm_eval.read_minerva(shots[0][1]) == "0.5"
 
 
 def test_as_many_rows_as_are_shown_are_shown_to_every_problem_in_their_order():
@@ -82,11 +82,11 @@ def test_examples_that_cannot_be_shown_are_refused(tmp_path, rows, message):
 
 def test_shots_data_without_a_model_or_with_another_protocol_is_refused():
     parser = argparse.ArgumentParser()
-    few_shot.add_option(parser, GSM8K)
+    lm_eval.add_option(parser, GSM8K)
     args = parser.parse_args(["--shots_data", "five.jsonl"])
     for rescore, protocol in ((None, "ba-lora"), ("file", "lm-eval")):
         with pytest.raises(UserError, match="--shots_data five.jsonl is used when --protocol lm-eval asks"):
-            few_shot.check_option(SimpleNamespace(**vars(args), rescore=rescore, protocol=protocol), "lm-eval")
+            lm_eval.check_option(SimpleNamespace(**vars(args), rescore=rescore, protocol=protocol), "lm-eval")
 
 
 # (completion, strict-match, flexible-extract)
@@ -108,7 +108,7 @@ READINGS = [
 
 @pytest.mark.parametrize(("completion", "strict", "flexible"), READINGS)
 def test_gsm8k_is_read_strictly_and_flexibly(completion, strict, flexible):
-    assert (few_shot.read_strict(completion), few_shot.read_flexible(completion)) == (strict, flexible)
+    assert (lm_eval.read_strict(completion), lm_eval.read_flexible(completion)) == (strict, flexible)
 
 
 @pytest.mark.parametrize(
@@ -126,7 +126,7 @@ def test_gsm8k_is_read_strictly_and_flexibly(completion, strict, flexible):
     ],
 )
 def test_gsm8k_answers_are_compared_as_strings_without_commas_dollars_and_the_last_period(answer, reference, same):
-    assert few_shot.same_gsm8k(answer, str(reference)) is same
+    assert lm_eval.same_gsm8k(answer, str(reference)) is same
 
 
 @pytest.mark.parametrize(
@@ -145,7 +145,7 @@ def test_gsm8k_answers_are_compared_as_strings_without_commas_dollars_and_the_la
     ],
 )
 def test_minerva_reads_its_one_sentence(completion, answer):
-    assert few_shot.read_minerva(completion) == answer
+    assert lm_eval.read_minerva(completion) == answer
 
 
 # The command of GSM8K with this protocol (MATH's is in test_hendrycks_math.py)

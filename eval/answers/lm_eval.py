@@ -16,9 +16,10 @@ from typing import NamedTuple
 
 from ba_lora.data.sources import read_table
 from ba_lora.errors import UserError
+from ba_lora.inference.requests import Request, Sampling, make_plain_request, make_request
+from ba_lora.inference.subject import Subject
 
-from . import command as common
-from .command import Request, Sampling, Subject
+from ..harness.ask import ask, subject_of
 
 DRAW_SEED = 1234  # the harness' default for few-shot draws
 ENDING = "Final Answer: The final answer is"  # and, behind the answer:
@@ -100,7 +101,7 @@ def load_shots(layout: Layout, data: str | None = None) -> list[tuple[str, str]]
 
 def _with_ending(solution: str) -> str:
     """A solution of MATH with the sentence that the model has to learn from the examples."""
-    from ..answers.latex import read_reference
+    from .latex import read_reference
 
     if ENDING in solution:
         return solution
@@ -129,22 +130,22 @@ def make_requests(layout: Layout, subject: Subject, problems: Sequence[dict], sh
     requests = []
     for problem, shown in zip(problems, draw(layout, shots), strict=False):
         prompt = write_prompt(layout, shown, problem[layout.fields[0]])
-        requests.append(common.make_plain_request(subject, problem["id"], prompt, problem["reference"]))
+        requests.append(make_plain_request(subject, problem["id"], prompt, problem["reference"]))
     return requests
 
 
-def ask(
+def ask_with_examples(
     args: argparse.Namespace, folder: Path, layout: Layout, protocol: str, problems: Sequence[dict], data: str
 ) -> tuple[list[dict], dict]:
-    """Ask `problems` with the layout's examples where --protocol is `protocol`, else with the run's template; as `common.ask`."""
+    """Ask `problems` with the layout's examples where --protocol is `protocol`, else with the run's template; as `ask`."""
     if args.protocol != protocol:
-        subject = common.open_subject(args)
-        requests = [common.make_request(subject, p["id"], p[layout.fields[0]], p["reference"]) for p in problems]
-        return common.ask(args, folder, subject, requests, Sampling(), data)
+        subject = subject_of(args)
+        requests = [make_request(subject, p["id"], p[layout.fields[0]], p["reference"]) for p in problems]
+        return ask(args, folder, subject, requests, Sampling(), data)
     shots = load_shots(layout, args.shots_data)
-    subject = common.open_subject(args)
+    subject = subject_of(args)
     requests = make_requests(layout, subject, problems, shots)
-    records, facts = common.ask(args, folder, subject, requests, Sampling(stop=layout.stop), data)
+    records, facts = ask(args, folder, subject, requests, Sampling(stop=layout.stop), data)
     return records, facts | {"template": None}
 
 

@@ -1,0 +1,140 @@
+"""Asking a model every prompt of a benchmark: D/generations.jsonl, appended as completions come, so that a killed run continues."""
+
+import argparse
+import logging
+import time
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+from tqdm import tqdm
+
+from ba_lora.errors import UserError
+from ba_lora.files import digest, hash_of
+from ba_lora.folders.checksums import weights_of_run
+from ba_lora.inference.backends import backend_version, get_backend
+from ba_lora.inference.requests import Job, Request, Sampling
+from ba_lora.inference.subject import Subject, open_subject, settings_hash, weights_hash
+
+from .generations import begin, check, seal
+from .lines import write_lines
+from .scores import GENERATIONS
+
+logger = logging.getLogger(__name__)
+
+IN_TEXT = "special_tokens_in_text"  # what the template says of these; without any it makes no difference
+
+
+def subject_of(args: argparse.Namespace) -> Subject:
+    """`open_subject` with the options of a command; only the transformers backend opens the model here."""
+    return open_subject(
+        args.model,
+        adapter=args.adapter,
+        template=args.template,
+        dtype=args.dtype,
+        trust_remote_code=args.trust_remote_code,
+        with_model=args.backend == "transformers",
+    )
+
+
+def sampling_of(args: argparse.Namespace, protocol: Sampling) -> Sampling:
+    """The protocol's sampling, changed by the options that were given. UserError for samples that would all be the same."""
+    given = {name: getattr(args, name) for name in ("temperature", "top_p", "samples", "seed")}
+    sampling = protocol._replace(**{name: value for name, value in given.items() if value is not None})
+    if sampling.samples > 1 and not sampling.temperature:
+        raise UserError(
+            f"{sampling.samples} samples at temperature 0 are one completion {sampling.samples} times; add --temperature 0.8"
+        )
+    return sampling
+
+
+def ask(
+    args: argparse.Namespace, folder: Path, subject: Subject, requests: Sequence[Request], sampling: Sampling, data: str
+) -> tuple[list[dict], dict]:
+    """Generate what D/generations.jsonl lacks → (its records in the order of the requests, how they came about).
+
+    A record is {"id", "prompt", "completion", "reference", "finish_reason", "tokens"}, and "sample" where there are several.
+    Options that were given replace the protocol's `sampling`. Another set of requests takes another `folder`. Raises
+    UserError where the folder's generations were made in another way.
+    """
+    sampling = sampling_of(args, sampling)
+    facts = generation_facts(args, subject, sampling, data)
+    wanted = {(str(request.id), sample): request for request in requests for sample in range(sampling.samples)}
+    if len(wanted) < len(requests) * sampling.samples:
+        raise UserError(f"{data}: an id stands for more than one task; give every task an id of its own")
+    config = {name: value for name, value in facts.items() if name != "sampling"} | facts["sampling"]
+    special = _say_special(args, subject, requests)
+    template = vars(subject.template)
+    if not special or template[IN_TEXT] == "control":  # then the prompts are those of earlier versions
+        template = {name: value for name, value in template.items() if name != IN_TEXT}
+    config |= {"template_text": template}
+    if args.backend != "openai":
+        config |= {"settings_hash": settings_hash(subject)}
+    del config["batch_size"]  # no completion depends on it
+    done = {} if args.overwrite else check(folder, config, wanted)
+    missing = [key for key in wanted if key not in done]
+    facts["resumed"] = len(done)
+    jobs = [Job(wanted[key].ids, wanted[key].prompt, _seed(sampling.seed, key)) for key in missing]
+    completions = get_backend(args.backend)(args, subject, jobs, sampling) if jobs else ()
+    start, tokens = time.perf_counter(), 0  # what the backend opens is open now
+    with begin(folder, config, fresh=not done) as append:
+        for number, completion in tqdm(
+            completions, total=len(wanted), initial=len(done), desc="generate", disable=None
+        ):
+            request, (_, sample) = wanted[missing[number]], missing[number]
+            record = {"id": request.id} | ({"sample": sample} if sampling.samples > 1 else {})
+            record |= {"prompt": request.prompt, "completion": completion.text, "reference": request.reference}
+            record |= {"finish_reason": completion.finish_reason, "tokens": completion.tokens}
+            append(record)
+            done[missing[number]] = record
+            tokens += completion.tokens
+    seconds = time.perf_counter() - start
+    facts |= {"seconds": round(seconds, 2), "tokens_per_second": round(tokens / seconds, 1) if jobs else None}
+    records = [done[key] for key in wanted]
+    write_lines(folder / GENERATIONS, records)  # in the order of the requests, as if nothing had come between
+    seal(folder, config, records)
+    return records, facts
+
+
+def _say_special(args: argparse.Namespace, subject: Subject, requests: Sequence[Request]) -> bool:
+    """Whether there are special tokens in the texts of the prompts; if so, one line says what they are taken for."""
+    from ba_lora.data.special_tokens import report_line
+
+    found = Counter(name for request in requests for name in request.special)
+    if found:
+        line = report_line(found, subject.template)
+        if args.backend == "openai" and args.send == "text":
+            line = (
+                line.partition(";")[0]
+                + "; with --send text the endpoint decides what they are (--send ids: as in training)"
+            )
+        logger.warning("%s", line)
+    return bool(found)
+
+
+def _seed(seed: int, key: tuple[str, int]) -> int:
+    """The seed of one completion: it depends on no other."""
+    return int(digest([seed, *key])[:8], 16)
+
+
+def generation_facts(args: argparse.Namespace, subject: Subject, sampling: Sampling, data: str) -> dict:
+    """How generations come about, for score.json: what only the generating part knows. The hashes are of what is opened here."""
+    local = args.backend != "openai"
+    adapter = Path(subject.adapter) / "adapter_model.safetensors" if subject.adapter else None
+    drawn = {name: getattr(sampling, name) for name in ("temperature", "top_p", "samples", "seed")}
+    return {
+        "model": args.model,
+        "model_hash": weights_hash(subject.weights) if local else None,
+        "adapter": args.adapter,
+        "adapter_hash": hash_of(adapter) if local and adapter and adapter.is_file() else None,
+        "weights": weights_of_run(args.adapter or args.model) if local else None,
+        "base": subject.base,
+        "template": subject.template.name,
+        "data": data,
+        "dtype": args.dtype,
+        "backend": args.backend,
+        "backend_version": backend_version(args.backend),
+        "endpoint": None if local else {"base_url": args.base_url, "model": args.served_model, "send": args.send},
+        "stop": list(dict.fromkeys([subject.template.end or subject.tokenizer.eos_token, *sampling.stop])),
+        "sampling": drawn | {"max_new_tokens": args.max_new_tokens, "batch_size": args.batch_size},
+    }

