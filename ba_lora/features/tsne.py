@@ -19,7 +19,7 @@ from .figure import FINAL, Panel, write_figures
 from .record import redraw, write_record
 
 ALL = "all"  # the steps that the first folder has
-FACTS = "features.json"  # beside the features; features.py writes them
+FACTS = "features.json"  # beside the features; saver.py writes them
 NEIGHBOURS = 10  # of the purity
 
 EXAMPLES = """\

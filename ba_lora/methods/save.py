@@ -1,4 +1,4 @@
-"""Adapted model → files, files → model. How a method gets into a model is in methods.py.
+"""Adapted model → files, files → model. How a method gets into a model is in attach.py.
 
 The export turns a PiSSA adapter into plain LoRA for the original base: W_res + s·B·A − W = s·(B·A − B0·A0) =
 s·[B, −B0]·[A; A0].

@@ -1,6 +1,6 @@
 """What a run takes on the fewest devices that hold it, and what answering a benchmark takes: for lists of many runs.
 
-Predictions like those of capacity.py, and as little compared with a GPU.
+Predictions like those of devices.py, and as little compared with a GPU.
 """
 
 import math

@@ -8,7 +8,7 @@ Its comparison takes any two exact values for equal whose difference is below 2^
 places. Here exact values are compared with a thousand digits, and decimals by their size too. It takes i for a variable; here
 i^2 is -1.
 
-Runs in a worker only (`eval.answers.numeric.latex_worker`): a hostile answer may take any time.
+Runs in a worker only (`eval.answers.latex_worker`): a hostile answer may take any time.
 """
 
 import re

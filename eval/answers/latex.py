@@ -3,9 +3,9 @@
 Two judges, each with its own weakness. `same_string` is the classical one of the MATH paper (Hendrycks et al. 2021, arXiv
 2103.03874): a fixed list of rewritings, then equal or not; it takes "\\frac{2}{4}" and "\\frac{1}{2}" for different.
 `same_values` asks math-verify, which computes: it takes them for equal, and "10\\%" and "10" too. It has a verdict only where both
-answers were read whole (`eval.answers.numeric.formulas`).
+answers were read whole (`eval.answers.formulas`).
 
-Completions are hostile: "9^{9^{9^9}}" never ends. So math-verify lives in a process of its own (`eval.answers.numeric.latex_worker`), with a
+Completions are hostile: "9^{9^{9^9}}" never ends. So math-verify lives in a process of its own (`eval.answers.latex_worker`), with a
 time limit a pair; a process that does not answer in time is killed, and the pair has no verdict.
 """
 
@@ -22,7 +22,7 @@ PROTOCOLS = {"ba-lora": "2", "upstream": "1"}  # name → version; a change of w
 
 CLAIM = 2000  # characters behind a marker in which its answer must end
 SECONDS = 10  # for one comparison
-VERSION = "0.9.0"  # of math-verify: `eval.answers.numeric.formulas` replaces a function inside it
+VERSION = "0.9.0"  # of math-verify: `eval.answers.formulas` replaces a function inside it
 
 _BOXED = re.compile(r"\\(?:boxed|fbox)(?:\s*(?P<brace>\{)|\s+(?P<bare>[^$\n]{1,2000}(?=\$)|[^\s${}]+))")
 _ANSWER_IS = re.compile(r"\b(?:the|final)\s+answer\s+is\b", re.IGNORECASE)
@@ -229,7 +229,7 @@ def same_values(
 ) -> list[bool | None]:
     """math-verify's verdict on each (reference, answer), texts with their formulas between dollars; in order.
 
-    None where one of the two could not be read whole (`eval.answers.numeric.formulas`), where a pair took more than `seconds`, or its process
+    None where one of the two could not be read whole (`eval.answers.formulas`), where a pair took more than `seconds`, or its process
     died. Without `whole` math-verify reads what it finds, as others use it. A pair that comes twice is asked once. Works in any
     thread. Raises UserError if math-verify is not installed, or in another version than VERSION.
     """
@@ -244,6 +244,6 @@ def same_values(
             f"math-verify {found} is installed, and MATH needs {VERSION}; pip install math-verify=={VERSION}"
         )
     unique = list(dict.fromkeys(pairs))
-    replies = ask("eval.answers.numeric.latex_worker", [(*pair, whole) for pair in unique], seconds, workers)
+    replies = ask("eval.answers.latex_worker", [(*pair, whole) for pair in unique], seconds, workers)
     verdicts = {pair: reply[0] if reply else None for pair, reply in zip(unique, replies, strict=True)}
     return [verdicts[pair] for pair in pairs]

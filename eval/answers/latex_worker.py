@@ -1,6 +1,6 @@
 """The process in which math-verify runs: `eval.answers.latex` asks it through `eval.harness.workers`, and it is killed when it is slow.
 
-A question is [reference, answer, whole]. With `whole` both are read by `eval.answers.numeric.formulas`, and the verdict is null where one of them
+A question is [reference, answer, whole]. With `whole` both are read by `eval.answers.formulas`, and the verdict is null where one of them
 could not be read whole; without it math-verify finds the formulas itself and its own verdict stands. math-verify's time limits are
 signals: they need the main thread and cannot interrupt a long multiplication. They are off here; whoever asks is the limit.
 """

@@ -243,5 +243,5 @@ def test_the_page_is_what_the_command_prints():
 
 
 def test_reading_takes_no_torch():
-    code = "import sys, ba_lora.experiments.paper.published.page; sys.exit('torch' in sys.modules)"
+    code = "import sys, ba_lora.experiments.paper.page; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0

@@ -118,7 +118,7 @@ def test_export_replaces_a_folder_whole_and_leaves_the_old_one_when_it_fails(bas
     def fail(*arguments, **options):
         raise OSError("no space left on device")
 
-    monkeypatch.setattr("ba_lora.methods.attach.save.save_file", fail)
+    monkeypatch.setattr("ba_lora.methods.save.save_file", fail)
     with pytest.raises(OSError, match="no space"):
         export(model, tmp_path / "adapter")
     assert (tmp_path / "adapter" / "adapter_model.safetensors").read_bytes() == before

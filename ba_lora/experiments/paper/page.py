@@ -1,4 +1,4 @@
-"""docs/published.md: python -m ba_lora.experiments.paper.published.page > docs/published.md"""
+"""docs/published.md: python -m ba_lora.experiments.paper.page > docs/published.md"""
 
 from collections.abc import Iterable
 
@@ -11,7 +11,7 @@ HEAD = """\
 
 `configs/paper/*.yaml` has every table and figure of the paper whose numbers could be had, as they were printed, and the tables that
 its baselines come from. **None of them was measured here.** No complete text of any version of BA-LoRA was readable; each file
-says where its numbers were read. This page is made from the files: `python -m ba_lora.experiments.paper.published.page > docs/published.md`.
+says where its numbers were read. This page is made from the files: `python -m ba_lora.experiments.paper.page > docs/published.md`.
 """
 ERRORS = """\
 ## Known errors

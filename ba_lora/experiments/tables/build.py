@@ -2,7 +2,7 @@
 
 Columns are scores in percent (MT-Bench 1 to 10), then what else was measured, then what training took. In a group of rows that
 differ in their method alone the best mean is bold and the second underlined, as printed, so equal ones share a mark; the
-untouched base takes no part. Rendering is in table_formats.py.
+untouched base takes no part. Rendering is in formats.py.
 """
 
 from dataclasses import dataclass, field

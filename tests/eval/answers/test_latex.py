@@ -316,7 +316,7 @@ def test_hostile_answers_cost_their_time_limit_at_most_and_no_later_verdict():
 
 def test_a_worker_whose_starter_is_gone_ends_by_itself():
     worker = subprocess.Popen(
-        [sys.executable, "-m", "eval.answers.numeric.latex_worker", "1"],
+        [sys.executable, "-m", "eval.answers.latex_worker", "1"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         cwd=ROOT,
