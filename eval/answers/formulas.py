@@ -244,15 +244,30 @@ def _argument(text: str, position: int) -> tuple[str, int]:
 @contextmanager
 def _leading_digits():
     """math-verify with this file's comparison of numbers."""
-    theirs, grader.sympy_numeric_eq = grader.sympy_numeric_eq, same_number
+    theirs = grader.sympy_numeric_eq, grader.sympy_symbolic_eq
+
+    def same_symbols(a, b) -> bool:
+        return _same_infinite(a, b) if _is_infinite(a) or _is_infinite(b) else theirs[1](a, b)
+
+    grader.sympy_numeric_eq, grader.sympy_symbolic_eq = same_number, same_symbols
     try:
         yield
     finally:
-        grader.sympy_numeric_eq = theirs
+        grader.sympy_numeric_eq, grader.sympy_symbolic_eq = theirs
 
 
 _I = {sympy.Symbol("i", real=real): sympy.I for real in (True, False)}
 _NOT_COMPUTED = (TypeError, AttributeError, ValueError, NotImplementedError, ArithmeticError, RecursionError)
+
+
+def _is_infinite(value) -> bool:
+    """Whether infinity occurs in a number or formula."""
+    return isinstance(value, sympy.Expr) and value.has(sympy.oo, -sympy.oo, sympy.zoo)
+
+
+def _same_infinite(a, b) -> bool:
+    """Equality where infinity occurs: each side is evaluated alone, since a simplified difference may lose the infinity."""
+    return grader.safe_sympy_doit(a) == grader.safe_sympy_doit(b)
 
 
 def _is_zero(difference) -> bool:
@@ -280,6 +295,8 @@ def same_number(a, b, rounding: int, precision: int) -> bool:
         if not (isinstance(a, sympy.MatrixBase) and isinstance(b, sympy.MatrixBase) and a.shape == b.shape):
             return False
         return all(grader.sympy_expr_eq(x, y, rounding, precision) for x, y in zip(a.flat(), b.flat(), strict=True))
+    if _is_infinite(a) or _is_infinite(b):
+        return _same_infinite(a, b)
     percent = [grader.get_pct_val(value) for value in (a, b)]
     if percent != [None, None]:  # 36% is 36, and it is 0.36
         plain = [value if number is None else number for value, number in zip((a, b), percent, strict=True)]
