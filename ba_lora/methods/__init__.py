@@ -1,1 +1,1 @@
-"""The ten methods: from a model to an adapted model, to its files, and back."""
+"""The ten methods: turn a model into an adapted model, save it, and load it again."""

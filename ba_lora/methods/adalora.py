@@ -1,7 +1,7 @@
-"""AdaLoRA (Zhang et al. 2023) on PEFT's layers: its schedule, its penalty, and what of it is effective.
+"""AdaLoRA (Zhang et al. 2023) on PEFT's layers: its schedule, its penalty, and the triplets that remain in effect.
 
-The update of a layer is B·diag(E)·A. It starts with 1.5 times the rank asked for in every layer; during the training the
-least important triplets of the whole model are masked, until the rank asked for is left on the average.
+The update of a layer is B·diag(E)·A. Every layer starts with 1.5 times the requested rank; during training the least
+important triplets of the whole model are masked, until the average rank is the requested one.
 """
 
 import torch
@@ -14,24 +14,24 @@ ORTHOGONALITY = 0.1  # weight of the penalty; PEFT's default is 0.5
 WARMUP, FINAL = (
     10,
     2,
-)  # the first 1/10 of the steps keeps all ranks, the last 1/2 the final ones: about what that paper does
-ALLOCATIONS = 1000  # at most so many allocations of the ranks
+)  # the first 1/10 of the steps keeps all ranks, the last 1/2 the final ones: roughly as in that paper
+ALLOCATIONS = 1000  # maximum number of rank allocations
 
 
 class AdaLora(AdaLoraModel):
-    """PEFT's, but its forward leaves the loss alone: the penalty is added by whoever asks `penalty` for it, once."""
+    """PEFT's model, but its forward leaves the loss alone: callers add the penalty themselves, once, through `penalty`."""
 
     def forward(self, *inputs, **options):
         return self.model.forward(*inputs, **options)
 
 
 def start_rank(rank: int) -> int:
-    """The rank of every layer at the start: 1.5 times that at the end."""
+    """The initial rank of every layer: 1.5 times the final one."""
     return max(rank + 1, -(-3 * rank // 2))
 
 
 def adalora_config(rank: int, alpha: float, total_steps: int | None, **options) -> AdaLoraConfig:
-    """PEFT's configuration for a training of `total_steps` optimiser steps. The update is scaled by alpha/start_rank(rank)."""
+    """PEFT's configuration for training over `total_steps` optimiser steps. The update is scaled by alpha/start_rank(rank)."""
     if total_steps is None or total_steps < 1:
         raise UserError(
             f"adalora plans its ranks over the training and got total_steps {total_steps}; give their number"
@@ -50,13 +50,14 @@ def adalora_config(rank: int, alpha: float, total_steps: int | None, **options) 
 
 
 def leave_loss_alone(model: PeftModel) -> None:
-    """Keep the forward of an AdaLoRA model from adding the penalty to a loss; of other models nothing changes."""
+    """Keep the forward of an AdaLoRA model from adding the penalty to a loss. Other models are unchanged."""
     if type(model.base_model) is AdaLoraModel:
-        model.base_model.__class__ = AdaLora  # PEFT chooses the class by the configuration's
+        model.base_model.__class__ = AdaLora  # PEFT chooses the class by that of the configuration
 
 
 def penalty(model: nn.Module) -> Tensor | None:
-    """AdaLoRA's weighted orthogonality penalty: the mean over the factors of ‖AAᵀ − I‖_F and ‖BᵀB − I‖_F. Else None."""
+    """AdaLoRA's weighted orthogonality penalty: the mean over the factors of ‖AAᵀ − I‖_F and ‖BᵀB − I‖_F. None for other
+    methods."""
     if not _is_adalora(model):
         return None
     norms = []
@@ -72,16 +73,16 @@ def penalty(model: nn.Module) -> Tensor | None:
 
 
 def after_step(model: nn.Module, step: int) -> None:
-    """Move AdaLoRA's ranks on; other methods have nothing to do. Called after optimizer.step() and before zero_grad().
+    """Update AdaLoRA's ranks; a no-op for other methods. Call it after optimizer.step() and before zero_grad().
 
-    step: number of this optimiser step, the first is 0.
+    step: number of this optimiser step; the first is 0.
     """
     if _is_adalora(model):
         model.base_model.update_and_allocate(step)
 
 
 def allocator_state(model: nn.Module) -> dict[str, Tensor]:
-    """What the allocation of the ranks goes by besides the trained tensors, for a checkpoint; {} for other methods."""
+    """The state of the rank allocation, beside the trained tensors, for a checkpoint; {} for other methods."""
     if not _is_adalora(model):
         return {}
     allocator = model.base_model.rankallocator
@@ -92,7 +93,7 @@ def allocator_state(model: nn.Module) -> dict[str, Tensor]:
 
 
 def restore_allocator(model: nn.Module, state: dict[str, Tensor]) -> None:
-    """Put back what `allocator_state` gave; other tensors in `state` are left aside."""
+    """Restore what `allocator_state` returned; other tensors in `state` are ignored."""
     if not _is_adalora(model):
         return
     devices = {name: parameter.device for name, parameter in model.base_model.model.named_parameters()}
@@ -104,15 +105,15 @@ def restore_allocator(model: nn.Module, state: dict[str, Tensor]) -> None:
 
     allocator = model.base_model.rankallocator
     allocator.exp_avg_ipt, allocator.exp_avg_unc = of("ipt"), of("unc")
-    allocator.ipt = of("ipt")  # PEFT begins the averages anew where this has no entry, and overwrites the entry
+    allocator.ipt = of("ipt")  # PEFT restarts the averages if this has no entry, and overwrites the entry
     pattern = {name: kept.tolist() for name, kept in of("kept").items()}
     model.peft_config[model.active_adapter].rank_pattern = pattern or None
 
 
 def effective_ranks(model: PeftModel) -> dict[str, list[bool]] | None:
-    """Which triplets have a singular value other than 0, by the name of their E; None before the first allocation.
+    """Which triplets have a nonzero singular value, by the name of their E; None before the first allocation.
 
-    Not PEFT's own record: between two allocations a masked value may have moved again.
+    This is not PEFT's own record: a masked value may change again between two allocations.
     """
     if model.peft_config[model.active_adapter].rank_pattern is None:
         return None

@@ -1,8 +1,8 @@
-"""Whether the files of an adapter are whole, belong together, and fit a base model. PEFT itself only warns where they do not.
+"""Check that the files of an adapter are complete, belong together, and fit a base model; PEFT itself only warns.
 
-`check_files` needs the files alone; `open_adapter` puts them on a model and compares all that the model expects with all that
-the file holds; `check_for_base` does the same with a base that has shapes and no values, for software that opens the
-adapter itself.
+`check_files` needs only the files. `open_adapter` loads them into a model and compares everything that the model expects
+with everything in the file. `check_for_base` does the same with a base that has shapes but no values, for software that
+opens the adapter itself.
 """
 
 import math
@@ -22,19 +22,19 @@ from ..files import read_json
 from ..folders.adapter_names import HINT, WEIGHTS, check_pairs
 
 CONFIG = "adapter_config.json"
-PICKLED = "adapter_model.bin"  # of adapters by others: PEFT reads nothing but tensors from it
+PICKLED = "adapter_model.bin"  # in adapters by others; PEFT reads only tensors from it
 SHARED = (
     "vblora_vector_bank",
     "prompt_encoder",
     ".tinylora_v.",
     ".unilora_theta_d.",
-)  # PEFT restores these in other ways
-PLACES = ("indices", "_size")  # integers that VB-LoRA, SHiRA, FRoD and their like keep beside their numbers
-SAME_SCALE = ("lora", "pissa", "ba-lora", "dora")  # methods whose exported alpha/rank is the run's
+)  # PEFT restores these in another way
+PLACES = ("indices", "_size")  # integer tensors that VB-LoRA, SHiRA, FRoD and similar methods store
+SAME_SCALE = ("lora", "pissa", "ba-lora", "dora")  # methods that export the alpha/rank of the run
 
 
 def read_config(file: Path) -> dict:
-    """A JSON object. Raises UserError where the file holds anything else."""
+    """The JSON object in `file`. Raises UserError if the file holds anything else."""
     try:
         config = read_json(file)
     except (OSError, ValueError) as error:
@@ -45,8 +45,8 @@ def read_config(file: Path) -> dict:
 
 
 def read_tensors(file: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file. RunFailure where it cannot be read; UserError where it is missing, or where a number in
-    it is not finite or, but for the places that some of PEFT's methods keep, not real."""
+    """The tensors of a safetensors file. Raises RunFailure if it cannot be read, and UserError if it is missing or holds
+    numbers that are not finite or not real (some of PEFT's methods store integer indices, which are allowed)."""
     if not file.is_file():
         raise UserError(f"{file} is missing; copy the adapter again")
     try:
@@ -63,10 +63,10 @@ def read_tensors(file: Path) -> dict[str, Tensor]:
 
 
 def check_files(folder: str | Path) -> dict[str, Tensor]:
-    """The tensors of a PEFT adapter's folder, after checking what the files alone reveal; {} where it has only PICKLED.
+    """The tensors of a PEFT adapter folder, after all checks that need only the files; {} if it has only PICKLED.
 
-    Raises UserError for an invalid config, for one factor of a pair without the other, and for what `read_tensors` refuses;
-    RunFailure for weights that cannot be read.
+    Raises UserError for an invalid config, for a factor without its counterpart, and for anything that `read_tensors`
+    rejects; RunFailure for weights that cannot be read.
     """
     folder = Path(folder)
     config = read_config(folder / CONFIG)
@@ -88,7 +88,7 @@ def check_files(folder: str | Path) -> dict[str, Tensor]:
 
 
 def _check_scale(folder: Path) -> None:
-    """UserError where a LoRA's rank and alpha scale its update differently from the run whose folder it is in."""
+    """UserError if a LoRA's rank and alpha scale its update differently from the run whose folder it is in."""
     file, run = folder / CONFIG, folder.parent / "run.json"
     config = read_config(file)
     if config["peft_type"] != "LORA" or folder.name != "adapter" or not run.is_file():
@@ -106,27 +106,27 @@ def _check_scale(folder: Path) -> None:
 
 
 def open_adapter(model: nn.Module, folder: str | Path, **options) -> PeftModel:
-    """`model` with the PEFT adapter of `folder` on it, in evaluation mode. options: PEFT's.
+    """`model` with the PEFT adapter in `folder` on it, in evaluation mode. options: PEFT's.
 
-    Raises UserError where the adapter lacks a tensor that its config calls for on this model, holds one that belongs to no
-    layer, or where PEFT cannot put it on; as `check_files` does otherwise.
+    Raises UserError if the adapter lacks a tensor that its config requires for this model, holds a tensor that belongs to no
+    layer, or cannot be applied by PEFT; also whatever `check_files` raises.
     """
     tensors = check_files(folder)
     _check_scale(Path(folder))
     file = Path(folder) / (WEIGHTS if tensors else PICKLED)
     try:
         with warnings.catch_warnings():
-            # PEFT looks for the layers of an AdaLoRA adapter under the names of their singular values
+            # PEFT looks up the layers of an AdaLoRA adapter by the names of their singular values
             warnings.filterwarnings("ignore", "The following rank_pattern keys did not match", RuntimeWarning)
             warnings.filterwarnings("ignore", "Model has `tie_word_embeddings=True`")  # see tied.py
-            # in two steps, as PeftModel.from_pretrained does it, because that does not say what was left over
+            # in two steps, as in PeftModel.from_pretrained, which does not report unused tensors
             config = PeftConfig.from_pretrained(str(folder), inference_mode=True)
             kind = MODEL_TYPE_TO_PEFT_MODEL_MAPPING.get(config.task_type, PeftModel)
             adapted = kind(model, config, **options)
             result = adapted.load_adapter(str(folder), adapted.active_adapter, **options)
     except torch.OutOfMemoryError:
         raise
-    except Exception as error:  # PEFT raises many kinds, for a config that makes no sense among others
+    except Exception as error:  # PEFT raises many kinds, for example for a config that makes no sense
         raise UserError(f"{file} does not fit {_called(model)}: {_reason(error)}; {HINT}") from None
     lacking = [name for name in result.missing_keys if not any(part in name for part in SHARED)]
     if lacking:
@@ -148,9 +148,10 @@ def open_adapter(model: nn.Module, folder: str | Path, **options) -> PeftModel:
 
 
 def check_for_base(folder: str | Path, base: str, trust_remote_code: bool = False) -> None:
-    """Refuse, as `open_adapter` does, an adapter that does not fit a causal language model, without reading that model's weights.
+    """Reject an adapter that does not fit a causal language model, as `open_adapter` does, without reading the model's
+    weights.
 
-    base: what transformers opens, a folder or a hub id.
+    base: anything that transformers opens, a folder or a hub id.
     """
     config = AutoConfig.from_pretrained(base, trust_remote_code=trust_remote_code)
     with torch.device("meta"):
@@ -160,7 +161,7 @@ def check_for_base(folder: str | Path, base: str, trust_remote_code: bool = Fals
 
 
 def _biases(adapted: PeftModel) -> list[str]:
-    """Names of the biases that the adapter holds, which PEFT does not look for."""
+    """Names of the biases in the adapter; PEFT does not look for them."""
     if getattr(adapted.peft_config[adapted.active_adapter], "bias", "none") == "none":
         return []
     return [name for name in get_peft_model_state_dict(adapted, save_embedding_layers=False) if name.endswith("bias")]

@@ -1,8 +1,8 @@
 """Method name → adapted model.
 
-PEFT does the adapting where it has the method. What is ours: the checks, BitFit and the bottlenecks (bottleneck.py), AdaLoRA's
-penalty (adalora.py), PiSSA's start (pissa.py), a head that is trained whole with every method, and the frozen initial copy
-for the teacher (teacher.py).
+PEFT does the adapting if it has the method. Our own parts: the checks, BitFit and the bottlenecks (bottleneck.py), AdaLoRA's
+penalty (adalora.py), the PiSSA start (pissa.py), a head that every method trains whole, and the frozen initial copy for the
+teacher (teacher.py).
 """
 
 import logging
@@ -41,7 +41,7 @@ logger = logging.getLogger(__name__)
 
 
 class Attached(NamedTuple):
-    """What `attach` did to a model. as_linear: the Conv1D layers that became nn.Linear."""
+    """A record of what `attach` did to a model. as_linear: the Conv1D layers that became nn.Linear."""
 
     method: str = "full"
     rank: int = 0
@@ -66,22 +66,27 @@ def attach(
     decomposition_cache: str | Path | None = None,
     progress: bool = False,
 ) -> nn.Module:
-    """Prepare `model` for training with `method` and return it; its forward(input_ids, labels=...) stays transformers' own.
+    """Prepare `model` for training with `method` and return it; its forward(input_ids, labels=...) stays that of
+    transformers.
 
-    method: one of METHODS, or pissa_niter_N (randomised SVD with N power iterations).
-    rank, alpha: of the factors; the update is scaled by alpha/rank (AdaLoRA: by its start_rank). Of houlsby and pfeiffer rank is
-    the bottleneck's width; full and bitfit (all biases) have neither. target_modules: names as PEFT takes them; None is every
-    linear layer but the head. A target whose weight is tied to the embeddings gets its own copy. init: "pissa" (default) or
-    "pissa_niter_N", and for ba-lora "lora". seed: of the random starts.
-    keep_initial: keep a frozen copy of the trained tensors, which the teacher needs; methods with factors always keep it, the
-    others only when True (of full fine-tuning it is a second model). dropout: on the adapter's input; not with a PiSSA start,
-    because W_res + dropout(B0·A0) is not W. head: names of modules that are trained whole and never adapted; () is none, and
-    of a sequence classifier every module beside the body. total_steps: optimiser steps of the training, for adalora.
-    Of a PiSSA start only: factors = {layer's name: (A0, B0)} of an earlier one, used in place of a decomposition;
-    decomposition_cache: folder where decompositions are kept and looked for; progress: show a bar. With torch.distributed
-    initialised every process has to call this, and they share the work. The result's `decomposition` says what was done.
+    method: one of METHODS, or pissa_niter_N (randomised SVD with N power iterations). rank, alpha: of the factors; the
+    update is scaled by alpha/rank (AdaLoRA: by alpha/start_rank). For houlsby and pfeiffer, rank is the width of the
+    bottleneck; full and bitfit (all biases) use neither. target_modules: names as PEFT takes them; None = every linear layer
+    except the head. A target whose weight is tied to the embeddings gets its own copy. init: "pissa" (default) or
+    "pissa_niter_N", and for ba-lora also "lora". seed: for the random starts.
 
-    Raises UserError for an unknown method, a rank above a target matrix, or a combination that cannot work.
+    keep_initial: keep a frozen copy of the trained tensors, which the teacher needs. Methods with factors always keep it,
+    the others only if this is True (for full fine-tuning it is a second model). dropout: on the adapter's input; not allowed
+    with a PiSSA start, because W_res + dropout(B0·A0) is not W. head: names of modules that are trained whole and never
+    adapted; () = none, or for a sequence classifier every module beside the body. total_steps: optimiser steps of the
+    training, for adalora.
+
+    For a PiSSA start only: factors = {layer's name: (A0, B0)} of an earlier start, used instead of a decomposition;
+    decomposition_cache: folder in which decompositions are kept and looked up; progress: show a bar. If torch.distributed is
+    initialised, every process must call this, and they share the work. The `decomposition` attribute of the result says what
+    was done.
+
+    Raises UserError for an unknown method, a rank above a target matrix, or an invalid combination.
     """
     check_method(method)
     head = tuple(head) or (tuple(beside_body(model)) if is_classifier(model) else ())
@@ -118,12 +123,16 @@ def attach(
     if method == "dora":
         _refuse_zero_rows(model, chosen)
     options = {"target_modules": targets or "all-linear", "exclude_modules": head_pattern(head)}
-    options["task_type"] = None if head else "CAUSAL_LM"  # a classifier's would wrap the head; export names it
+    options["task_type"] = (
+        None if head else "CAUSAL_LM"
+    )  # a classifier's task type would wrap the head; export names it
     as_linear = tuple(to_linear(model, head)) if method == "loha" else ()  # PEFT's LoHa refuses Conv1D
     config = _peft_config(model, method, rank, alpha, start, dropout, total_steps, options)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        adapted = get_peft_model(model, config, low_cpu_mem_usage=start != "lora")  # else its factors are given here
+        adapted = get_peft_model(
+            model, config, low_cpu_mem_usage=start != "lora"
+        )  # a PiSSA start fills in its factors below
     if start != "lora":
         config.init_lora_weights = start  # for the export
         if factors is None:
@@ -142,8 +151,8 @@ def attach(
 
 
 def _refuse_quantised(model: nn.Module, method: str, start: str = "") -> None:
-    """UserError when `model` is quantised already and `method` cannot train on it. Of packed 4-bit weights the shape is lost;
-    integers have no gradient, no singular triplets, and no precision for a bottleneck."""
+    """UserError if `model` is already quantised and `method` cannot train on it. Packed 4-bit weights have lost their shape;
+    integers have no gradient, no singular triplets, and too little precision for a bottleneck."""
     if not (getattr(model, "is_quantized", False) or getattr(model, "quantization_method", None)):
         return
     needs_numbers = method in ("full", *BOTTLENECKS) or start.startswith("pissa")
@@ -155,7 +164,7 @@ def _refuse_quantised(model: nn.Module, method: str, start: str = "") -> None:
 
 
 def _refuse_zero_rows(model: nn.Module, layers: Sequence[str]) -> None:
-    """UserError where DoRA would divide by the norm of a row of zeros, such as that of the padding token in a tied head."""
+    """UserError if DoRA would divide by the norm of a zero row, such as that of the padding token in a tied head."""
     for name in layers:
         layer = model.get_submodule(name)
         weight = layer.weight.T if isinstance(layer, Conv1D) else layer.weight  # (out, in)
@@ -179,7 +188,7 @@ def _peft_config(
     options |= {"lora_dropout": dropout, "fan_in_fan_out": transposed}
     if method == "adalora":
         return adalora_config(rank, alpha, total_steps, **options)
-    init = start == "lora"  # PiSSA's factors are written afterwards
+    init = start == "lora"  # a PiSSA start writes its factors afterwards
     return LoraConfig(r=rank, lora_alpha=alpha, init_lora_weights=init, use_dora=method == "dora", **options)
 
 
@@ -197,7 +206,7 @@ def _say_what_is_left(adapted: PeftModel, head: Sequence[str]) -> None:
 def _attach_own(
     model: nn.Module, method: str, rank: int, target_modules: list[str] | None, seed: int, head: tuple[str, ...]
 ) -> None:
-    """Set what full, bitfit, houlsby and pfeiffer train, and add what they need."""
+    """Set which parameters full, bitfit, houlsby and pfeiffer train, and add the modules they need."""
     if target_modules and method in OWN:
         raise UserError(f"target_modules {' '.join(target_modules)} has no place in method '{method}'; leave it out")
     if method == "full":
@@ -221,5 +230,5 @@ def _attach_own(
 
 
 def attached_to(model: nn.Module) -> Attached:
-    """What `attach` did to this model; of any other model, nothing."""
+    """The record of what `attach` did to this model; an empty one for any other model."""
     return vars(model).get("attached", Attached())

@@ -2,13 +2,14 @@
 
     y = sublayer(x);  h = norm(x + y + up(gelu(down(y))))        the norm where the model has it
 
-Houlsby: after the attention and after the feed-forward of every layer, and the layer's norms are trained too, as that paper
-does. Pfeiffer: after the feed-forward only, nothing else is trained; the paper's figure has a second norm around the adapter,
-which is left out here. `up` starts at zero, so that training starts at the pre-trained function. The projections have no
-biases: so the parameters are those printed for DeBERTa-v3-base (1,216,512 at width 32 and 1,179,648 at width 64).
+Houlsby: after the attention and after the feed-forward of every layer; the layer's norms are trained too, as in that paper.
+Pfeiffer: after the feed-forward only, and nothing else is trained. The paper's figure shows a second norm around the
+adapter, which is omitted here. `up` starts at zero, so that training starts at the pre-trained function. The projections
+have no biases; this gives the parameter counts printed for DeBERTa-v3-base (1,216,512 at width 32 and 1,179,648 at width
+64).
 
-The network hangs on the linear layer that ends the sublayer (the model's own dropout comes after it); no name of the model
-changes.
+The network is attached to the linear layer that ends the sublayer (the model's own dropout comes after it); no name in the
+model changes.
 """
 
 from collections.abc import Sequence
@@ -45,7 +46,7 @@ class Bottleneck(nn.Module):
 
 
 def places_of(model: nn.Module, method: str, head: Sequence[str] = ()) -> list[str]:
-    """Names of the linear layers after which `method` has its bottlenecks. UserError for an architecture that PLACES lacks."""
+    """Names of the linear layers after which `method` puts its bottlenecks. UserError for an architecture that PLACES lacks."""
     linears = linear_layers(model, head)
     for attention, feed_forward in PLACES:
         ends_attention = [name for name in linears if name.endswith(f".{attention}")]
@@ -59,7 +60,7 @@ def places_of(model: nn.Module, method: str, head: Sequence[str] = ()) -> list[s
 
 
 def add_bottlenecks(model: nn.Module, method: str, rank: int, head: Sequence[str] = ()) -> None:
-    """Freeze `model` and give it the trained bottlenecks (and norms) of `method`. Starts are drawn from torch's generator."""
+    """Freeze `model` and add the trainable bottlenecks (and norms) of `method`. Initial values come from torch's generator."""
     places = places_of(model, method, head)
     model.requires_grad_(False)
     for name in places:
@@ -79,7 +80,7 @@ def _through(layer: nn.Module, inputs: tuple, output: Tensor) -> Tensor:
 
 
 def _norms(model: nn.Module, places: Sequence[str], head: Sequence[str]) -> list[nn.Module]:
-    """The norms of the layers that hold `places`: not those of the embeddings, nor one after the last layer."""
+    """The norms of the layers that hold `places`; norms of the embeddings and after the last layer are excluded."""
     layers = {name[: _end_of_number(name)] for name in places}
     return [
         module
@@ -89,7 +90,7 @@ def _norms(model: nn.Module, places: Sequence[str], head: Sequence[str]) -> list
 
 
 def _end_of_number(name: str) -> int:
-    """Where the layer's number ends in "bert.encoder.layer.3.output.dense"."""
+    """The position at which the layer's number ends in "bert.encoder.layer.3.output.dense"."""
     parts = name.split(".")
     number = next(index for index, part in enumerate(parts) if part.isdigit())
     return len(".".join(parts[: number + 1]))

@@ -1,4 +1,4 @@
-"""GPT-2's Conv1D as nn.Linear and back: the same function with the weight transposed, for a method that refuses Conv1D."""
+"""Convert GPT-2's Conv1D to nn.Linear and back (the same function, weight transposed), for a method that rejects Conv1D."""
 
 from collections.abc import Sequence
 
@@ -9,7 +9,7 @@ from .targets import is_within
 
 
 def to_linear(model: nn.Module, head: Sequence[str] = ()) -> list[str]:
-    """Replace every Conv1D of `model` outside `head` by the equal nn.Linear; returns their names (none where there are none)."""
+    """Replace every Conv1D of `model` outside `head` by the equal nn.Linear; returns their names, possibly none."""
     names = [n for n, module in model.named_modules() if isinstance(module, Conv1D) and not is_within(n, head)]
     for name in names:
         old = model.get_submodule(name)  # weight: (in, out)
@@ -19,7 +19,7 @@ def to_linear(model: nn.Module, head: Sequence[str] = ()) -> list[str]:
 
 
 def to_conv1d(model: nn.Module, names: Sequence[str]) -> None:
-    """Undo `to_linear`, so that the model can be saved as the architecture it is."""
+    """Undo `to_linear`, so that the model is saved in its original architecture."""
     for name in names:
         old = model.get_submodule(name)  # weight: (out, in)
         new = Conv1D(*old.weight.shape).to(old.weight.device, old.weight.dtype)
@@ -27,7 +27,7 @@ def to_conv1d(model: nn.Module, names: Sequence[str]) -> None:
 
 
 def _put(model: nn.Module, name: str, old: nn.Module, new: nn.Module) -> None:
-    """Put `new` in the place of `old`, with its values, the weight transposed."""
+    """Replace `old` by `new`, with the values of `old`, the weight transposed."""
     new.weight = nn.Parameter(old.weight.detach().t().contiguous(), requires_grad=old.weight.requires_grad)
     new.bias = old.bias
     new.train(old.training)

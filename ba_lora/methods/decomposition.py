@@ -1,8 +1,9 @@
 """The leading singular triplets of weight matrices: computed once, kept on disk, shared by the processes of a run.
 
-PiSSA starts from the r leading triplets of each weight. Exact, that is a full SVD a matrix: minutes for a 7B model on a GPU,
-hours on a processor. So a decomposition is kept in a file under the hash of the matrix and of the way it was made; a later
-run, method or lower rank reads it. Several processes each make their share and send it to the others, so that all start alike.
+PiSSA starts from the r leading triplets of each weight. The exact way is one full SVD per matrix: minutes for a 7B model on
+a GPU, hours on a CPU. A decomposition is therefore kept in a file, named by a hash of the matrix and of the method; a later
+run, method or lower rank reads it. With several processes, each computes its share and sends it to the others, so that all
+start alike.
 """
 
 import contextlib
@@ -27,11 +28,11 @@ from .names import NITER
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 1  # to be raised when what a file holds, or how it is made, changes
-KEPT = 128  # triplets of a matrix that are made and kept, at least: a later, higher rank up to this finds them
-OVERSAMPLING = 8  # directions that the randomised method looks at beyond those it keeps
-SMALL = 1 << 22  # values of a matrix of which a processor decomposes several at once
-AT_ONCE = 8  # of them, at most
+FORMAT = 1  # increase when the content of a file, or the way it is computed, changes
+KEPT = 128  # minimum number of triplets computed and kept per matrix: higher ranks up to this find them later
+OVERSAMPLING = 8  # extra directions that the randomised method uses beyond those it keeps
+SMALL = 1 << 22  # values in a matrix; a CPU decomposes several of at most this size at once
+AT_ONCE = 8  # maximum number of small matrices decomposed at once
 
 
 class Triplets(NamedTuple):
@@ -42,19 +43,20 @@ class Triplets(NamedTuple):
     vh: Tensor
 
     def leading(self, count: int) -> "Triplets":
-        """The first `count` of them, apart from the memory of the others."""
+        """The first `count` triplets, in memory of their own."""
         return Triplets(self.u[:, :count].clone(), self.s[:count].clone(), self.vh[:count].clone())
 
 
 def exact(matrix: Tensor, count: int) -> Triplets:
-    """The `count` leading triplets of a float32 matrix (out, in) by a full SVD; the signs are LAPACK's (cuSOLVER's), as PEFT's are."""
+    """The `count` leading triplets of a float32 matrix (out, in) by a full SVD, with LAPACK's (cuSOLVER's) signs, as in
+    PEFT."""
     return Triplets(*torch.linalg.svd(matrix, full_matrices=False)).leading(count)
 
 
 def randomised(matrix: Tensor, count: int, iterations: int, seed: int) -> Triplets:
-    """About the `count` leading triplets of a float32 matrix (out, in), from a random subspace of count + OVERSAMPLING
-    directions after `iterations` power iterations (Halko, Martinsson and Tropp, arXiv 0909.4061, algorithms 4.4 and 5.1).
-    `seed` alone decides the subspace, whatever the device."""
+    """Approximately the `count` leading triplets of a float32 matrix (out, in), from a random subspace of count +
+    OVERSAMPLING directions after `iterations` power iterations (Halko, Martinsson and Tropp, arXiv 0909.4061, algorithms 4.4
+    and 5.1). The subspace depends only on `seed`, not on the device."""
     directions = min(count + OVERSAMPLING, *matrix.shape)
     generator = torch.Generator().manual_seed(seed)
     sketch = torch.randn(matrix.shape[1], directions, generator=generator).to(matrix.device)
@@ -67,21 +69,21 @@ def randomised(matrix: Tensor, count: int, iterations: int, seed: int) -> Triple
 
 
 def triplets_kept(shape: tuple[int, int], rank: int) -> int:
-    """How many triplets of a matrix are made, and kept in a file, for a start of `rank`."""
+    """Number of triplets of a matrix that are computed, and kept in a file, for a start of `rank`."""
     return min(max(rank, KEPT), *shape)
 
 
 def file_bytes(shape: tuple[int, int], rank: int) -> int:
-    """Bytes of the tensors in a file of the cache: float32 u, s and vh."""
+    """Bytes of the tensors in a cache file: float32 u, s and vh."""
     return 4 * (sum(shape) + 1) * triplets_kept(shape, rank)
 
 
 class Decomposer:
-    """Matrix (out, in) → its `rank` leading triplets, from the folder `cache` where they are in it, else made and put there.
+    """Matrix (out, in) → its `rank` leading triplets, read from the folder `cache` or else computed and stored there.
 
-    start: "pissa" (exact) or "pissa_niter_N". seed: of the randomised method. cache: None keeps nothing.
-    At least KEPT triplets are made whatever the rank, so that lower ranks have the same ones; the exact method reads them from
-    any file with enough, the randomised one, whose triplets depend on how many were asked for, from its own.
+    start: "pissa" (exact) or "pissa_niter_N". seed: for the randomised method. cache: None keeps nothing. At least KEPT
+    triplets are computed whatever the rank, so that lower ranks get the same ones. The exact method reads them from any file
+    with enough triplets; the randomised one, whose triplets depend on how many were requested, only from its own file.
     """
 
     def __init__(self, start: str, rank: int, seed: int = 0, cache: str | Path | None = None):
@@ -93,7 +95,7 @@ class Decomposer:
             refuse_foreign(self.cache, "decompositions", "--decomposition_cache")
 
     def __call__(self, matrix: Tensor) -> tuple[Triplets, bool]:
-        """(the triplets, on the device that made them or on the processor; whether they were in the cache)."""
+        """(the triplets, on the CPU or the device that computed them; whether they were in the cache)."""
         kept = triplets_kept(tuple(matrix.shape), self.rank)
         file = None if self.cache is None else self.cache / f"{self._key(matrix, kept)}.safetensors"
         found = None if file is None else _read(file, self.rank)
@@ -113,14 +115,14 @@ class Decomposer:
         return randomised(matrix, kept, self.iterations, self.seed)
 
     def _key(self, matrix: Tensor, kept: int) -> str:
-        """The name of a decomposition: 128 bits of the matrix' values, type and shape, and of how it is made."""
+        """The name of a decomposition: 128 bits of the matrix's values, type and shape, and of the method."""
         way = None if self.iterations is None else (self.iterations, self.seed, kept, OVERSAMPLING)
         state = xxhash.xxh3_128(f"{FORMAT} {way} {tuple(matrix.shape)} {matrix.dtype}".encode())
         state.update(_bytes(matrix))
         return state.hexdigest()
 
     def _keep(self, triplets: Triplets, file: Path) -> None:
-        """Write a file whole; where that fails, say so and keep nothing more."""
+        """Write a complete file; if that fails, warn and stop caching."""
         temporary = file.with_name(f".{file.name}.{uuid.uuid4().hex}.tmp")
         tensors = {name: tensor.cpu().contiguous() for name, tensor in triplets._asdict().items()}
         try:
@@ -128,7 +130,7 @@ class Decomposer:
             save_file(tensors, temporary, metadata={"checksum": f"{_checksum(tensors)} {file.stem}"})
             os.replace(temporary, file)
         except (OSError, SafetensorError) as error:
-            logger.warning("decompositions cannot be kept in %s (%s); the run goes on without", file.parent, error)
+            logger.warning("decompositions cannot be kept in %s (%s); the run continues without", file.parent, error)
             self.cache = None
         finally:
             with contextlib.suppress(OSError):
@@ -147,14 +149,14 @@ def _checksum(tensors: Mapping[str, Tensor]) -> str:
 
 
 def _read(file: Path, count: int) -> Triplets | None:
-    """The `count` leading triplets in a file, or None where there are not so many or the file is damaged (which is said)."""
+    """The `count` leading triplets in a file, or None if it has fewer or is damaged (which is logged)."""
     if not file.is_file():
         return None
     try:
         with safe_open(file, framework="pt") as opened:
             tensors = {name: opened.get_tensor(name) for name in Triplets._fields}
             checksum, _, of = (opened.metadata() or {}).get("checksum", "").partition(" ")
-            whole = checksum == _checksum(tensors) and of in ("", file.stem)  # earlier versions did not say of what
+            whole = checksum == _checksum(tensors) and of in ("", file.stem)  # earlier versions did not name the matrix
     except (OSError, SafetensorError):
         whole = False
     if not whole:
@@ -169,13 +171,13 @@ def decompose_all(
     decomposer: Decomposer,
     progress: bool = False,
 ) -> Iterator[tuple[str, Triplets, bool]]:
-    """(name, its triplets, whether they were in the cache) of every matrix, the largest first.
+    """(name, its triplets, whether they were in the cache) for every matrix, the largest first.
 
-    matrix_of: gives the matrix (out, in) of a name when it is its turn, so that what is handed out may replace it. Besides, one
-    decomposition is held, of small matrices on a processor up to AT_ONCE. With several processes (torch.distributed is
-    initialised) every one has to call this for equal matrices: each decomposes its share and sends it, so that all get the
-    same numbers; an error in one is raised in all. progress: a bar, in the first process, if it takes more than two seconds.
-    Raises UserError for a matrix with numbers that are not finite.
+    matrix_of: returns the matrix (out, in) of a name when its turn comes, so that the result may replace it. Only one
+    further decomposition is held in memory (on a CPU, up to AT_ONCE of small matrices). With several processes
+    (torch.distributed is initialised), every process must call this with equal matrices: each decomposes its share and sends
+    it, so that all get the same numbers; an error in one is raised in all. progress: show a bar on rank 0 if it takes more
+    than two seconds. Raises UserError for a matrix with numbers that are not finite.
     """
 
     def decompose(name: str) -> tuple[Triplets, bool]:
@@ -196,7 +198,7 @@ def decompose_all(
 def _alone(
     names: list[str], shapes: Mapping[str, tuple[int, int]], decompose: Callable
 ) -> Iterator[tuple[str, Triplets, bool]]:
-    """In this process; of the small matrices on a processor several at once, a thread each."""
+    """In this process. On a CPU, small matrices are decomposed several at once, one thread each."""
     small = [name for name in names if _is_small(shapes[name])]
     for name in names[: len(names) - len(small)]:
         yield name, *decompose(name)
@@ -213,7 +215,7 @@ def _alone(
 def _shared(
     names: list[str], shapes: Mapping[str, tuple[int, int]], decompose: Callable
 ) -> Iterator[tuple[str, Triplets, bool]]:
-    """In all processes: in each round one matrix a process, which is then sent to the others."""
+    """In all processes: each round gives every process one matrix, whose result is then sent to the others."""
     rank, processes = distributed.get_rank(), distributed.get_world_size()
     for start in range(0, len(names), processes):
         together = names[start : start + processes]
@@ -222,7 +224,7 @@ def _shared(
             try:
                 with _one_thread() if _is_small(shapes[together[rank]]) else contextlib.nullcontext():
                     mine = decompose(together[rank])
-            except Exception as raised:  # the other processes wait for this one, and have to hear of it
+            except Exception as raised:  # the other processes are waiting for this one and must be told
                 error = raised
         said = _agree(mine, error)
         for owner, name in enumerate(together):
@@ -231,8 +233,8 @@ def _shared(
 
 
 def _is_small(shape: tuple[int, int]) -> bool:
-    """Whether a matrix is decomposed with one thread of a processor. More threads on it are no faster, and the numbers would
-    depend on how many there are."""
+    """Return True if a matrix is decomposed with a single CPU thread. More threads are no faster for it, and the numbers
+    would depend on how many there are."""
     return shape[0] * shape[1] <= SMALL and not torch.cuda.is_available()
 
 
@@ -247,7 +249,8 @@ def _one_thread() -> Iterator[None]:
 
 
 def _agree(mine: tuple[Triplets | None, bool], error: Exception | None) -> list[tuple[int, bool]]:
-    """(number of triplets, whether they were in the cache) of every process; `error`, or RuntimeError for another's, is raised."""
+    """(number of triplets, whether they were in the cache) for every process. Raises `error`, or RuntimeError for an error
+    in another process."""
     triplets, was_kept = mine
     said = [None] * distributed.get_world_size()
     failure = None if error is None else f"{type(error).__name__}: {error}"
@@ -261,7 +264,7 @@ def _agree(mine: tuple[Triplets | None, bool], error: Exception | None) -> list[
 
 
 def _send(triplets: Triplets | None, owner: int, shape: tuple[int, int], count: int) -> Triplets:
-    """The triplets of the process `owner`, which alone has them, in every process."""
+    """Send the triplets of the process `owner`, the only one that has them, to every process."""
     device = "cuda" if distributed.get_backend() == "nccl" else "cpu"
     if triplets is None:
         sizes = ((shape[0], count), (count,), (count, shape[1]))

@@ -1,8 +1,8 @@
-"""PiSSA's start: W = W_res + s·B0·A0, with the r leading singular triplets U, S, V of W in the factors (arXiv 2404.02948).
+"""The PiSSA start: W = W_res + s·B0·A0, with the r leading singular triplets U, S, V of W in the factors (arXiv 2404.02948).
 
-B0 = U·√(S/s) and A0 = √(S/s)·Vᵀ, s = alpha/rank, as PEFT defines them. PEFT would decompose each layer while it makes it, anew
-in every run and every process, and round the factors of a bfloat16 model to bfloat16; here they stay float32, as they are
-trained.
+B0 = U·√(S/s) and A0 = √(S/s)·Vᵀ, s = alpha/rank, as PEFT defines them. PEFT would decompose each layer when it creates it,
+again in every run and every process, and would round the factors of a bfloat16 model to bfloat16. Here they stay float32, in
+which they are trained.
 """
 
 import time
@@ -17,15 +17,15 @@ from ..errors import UserError
 from .decomposition import Decomposer, decompose_all
 
 ADAPTER = "default"  # PEFT's name for the only adapter
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)  # that PEFT starts from too
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)  # PEFT supports the same ones
 Factors = Mapping[str, tuple[Tensor, Tensor]]
 
 
 def start_from_triplets(adapted: PeftModel, decomposer: Decomposer, progress: bool = False) -> dict:
-    """Give every LoRA layer of `adapted`, whose factors have no values yet, its start; what was done, for run.json.
+    """Initialise every LoRA layer of `adapted`, whose factors have no values yet; returns what was done, for run.json.
 
-    "residual": the largest ‖W_res‖_F / ‖W‖_F of a matrix, the part of it that the factors leave (the least that any factors
-    of this rank can leave, if the decomposition is exact). Raises UserError for weights of another type than DTYPES.
+    "residual": the largest ‖W_res‖_F / ‖W‖_F of a matrix, the part of it that the factors leave (with an exact
+    decomposition, the minimum for any factors of this rank). Raises UserError for weights of a type outside DTYPES.
     """
     began, layers = time.perf_counter(), _layers(adapted)
     shapes = {name: (layer.out_features, layer.in_features) for name, layer in layers.items()}
@@ -45,8 +45,8 @@ def start_from_triplets(adapted: PeftModel, decomposer: Decomposer, progress: bo
 
 
 def start_from_factors(adapted: PeftModel, factors: Factors) -> None:
-    """Give every LoRA layer its start from {name of the layer: (A0 (r, in), B0 (out, r))}, bit-equal to the start that they
-    were taken from. Raises UserError where they are not of this model's layers."""
+    """Initialise every LoRA layer from {name of the layer: (A0 (r, in), B0 (out, r))}, bit-equal to the start that they were
+    taken from. Raises UserError if they do not belong to this model's layers."""
     layers = _layers(adapted)
     strange = sorted(layers.keys() ^ factors.keys())
     if strange:
@@ -64,7 +64,7 @@ def start_from_factors(adapted: PeftModel, factors: Factors) -> None:
 
 
 def _layers(adapted: PeftModel) -> dict[str, LoraLayer]:
-    """{name in the model before it was adapted: layer}. UserError for weights that are not decomposed."""
+    """{name in the model before it was adapted: layer}. UserError for weights that cannot be decomposed."""
     layers = {name: m for name, m in adapted.get_base_model().named_modules() if isinstance(m, LoraLayer)}
     for name, layer in layers.items():
         dtype = layer.get_base_layer().weight.dtype
@@ -84,7 +84,7 @@ def _matrix(layer: LoraLayer) -> Tensor:
 
 @torch.no_grad()
 def _write(layer: LoraLayer, a: Tensor, b: Tensor) -> float:
-    """Put A0 (r, in) and B0 (out, r) into the layer and take s·B0·A0 out of its weight; ‖W_res‖_F / ‖W‖_F."""
+    """Put A0 (r, in) and B0 (out, r) into the layer and subtract s·B0·A0 from its weight; returns ‖W_res‖_F / ‖W‖_F."""
     matrix = _matrix(layer)
     a, b = (tensor.to(matrix.device, torch.float32).contiguous() for tensor in (a, b))
     whole = matrix.float()

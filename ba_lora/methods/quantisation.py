@@ -1,12 +1,13 @@
-"""A frozen base in 4 bits (--quantize nf4): QLoRA, and from a PiSSA start QPiSSA.
+"""A frozen base in 4 bits (--quantize nf4): QLoRA, or QPiSSA with a PiSSA start.
 
-The model is loaded and adapted in full precision; then every frozen linear layer but the head holds its weight in NF4, through
-bitsandbytes. Of a PiSSA start that weight is the residual W_res, without W's leading singular values; the factors stay in
-float32. What is trained on is Q(W_res) + s·B0·A0, which is near W and not equal to it: `quantise` measures how near.
+The model is loaded and adapted in full precision. Then every frozen linear layer except the head stores its weight in NF4,
+through bitsandbytes. With a PiSSA start that weight is the residual W_res, without W's leading singular values; the factors
+stay in float32. Training therefore uses Q(W_res) + s·B0·A0, which is close to W but not equal to it: `quantise` measures how
+close.
 
 PEFT's lora.Linear stays around the new layer: its forward only calls the base layer, and the export only reads the factors.
-PEFT's own lora.bnb.Linear4bit differs in that it can merge into the packed weight, which nothing here does: a merged model is
-made from the full-precision base. lora.Linear refuses that merge by an exception.
+PEFT's own lora.bnb.Linear4bit differs in that it can merge into the packed weight. Nothing here does that: a merged model is
+made from the full-precision base. lora.Linear rejects that merge with an exception.
 """
 
 import importlib.util
@@ -21,12 +22,12 @@ from ..errors import UserError
 
 logger = logging.getLogger(__name__)
 
-BLOCK = 64  # weights that share a scale, in the order of the rows
+BLOCK = 64  # number of consecutive weights, in row order, that share a scale
 REQUIREMENT = "bitsandbytes==0.50.2"
 
 
 def check_package() -> None:
-    """UserError when bitsandbytes is not installed."""
+    """UserError if bitsandbytes is not installed."""
     if importlib.util.find_spec("bitsandbytes") is None:
         raise UserError(
             f"--quantize needs the package bitsandbytes, which is not installed; install it with: pip install {REQUIREMENT}"
@@ -34,7 +35,7 @@ def check_package() -> None:
 
 
 def check_model(model: nn.Module) -> None:
-    """UserError when `model`, before `attach`, has layers that cannot be held in 4 bits, or is so already."""
+    """UserError if `model`, before `attach`, has layers that cannot be held in 4 bits, or is already quantised."""
     name = type(model).__name__
     if getattr(model, "quantization_method", None):
         raise UserError(f"--quantize: this {name} is quantised already; give the full-precision model")
@@ -42,7 +43,7 @@ def check_model(model: nn.Module) -> None:
         if isinstance(module, Conv1D):
             raise UserError(f"--quantize: {place} of this {name} is a Conv1D, no nn.Linear; leave --quantize out")
         if type(module) is nn.Linear and module is not _head(model) and module.in_features % BLOCK:
-            # bitsandbytes 0.50.2 on a processor reads the scales of such a matrix wrongly, without a word
+            # on a CPU, bitsandbytes 0.50.2 silently misreads the scales of such a matrix
             raise UserError(
                 f"--quantize: {place} of this {name} has rows of {module.in_features}, no multiple of {BLOCK}; "
                 "leave --quantize out"
@@ -51,17 +52,18 @@ def check_model(model: nn.Module) -> None:
 
 @torch.no_grad()
 def quantise(model: nn.Module) -> dict:
-    """Hold the frozen linear layers of `model` but its output head in NF4, in place. `model` is from `attach`, untrained.
+    """Store the frozen linear layers of `model`, except its output head, in NF4, in place. `model` is from `attach`,
+    untrained.
 
-    Returns what run.json keeps: "matrices", "weights" (numbers in them), "bytes" (of them, the scales included),
+    Returns the record for run.json: "matrices", "weights" (the numbers in them), "bytes" (their size, including the scales),
     "relative_error" ‖W − (Q(W_res) + s·B0·A0)‖_F / ‖W‖_F over all of them together, "relative_error_without_start" the same
-    of Q(W), and "better_matrices", how many the start brings nearer. From a LoRA start W_res is W.
-    W is taken as W_res + s·B0·A0 with W_res as it is held, that is in the model's precision.
+    for Q(W), and "better_matrices", the number of matrices that the start brings closer. With a LoRA start W_res is W. W is
+    computed as W_res + s·B0·A0 with W_res as stored, in the model's precision.
     """
     names = _frozen_linears(model)
     weights = size = better = 0
     squares = torch.zeros(3, dtype=torch.float64)
-    for name in names:  # one full weight after the other is freed
+    for name in names:  # frees one full-precision weight at a time
         place, _, key = name.rpartition(".")
         owner, layer = model.get_submodule(place), model.get_submodule(name)
         new = _in_4_bits(layer)
@@ -94,7 +96,7 @@ def quantise(model: nn.Module) -> dict:
 
 
 def quantisation_of(model: nn.Module) -> dict | None:
-    """What `quantise` returned of this model; None of any other."""
+    """The record that `quantise` returned for this model; None for any other."""
     return vars(model).get("quantisation")
 
 
@@ -106,7 +108,7 @@ def dequantised(layer: nn.Module) -> torch.Tensor:
 
 
 def _frozen_linears(model: nn.Module) -> list[str]:
-    """Names of the linear layers of a model from `attach` that training does not change, but for the output head."""
+    """Names of the frozen linear layers of a model from `attach`, except the output head."""
     head = _head(model.get_base_model() if isinstance(model, PeftModel) else model)
     return [
         name
@@ -120,7 +122,7 @@ def _head(model: nn.Module) -> nn.Module | None:
 
 
 def _in_4_bits(layer: nn.Linear) -> nn.Module:
-    """`layer` with its weight in NF4, on its device; one float32 scale a block, not quantised in its turn."""
+    """`layer` with its weight in NF4, on its device; one float32 scale per block, which is not quantised itself."""
     from bitsandbytes.nn import Linear4bit, Params4bit
 
     weight = layer.weight.detach()
@@ -135,8 +137,8 @@ def _in_4_bits(layer: nn.Linear) -> nn.Module:
     )
     packed = Params4bit(weight, blocksize=BLOCK, compress_statistics=False, quant_type="nf4", module=new)
     new.weight, new.bias = packed.to(weight.device), layer.bias
-    # Else an evaluation forward on a processor with AVX512-BF16 packs the weight for a kernel that has no gradient and
-    # computes in bfloat16, and so does every later forward of the training.
+    # Otherwise an evaluation forward on a CPU with AVX512-BF16 packs the weight for a kernel that has no gradient and
+    # computes in bfloat16, and every later forward of the training uses it too.
     new.support_avx512bf16_for_cpu = False
     return new.train(layer.training)
 
@@ -149,7 +151,7 @@ def _rounded(weight: torch.Tensor) -> torch.Tensor:
 
 
 def _squares(residual: torch.Tensor, stored: torch.Tensor, start: torch.Tensor | None) -> torch.Tensor:
-    """(‖W‖², ‖W_res − Q(W_res)‖², ‖W − Q(W)‖²) of one matrix, float64, on the processor. start: s·B0·A0, None for 0."""
+    """(‖W‖², ‖W_res − Q(W_res)‖², ‖W − Q(W)‖²) of one matrix, float64, on the CPU. start: s·B0·A0, None for 0."""
     whole, lost = residual.float(), residual.float() - stored.float()
     plain = lost
     if start is not None:

@@ -1,7 +1,7 @@
-"""Adapted model → files, files → model. How a method gets into a model is in attach.py.
+"""Save an adapted model, and load it again. attach.py puts a method into a model.
 
-The export turns a PiSSA adapter into plain LoRA for the original base: W_res + s·B·A − W = s·(B·A − B0·A0) =
-s·[B, −B0]·[A; A0].
+The export turns a PiSSA adapter into plain LoRA for the original base: W_res + s·B·A − W = s·(B·A − B0·A0) = s·[B, −B0]·[A;
+A0].
 """
 
 import copy
@@ -32,7 +32,7 @@ from .targets import DEFAULT_TARGETS, default_targets, is_within, stacked_expert
 from .teacher import COPY, initial_copy, initial_tensors
 from .tied import untie
 
-__all__ = [  # what others know by this file's name
+__all__ = [  # imported from here by other modules
     "DEFAULT_TARGETS",
     "after_step",
     "attach",
@@ -50,17 +50,18 @@ __all__ = [  # what others know by this file's name
 logger = logging.getLogger(__name__)
 
 TASK_FILE = "task.json"  # beside the weights of a classifier
-OWN_FILE = "ba_lora.json"  # how an adapter that PEFT cannot open alone is opened
+OWN_FILE = "ba_lora.json"  # how to open an adapter that PEFT cannot open alone
 OWN_WEIGHTS = "adapter.safetensors"
 
 
 def trained_parameters(model: nn.Module) -> int:
-    """How many numbers training changes, the head's included."""
+    """Number of trainable values, including the head."""
     return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
 
 
 def saved_parameters(model: nn.Module) -> list[nn.Parameter]:
-    """The parameters that `export` reads: what is trained, of methods with factors its initial values too; of full all."""
+    """The parameters that `export` reads: the trained ones, plus their initial values for factor methods; for full
+    fine-tuning, all."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     if isinstance(model, PeftModel):
         return trained + list(initial_copy(model).copies)
@@ -70,14 +71,14 @@ def saved_parameters(model: nn.Module) -> list[nn.Parameter]:
 
 
 def export(model: nn.Module, folder: str | Path, task: dict | None = None, *, tensors: bool = True) -> None:
-    """Save what was trained; `folder` appears whole or not at all. Needs nothing but the model. safetensors only.
+    """Save what was trained; `folder` appears complete or not at all. Needs only the model. Writes only safetensors.
 
-    LoRA, PiSSA, BA-LoRA: plain PEFT LoRA for the original base (from a PiSSA start with rank and alpha doubled). LoHa, DoRA,
-    AdaLoRA: PEFT's own form, of AdaLoRA only the triplets that are left. BitFit, Houlsby, Pfeiffer: the trained tensors and
-    ba_lora.json. Full fine-tuning: the whole model as save_pretrained writes it. The head is saved with each.
-    Of a classifier task.json is written too: "labels" (names, or null for a regression), "head" and what `task` says.
-    Raises UserError for a folder that is not empty and that this project did not export to: it is not replaced.
-    tensors: False writes everything but the weights, to find out whether it can be written.
+    LoRA, PiSSA, BA-LoRA: plain PEFT LoRA for the original base (rank and alpha are doubled after a PiSSA start). LoHa, DoRA,
+    AdaLoRA: PEFT's own format; for AdaLoRA only the remaining triplets. BitFit, Houlsby, Pfeiffer: the trained tensors and
+    ba_lora.json. Full fine-tuning: the whole model as save_pretrained writes it. The head is always saved. A classifier also
+    gets task.json: "labels" (names, or null for a regression), "head", and the content of `task`. Raises UserError for a
+    folder that is neither empty nor an earlier export by this project: it is not replaced. tensors: False writes everything
+    except the weights, as a test that saving will work.
     """
     model = getattr(model, "student", model)  # an ObjectiveModel holds the adapted model as .student
     attached = attached_to(model)
@@ -101,7 +102,7 @@ def export(model: nn.Module, folder: str | Path, task: dict | None = None, *, te
 
 
 def save_whole(model: nn.Module, folder: Path, state: dict[str, torch.Tensor] | None = None) -> None:
-    """save_pretrained, with a generation config that can be saved. state: the tensors, by default all of the model."""
+    """save_pretrained, with a generation config that can be saved. state: the tensors; by default all of the model."""
     if changed := repair_generation_config(model):
         _say(f"the generation config of {model.name_or_path} contradicts itself and is saved with changes: {changed}")
     model.save_pretrained(folder, state_dict=state)
@@ -109,7 +110,7 @@ def save_whole(model: nn.Module, folder: Path, state: dict[str, torch.Tensor] | 
 
 @lru_cache
 def _say(line: str) -> None:
-    """Once: the base of a merge is opened a second time."""
+    """Warn once: the base of a merge is opened twice."""
     logger.warning(line)
 
 
@@ -117,7 +118,7 @@ def _export_peft(model: PeftModel, folder: Path, head: tuple[str, ...], tensors:
     name = model.active_adapter
     if tensors and hasattr(model.peft_config[name], "rank_pattern") and hasattr(model.peft_config[name], "target_r"):
         model.peft_config[name].rank_pattern = effective_ranks(model)
-    # the embeddings are never resized here; left to itself PEFT asks the hub whether they were
+    # the embeddings are never resized here; by default PEFT asks the hub whether they were
     trained = get_peft_model_state_dict(model, model.state_dict(), adapter_name=name, save_embedding_layers=False)
     config = copy.deepcopy(model.peft_config[name])
     if str(getattr(config, "init_lora_weights", "")).startswith("pissa"):
@@ -135,10 +136,10 @@ def _export_peft(model: PeftModel, folder: Path, head: tuple[str, ...], tensors:
         heads = ((key, value) for key, value in base.named_parameters() if is_within(key, head))
         trained |= {f"base_model.model.{key}": value for key, value in heads}
     config.inference_mode = True
-    config.target_modules = sorted(config.target_modules)  # PEFT keeps a set: the same run would write another order
+    config.target_modules = sorted(config.target_modules)  # PEFT keeps a set, whose order differs between equal runs
     for scale in ("lora_alpha", "alpha"):
         if hasattr(config, scale) and float(getattr(config, scale)).is_integer():
-            setattr(config, scale, int(getattr(config, scale)))  # what other software declares it as
+            setattr(config, scale, int(getattr(config, scale)))  # other software expects an integer
     if config.base_model_name_or_path is None:
         config.base_model_name_or_path = base.name_or_path or None
     config.save_pretrained(folder)
@@ -156,7 +157,8 @@ def export_merged(
 ) -> None:
     """Fold the exported adapter into its original base and save the result, which any software can open.
 
-    UserError for bottlenecks, which are no change of the base's weights, and for a folder as in `export`.
+    Raises UserError for bottlenecks, which cannot be expressed as a change of the base's weights, and for a folder as in
+    `export`.
     """
     from ..models import load_tokenizer
 
@@ -165,7 +167,7 @@ def export_merged(
     if attached.method in BOTTLENECKS:
         raise UserError(f"an adapter of method '{attached.method}' adds layers and cannot be folded into {base}")
     if isinstance(merged, PeftModel):
-        untie(merged.get_base_model(), _adapted_layers(merged))  # else a merge into one layer would change another
+        untie(merged.get_base_model(), _adapted_layers(merged))  # otherwise a merge into one layer would change another
         merged = merged.merge_and_unload()
         to_conv1d(merged, attached.as_linear)
     tokenizer = load_tokenizer(base, trust_remote_code=trust_remote_code)
@@ -180,16 +182,16 @@ def export_merged(
 
 
 def _adapted_layers(adapted: PeftModel) -> list[str]:
-    """Names of the layers under the factors."""
+    """Names of the base layers under the factors."""
     layers = adapted.get_base_model().named_modules()
     return [f"{name}.base_layer" for name, layer in layers if isinstance(layer, BaseTunerLayer)]
 
 
 def find_run(folder: str | Path) -> tuple[Path, str | None]:
-    """(what was saved, name of its base model or None) of a run folder, an adapter folder or a model folder.
+    """(the saved folder, name of its base model or None) for a run folder, an adapter folder or a model folder.
 
-    What was saved is compared with its checksums, where it has some. Raises UserError for a folder of another kind, DamagedFile for
-    a damaged one.
+    The saved files are verified against their checksums, if there are any. Raises UserError for any other folder,
+    DamagedFile for a damaged one.
     """
     found = _find_run(Path(folder))
     checksums.verify_model(found[0])
@@ -217,9 +219,9 @@ def _find_run(folder: Path) -> tuple[Path, str | None]:
 
 
 def read_task(saved: Path) -> dict | None:
-    """task.json of what was saved by a run of classification; None where there is none.
+    """task.json of the saved result of a classification run; None if there is none.
 
-    Raises UserError where it cannot be read, or does not belong to the run that the folder is in.
+    Raises UserError if it cannot be read, or does not belong to the run whose folder it is in.
     """
     file, run = saved / TASK_FILE, saved.parent / "run.json"
     recorded = read_json(run).get("task") if saved.name in ("adapter", "model") and run.is_file() else None
@@ -257,10 +259,10 @@ def load(
     *,
     trust_remote_code: bool = False,
 ) -> nn.Module:
-    """Open what any method saved, in evaluation mode: a run folder, its adapter/ or model/, or any model folder.
+    """Open the saved result of any method, in evaluation mode: a run folder, its adapter/ or model/, or any model folder.
 
-    base: the original model or its name; by default the one that the run or the adapter recorded. A folder with a task.json is
-    a classifier, and so is its base. trust_remote_code: run Python code that comes with the model.
+    base: the original model or its name; by default the one that the run or the adapter recorded. A folder with a task.json
+    is a classifier, and so is its base. trust_remote_code: run Python code that comes with the model.
     """
     saved, recorded = find_run(folder)
     task = read_task(saved)
@@ -291,7 +293,7 @@ def load(
 
 
 def check_saved(folder: Path) -> None:
-    """Refuse an adapter folder whose files alone show that it is damaged; see adapter_files.py. A model folder passes."""
+    """Reject an adapter folder that its own files show to be damaged; see adapter_files.py. A model folder passes."""
     if _read_own(folder).get("method") in OWN:
         read_tensors(folder / OWN_WEIGHTS)
     elif (folder / CONFIG).is_file():
@@ -299,7 +301,7 @@ def check_saved(folder: Path) -> None:
 
 
 def _read_own(saved: Path) -> dict:
-    """ba_lora.json of an adapter; {} where there is none. UserError where it does not describe one."""
+    """ba_lora.json of an adapter; {} if there is none. UserError if its content is invalid."""
     if not (saved / OWN_FILE).is_file():
         return {}
     own = read_config(saved / OWN_FILE)
@@ -314,7 +316,7 @@ def _read_own(saved: Path) -> dict:
 
 
 def _load_own(model: nn.Module, own: dict, file: Path) -> nn.Module:
-    """`model` with what BitFit or the bottlenecks of a folder trained. UserError when the tensors are of another model."""
+    """`model` with the saved tensors of BitFit or the bottlenecks. UserError if the tensors belong to another model."""
     model = attach(model, own["method"], rank=own["rank"], alpha=1, head=own["head"])
     trained, saved = {n: p for n, p in model.named_parameters() if p.requires_grad}, read_tensors(file)
     wrong = sorted(trained.keys() ^ saved.keys()) or [n for n in saved if saved[n].shape != trained[n].shape]

@@ -1,4 +1,4 @@
-"""Which layers of a model are adapted, and whether they can be: by name, never the head."""
+"""Choose the layers of a model that are adapted, by name and never the head, and check that they can be."""
 
 import re
 from collections.abc import Sequence
@@ -10,9 +10,9 @@ from transformers.pytorch_utils import Conv1D
 from ..errors import UserError, nearest
 
 _DECODER = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")  # the paper's seven
-# What is adapted when nothing is named, by transformers' model type; other types: all linear layers but the head, which is
-# the same for the dense types here, and of a mixture neither router nor gates. transformers stacks the experts of a mixture in
-# one tensor a layer, which is no linear layer: what is left is the attention, of Qwen2-MoE the expert that sees every token too.
+# Default targets, by transformers' model type. Other types: all linear layers except the head (the same layers for the dense
+# types here) and, in a mixture of experts, except router and gates. transformers stacks the experts of a mixture in one tensor
+# per layer, which is not a linear layer. That leaves the attention, and in Qwen2-MoE the expert that sees every token.
 DEFAULT_TARGETS = {
     **dict.fromkeys(("llama", "mistral", "gemma", "gemma3_text", "qwen2"), _DECODER),
     "gpt2": ("c_attn", "c_proj", "c_fc"),
@@ -21,8 +21,8 @@ _ROUTER = re.compile(r"(.+\.)?(router|gate|\w+_gate)(\..+)?")
 
 
 def default_targets(model: nn.Module, head: Sequence[str] = ()) -> list[str] | None:
-    """The layers of `model` that DEFAULT_TARGETS names for its type, else all linear layers outside `head`, of a mixture of
-    experts without its router; None for a dense causal model of a type that it does not know."""
+    """The layers of `model` that DEFAULT_TARGETS names for its type, else all linear layers outside `head` (in a mixture of
+    experts without its router); None for a dense causal model of an unknown type."""
     known = DEFAULT_TARGETS.get(getattr(getattr(model, "config", None), "model_type", None), ())
     linears = linear_layers(model, head)
     present = {name.rpartition(".")[2] for name in linears}
@@ -35,8 +35,8 @@ def default_targets(model: nn.Module, head: Sequence[str] = ()) -> list[str] | N
 
 
 def taken_for_experts(model: nn.Module) -> set[str]:
-    """Names of layers that PEFT, whatever layers have them now, takes for a mixture's stacked experts or router, which had them
-    before transformers 5."""
+    """Layer names that PEFT takes for a mixture's stacked experts or router, whatever layers have them now, because those
+    had them before transformers 5."""
     pattern = _MODEL_TO_CONVERSION_PATTERN.get(getattr(getattr(model, "config", None), "model_type", None))
     return set(_MOE_TARGET_MODULE_MAPPING.get(pattern, ()))
 
@@ -51,7 +51,7 @@ def linear_layers(model: nn.Module, head: Sequence[str] = ()) -> dict[str, nn.Mo
 
 
 def is_within(name: str, modules: Sequence[str]) -> bool:
-    """Whether the module or tensor `name` is one of `modules` or a part of one."""
+    """Return True if the module or tensor `name` is one of `modules` or a part of one."""
     return any(name == module or name.startswith(f"{module}.") for module in modules)
 
 
@@ -61,13 +61,13 @@ def head_pattern(head: Sequence[str]) -> str | None:
 
 
 def stacked_experts(model: nn.Module) -> list[str]:
-    """Names of the tensors in which a mixture of experts holds its experts one upon another; none in a dense model."""
+    """Names of the tensors in which a mixture stacks its experts; empty for a dense model."""
     return [name for name, parameter in model.named_parameters() if "expert" in name and parameter.dim() > 2]
 
 
 def left_out(adapted: nn.Module, head: Sequence[str] = ()) -> dict[str, int]:
-    """{name within a layer: how many numbers} of the matrices that an adapted model leaves as they are: stacked experts and
-    linear layers, beside `head` and the output embeddings. The layers of the model are counted together."""
+    """{name within a layer: count of numbers} of the matrices that an adapted model leaves unchanged: stacked experts and
+    linear layers, excluding `head` and the output embeddings. Counts are summed over the model's layers."""
     output, left = adapted.get_output_embeddings() if hasattr(adapted, "get_output_embeddings") else None, {}
     sizes = {name: adapted.get_parameter(name).numel() for name in stacked_experts(adapted)}
     for name, layer in linear_layers(adapted, head).items():
@@ -80,7 +80,7 @@ def left_out(adapted: nn.Module, head: Sequence[str] = ()) -> dict[str, int]:
 
 
 def chosen_layers(model: nn.Module, target_modules: Sequence[str] | None, head: Sequence[str] = ()) -> list[str]:
-    """Names of the linear layers outside `head` that are adapted; None: all but the output embeddings."""
+    """Names of the adapted linear layers outside `head`; target_modules None: all but the output embeddings."""
     output = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
     return [
         name
@@ -92,9 +92,9 @@ def chosen_layers(model: nn.Module, target_modules: Sequence[str] | None, head: 
 def check_targets(
     model: nn.Module, target_modules: Sequence[str] | None, rank: int, head: Sequence[str] = (), why: str = ""
 ) -> None:
-    """UserError when a target name matches nothing, or when `rank` is larger than a matrix it would factor.
+    """UserError if a target name matches nothing, or if `rank` is larger than a matrix it would factor.
 
-    why: said after the rank, where it is not the one that was asked for.
+    why: text after the rank in the message, if it is not the requested one.
     """
     linears = linear_layers(model, head)
     taken = taken_for_experts(model) if stacked_experts(model) else ()

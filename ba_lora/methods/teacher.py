@@ -1,10 +1,10 @@
-"""The pre-trained model seen through the adapted one, without a second copy of it.
+"""The pre-trained model, recovered from the adapted one without a second copy of it.
 
 A low-rank method writes W = W_res + s·B0·A0 and trains the factors. The pre-trained model is therefore the adapted model
-with its trained tensors at their initial values. Those values are kept as frozen parameters of the model (so they follow
-its device, dtype and partitioning) and stand in the trained tensors' place for the teacher's forward.
+with its trained tensors at their initial values. Those values are kept as frozen parameters of the model (so that they
+follow its device, dtype and partitioning) and replace the trained tensors during the teacher's forward.
 
-PEFT's `disable_adapter()` would give the residual W_res: for a PiSSA start that is a damaged model, not the teacher.
+PEFT's `disable_adapter()` would give the residual W_res: after a PiSSA start that is a damaged model, not the teacher.
 """
 
 from collections.abc import Iterator
@@ -20,10 +20,10 @@ COPY = "initial_copy"  # the name under which the model holds its InitialCopy
 
 
 class InitialCopy(nn.Module):
-    """Frozen copies of every trained tensor of `model`, as it is now; `places` names where each one belongs.
+    """Frozen copies of every trained tensor of `model` at this moment; `places` lists where each one belongs.
 
-    A tensor that is tied has several places. Memory: that of the trained tensors; small for an adapter, a whole second
-    model for full fine-tuning.
+    A tied tensor has several places. Memory: as much as the trained tensors; little for an adapter, a second model for full
+    fine-tuning.
     """
 
     def __init__(self, model: nn.Module):
@@ -41,7 +41,7 @@ class InitialCopy(nn.Module):
 
 
 def keep_initial_copy(model: nn.Module) -> None:
-    """Give `model` the frozen copy of its trained tensors that `teacher` needs. To be called before the first step."""
+    """Give `model` the frozen copy of its trained tensors that `teacher` needs. Call it before the first step."""
     model.add_module(COPY, InitialCopy(model))
 
 
@@ -51,7 +51,7 @@ def initial_copy(model: nn.Module) -> InitialCopy | None:
 
 
 def initial_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
-    """{parameter name: initial value} of every trained tensor. Raises ValueError when no copy was kept."""
+    """{parameter name: initial value} of every trained tensor. Raises ValueError if no copy was kept."""
     copy = _require_copy(model)
     return {name: tensor for names, tensor in zip(copy.places, copy.copies, strict=True) for name in names}
 
@@ -65,13 +65,13 @@ def _require_copy(model: nn.Module) -> InitialCopy:
 
 @contextmanager
 def teacher(model: nn.Module) -> Iterator[nn.Module]:
-    """Inside the block `model` is the pre-trained model: evaluation mode, no gradient, adapters on, initial values.
+    """Inside the block, `model` is the pre-trained model: evaluation mode, no gradient, adapters on, initial values.
 
-    Afterwards, and after an exception, it is the student again with every mode and flag as before. Raises ValueError when
-    no initial copy was kept or when adapters are merged into the base weights (the student cannot be taken out of them).
+    Afterwards, also after an exception, it is the student again, with every mode and flag restored. Raises ValueError if no
+    initial copy was kept, or if adapters are merged into the base weights (the student cannot be separated from them).
 
-    An initial value shadows the trained tensor as an attribute of its module and leaves it where ZeRO-3 looks for it: that
-    learns which parameters each module has, and fails where they change from one forward to the next.
+    An initial value shadows the trained tensor as an attribute of its module and does not remove it, because ZeRO-3 records
+    the parameters of each module and fails if they change from one forward to the next.
     """
     copy = _require_copy(model)
     modules = dict(model.named_modules())

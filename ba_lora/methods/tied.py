@@ -1,8 +1,8 @@
-"""Weights that two layers share, such as an output head tied to the embeddings, when one of the layers is adapted.
+"""Untie a weight that two layers share, such as an output head tied to the embeddings, if one of the layers is adapted.
 
 An adapter changes the function of one layer. A PiSSA start or a merge writes into that layer's weight, and would change the
-other layer too. So an adapted output head that is tied to the embeddings, and the other way round, gets a copy of its own.
-The exported adapter fits the tied base all the same; a merged model is saved untied.
+other layer too. An adapted output head that is tied to the embeddings therefore gets its own copy, and so do adapted
+embeddings. The exported adapter still fits the tied base; a merged model is saved untied.
 """
 
 import logging
@@ -17,10 +17,10 @@ logger = logging.getLogger(__name__)
 
 
 def untie(model: nn.Module, layers: Iterable[str], refuse: bool = True) -> None:
-    """Give each of `layers` (names of modules of `model`) a weight of its own where it shares it with another module.
+    """Give each of `layers` (names of modules of `model`) its own weight if it shares it with another module.
 
-    Raises UserError for any weight but that of the embeddings and the output head, because transformers could not save the
-    untied model; without `refuse` such layers stay as they are.
+    Raises UserError for any weight except that of the embeddings and the output head, because transformers could not save
+    the untied model; with refuse=False such layers stay as they are.
     """
     names: dict[int, list[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
@@ -56,7 +56,7 @@ def _plain(name: str) -> str:
 
 
 def _tied_embeddings(model: nn.Module) -> set[str]:
-    """The names of the two tensors that transformers ties in this model; empty where it ties others or none."""
+    """The names of the two tensors that transformers ties in this model; empty if it ties others or none."""
     tied = getattr(model, "all_tied_weights_keys", None) or {}
     return {*tied.keys(), *tied.values()} if len(tied) == 1 else set()
 

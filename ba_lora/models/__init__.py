@@ -30,16 +30,17 @@ logger = logging.getLogger(__name__)
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "auto": "auto"}
 ATTENTIONS = ("eager", "sdpa", "flash_attention_2")
-# What transformers raises, beside ValueError, for a config or a generation config with values that make no sense.
+# Raised by transformers, besides ValueError, for invalid values in a config or a generation config.
 MALFORMED = (StrictDataclassError, TypeError, AttributeError, LookupError, AssertionError, ArithmeticError)
 WEIGHT_FILES = ("*.safetensors", "*.safetensors.index.json", "*.gguf")
 
 
 def locate(name: str) -> str:
-    """What transformers should open for `name`: the embedded folder, a package's, an existing folder, or the hub id as it is.
+    """The path or id that transformers should open for `name`: the embedded folder, a package's, an existing folder, or the
+    hub id.
 
-    Raises UserError for a path without a model in it, and for a package that cannot be had; DamagedFile for files that are not
-    those in the folder's checksums.json, if it has one.
+    Raises UserError for a path without a model in it, and for a package that cannot be fetched; DamagedFile for files that
+    do not match the folder's checksums.json, if it has one.
     """
     if name == "tiny":
         checksums.verify(MODEL_DIR, "install the project again", listing=CHECKSUMS)
@@ -64,9 +65,9 @@ def load_model(
 ):
     """A causal language model in evaluation mode.
 
-    dtype: float32, bfloat16, float16, or auto (as saved). attn_implementation: one of ATTENTIONS; None is transformers' choice,
-    of Gemma-2 eager. trust_remote_code: run Python code that comes with the model. Raises UserError when it cannot be opened
-    so, or when the files lack some of its weights.
+    dtype: float32, bfloat16, float16, or auto (as saved). attn_implementation: one of ATTENTIONS; None = transformers'
+    choice, except eager for Gemma-2. trust_remote_code: run Python code that comes with the model. Raises UserError if it
+    cannot be opened like this, or if the files lack some of its weights.
     """
     choose("dtype", dtype, DTYPES)
     check_attention(attn_implementation, dtype)
@@ -96,7 +97,7 @@ def load_model(
             f"{type(model).__name__}; give a causal language model"
         )
     if name == "tiny" or name.startswith(packages.PREFIX):
-        # an exported adapter names its base so, not by a folder of this machine
+        # so that an exported adapter names its base like this, not by a folder of this machine
         model.name_or_path = model.config._name_or_path = name
     keep_soft_cap(model, attn_implementation)
     return model.eval()
@@ -114,22 +115,22 @@ def load_classifier(
 ) -> tuple[nn.Module, list[str]]:
     """(a sequence classifier in evaluation mode, the names of its head's modules).
 
-    labels: names of the classes; None is a regression with one output. A saved classifier's outputs are put in their order by
-    name (labels.py). head_follows: a saved head will replace this one, so its outputs need no names.
-    The head: the modules that the checkpoint lacks, each the topmost one that is missing as a whole (DeBERTa: pooler,
-    classifier); for a whole classifier the modules beside its body. What is missing is drawn from `seed` alone, so that every
-    method starts with the same head. A decoder's score is that of the last token that the attention mask names (pooling.py).
-    Raises UserError when it cannot be opened, is a classifier of other classes, or when the files lack weights of the body.
+    labels: names of the classes; None = a regression with one output. The outputs of a saved classifier are reordered to
+    match by name (labels.py). head_follows: a saved head will replace this one, so its outputs need no names. The head: the
+    modules that the checkpoint lacks, each the topmost one that is missing as a whole (DeBERTa: pooler, classifier); for a
+    complete classifier, the modules beside its body. Missing weights are drawn from `seed` alone, so that every method
+    starts with the same head. A decoder's score is that of the last token according to the attention mask (pooling.py).
+    Raises UserError if it cannot be opened, is a classifier of other classes, or if the files lack weights of the body.
     """
     choose("dtype", dtype, DTYPES)
     check_attention(attn_implementation, dtype)
     place, outputs = locate(name), 1 if labels is None else len(labels)
     try:
-        saved = PreTrainedConfig.get_config_dict(place)[0]  # as it was written: transformers drops some names
+        saved = PreTrainedConfig.get_config_dict(place)[0]  # as written: transformers drops some names
         check_names(saved, name)
         config = AutoConfig.from_pretrained(place, trust_remote_code=trust_remote_code)
-        config.num_labels = outputs  # gives the classes placeholder names
-        config.use_cache = False  # a decoder's keys and values, for tokens that never come
+        config.num_labels = outputs  # sets placeholder names for the classes
+        config.use_cache = False  # a decoder would keep keys and values for tokens that never come
         config.problem_type = "regression" if labels is None else "single_label_classification"
         if labels is not None:
             config.id2label = dict(enumerate(labels))
@@ -173,9 +174,9 @@ def load_classifier(
 def _name_outputs(
     model: nn.Module, labels: Sequence[str] | None, saved: dict, missing: Sequence[str], name: str
 ) -> None:
-    """Put the outputs of a saved classifier in the order of `labels`. saved: its config.json; missing: tensors it lacks.
+    """Reorder the outputs of a saved classifier to match `labels`. saved: its config.json; missing: tensors it lacks.
 
-    Raises UserError where it is a classifier of other classes, or a regression in place of one or the other way round.
+    Raises UserError if it is a classifier of other classes, or if one is a regression and the other is not.
     """
     if f"{output_layer(model)[0]}.weight" in missing:
         return  # a new head has no meaning yet
@@ -195,8 +196,8 @@ def _name_outputs(
 
 
 def keep_soft_cap(model: nn.Module, attn_implementation: str | None) -> None:
-    """Gemma-2 caps its attention scores, which transformers' sdpa leaves out without a word: eager in its place, UserError
-    where sdpa was asked for."""
+    """Gemma-2 caps its attention scores, which transformers' sdpa silently omits: use eager instead. UserError if sdpa was
+    requested."""
     if not getattr(model.config, "attn_logit_softcapping", None) or model.config._attn_implementation != "sdpa":
         return
     if attn_implementation == "sdpa":
@@ -208,7 +209,7 @@ def keep_soft_cap(model: nn.Module, attn_implementation: str | None) -> None:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without transformers' table of what a checkpoint lacks, which of a classifier is the head, as it should be."""
+    """Suppress transformers' table of missing weights, which for a classifier lists the head, as expected."""
     level = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()
     try:
@@ -240,12 +241,12 @@ def beside_body(model: nn.Module) -> list[str]:
 
 
 def is_classifier(model: nn.Module) -> bool:
-    """Whether `model` is one of transformers' sequence classifiers."""
+    """Return True if `model` is one of transformers' sequence classifiers."""
     return type(model).__name__.endswith("ForSequenceClassification")
 
 
 def load_tokenizer(name: str, *, trust_remote_code: bool = False):
-    """The tokenizer that belongs to the model `name`."""
+    """The tokenizer of the model `name`."""
     place = locate(name)
     try:
         return AutoTokenizer.from_pretrained(place, trust_remote_code=trust_remote_code)
@@ -254,7 +255,7 @@ def load_tokenizer(name: str, *, trust_remote_code: bool = False):
 
 
 def check_attention(attn_implementation: str | None, dtype: str) -> None:
-    """UserError when an attention implementation is unknown or cannot run here."""
+    """UserError if an attention implementation is unknown or cannot run here."""
     if attn_implementation is None:
         return
     if choose("attn_implementation", attn_implementation, ATTENTIONS) != "flash_attention_2":
@@ -273,7 +274,7 @@ def check_attention(attn_implementation: str | None, dtype: str) -> None:
 
 
 def _unreadable(name: str, place: str, error: SafetensorError) -> RunFailure:
-    """Names the file among a model's weights that cannot be read."""
+    """An error that names the unreadable file among a model's weights."""
     for file in sorted(Path(place).glob("*.safetensors")) if Path(place).is_dir() else ():
         try:
             with safe_open(file, framework="pt"):

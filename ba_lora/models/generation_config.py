@@ -1,14 +1,14 @@
 """Repair a base's generation config so that it can be saved.
 
 transformers opens a generation config that contradicts itself (a temperature without sampling, a beam option without beams)
-and refuses to save it. It affects neither training nor this project's evaluations, which set their own options.
+but refuses to save it. It affects neither training nor this project's evaluations, which set their own options.
 """
 
 import re
 
 from torch import nn
 
-# Options that only affect sampling → whether one can sample with a value.
+# Options that only affect sampling → test of whether a value allows sampling.
 SAMPLING = {
     "temperature": lambda value: value > 0,
     "top_k": lambda value: value >= 0,
@@ -18,10 +18,10 @@ SAMPLING = {
 
 
 def repair_generation_config(model: nn.Module) -> str | None:
-    """Change the generation config of `model` so that transformers saves it; returns in words what was changed, or None.
+    """Change the generation config of `model` so that transformers saves it; returns a description of the changes, or None.
 
-    Sampling options without do_sample: do_sample becomes True, which they imply. Where do_sample is False, or one cannot sample
-    with a value (temperature 0), they are left out, as is everything else that has no effect.
+    Sampling options without do_sample imply sampling, so do_sample becomes True. If do_sample is False, or a value does not
+    allow sampling (temperature 0), they are dropped, as is everything else that has no effect.
     """
     config = getattr(model, "generation_config", None)
     if config is None or not model.can_generate():

@@ -1,8 +1,8 @@
-"""What the outputs of a saved classifier are called, and how they are put in the order of a task.
+"""The names of a saved classifier's outputs, and how to put the outputs in the order of a task.
 
-A classifier's config says which class each output stands for. A task has its classes in an order of its own, which need not be
-the same: outputs are matched by name. Names that only count (LABEL_0, LABEL_1, ... or 0, 1, ...) say nothing, so those outputs
-are matched by position.
+A classifier's config says which class each output stands for. A task has its own order of classes, which may differ, so
+outputs are matched by name. Names that are only numbers (LABEL_0, LABEL_1, ... or 0, 1, ...) carry no meaning, so those
+outputs are matched by position.
 """
 
 import logging
@@ -18,7 +18,7 @@ logger = logging.getLogger(__name__)
 
 
 def output_layer(model: nn.Module) -> tuple[str, nn.Linear]:
-    """(name, layer) of the linear layer that gives a classifier's logits. UserError where there is none."""
+    """(name, layer) of the linear layer that gives a classifier's logits. UserError if there is none."""
     classes = model.config.num_labels
     layers = [(n, m) for n, m in model.named_modules() if isinstance(m, nn.Linear) and m.out_features == classes]
     if not layers:
@@ -29,7 +29,7 @@ def output_layer(model: nn.Module) -> tuple[str, nn.Linear]:
 
 
 def check_names(config: dict, name: str) -> None:
-    """UserError where config.json of the model `name` has an id2label that transformers cannot read."""
+    """UserError if config.json of the model `name` has an id2label that transformers cannot read."""
     known = config.get("id2label")
     if known is not None and not (isinstance(known, dict) and all(number.isdecimal() for number in known)):
         raise UserError(
@@ -38,10 +38,11 @@ def check_names(config: dict, name: str) -> None:
 
 
 def saved_names(config: dict, name: str) -> list[str] | None:
-    """What config.json of the model `name` calls its outputs, by number; None where it gives no names at all.
+    """The output names in config.json of the model `name`, by number; None if it gives no names at all.
 
-    id2label says it. Where that is missing or only counts, label2id does, which transformers then ignores. Raises UserError
-    where id2label does not number the outputs from 0 on, label2id gives no numbers, or the two contradict each other.
+    They come from id2label. If that is missing or has only numbers, they come from label2id, which transformers then
+    ignores. Raises UserError if id2label does not number the outputs from 0 on, label2id gives no numbers, or the two
+    contradict each other.
     """
     known = {int(number): str(each) for number, each in (config.get("id2label") or {}).items()}
     back = config.get("label2id") or {}
@@ -67,10 +68,10 @@ def saved_names(config: dict, name: str) -> list[str] | None:
 
 
 def in_order_of(labels: Sequence[str], names: Sequence[str], name: str) -> list[int]:
-    """The number of the saved output that each of `labels` is, by name; case, dashes and spaces count only where names would
-    be the same without them. Names that only count are taken by position, unless `labels` are the same names.
+    """For each of `labels`, the number of the saved output with that name. Case, dashes and spaces count only if names would
+    be equal without them. Names that are only numbers are matched by position, unless `labels` are the same names.
 
-    Raises UserError where the names do not correspond one to one.
+    Raises UserError if the names do not correspond one to one.
     """
     for plain in (str, _plain):
         have, wanted = [plain(each) for each in names], [plain(each) for each in labels]
@@ -85,13 +86,13 @@ def in_order_of(labels: Sequence[str], names: Sequence[str], name: str) -> list[
 
 
 def _only_count(names: Sequence[str]) -> bool:
-    """Whether names say nothing but their number: LABEL_0, LABEL_1, ... or 0, 1, ..."""
+    """Return True if names are only numbers: LABEL_0, LABEL_1, ... or 0, 1, ..."""
     return all(each.upper() in (f"LABEL_{number}", str(number)) for number, each in enumerate(names))
 
 
 @torch.no_grad()
 def reorder_outputs(model: nn.Module, order: Sequence[int]) -> None:
-    """Let output number i of a classifier be what its output number order[i] was."""
+    """Move output number order[i] of a classifier to position i."""
     layer = output_layer(model)[1]
     for parameter in (layer.weight, layer.bias):
         if parameter is not None:

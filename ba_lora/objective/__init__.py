@@ -1,1 +1,1 @@
-"""The paper's mathematics in pure torch: the regularizers, their schedules, and the objective in its dense and chunked form."""
+"""The paper's mathematics in pure torch: regularizers, their schedules, and the objective in dense and chunked form."""

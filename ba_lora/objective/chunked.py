@@ -1,10 +1,10 @@
-"""The generation objective from hidden states: the same value and gradients as the dense form, without the logits.
+"""The generation objective from hidden states: the same value and gradients as the dense form, without storing the logits.
 
-The rows pass through the frozen head W (V×d) a chunk at a time. One softmax at the temperature T serves both temperatures,
-softmax(z) being its T-th power normalised, and becomes in place the gradient with respect to the logits, which one product
-with W turns into that for the hidden states. A teacher that is not at hand is d + 1 numbers a row: u = Σ_v p_T(v)·w_v
-and c = Σ_v p_T(v)·log p_T(v). The singular values of Z = H·Wᵀ are those of H·Rᵀ where RᵀR = WᵀW. docs/objective.md derives
-each.
+The rows pass through the frozen head W (V×d) in chunks. One softmax at temperature T serves both temperatures, because
+softmax(z) is its T-th power, normalised. It is overwritten with the gradient with respect to the logits, and one product
+with W turns that into the gradient with respect to the hidden states. A teacher that is not in memory takes d + 1 numbers
+per row: u = Σ_v p_T(v)·w_v and c = Σ_v p_T(v)·log p_T(v). The singular values of Z = H·Wᵀ are those of H·Rᵀ where RᵀR = WᵀW.
+docs/objective.md derives each of these.
 """
 
 import math
@@ -17,27 +17,28 @@ from torch.autograd.function import once_differentiable
 from .regularizers import svd_ratio, working
 from .spectrum import gram, leading_triplets
 
-# Of one chunk's logits in float32: a few times it is all the memory that the vocabulary takes. With few rows a chunk, the time
-# goes into reading the head: at V = 128,256 on two cores 8 MiB take twice as long as 48.
+# Size of one chunk's logits in float32; the vocabulary takes a few times this much memory in all. With few rows per chunk,
+# reading the head dominates: at V = 128,256 on two cores, 8 MiB takes twice as long as 48 MiB.
 CHUNK_BYTES = 48 << 20
 
 
 class TeacherStats(NamedTuple):
-    """What the teacher contributes to each row: u (N, d) and c (N,)."""
+    """The teacher's contribution to each row: u (N, d) and c (N,)."""
 
     u: Tensor
     c: Tensor
 
 
 def rows_of_a_chunk(vocabulary: int, chunk_size: int | None = None) -> int:
-    """Rows that are worked on at once: `chunk_size`, or as many as CHUNK_BYTES hold."""
+    """Rows per chunk: `chunk_size`, or as many as fit in CHUNK_BYTES."""
     return chunk_size or max(CHUNK_BYTES // (4 * vocabulary), 1)
 
 
 def factor_of(head_weight: Tensor) -> Tensor:
-    """R, min(V, d)×d in float32 (float64 stays), with RᵀR = WᵀW: H·Rᵀ has the singular values of H·Wᵀ.
+    """Return R (min(V, d), d) with RᵀR = WᵀW, in float32 (float64 stays): H·Rᵀ has the singular values of H·Wᵀ.
 
-    head_weight: (V, d). From the Cholesky factor of WᵀW in float64; where W lacks full rank, from its eigenvalues.
+    head_weight: (V, d). R is the Cholesky factor of WᵀW in float64; if W lacks full rank, R comes from the eigenvalues of
+    WᵀW.
     """
     weight = head_weight.detach()
     kept = working(weight).dtype
@@ -70,15 +71,15 @@ def chunked_objective(
     spectrum_scale: float = 1.0,
     all_terms: bool = False,
 ) -> tuple[Tensor, dict[str, Tensor | None]]:
-    """The loss of rows already selected and shifted, from their hidden states, and its terms; see objective.dense_objective.
+    """Loss and terms of rows that are already selected and shifted, from their hidden states; see dense.dense_objective.
 
-    hidden, teacher_hidden: (N, d); head_weight: (V, d), frozen, without bias; targets: (N,). lambdas: the weights of
-    consistency, diversity and spectrum now in force. teacher_stats: (u, c) in place of teacher_hidden. head_factor: from
-    `factor_of`, computed anew when None. chunk_size: rows at once; None = by CHUNK_BYTES. num_items: rows of the whole step
-    (default N). Returns (loss, terms): terms carry no gradient and are unweighted; one whose weight is 0 is None unless
-    all_terms. loss = task + λ1·consistency + λ2·diversity + λ3·spectrum_scale·spectrum.
+    hidden, teacher_hidden: (N, d); head_weight: (V, d), frozen, without bias; targets: (N,). lambdas: the current weights of
+    consistency, diversity and spectrum. teacher_stats: (u, c) instead of teacher_hidden. head_factor: from `factor_of`;
+    computed if None. chunk_size: rows per chunk; None = set by CHUNK_BYTES. num_items: rows in the whole step (default N).
+    Returns (loss, terms). Terms carry no gradient and are unweighted; a term with weight 0 is None unless all_terms. loss =
+    task + λ1·consistency + λ2·diversity + λ3·spectrum_scale·spectrum.
 
-    Raises ValueError where a trainable head, or a consistency weight without a teacher, makes that impossible.
+    Raises ValueError for a trainable head, and for a consistency weight without a teacher.
     """
     lambda1, lambda2, lambda3 = lambdas
     if head_weight.requires_grad:
@@ -114,10 +115,10 @@ def chunked_objective(
 def stats_of(
     hidden: Tensor, head_weight: Tensor, temperature: float, *, dtype: torch.dtype = torch.float32, chunk_size=None
 ) -> TeacherStats:
-    """What a teacher with these hidden states (N, d) contributes: u (N, d) in `dtype` and c (N,) in float64.
+    """Teacher statistics from its hidden states (N, d): u (N, d) in `dtype` and c (N,) in float64.
 
-    c = u·h/T − log Σ exp(z/T), from u as it is stored: what is lost in rounding u then cancels in the consistency where
-    the student is near the teacher. Where u is bfloat16, −c is the entropy to that rounding only.
+    c = u·h/T − log Σ exp(z/T), with u as it is stored, so that the rounding error of u cancels in the consistency when the
+    student is near the teacher. If u is bfloat16, −c is the entropy only up to that rounding.
     """
     weight = head_weight.detach().to(hidden.dtype)
     us, cs = [], []
@@ -132,7 +133,7 @@ def stats_of(
 
 @torch.no_grad()
 def mean_entropy(hidden: Tensor, head_weight: Tensor, temperature: float, chunk_size: int | None = None) -> Tensor:
-    """Mean over the rows of the entropy of softmax(z/T), in nats. hidden: (N, d); N at least 1."""
+    """Mean entropy of softmax(z/T) over the rows, in nats. hidden: (N, d); N at least 1."""
     total = torch.zeros((), dtype=torch.float64, device=hidden.device)
     for part in hidden.split(rows_of_a_chunk(len(head_weight), chunk_size)):
         log_p = torch.log_softmax(working(part @ head_weight.to(part.dtype).T) / temperature, dim=-1)
@@ -141,7 +142,7 @@ def mean_entropy(hidden: Tensor, head_weight: Tensor, temperature: float, chunk_
 
 
 def _spectrum(x: Tensor, k: int, norm: str) -> Tensor:
-    """`svd_ratio`; for the Frobenius norm from the leading triplets alone, where these are cheap. x: (N, min(V, d))."""
+    """`svd_ratio`; for the Frobenius norm, from the leading triplets alone if they are cheap to find. x: (N, min(V, d))."""
     found = leading_triplets(x, k) if norm == "frobenius" else None
     if found is None:
         return svd_ratio(x, k, norm)
@@ -150,7 +151,7 @@ def _spectrum(x: Tensor, k: int, norm: str) -> Tensor:
 
 
 class _Plan(NamedTuple):
-    """What `_TokenTerms` computes."""
+    """The work that `_TokenTerms` has to do."""
 
     lambda1: float
     lambda2: float
@@ -161,14 +162,14 @@ class _Plan(NamedTuple):
     chunk: int
 
     def buffers(self, online: bool) -> int:
-        """How many times the logits of a chunk are in memory. online: the teacher comes as hidden states."""
+        """Number of buffers of the size of a chunk's logits. online: the teacher comes as hidden states."""
         is_softened = self.has_consistency and self.temperature != 1
         keeps_logits = self.has_diversity and self.top_k is None
         return 2 + (self.has_consistency and online) + (is_softened and keeps_logits)
 
 
 class _TokenTerms(torch.autograd.Function):
-    """(loss, task, consistency, diversity) of the token terms; the gradient for `hidden` is made in the forward pass."""
+    """(loss, task, consistency, diversity) of the token terms. The forward pass already computes the gradient for `hidden`."""
 
     @staticmethod
     def forward(ctx, hidden, teacher_hidden, u, c, head_weight, targets, items, plan):
@@ -209,16 +210,17 @@ def _all_chunks(hidden, teacher_hidden, u, c, weight, targets, plan: _Plan) -> t
 
 
 def _buffers(count: int, rows: int, weight: Tensor) -> list[Tensor]:
-    """Room for a chunk's logits, `count` times (rows, V), in working precision.
+    """`count` buffers (rows, V) for a chunk's logits, in working precision.
 
-    Made once for all chunks and written into: memory that is fresh from the system costs more than what is done in it.
+    They are allocated once and reused for every chunk: fresh memory from the system costs more than the arithmetic done in
+    it.
     """
     return [torch.empty(rows, len(weight), dtype=working(weight[:0]).dtype, device=weight.device) for _ in range(count)]
 
 
 def _logits(hidden: Tensor, weight: Tensor, temperature: float, out: Tensor) -> Tensor:
-    """z/T (n, V) in working precision, in the first n rows of `out`."""
-    exact = math.frexp(temperature)[0] == 0.5  # a power of two: the division of the hidden states rounds nothing
+    """Write z/T (n, V), in working precision, to the first n rows of `out`, and return them."""
+    exact = math.frexp(temperature)[0] == 0.5  # a power of two: dividing the hidden states is exact
     z, hidden = out[: len(hidden)], hidden / temperature if exact else hidden
     if weight.dtype == z.dtype:
         torch.mm(hidden, weight.T, out=z)
@@ -228,7 +230,7 @@ def _logits(hidden: Tensor, weight: Tensor, temperature: float, out: Tensor) -> 
 
 
 def _largest(z: Tensor, k: int, width: int = 128) -> tuple[Tensor, Tensor]:
-    """As z.topk(k), several times faster for long rows: the k largest lie in the k blocks with the largest maxima."""
+    """Same as z.topk(k), but several times faster for long rows: the k largest lie in the k blocks with the largest maxima."""
     rows, length = z.shape
     blocks = length // width
     if blocks < 4 * k:
@@ -242,7 +244,7 @@ def _largest(z: Tensor, k: int, width: int = 128) -> tuple[Tensor, Tensor]:
 
 
 def _softmax(z: Tensor, out: Tensor) -> tuple[Tensor, Tensor]:
-    """(p, log Σ exp z in float64 (n, 1)) of z (n, V), which is kept; p lies in the first n rows of `out`."""
+    """Return (p, log Σ exp z in float64 (n, 1)) of z (n, V). z is unchanged; p is written to the first n rows of `out`."""
     p = torch.softmax(z, dim=-1, out=out[: len(z)])
     # the largest p is 1 / Σ exp(z − max z)
     return p, z.amax(-1, keepdim=True).double() - p.amax(-1, keepdim=True).double().log()
@@ -251,8 +253,8 @@ def _softmax(z: Tensor, out: Tensor) -> tuple[Tensor, Tensor]:
 def _chunk(hidden, teacher, weight, targets, plan: _Plan, buffers: list[Tensor]) -> tuple[Tensor, Tensor]:
     """One chunk's gradient (n, d) of the summed loss, and its sums (3,) of task, consistency and diversity.
 
-    teacher: its hidden states (n, d), or its statistics (u, c), or None. buffers: as many as `plan.buffers` says; what
-    lies in each when is in the comments. z and the like are divided by T.
+    teacher: its hidden states (n, d), or its statistics (u, c), or None. buffers: `plan.buffers` of them; comments say what
+    each one holds. All logits here are divided by T.
     """
     temperature = plan.temperature if plan.has_consistency else 1.0
     soft = plan.lambda1 * temperature if plan.has_consistency else 0.0
@@ -260,18 +262,18 @@ def _chunk(hidden, teacher, weight, targets, plan: _Plan, buffers: list[Tensor])
     sums = torch.zeros(3, dtype=torch.float64, device=hidden.device)
     first, second, *more = buffers
 
-    z = _logits(hidden, weight, temperature, first)  # (n, V), in the first
+    z = _logits(hidden, weight, temperature, first)  # (n, V), in the first buffer
     z_target = z.gather(1, targets[:, None])
     top, places = _largest(z, plan.top_k) if plan.has_diversity and not whole else (None, None)
 
     p_teacher = None
     if plan.has_consistency and not isinstance(teacher, tuple):
-        z_teacher = _logits(teacher, weight, temperature, second)  # in the second
-        p_teacher, log_total_teacher = _softmax(z_teacher, more.pop())  # in the third, to the end
+        z_teacher = _logits(teacher, weight, temperature, second)  # in the second buffer
+        p_teacher, log_total_teacher = _softmax(z_teacher, more.pop())  # in the third buffer, to the end
         moved = torch.linalg.vecdot(p_teacher, z_teacher.sub_(z))  # exactly 0 for equal hidden states
 
-    p, log_total = _softmax(z, second)  # in the second
-    # p at temperature 1 is `ones` / partition; in the second for T = 1, else in z's place, unless z is needed again
+    p, log_total = _softmax(z, second)  # in the second buffer
+    # p at temperature 1 is `ones` / partition: in the second buffer if T = 1, else in place of z unless z is needed again
     ones = p if temperature == 1 else torch.pow(p, temperature, out=more.pop()[: len(z)] if whole else z)
     partition = ones.sum(-1, keepdim=True)
     log_partition = temperature * log_total + partition.double().log()
@@ -286,7 +288,7 @@ def _chunk(hidden, teacher, weight, targets, plan: _Plan, buffers: list[Tensor])
 
     slope = None
     if whole:
-        log_p = z.mul_(temperature).sub_(log_partition)  # in the first
+        log_p = z.mul_(temperature).sub_(log_partition)  # in the first buffer
         negative = torch.linalg.vecdot(ones, log_p)[:, None] / partition  # −H
         sums[2] = negative.double().sum()
         slope = log_p.sub_(negative).mul_(ones) if plan.lambda2 else None
@@ -295,7 +297,7 @@ def _chunk(hidden, teacher, weight, targets, plan: _Plan, buffers: list[Tensor])
         negative = (log_top.exp() * log_top).sum(-1, keepdim=True)  # −H over the K largest
         sums[2] = negative.double().sum()
 
-    # The gradient with respect to the logits times the partition, by which the product with the head is divided.
+    # The gradient with respect to the logits, times the partition; the product with the head is divided by it again.
     g = ones
     if soft:
         g = ones.mul_(1 + soft) if temperature == 1 else ones.addcmul_(p, soft * partition)

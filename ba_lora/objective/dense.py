@@ -1,12 +1,12 @@
-"""Task loss plus weighted regularizers, from logits: of generation, a row per token; of classification, a row per sample.
+"""Task loss plus weighted regularizers, from logits. Generation has one row per token, classification one row per sample.
 
-Generation: position t predicts token t + 1, and counts where labels[t + 1] is not -100. The same rows feed the task loss and
-all three regularizers. Token terms are sums over the rows divided by the rows of the whole optimiser step (over micro-batches
-and processes), so the loss does not depend on how the batch is cut. The spectrum term belongs to a micro-batch and is averaged
-over the micro-batches and processes of the step.
+Generation: position t predicts token t + 1, and counts if labels[t + 1] is not -100. The task loss and all three
+regularizers use the same rows. Token terms are sums over the rows, divided by the number of rows in the whole optimiser step
+(over micro-batches and processes), so the loss does not depend on how the batch is split. The spectrum term is computed per
+micro-batch and averaged over the micro-batches and processes of the step.
 
-Classification: task and consistency are sums over the samples divided by the samples of the step; diversity and spectrum both
-belong to a micro-batch.
+Classification: task and consistency are sums over the samples, divided by the number of samples in the step; diversity and
+spectrum are both computed per micro-batch.
 """
 
 from torch import Tensor
@@ -27,12 +27,12 @@ def dense_objective(
     spectrum_scale: float = 1.0,
     all_terms: bool = False,
 ) -> tuple[Tensor, dict[str, Tensor | None]]:
-    """The loss of rows already selected and shifted, and its terms.
+    """Loss and terms of rows that are already selected and shifted.
 
-    logits, teacher_logits: (N, V); targets: (N,); lambdas: the weights now in force; num_items: rows of the whole step
-    (default N); spectrum_scale: 1/(micro-batches in the step × processes). Returns (loss, terms): terms are unweighted;
-    task, consistency and diversity are sums over the rows / num_items; a term whose weight is 0 is None unless all_terms.
-    loss = task + λ1·consistency + λ2·diversity + λ3·spectrum_scale·spectrum.
+    logits, teacher_logits: (N, V); targets: (N,); lambdas: the current weights; num_items: rows in the whole step (default
+    N); spectrum_scale: 1/(micro-batches in the step × processes). Returns (loss, terms). Terms are unweighted; task,
+    consistency and diversity are sums over the rows / num_items; a term with weight 0 is None unless all_terms. loss = task
+    + λ1·consistency + λ2·diversity + λ3·spectrum_scale·spectrum.
     """
     rows, items = len(targets), _items(num_items, len(targets))
     task = _cross_entropy(logits, targets, items)
@@ -55,13 +55,14 @@ def classifier_objective(
     regression: bool = False,
     all_terms: bool = False,
 ) -> tuple[Tensor, dict[str, Tensor | None]]:
-    """The loss of a micro-batch of samples and its terms.
+    """Loss and terms of a micro-batch of samples.
 
-    logits, teacher_logits: (N, D); labels: (N,); lambdas: the weights now in force; features: (N, d), what diversity and
-    spectrum look at in place of the logits; num_items: samples of the whole step (default N); share: 1/(micro-batches in the
-    step × processes). Returns (loss, terms): terms are unweighted; task and consistency are sums over the samples / num_items,
-    diversity and spectrum the micro-batch's own; a term whose weight is 0 is None unless all_terms.
-    loss = task + λ1·consistency + share·(λ2·diversity + λ3·spectrum). The task: cross-entropy, or the squared error.
+    logits, teacher_logits: (N, D); labels: (N,); lambdas: the current weights; features: (N, d), the input of diversity and
+    spectrum instead of the logits; num_items: samples in the whole step (default N); share: 1/(micro-batches in the step ×
+    processes). Returns (loss, terms). Terms are unweighted; task and consistency are sums over the samples / num_items,
+    diversity and spectrum are the micro-batch's own; a term with weight 0 is None unless all_terms. loss = task +
+    λ1·consistency + share·(λ2·diversity + λ3·spectrum). The task loss is the cross-entropy, or the squared error for
+    regression.
     """
     rows, items = len(labels), _items(num_items, len(labels))
     looked_at = logits if features is None else features
@@ -76,7 +77,7 @@ def classifier_objective(
 
 
 def _items(num_items: Tensor | float | None, rows: int) -> Tensor | float:
-    """What sums are divided by; at least 1, for a process without rows."""
+    """The divisor of the sums; at least 1, for a process without rows."""
     items = rows if num_items is None else num_items
     return items.clamp(min=1) if isinstance(items, Tensor) else max(items, 1)
 
@@ -94,7 +95,7 @@ def _regularize(
     lambdas: tuple[float, float, float],
     all_terms: bool,
 ) -> dict[str, Tensor | None]:
-    """Means over these rows; None for a term that nothing asks for. looked_at: what diversity and spectrum are of."""
+    """Means over these rows; None for a term that is not wanted. looked_at: the input of diversity and spectrum."""
     terms: dict[str, Tensor | None] = dict.fromkeys(TERMS)
     lambda1, lambda2, lambda3 = lambdas
     if lambda1 > 0 or (all_terms and teacher_logits is not None):
@@ -115,7 +116,7 @@ def _regularize(
 def _weigh(
     terms: dict[str, Tensor | None], lambdas: tuple[float, float, float], scales: tuple[float, float, float]
 ) -> tuple[Tensor, dict[str, Tensor | None]]:
-    """(task + Σ λ·scale·term over the terms in force, terms)."""
+    """(task + Σ λ·scale·term over the active terms, terms)."""
     weights = dict(
         zip(TERMS, (1.0, *(weight * scale for weight, scale in zip(lambdas, scales, strict=True))), strict=True)
     )
@@ -124,8 +125,8 @@ def _weigh(
 
 
 def powerless(objective: Objective, rows: int, classes: int, width: int) -> dict[str, str]:
-    """{term: why its gradient is 0, and the remedy} on micro-batches of so many rows; width: columns of what diversity and
-    spectrum look at, the classes or the features."""
+    """{term: why its gradient is 0, and the remedy} for micro-batches of `rows` rows. width: columns of the input of
+    diversity and spectrum, which are classes or features."""
     found = {}
     if classes == 1 and objective.consistency == "kl":
         found["consistency"] = "one output has one class, of probability 1; use --lambda1 0"

@@ -1,6 +1,6 @@
-"""A causal language model taken apart: the body, which gives hidden states, and the frozen linear head, which is applied last.
+"""Split a causal language model into its body, which gives hidden states, and its frozen linear head, which is applied last.
 
-Only the rows that count need to pass through the head, and the objective needs no logits of them (chunked.py).
+Only the rows that count need to pass through the head, and the objective does not need their logits (chunked.py).
 """
 
 import hashlib
@@ -22,16 +22,17 @@ logger = logging.getLogger(__name__)
 
 
 class Split(NamedTuple):
-    """The two parts of a model: head(body(input_ids, ...).last_hidden_state) are its logits."""
+    """The two parts of a model: head(body(input_ids, ...).last_hidden_state) gives its logits."""
 
     body: nn.Module
     head: nn.Linear
 
 
 def split(model: nn.Module, input_ids: Tensor) -> tuple[Split | None, str]:
-    """(the parts, "") of a causal language model, adapted or not; (None, the reason) where the logits are made otherwise.
+    """(the parts, "") of a causal language model, adapted or not; (None, the reason) if its logits are computed in another
+    way.
 
-    input_ids: (1, T), some tokens to compare the two ways on: a soft cap or a scale of the logits shows there.
+    input_ids: (1, T), some tokens on which the two ways are compared: they reveal a soft cap or a scale of the logits.
     """
     causal = model.get_base_model() if isinstance(model, PeftModel) else model
     body, head = getattr(causal, "base_model", causal), causal.get_output_embeddings()
@@ -61,14 +62,14 @@ def split(model: nn.Module, input_ids: Tensor) -> tuple[Split | None, str]:
 
 
 def cached_factor(head: nn.Linear) -> Tensor:
-    """`factor_of` the head's weight, from the cache folder if it was made before for the same values; on the head's device."""
+    """`factor_of` the head's weight, read from the cache folder if it holds one for the same values; on the head's device."""
     weight = head.weight.detach()
     values = weight.cpu().contiguous().view(torch.uint8).numpy()
     name = hashlib.sha256(values.data).hexdigest()
     folder = cache_home() / "heads" / f"{name[:32]}-{weight.shape[0]}x{weight.shape[1]}"
     file = folder / "factor.safetensors"
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder.with_name(f".{folder.name}.lock")):  # of several processes one makes it and the others wait
+    with FileLock(folder.with_name(f".{folder.name}.lock")):  # one process computes it and the others wait
         if file.is_file():
             try:
                 return load_tensors(file, folder.name)["factor"].to(weight.device)

@@ -1,9 +1,9 @@
-"""The paper's regularizers, one function each, written to be held against the equations.
+"""The paper's regularizers, one function each, written for comparison with the equations.
 
-Source: BA-LoRA, arXiv 2408.04556, versions v1-v5 and v6-v8/ICLR; no version's full text was at hand, so the equations are
-taken from public notes and from the published code (docs/DEVIATIONS.md says which is which).
+Source: BA-LoRA, arXiv 2408.04556, versions v1-v5 and v6-v8/ICLR. The full text of no version was available, so the equations
+come from public notes and from the published code (docs/DEVIATIONS.md says which comes from where).
 
-Every function takes logits of rows that were already selected (one row a predicted token, or one row a sample), reduces
+Every function takes the logits of rows that are already selected (one row per predicted token, or one per sample), reduces
 bfloat16 and float16 in float32, keeps float64, and returns a scalar to be minimised. Without rows the result is a zero that
 is still connected to the graph.
 """
@@ -16,7 +16,7 @@ from .spectrum import singular_values
 
 
 def working(logits: Tensor) -> Tensor:
-    """The same values in the precision that sums are made in: float32, or float64 where it came so."""
+    """The same values in the precision used for sums: float64 if they are float64, else float32."""
     return logits if logits.dtype == torch.float64 else logits.float()
 
 
@@ -61,9 +61,8 @@ def consistency_mse(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
 def diversity_entropy(logits: Tensor, top_k: int | None = None) -> Tensor:
     """−mean over rows of the entropy of p = softmax(z), in nats.
 
-    logits: (N, V). With top_k the softmax runs over each row's top_k largest logits only.
-    Equation: DR for generation; the whole vocabulary in v5, a renormalised top-K set in v6-v8.
-    Raises ValueError when top_k is not between 1 and V.
+    logits: (N, V). With top_k, the softmax runs over only the top_k largest logits of each row. Equation: DR for generation;
+    the whole vocabulary in v5, a renormalised top-K set in v6-v8. Raises ValueError unless top_k is between 1 and V.
     """
     _check(logits)
     if top_k is not None and not 1 <= top_k <= logits.shape[-1]:
@@ -80,8 +79,8 @@ def diversity_entropy(logits: Tensor, top_k: int | None = None) -> Tensor:
 def diversity_covariance(logits: Tensor) -> Tensor:
     """(1/D) · Σ_{i≠j} C_ij², where C = Z̃ᵀZ̃ / (N − 1) and Z̃ is Z with the mean over rows removed.
 
-    logits: (N, D). With fewer than two rows there is no covariance: the result is a connected zero.
-    Equation: DR for understanding, all versions.
+    logits: (N, D). Covariance needs two rows; with fewer, the result is a connected zero. Equation: DR for understanding,
+    all versions.
     """
     _check(logits)
     rows, classes = logits.shape
@@ -96,10 +95,10 @@ def diversity_covariance(logits: Tensor) -> Tensor:
 def svd_ratio(logits: Tensor, k: int, norm: str = "nuclear") -> Tensor:
     """−Σ_{i≤k} σ_i / Σ_j σ_j ("nuclear"), or −Σ_{i≤k} σ_i / ‖Z‖_F ("frobenius"); σ are Z's singular values, exact.
 
-    logits: (N, V), as they are: not centred. Singular values that are rounding noise count as 0 and carry no gradient
-    (`spectrum.singular_values` says from where on).
-    Equation: SVDR; nuclear in v1-v5 and for understanding, Frobenius for generation in v6-v8. The nuclear form is the
-    constant −1 once k ≥ min(N, V). Raises ValueError for k < 1 or an unknown norm.
+    logits: (N, V), not centred. Singular values that are rounding noise count as 0 and carry no gradient
+    (`spectrum.singular_values` gives the threshold). Equation: SVDR; nuclear in v1-v5 and for understanding, Frobenius for
+    generation in v6-v8. The nuclear form is the constant −1 once k ≥ min(N, V). Raises ValueError for k < 1 or an unknown
+    norm.
     """
     _check(logits)
     if k < 1:
@@ -110,13 +109,13 @@ def svd_ratio(logits: Tensor, k: int, norm: str = "nuclear") -> Tensor:
     if len(values) == 0:
         return logits.sum() * 0.0
     if norm == "nuclear" and k >= min(values.shape) and values.any():
-        return values.sum() * 0.0 - 1.0  # all of the spectrum: constant, and its gradient exactly 0
+        return values.sum() * 0.0 - 1.0  # the whole spectrum: constant, with a gradient of exactly 0
     try:
         sigma = singular_values(values)  # (min(N, V),), descending
     except torch.linalg.LinAlgError:
         if values.isfinite().all():
             raise
-        return values.sum() * torch.nan  # not a failure of the SVD: whoever checks the loss names the step
+        return values.sum() * torch.nan  # not a failure of the SVD: the check of the loss names the step
     total = sigma.sum() if norm == "nuclear" else torch.linalg.vector_norm(sigma)
     if total == 0:
         return values.sum() * 0.0

@@ -1,6 +1,6 @@
-"""How a regularizer's weight moves over the training: a factor in [0, 1] for the optimiser step `step` of `total`.
+"""Schedules of a regularizer's weight: a factor in [0, 1] for the optimiser step `step` of `total`.
 
-Source: the published code; the paper, as far as it is known, gives no equations for them.
+Source: the published code. As far as is known, the paper gives no equations for them.
 """
 
 import math
@@ -46,12 +46,12 @@ def factor(schedule: str, step: int, total: int, warmup: float = 0.2, ramp: floa
 
 
 def confidence(teacher_logits: Tensor, temperature: float) -> Tensor:
-    """`certainty` of the teacher at the temperature T, its entropy averaged over the rows. teacher_logits: (N, V). Scalar."""
+    """`certainty` of the teacher at temperature T, from its entropy averaged over the rows. teacher_logits: (N, V). Scalar."""
     values = teacher_logits.double() if teacher_logits.dtype.itemsize == 8 else teacher_logits.float()
     log_p = log_softmax(values / temperature, dim=-1)
     return certainty(-(log_p.exp() * log_p).sum(-1).mean(), values.shape[-1])
 
 
 def certainty(entropy: Tensor, classes: int) -> Tensor:
-    """1 − H/ln V: 1 is certain, 0 is uniform. The adaptive lambda1, of a micro-batch, is min + (max − min) · certainty."""
+    """1 − H/ln V: 1 is certain, 0 is uniform. The adaptive lambda1 of a micro-batch is min + (max − min) · certainty."""
     return 1 - (entropy / math.log(max(classes, 2))).clamp(0, 1)

@@ -1,4 +1,4 @@
-"""The regularizers' forms, weights and schedules, and the published ones by name."""
+"""The regularizers' forms, weights and schedules, and the published presets."""
 
 import math
 from dataclasses import dataclass, fields, replace
@@ -17,9 +17,9 @@ class Objective:
     lambda2: float = 0.0  # weight of diversity
     lambda3: float = 0.0  # weight of the spectrum
     consistency: str = "kl"  # kl | mse
-    temperature: float = 1.0  # of consistency "kl"; > 0
+    temperature: float = 1.0  # for consistency "kl"; > 0
     diversity: str = "entropy"  # entropy | covariance
-    top_k: int | None = None  # classes that the entropy looks at; None is all of them
+    top_k: int | None = None  # number of classes in the entropy; None is all of them
     svd_k: int = 10  # leading singular values
     svd_norm: str = "nuclear"  # nuclear | frobenius
     lambda1_schedule: str = "constant"  # any of schedules.SCHEDULES, or "adaptive"
@@ -27,7 +27,7 @@ class Objective:
     lambda3_schedule: str = "constant"
     warmup: float = 0.2  # fraction of the steps; see schedules.py
     ramp: float = 0.05  # fraction of the steps; two_phase only
-    lambda1_min: float | None = None  # of the adaptive schedule; None is lambda1 / 10
+    lambda1_min: float | None = None  # for the adaptive schedule; None is lambda1 / 10
 
     def __post_init__(self):
         choose("consistency", self.consistency, ("kl", "mse"))
@@ -53,14 +53,14 @@ class Objective:
 
     @classmethod
     def preset(cls, name: str, task: str = "nlg", **changes) -> "Objective":
-        """A published form by name ("iclr", "paper-v5"), for "nlg" or "nlu", with any field changed."""
+        """A published preset ("iclr", "paper-v5") for "nlg" or "nlu", with any field changed."""
         choose("preset", name, PRESETS)
         for change in changes:
             choose("objective option", change, [field.name for field in fields(cls)])
         return replace(PRESETS[name][choose("task", task, ("nlg", "nlu"))], **changes)
 
     def weights(self, step: int, total: int) -> tuple[float, float, float]:
-        """(lambda1, lambda2, lambda3) in force at the optimiser step `step` of `total`; adaptive lambda1: its maximum."""
+        """(lambda1, lambda2, lambda3) at the optimiser step `step` of `total`; for the adaptive lambda1, its maximum."""
         kinds = (self.lambda1_schedule, self.lambda2_schedule, self.lambda3_schedule)
         return tuple(
             weight * (1.0 if kind == "adaptive" else schedules.factor(kind, step, total, self.warmup, self.ramp))
@@ -69,12 +69,12 @@ class Objective:
 
 
 PRESETS = {
-    # v1-v5: weights and constant schedules as printed; k = 3 from the code of that time. NLU k and constancy are assumed.
+    # v1-v5: weights and constant schedules as printed; k = 3 from the code of that time. NLU: k and the constant schedule are assumed.
     "paper-v5": {
         "nlg": Objective(1e-4, 3e-4, 1e-4, svd_k=3),
         "nlu": Objective(1e-4, 4e-4, 1e-4, consistency="mse", diversity="covariance", svd_k=5),
     },
-    # v6-v8 and ICLR: weights and k as printed; T, top-K and schedules from the published code. NLU T is assumed.
+    # v6-v8 and ICLR: weights and k as printed; T, top-K and schedules from the published code. NLU: T is assumed.
     "iclr": {
         "nlg": Objective(
             0.025,

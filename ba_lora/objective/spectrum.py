@@ -1,8 +1,9 @@
-"""Singular values for the spectrum term: all of them, or the leading ones in a few products, differentiable and exact enough.
+"""Singular values for the spectrum term, differentiable and exact enough: all of them, or the leading ones in a few
+products.
 
-float32 matrices go through the Gram matrix of their smaller side in float64: its eigenvalues σ² carry 1e-16·σ₁², so every σ
-above float32's own rounding comes out right, and so does its gradient, where a float32 SVD loses both (docs/objective.md has
-the figures). Only the Frobenius form of the term can do with the leading triplets; these come from a block Krylov space.
+float32 matrices go through the Gram matrix of their smaller side in float64. Its eigenvalues σ² carry an error of 1e-16·σ₁²,
+so every σ above float32's own rounding is right, and so is its gradient; a float32 SVD loses both (docs/objective.md has the
+figures). Only the Frobenius form of the term can use the leading triplets alone; they come from a block Krylov space.
 """
 
 from math import sqrt
@@ -11,10 +12,10 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-PIECE = 16384  # columns that are in float64 at once
-OVERSAMPLING = 8  # vectors of a Krylov block beyond the k that are wanted
-BLOCKS = (4, 6, 8)  # sizes of the Krylov space, in blocks, at which it is looked at
-TOLERANCE = 1e-4  # of the leading subspace, and so of the gradient; the values' error is its square
+PIECE = 16384  # columns held in float64 at once
+OVERSAMPLING = 8  # extra vectors per Krylov block, beyond the k that are wanted
+BLOCKS = (4, 6, 8)  # sizes of the Krylov space, in blocks, at which convergence is checked
+TOLERANCE = 1e-4  # error of the leading subspace, and so of the gradient; the values' error is its square
 
 
 def gram(x: Tensor) -> Tensor:
@@ -29,8 +30,9 @@ def gram(x: Tensor) -> Tensor:
 def singular_values(x: Tensor) -> Tensor:
     """The min(n, m) singular values of x (n, m), descending, with gradients that are finite for every spectrum.
 
-    Values that rounding alone can make are 0 and carry no gradient: below ε·√min(n, m)·σ₁ in float32; below
-    ε·max(n, m)·σ₁ in float64, where the SVD itself adds more. Raises torch.linalg.LinAlgError where x is not finite.
+    Values that rounding alone can produce are set to 0 and carry no gradient: those below ε·√min(n, m)·σ₁ in float32, and
+    below ε·max(n, m)·σ₁ in float64, where the SVD itself adds more error. Raises torch.linalg.LinAlgError if x is not
+    finite.
     """
     if x.dtype != torch.float64:
         return _ByGram.apply(x)
@@ -39,7 +41,7 @@ def singular_values(x: Tensor) -> Tensor:
 
 
 class _ByGram(torch.autograd.Function):
-    """float32 singular values σᵢ = √λᵢ(x·xᵀ), their gradient Σᵢ gᵢ·uᵢvᵢᵀ = U·diag(g/σ)·Uᵀ·x."""
+    """float32 singular values σᵢ = √λᵢ(x·xᵀ), with the gradient Σᵢ gᵢ·uᵢvᵢᵀ = U·diag(g/σ)·Uᵀ·x."""
 
     @staticmethod
     def forward(ctx, x):
@@ -65,11 +67,11 @@ class _ByGram(torch.autograd.Function):
 @torch.compiler.disable
 @torch.no_grad()
 def leading_triplets(x: Tensor, k: int) -> tuple[Tensor, Tensor] | None:
-    """(U, V), (n, k) and (m, k), of the k largest singular values of x (n, m), or None where they are not had cheaply.
+    """(U, V), (n, k) and (m, k), of the k largest singular values of x (n, m), or None if they cannot be computed cheaply.
 
-    Block Krylov space of x·xᵀ from a fixed random start. It counts as found when the residual ‖X·V − U·diag(σ)‖_F is below
-    TOLERANCE·√k times the gap from σ_k to the first value that the start has no vector for. None for a small matrix, a flat
-    or deficient spectrum and values that are not finite: take `singular_values` then.
+    Uses a block Krylov space of x·xᵀ from a fixed random start. It has converged once the residual ‖X·V − U·diag(σ)‖_F is
+    below TOLERANCE·√k times the gap from σ_k to the first value that the start has no vector for. Returns None for a small
+    matrix, a flat or deficient spectrum, and values that are not finite; use `singular_values` then.
     """
     short = x if x.shape[0] <= x.shape[1] else x.T
     width = k + OVERSAMPLING

@@ -1,11 +1,11 @@
-"""The embedded model: a Llama-architecture model of about 2M parameters that `pretrain.py` trained from nothing.
+"""The embedded model: about 2M parameters, Llama architecture, trained from scratch by `pretrain.py`.
 
-`MODEL_DIR` opens with AutoModelForCausalLM and AutoTokenizer like any other folder. The tokenizer is a byte-level BPE:
-it encodes any text, and a digit is always one token. It adds no beginning-of-sequence token; `<s>` is only
-reserved. Training adds `</s>` after a response, and generation stops there.
+`MODEL_DIR` opens with AutoModelForCausalLM and AutoTokenizer like any other folder. The tokenizer is a byte-level BPE: it
+encodes any text, and a digit is always one token. It adds no beginning-of-sequence token; `<s>` is only reserved. Training
+appends `</s>` to each response, and generation stops there.
 """
 
 from pathlib import Path
 
 MODEL_DIR = Path(__file__).parent / "model"
-CHECKSUMS = Path(__file__).parent / "checksums.json"  # of the files in it
+CHECKSUMS = Path(__file__).parent / "checksums.json"  # of the files in MODEL_DIR

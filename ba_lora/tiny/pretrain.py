@@ -1,10 +1,10 @@
-"""Pre-trains the embedded model from nothing, tokenizer included, on generated problems and stories (data/tinymath.py).
+"""Pre-trains the embedded model from scratch, including its tokenizer, on generated problems and stories (data/tinymath.py).
 
     python -m ba_lora.tiny.pretrain --output DIR
 
-Problems give a loss on the response and its end token, stories on every token. A seed fixes the data, the order and the
-weights. DIR appears when everything is done: weights, tokenizer, and recipe.json with the command, the seconds and what
-the model can do: answer unseen problems of its own task, and those of the fine-tuning task it has not been taught.
+For problems, the loss covers the response and its end token; for stories, every token. The seed fixes the data, the order
+and the weights. DIR appears only when everything is done. It holds weights, tokenizer, and recipe.json with the command, the
+seconds and the accuracy: on unseen problems of the model's own task, and on the fine-tuning task that it was not taught.
 """
 
 import argparse
@@ -28,16 +28,16 @@ from ..folders.kinds import WEIGHTS
 from ..folders.ownership import claimed
 
 VOCABULARY = 768
-STORY_SHARE = 0.2  # of the training sequences: 30% of the tokens that carry a loss
-WINDOW = 16  # batches that are sorted by length together
-HELD_OUT = 300  # problems or stories behind each number of the report
+STORY_SHARE = 0.2  # share of the training sequences; 30% of the tokens that carry a loss
+WINDOW = 16  # number of batches sorted by length together
+HELD_OUT = 300  # problems or stories per number in the report
 TEMPLATE = TEMPLATES["plain"]
 # A token is a digit, or a word with the space before it, or a run of signs with the spaces around it (" + ", ". ").
 PIECES = r"\p{N}| ?\p{L}+| ?[^\s\p{L}\p{N}]+ ?|\s+"
 
 
 def train_tokenizer(texts, vocabulary=VOCABULARY):
-    """A byte-level BPE with `vocabulary` tokens, learnt from an iterable of str; encoding adds no special token."""
+    """A byte-level BPE with `vocabulary` tokens, trained on an iterable of str; encoding adds no special token."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
@@ -64,7 +64,7 @@ def train_tokenizer(texts, vocabulary=VOCABULARY):
 
 
 def build_model(tokenizer, seed):
-    """A new LlamaForCausalLM, 2.1M float32 parameters, head not tied to the embeddings."""
+    """A new LlamaForCausalLM with 2.1M float32 parameters; the head is not tied to the embeddings."""
     torch.manual_seed(seed)
     config = LlamaConfig(
         vocab_size=len(tokenizer),
@@ -85,7 +85,7 @@ def build_model(tokenizer, seed):
 
 
 def encode_problem(tokenizer, problem):
-    """(ids, labels): prompt and response encoded apart, then the end token; the prompt has label -100."""
+    """(ids, labels): prompt and response encoded separately, then the end token; the prompt has label -100."""
     prompt = tokenizer.encode(TEMPLATE.render(problem["question"]))
     response = tokenizer.encode(TEMPLATE.separator + problem["answer"]) + [tokenizer.eos_token_id]
     return prompt + response, [-100] * len(prompt) + response
@@ -98,7 +98,7 @@ def encode_story(tokenizer, story):
 
 
 def cut_batches(samples, batch_size, seed):
-    """Shuffled batches of samples of similar length: sorted within windows, so that little is padded."""
+    """Shuffled batches of samples of similar length, sorted within windows to keep padding low."""
     chance = random.Random(seed)
     chance.shuffle(samples)
     for start in range(0, len(samples), batch_size * WINDOW):
@@ -142,7 +142,7 @@ def train(model, batches, steps, lr, fill):
 
 @torch.no_grad()
 def accuracy(model, tokenizer, problems, batch_size=100):
-    """Fraction of problems whose greedy answer gives the right number after "The answer is:"."""
+    """Fraction of problems whose greedy answer has the right number after "The answer is:"."""
     model.eval()
     prompts = [tokenizer.encode(TEMPLATE.render(problem["question"])) for problem in problems]
     right = 0
@@ -158,7 +158,8 @@ def accuracy(model, tokenizer, problems, batch_size=100):
 
 @torch.no_grad()
 def story_loss(model, tokenizer, stories, batch_size=100):
-    """Mean cross-entropy of plain text, nats per token; the end token counts, a first token has nothing before it."""
+    """Mean cross-entropy of plain text, in nats per token. The end token counts; the first token does not, as nothing
+    precedes it."""
     model.eval()
     total = tokens = 0
     for batch in cut_in_order([encode_story(tokenizer, story) for story in stories], batch_size):
@@ -174,9 +175,9 @@ def cut_in_order(items, size):
 
 
 def pretrain(output, steps, batch_size, lr, seed, held_out=HELD_OUT):
-    """Make tokenizer and model, train, measure, and fill the folder `output`. Returns what recipe.json holds.
+    """Make tokenizer and model, train, measure, and fill the folder `output`. Returns the content of recipe.json.
 
-    Raises UserError where `output` holds anything but an earlier model of this command, or another process fills it.
+    Raises UserError if `output` holds anything but an earlier model of this command, or if another process is filling it.
     """
     with claimed(output, "pre-trained model", "--output"):
         return _pretrain(output, steps, batch_size, lr, seed, held_out)
@@ -217,7 +218,7 @@ def _pretrain(output, steps, batch_size, lr, seed, held_out):
 
 
 def main(arguments=None):
-    """The command. Returns the exit status."""
+    """Run the command. Returns the exit status."""
     parser = argparse.ArgumentParser(
         prog="python -m ba_lora.tiny.pretrain",
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -227,9 +228,9 @@ def main(arguments=None):
         "--output", type=Path, required=True, help="folder to write; an earlier model of this command in it is replaced"
     )
     parser.add_argument("--steps", type=int, default=3200, help="optimiser steps (default %(default)s)")
-    parser.add_argument("--batch_size", type=int, default=32, help="sequences a step (default %(default)s)")
+    parser.add_argument("--batch_size", type=int, default=32, help="sequences per step (default %(default)s)")
     parser.add_argument("--lr", type=float, default=2e-3, help="peak learning rate of AdamW (default %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="of data, order and weights (default %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of data, order and weights (default %(default)s)")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads (default %(default)s)")
     options = parser.parse_args(arguments)
     for name in ("steps", "batch_size", "threads", "lr"):
