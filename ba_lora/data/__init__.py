@@ -1,1 +1,1 @@
-"""Training data: reading files, writing prompts, generated problems, batches."""
+"""Training data: reading files, writing prompts, generating problems, building batches."""

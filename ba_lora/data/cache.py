@@ -1,4 +1,5 @@
-"""Encoded samples, kept on disk by their content: the same texts, tokenizer, template and length are encoded once."""
+"""A disk cache of encoded samples, keyed by content: each combination of texts, tokenizer, template and length is encoded
+once."""
 
 import logging
 import shutil
@@ -14,13 +15,13 @@ from .templates import Template
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 3  # to be raised when encode_conversations changes what it returns
+FORMAT = 3  # increase when the result of encode_conversations changes
 
 
 def load_samples(tokenizer, template: Template, conversations, max_length: int) -> tuple[Dataset, dict]:
-    """As `encode_conversations`, from the cache where it can be; the samples are a memory-mapped dataset.
+    """Same as `encode_conversations`, from the cache if possible; the samples are a memory-mapped dataset.
 
-    Of several processes that ask for the same, one encodes and the others wait for it.
+    If several processes ask for the same samples, one encodes and the others wait for it.
     """
     backend = getattr(tokenizer, "backend_tokenizer", None)
     key = {
@@ -37,7 +38,7 @@ def load_samples(tokenizer, template: Template, conversations, max_length: int) 
         found = _read(folder)
         if found is None:
             samples, report = encode_conversations(tokenizer, template, conversations, max_length)
-            disable_progress_bars()  # the encoding has its own
+            disable_progress_bars()  # the encoding has its own bar
             with atomic_folder(folder, ("*.arrow", "*.json")) as place:
                 Dataset.from_list(samples).save_to_disk(place)
                 write_json(place / "report.json", {"key": folder.name} | report)
@@ -47,7 +48,7 @@ def load_samples(tokenizer, template: Template, conversations, max_length: int) 
 
 
 def _read(folder: Path) -> tuple[Dataset, dict] | None:
-    """What the folder holds; None where it holds nothing, or something damaged or of other samples (which is said)."""
+    """The content of the folder; None if it is absent, or if it is damaged or holds other samples (which is logged)."""
     if not folder.exists():
         return None
     try:
@@ -56,7 +57,7 @@ def _read(folder: Path) -> tuple[Dataset, dict] | None:
         if report.pop("key", folder.name) != folder.name:
             raise ValueError("it is of other samples")
         return load_from_disk(folder), report
-    except Exception as error:  # of datasets' and arrow's many kinds; each means that the folder cannot be used
+    except Exception as error:  # datasets and arrow raise many kinds; each means that the folder is unusable
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0].partition("; ")[0]
         logger.warning("the samples in %s are damaged (%s); they are encoded again", folder, reason)
         shutil.rmtree(folder, ignore_errors=True)

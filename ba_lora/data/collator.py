@@ -1,4 +1,4 @@
-"""Samples → a padded batch, and which of its positions count."""
+"""Samples → a padded batch, and the mask of positions that count."""
 
 import torch
 from torch import Tensor
@@ -15,10 +15,10 @@ class PadRight:
     """Pad on the right to the longest sample of the batch.
 
     Returns input_ids, attention_mask and labels, each (B, T). The mask comes from the lengths, so a real end-of-sequence
-    token is seen even when it is also the padding token. labels[:, 0] is -100: nothing predicts the first token.
+    token is attended to even if it is also the padding token. labels[:, 0] is -100: nothing predicts the first token.
 
-    teacher: a teacher_cache.TeacherCache; the samples then carry their number as "sample", and the batch gets what the
-    teacher contributes to its N trained rows, sample by sample: teacher_u (N, d) and teacher_c (N,).
+    teacher: a teacher_cache.TeacherCache. The samples then carry their number as "sample", and the batch also gets the
+    teacher's contribution to its N trained rows, sample by sample: teacher_u (N, d) and teacher_c (N,).
     """
 
     def __init__(self, tokenizer, teacher=None):

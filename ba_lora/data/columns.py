@@ -1,10 +1,10 @@
-"""What stands beside a conversation in a data file: what is used, what may be left out, and what would be lost.
+"""The other columns beside a conversation in a data file: used, safe to ignore, or an error.
 
-A column is used (`system`, `history`, `weight`, `train`), or it only describes its row (METADATA), or it says again what the
-conversation says; the last two are left out, and one line names them. Any other column could change what should be learnt, so
-it is refused by name until --ignore_columns names it. Where --fields names the conversation's own columns, the user has chosen
-among them, and only CARRIERS, `input` and other spellings of what is used ("System") are refused. What is empty counts as
-absent. The keys of a message go by the same rules.
+A column is used (`system`, `history`, `weight`, `train`), or it only describes its row (METADATA), or it repeats the
+conversation. Columns of the last two kinds are ignored, and one line names them. Any other column could change what should
+be learned, so it is rejected by name until --ignore_columns names it. If --fields names the conversation's own columns, the
+user has chosen among them, and only CARRIERS, `input` and other spellings of the used columns ("System") are rejected. Empty
+values count as absent. The keys of a message follow the same rules.
 """
 
 import re
@@ -16,7 +16,7 @@ from ..errors import UserError
 
 SYSTEM = ("system", "system_prompt")
 USED = (*SYSTEM, "history", "weight", "train")
-# Where a row comes from, its number, what it is about, who wrote it: as the published sets name it, in any case.
+# Origin, number, topic and author of a row, under the names that published sets use, in any case.
 METADATA = frozenset(
     """
     id _id idx index uid uuid guid hash row_id prompt_id question_id conversation_id conv_id message_id task_id original_index
@@ -27,7 +27,7 @@ METADATA = frozenset(
     original_question num_turns num_tokens token_count length views
     """.split()
 )
-# What other formats mean by these is part of the conversation, or of how it is trained.
+# In other formats these are part of the conversation, or control how it is trained.
 CARRIERS = frozenset(
     """
     system_message system_instruction chat_history conversation_history sample_weight weights
@@ -41,15 +41,15 @@ CARRIERS = frozenset(
 
 
 class Lost(UserError):
-    """A column or key that would be left out of the training without a word."""
+    """A column or key that would silently be left out of the training."""
 
 
 def check_left_out(
     row: dict, used: Collection[str], conversation: list[dict], place: str, chosen: bool = False
 ) -> list[str]:
-    """The names of the columns of `row` that are left out. Raises Lost for one that may not be.
+    """The names of the columns of `row` that are ignored. Raises Lost for one that may not be.
 
-    used: columns that are read. chosen: whether the user named the columns of the conversation.
+    used: columns that are read. chosen: True if the user named the columns of the conversation.
     """
     left = [name for name, value in row.items() if name not in used and not is_empty(value)]
     lost = [name for name in left if not _may_be_left_out(name, row[name], conversation, chosen)]
@@ -74,7 +74,8 @@ def _may_be_left_out(name: str, value, conversation: list[dict], chosen: bool) -
 
 
 def is_empty(value) -> bool:
-    """Whether a value says nothing. A list or an object whose values are all empty does not (Parquet has such), nor does "[]"."""
+    """Return True if a value carries no information. A list or object is empty if all its values are (Parquet has these); so
+    is "[]"."""
     values = [value]
     while values:
         value = values.pop()
@@ -86,14 +87,15 @@ def is_empty(value) -> bool:
 
 
 def _repeats(name: str, value, conversation: list[dict]) -> bool:
-    """Whether a value is the text of a message, or in a column `text` one in which all of them stand (as in Alpaca's)."""
+    """Return True if a value is the text of a message or, in a column `text`, contains the texts of all of them (as in
+    Alpaca)."""
     texts = [message["content"].strip() for message in conversation]
     whole = name == "text" and isinstance(value, str) and all(text in value for text in texts)
     return whole or (isinstance(value, str) and value.strip() in texts)
 
 
 def is_trained(holder: dict, place: str) -> bool | None:
-    """Whether the `weight` and `train` of a row or a message say that it is trained; None where they say nothing.
+    """Return True if the `weight` and `train` of a row or a message say that it is trained; None if they say nothing.
 
     Raises UserError for a weight that is not 0 or 1, and for a `train` that is not true or false.
     """
@@ -114,10 +116,10 @@ def is_trained(holder: dict, place: str) -> bool | None:
 
 
 def add_system_and_history(conversation: list[dict], row: dict, used: Collection[str], place: str) -> list[dict]:
-    """The conversation with the system message and the earlier turns that stand in columns beside it.
+    """The conversation with the system message and the earlier turns from the columns beside it.
 
-    What it begins with already is not repeated. Raises UserError for two different system messages, a system message that is no
-    text, and a history that is no list of [prompt, answer] pairs.
+    A beginning that the conversation already has is not repeated. Raises UserError for two different system messages, a
+    system message that is not a text, and a history that is not a list of [prompt, answer] pairs.
     """
     named = {name: row[name] for name in SYSTEM if name not in used and not is_empty(row.get(name))}
     for name, value in named.items():
@@ -144,7 +146,7 @@ def _history(value, place: str) -> list[dict]:
 
 
 def short(value) -> str:
-    """`value` for a message of one line."""
+    """`value` shortened for a one-line message."""
     try:
         text = repr(value)
     except RecursionError:

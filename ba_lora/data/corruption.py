@@ -1,7 +1,8 @@
-"""Training labels made wrong, and classes made rare, on purpose: seeded, with a record of what was changed.
+"""Make training labels wrong, or classes rare, on purpose: seeded, with a record of the changes.
 
-This corrupts the fine-tuning data. The paper's claim is about flaws of the pre-training data, which nobody can change after the
-fact; what is measured here is how a method takes noise and imbalance in its own task, and says nothing on that claim.
+This corrupts the fine-tuning data. The paper's claim is about flaws of the pre-training data, which nobody can change
+afterwards. These experiments measure how a method handles noise and imbalance in its own task, and say nothing about that
+claim.
 """
 
 import random
@@ -18,9 +19,10 @@ KINDS = ("symmetric", "class")
 def corrupt(examples: Examples, kind: str, rate: float, seed: int) -> tuple[Examples, dict]:
     """(examples with the share `rate` of their labels wrong, record).
 
-    kind: "symmetric": of all rows alike, to any of the other classes with equal chance; "class": of each class the share
-    `rate` to the next class (the last to the first), as if two were mistaken for each other. Exactly round(rate · N) rows of
-    all, or of each class, change. Raises UserError for a regression, an unknown kind, or a rate outside [0, 1).
+    kind: "symmetric" draws from all rows alike and changes each label to any other class with equal probability; "class"
+    changes the share `rate` of each class to the next class (the last to the first), as if the two were confused. Exactly
+    round(rate · N) rows change, of all rows or of each class. Raises UserError for a regression, an unknown kind, or a rate
+    outside [0, 1).
     """
     task = _classes(examples)
     choose("kind of label noise", kind, KINDS)
@@ -46,8 +48,8 @@ def corrupt(examples: Examples, kind: str, rate: float, seed: int) -> tuple[Exam
 def thin(examples: Examples, shares: dict[str, float], seed: int) -> tuple[Examples, dict]:
     """(examples with only a share of some classes, in their order; record).
 
-    shares: {class name: share of its rows to keep, in (0, 1]}; classes that are not named stay whole. Raises UserError for a
-    regression, an unknown class, a share outside, or one that would leave no row.
+    shares: {class name: share of its rows to keep, in (0, 1]}; unnamed classes stay complete. Raises UserError for a
+    regression, an unknown class, a share out of range, or one that would leave no row.
     """
     task = _classes(examples)
     rows_of, draw, kept = _by_class(examples), random.Random(f"thin {seed}"), []

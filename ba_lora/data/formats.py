@@ -1,6 +1,6 @@
-"""Rows of the usual instruction formats → conversations, the one form that everything after it knows.
+"""Convert rows of the common instruction formats to conversations, the one form that all later code uses.
 
-A conversation is a list of {"role", "content"}: perhaps a system message first, then user and assistant in turn, the
+A conversation is a list of {"role", "content"}: optionally a system message, then user and assistant in turn, with the
 assistant last. An answer that is not trained also has "train": False. Pairs, Alpaca's three fields, ShareGPT's
 `conversations` and OpenAI's `messages` are recognised by their field names, or named with --fields. The rules for everything
 else in a row or a message are in `columns`.
@@ -15,8 +15,8 @@ from .sources import Table
 
 logger = logging.getLogger(__name__)
 
-# Field names that are recognised without being named, in this order: one is a conversation, two are prompt and response,
-# three are Alpaca's instruction, its input (which may be empty) and its output.
+# Field names that are recognised without --fields, in this order. One is a conversation; two are prompt and response;
+# three are Alpaca's instruction, input (which may be empty) and output.
 KNOWN_FIELDS = (
     ("messages",),
     ("conversations",),
@@ -40,9 +40,9 @@ def read_conversations(
 ) -> tuple[list[list[dict]], dict]:
     """The conversations of a table, and a report {"read", "skipped"}.
 
-    fields: one, two or three column names (see KNOWN_FIELDS); without them the first known ones that are there. skip_bad:
-    leave out rows that are no conversation, count them, and log the first reason; otherwise such a row raises UserError
-    with its number. ignore: columns, and keys of messages, to take as if they were not there.
+    fields: one, two or three column names (see KNOWN_FIELDS); by default the first known ones that are present. skip_bad:
+    leave out rows that are not conversations, count them, and log the first reason; otherwise such a row raises UserError
+    with its number. ignore: columns, and keys of messages, to treat as absent.
     """
     chosen, fields = bool(fields), tuple(fields) if fields else _recognise(table)
     if named := [name for name in ignore if name in fields]:
@@ -77,7 +77,7 @@ def _without(holder: dict, names: Sequence[str]) -> dict:
 def _conversation(
     row: dict, fields: Sequence[str], chosen: bool, ignore: Sequence[str], place: str
 ) -> tuple[list[dict], list[str]]:
-    """(the conversation of a row, the names of what is left out)."""
+    """(the conversation of a row, the names of the ignored columns)."""
     left: list[str] = []
     if len(fields) == 1:
         conversation = _from_messages(row, fields, ignore, left, place)
@@ -93,7 +93,7 @@ def _conversation(
 def check_conversation(messages: list[dict], place: str, answered: bool = True) -> None:
     """Raise UserError, beginning with `place`, unless user and assistant alternate and the right one is last.
 
-    answered: whether the assistant must be last (to train on) or the user (to be answered).
+    answered: True if the assistant must be last (for training), False if the user must be (to be answered).
     """
     spoken = messages[1:] if messages and messages[0]["role"] == "system" else messages
     if not spoken:
@@ -140,7 +140,7 @@ def exchange(prompt: str, response: str) -> list[dict]:
 
 
 def is_untrained(message: dict) -> bool:
-    """Whether a message is an answer that is not to be trained."""
+    """Return True if a message is an answer excluded from training."""
     return message.get("train") is False
 
 
@@ -167,7 +167,8 @@ def _from_messages(row: dict, fields: Sequence[str], ignore: Sequence[str], left
 
 
 def _message(message, ignore: Sequence[str], left: list[str], place: str) -> dict:
-    """A message with role and content (OpenAI), or from and value (ShareGPT); the names of its other keys go to `left`."""
+    """A message with role and content (OpenAI), or from and value (ShareGPT); the names of its ignored keys are added to
+    `left`."""
     if not isinstance(message, dict):
         raise UserError(f"{place} is {short(message)}, an object with role and content is needed")
     message = _without(message, ignore)

@@ -1,8 +1,8 @@
-"""GLUE's tasks, and one of our own shape ("reviews"): their columns, classes and metrics, and their rows as labelled texts.
+"""GLUE's tasks, plus our own "reviews": their columns, classes and metrics, and their rows as labelled texts.
 
-Rows come from the hub (nyu-mll/glue), from a folder in GLUE's own format (tab-separated files in which a quotation mark is a
-letter like any other), or from JSONL, Parquet or CSV files with the hub's column names. Metrics: the GLUE paper (Wang et al.,
-2018); class numbers: the hub's.
+Rows come from the hub (nyu-mll/glue), from a folder in GLUE's own format (tab-separated files in which a quotation mark is
+an ordinary character), or from JSONL, Parquet or CSV files with the hub's column names. Metrics: the GLUE paper (Wang et
+al., 2018); class numbers: the hub's.
 """
 
 import math
@@ -43,7 +43,7 @@ TASKS = {
 }
 HUB = "nyu-mll/glue"
 SCORES = (0.0, 5.0)  # least and greatest target of STS-B
-# Columns that GLUE's own files call otherwise than the hub.
+# Columns whose names in GLUE's own files differ from the hub's.
 OTHER_NAMES = {
     "mrpc": {"sentence1": "#1 String", "sentence2": "#2 String", "label": "Quality"},
     "stsb": {"label": "score"},
@@ -51,7 +51,7 @@ OTHER_NAMES = {
     "mnli": {"premise": "sentence1", "hypothesis": "sentence2", "label": "gold_label"},
 }
 COLA_FIELDS = ("source", "label", "mark", "sentence")  # its train.tsv and dev.tsv have no header
-# Split → its names, the hub's first; MNLI has two of each but the first.
+# Split → its names, the hub's first; MNLI has two of each except the first.
 SPLITS = {"train": ("train",), "validation": ("validation", "dev"), "test": ("test",)}
 MNLI_SPLITS = {
     "train": ("train",),
@@ -65,8 +65,8 @@ MNLI_SPLITS = {
 class Examples(NamedTuple):
     """Labelled texts of a task.
 
-    ids: of the rows, the hub's idx. texts: a tuple with the task's columns a row. labels: class numbers, or targets of
-    regression; None where a test split has none. report: rows read, left out and why, and how many a class has.
+    ids: one per row, the hub's idx. texts: one tuple per row with the task's columns. labels: class numbers, or regression
+    targets; None for rows of a test split without labels. report: rows read, rows left out and why, and rows per class.
     """
 
     task: Task
@@ -78,7 +78,7 @@ class Examples(NamedTuple):
     report: dict
 
     def select(self, rows: Sequence[int]) -> "Examples":
-        """These rows, in this order; the report's counts of classes are those of what remains."""
+        """These rows, in this order; the report's class counts are those of the selected rows."""
         ids, texts, labels = ([column[row] for row in rows] for column in (self.ids, self.texts, self.labels))
         return self._replace(ids=ids, texts=texts, labels=labels, report=self.report | summary(self.task, labels))
 
@@ -93,13 +93,13 @@ def load_examples(
     """The first `limit` rows of a split of `task`.
 
     split: train, validation or test; mnli also has validation_mismatched and test_mismatched. data: a hub id, a file, a
-    folder with the task's files, or a folder that holds the folders of several tasks; none = the hub's nyu-mll/glue, for
-    "reviews" the registry package. Only test splits may lack labels. Rows of QQP with too few fields are left out and counted,
-    as GLUE's own reader does; its empty questions stay and are counted. numbered: the ids are the rows' own numbers, as a
-    submission needs them (see `splits.INDEX`), and a broken row is an error there, because none may lack a prediction.
+    folder with the task's files, or a folder that holds the folders of several tasks; None = the hub's nyu-mll/glue, or the
+    registry package for "reviews". Only test splits may lack labels. Rows of QQP with too few fields are left out and
+    counted, as in GLUE's own reader; its empty questions are kept and counted. numbered: the ids are the rows' own numbers,
+    as a submission needs them (see `splits.INDEX`); a broken row is then an error, because every row needs a prediction.
 
-    Raises UserError naming the row or line: an unknown task or split, a column that is missing, a broken row, an empty text,
-    a label outside the task's classes, a target that is no number from 0 to 5.
+    Raises UserError naming the row or line: an unknown task or split, a missing column, a broken row, an empty text, a label
+    outside the task's classes, a target outside 0 to 5.
     """
     known = TASKS[choose("task", task, TASKS)]
     splits = MNLI_SPLITS if task == "mnli" else SPLITS
@@ -145,11 +145,12 @@ def make_examples(
     may_lack_labels: bool = False,
     drop_unlabelled: bool = False,
 ) -> Examples:
-    """Rows as examples of `task`, each checked; `extra` goes into the report, with what reading the rows adds to it.
+    """Rows as examples of `task`, each checked. The report contains `extra`, including counts added to it while rows are
+    read.
 
-    columns, label: the names of the fields, by default the task's; other_names: {name: what it is called where that name is
-    missing}. convert: value of the label field → class or target, None = unlabelled; it raises ValueError for any other.
-    empty: what becomes of a row with an empty text: "error", "keep" or "drop".
+    columns, label: the names of the fields, by default the task's; other_names: {name: alternative if that name is missing}.
+    convert: value of the label field → class or target, None = unlabelled; it raises ValueError for any other value. empty:
+    what to do with a row that has an empty text: "error", "keep" or "drop".
     """
     columns, names, convert = (
         columns or task.columns,
@@ -198,15 +199,15 @@ def _converted(row: dict, label: str, names: dict[str, str], convert: Callable, 
 
 
 def label_of(task: Task, value) -> int | float | None:
-    """The class number or the target that a label field says; None where it marks a row without a label.
+    """The class number or target in a label field; None if it marks a row without a label.
 
-    Raises ValueError, saying what would do, for anything else.
+    Raises ValueError, listing the valid values, for anything else.
     """
     return class_number(value, task.labels, task.name) if task.labels else _target(value)
 
 
 def class_number(value, names: Sequence[str], whose: str) -> int | None:
-    """The number of the class that `value` says, by its number or its name, in whatever case; None for -1 and "-"."""
+    """The number of the class that `value` names, by number or by name in any case; None for -1 and "-"."""
     text = str(value).strip().lower()
     if text in names:
         return names.index(text)
@@ -233,7 +234,8 @@ def _target(value) -> float | None:
 
 
 def summary(task: Task, labels: Sequence) -> dict:
-    """Counts by class and the share of the commonest, which needs no classifier; of a regression mean and deviation."""
+    """Counts per class and the share of the most common one, which needs no classifier; for a regression, mean and
+    deviation."""
     given = [label for label in labels if label is not None]
     if not given:
         return {}

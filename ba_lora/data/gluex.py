@@ -1,8 +1,9 @@
-"""GLUE-X: for each task of GLUE the sets from elsewhere on which a classifier of it is tested, and how their labels translate.
+"""GLUE-X: the out-of-domain sets on which a classifier of each GLUE task is tested, and how their labels translate.
 
-The table is that of Yang et al. (arXiv 2211.08073, ACL 2023) and their evaluation code; sizes follow from their published
+The table is from Yang et al. (arXiv 2211.08073, ACL 2023) and their evaluation code; sizes follow from their published
 accuracies. Sets without a public copy on the hub, or whose copy is a script (never run here), are read from a local file or
-folder: one file a split, named after it (train.tsv), or one file with all. The embedded task "reviews" has its own three sets.
+folder: one file per split, named after it (train.tsv), or one file with everything. The embedded task "reviews" has three
+sets of its own.
 """
 
 from collections import Counter
@@ -17,17 +18,21 @@ from .glue import HUB, OTHER_NAMES, SPLITS, TASKS, Examples, Task, class_number,
 from .splits import Row, read_rows
 
 TRAIN, VALIDATION, TEST = ("train",), ("validation", "dev", "evaluation"), ("test",)
-NLI_FILES = {"premise": "sentence1", "hypothesis": "sentence2", "label": "gold_label"}  # as SNLI and HANS publish them
+NLI_FILES = {
+    "premise": "sentence1",
+    "hypothesis": "sentence2",
+    "label": "gold_label",
+}  # the names in SNLI's and HANS's own files
 
 
 class Source(NamedTuple):
     """A set of labelled texts.
 
-    columns, label: fields in the order that the task's texts have. classes: names by number, () = a score. hub: id, with its
-    config after a colon; "" = local only. splits: all of them are read, one after the other, each by any of its names.
-    other_names: {field: what it is called in files where that is missing}. size: rows that the published results count.
-    unlabelled: the published set has rows without a label. empty: what becomes of an empty text (see make_examples).
-    domain: of the registry package, for "reviews". note: where to get it, or a doubt.
+    columns, label: fields, in the order of the task's texts. classes: names by number, () = a score. hub: id, with its
+    config after a colon; "" = local only. splits: all of them are read in this order, each under any of its names.
+    other_names: {field: alternative name in files without it}. size: number of rows behind the published results.
+    unlabelled: the published set has rows without a label. empty: how to treat an empty text (see make_examples). domain: of
+    the registry package, for "reviews". note: where to get the set, or a caveat.
     """
 
     columns: tuple[str, ...]
@@ -55,12 +60,12 @@ class Shift(NamedTuple):
 
     @property
     def metrics(self) -> tuple[str, ...]:
-        """Those of the task; the first is the headline."""
+        """The task's metrics; the first is the headline."""
         return TASKS[self.task].metrics
 
     @property
     def at_hand(self) -> bool:
-        """Whether it is read without a hub and without a local copy."""
+        """Return True if it needs neither a hub nor a local copy."""
         return bool(self.source.domain)
 
 
@@ -83,7 +88,7 @@ SICK = Source(
     note=SCRIPT,
 )
 SOURCES = {
-    # Texts that people wrote on a site: an empty one counts in the published sizes, and stays.
+    # User-written reviews: the published sizes include empty ones, so they are kept.
     "imdb": Source(("text",), POLARITY, "stanfordnlp/imdb", (TRAIN, TEST), size=50_000, empty="keep"),
     "yelp": Source(("text",), POLARITY, "fancyzhx/yelp_polarity", (TRAIN, TEST), size=598_000, empty="keep"),
     "amazon": Source(("content",), POLARITY, "fancyzhx/amazon_polarity", (TRAIN, TEST), size=4_000_000, empty="keep"),
@@ -153,7 +158,7 @@ SOURCES = {
 
 SAME_POLARITY = {name: name for name in POLARITY}
 SAME_NLI = {name: name for name in NLI}
-# In RTE and HANS class 0 says that a pair agrees, in MRPC, QQP and Twitter class 1 does: by number the labels are reversed.
+# A pair that agrees has class 0 in RTE and HANS, but class 1 in MRPC, QQP and Twitter: the numbers are reversed.
 TO_RTE = {
     "mrpc": {"equivalent": "entailment", "not_equivalent": "not_entailment"},
     "qqp": {"duplicate": "entailment", "not_duplicate": "not_entailment"},
@@ -190,10 +195,11 @@ SHIFTS = {
 
 
 def load_shift(shift: Shift, data: str | None = None, limit: int | None = None) -> Examples:
-    """The first `limit` rows of an out-of-domain set as examples of the in-domain task, all its splits one after the other.
+    """The first `limit` rows of an out-of-domain set, as examples of the in-domain task; its splits follow one another.
 
-    data: a file, a folder or a hub id in place of the set's own. ids name split and row. SNLI's rows without a gold label are
-    left out; report["unlabelled"] counts them: the published accuracy is over all rows, and counts these as wrong.
+    data: a file, a folder or a hub id to use instead of the set's own. ids contain split and row. SNLI's rows without a gold
+    label are left out and counted in report["unlabelled"]; the published accuracy is over all rows and counts these as
+    wrong.
 
     Raises UserError naming file and row: a set that is local only, a label outside the map, an empty text, a broken row.
     """
@@ -241,10 +247,10 @@ def _rows(shift: Shift, data: str, counts: Counter, limit: int | None) -> tuple[
 
 
 def _translate(shift: Shift, task: Task, value) -> int | float | None:
-    """The class or target of the in-domain task that a label of the source means; None for the mark of no label."""
+    """The class or target of the in-domain task for a label of the source; None for a missing label."""
     if not shift.classes:
         try:
-            return label_of(task, round(float(value) - 1))  # relatedness from 1 to 5; 2.5 is rounded to 2, as published
+            return label_of(task, round(float(value) - 1))  # relatedness is 1 to 5; 2.5 is rounded to 2, as published
         except (ValueError, TypeError, OverflowError):
             raise ValueError(f"the score {value!r} is no number from 1 to 5") from None
     number = class_number(value, shift.source.classes, shift.name)

@@ -1,9 +1,9 @@
-"""Token ids and masks of conversations: what training and evaluation share.
+"""Token ids and masks of conversations, shared by training and evaluation.
 
-The ids of a sample are exactly the prompt's ids as the evaluation sends them, then the answer's ids, then the token that ends
-an answer; with several turns, again and again. Context and answers are encoded apart, so no merge of the tokenizer can reach
-across a border, and the mask comes from their lengths, never from a comparison with the padding token. Special tokens in a
-message are text, unless the template says otherwise (`special_tokens`).
+A sample consists of exactly the prompt ids that the evaluation sends, then the answer's ids, then the token that ends an
+answer; with several turns, this repeats. Context and answers are encoded separately, so no tokenizer merge can cross a
+boundary, and the mask comes from their lengths, never from a comparison with the padding token. Special tokens in a message
+are text, unless the template says otherwise (`special_tokens`).
 """
 
 import logging
@@ -20,16 +20,17 @@ from .templates import CHAT, Template, end_id, turns
 
 logger = logging.getLogger(__name__)
 
-IGNORED = -100  # the label of a position that no loss looks at
-CHUNK = 1000  # conversations handed to the tokenizer at once
-# A private-use character, which no vocabulary merges with a neighbour: the text after it is encoded as inside a text.
+IGNORED = -100  # label of a position without loss
+CHUNK = 1000  # conversations passed to the tokenizer at once
+# A private-use character, which no vocabulary merges with a neighbour: text after it is encoded as if inside a text.
 ANCHOR = "\ue000"
 
 
 def encode_prompt(tokenizer, template: Template, prompt: str | list[dict]) -> list[int]:
     """Token ids of a question, or of a conversation that ends with the user, up to where the answer begins.
 
-    The tokenizer's own beginning-of-sequence token, if it adds one, stands first, once; with a chat template, if that writes one.
+    They start with one beginning-of-sequence token if the tokenizer adds it; with a chat template, if the template writes
+    it.
     """
     if isinstance(prompt, str):
         prompt = question(prompt)
@@ -39,9 +40,9 @@ def encode_prompt(tokenizer, template: Template, prompt: str | list[dict]) -> li
 
 
 def encode_text(tokenizer, template: Template | None, text: str, add_special_tokens: bool = True) -> list[int]:
-    """Token ids of a text that no template frames, with the beginning-of-sequence token if the tokenizer adds one.
+    """Token ids of a text outside any template, with the beginning-of-sequence token if the tokenizer adds one.
 
-    template: the one that says what special tokens in texts are; None = text.
+    template: decides how special tokens in texts are treated; None = as text.
     """
     specials = special_tokens(tokenizer, template)
     if is_text(template):
@@ -50,7 +51,7 @@ def encode_text(tokenizer, template: Template | None, text: str, add_special_tok
 
 
 def encode_cut(tokenizer, text: str, specials: SpecialTokens, add_special_tokens: bool = True) -> list[int]:
-    """Token ids of a text in which `special_tokens` has cut what is no control token."""
+    """Token ids of a text in which `special_tokens` has cut the names that are not control tokens."""
     if CUT not in text:
         ids, around = (_plain(tokenizer, part, add_special_tokens) for part in (text, ""))
         if _names_alone(specials, text, ids, around):
@@ -64,7 +65,7 @@ def _plain(tokenizer, text: str, add_special_tokens: bool) -> list[int]:
 
 
 def encode_sample(tokenizer, template: Template, conversation: list[dict], max_length: int) -> dict | None:
-    """Ids and labels of one training sample, or None when no answer's token is left to train on: see `encode_conversations`."""
+    """Ids and labels of one training sample, or None if no answer token is left to train on: see `encode_conversations`."""
     (texts,), (parts,) = _encode(tokenizer, template, [conversation])
     return _sample(template, conversation, texts, parts, max_length)
 
@@ -74,10 +75,10 @@ def encode_conversations(
 ) -> tuple[list[dict], dict]:
     """All samples that have something to train on, and a report {"kept", "no_response", "truncated", "hash"}.
 
-    A sample is {"input_ids", "labels"}; labels are -100 everywhere but on the answers and the token after each. One longer
-    than `max_length` loses its end. An answer of white space is context only, as is one with "train": False. Where there are
+    A sample is {"input_ids", "labels"}; labels are -100 everywhere except on the answers and the token after each. A sample
+    longer than `max_length` loses its end. An answer of white space, or with "train": False, is context only. If there are
     any, the report counts the latter as "untrained", and special tokens in texts as "special_tokens". `hash` is that of the
-    token ids kept, in their order: the identity of the training data.
+    kept token ids, in their order: the identity of the training data.
     """
     samples, truncated = [], 0
     with tqdm(total=len(conversations), desc="encode", unit="sample", disable=len(conversations) < 5000) as bar:
@@ -109,14 +110,14 @@ def encode_conversations(
 
 
 def decode_after(tokenizer, before: Sequence[int], ids: Sequence[int], skip_special_tokens: bool = False) -> str:
-    """The text that `ids` add to `before`. SentencePiece decoders drop a leading blank from `ids` alone."""
+    """The text that `ids` add to `before`. SentencePiece decoders drop a leading blank if `ids` are decoded alone."""
     options = {"skip_special_tokens": skip_special_tokens, "clean_up_tokenization_spaces": False}
     head, whole = (tokenizer.decode([*ids_], **options) for ids_ in (before, [*before, *ids]))
     return whole[len(head) :] if whole.startswith(head) else tokenizer.decode([*ids], **options)
 
 
 def _found(tokenizer, template: Template, conversations: Sequence[list[dict]]) -> Counter:
-    """How often the name of each special token stands in the messages."""
+    """Count of each special token's name in the messages."""
     specials = special_tokens(tokenizer, template)
     return Counter(
         name for messages in conversations for message in messages for name in specials.found(message["content"])
@@ -126,7 +127,7 @@ def _found(tokenizer, template: Template, conversations: Sequence[list[dict]]) -
 def _encode(
     tokenizer, template: Template, conversations: Sequence[list[dict]]
 ) -> tuple[list[list[str]], list[list[list[int]]]]:
-    """(the texts of each conversation, their ids); an answer's end with the end token."""
+    """(the texts of each conversation, their ids); each answer ends with the end token."""
     end, specials = end_id(tokenizer, template), special_tokens(tokenizer, template)
     if is_text(template):
         conversations = [cut_messages(specials, messages) for messages in conversations]
@@ -147,8 +148,8 @@ def _encode(
 def _tokens(
     tokenizer, texts: list[str], add_special_tokens: bool = False, specials: SpecialTokens | None = None
 ) -> list[list[int]]:
-    """The ids of each text. With `specials` those of its letters where it is cut, and where it has more control tokens than
-    names of them: a tokenizer may normalise a text first, and make "</s>" of full-width letters."""
+    """The ids of each text. With `specials`, a text is encoded as letters where it is cut, and also if it yields more
+    control tokens than it has names of them: a tokenizer may normalise a text first, turning full-width letters into "</s>"."""
     if not texts:
         return []
     options = {"add_special_tokens": add_special_tokens, "return_attention_mask": False, "verbose": False}
@@ -163,16 +164,17 @@ def _tokens(
 
 
 def _names_alone(specials: SpecialTokens, text: str, ids: list[int], around: list[int]) -> bool:
-    """Whether the control tokens in `ids` are those of the names in the text, and what the tokenizer puts `around` any text."""
+    """Return True if all control tokens in `ids` come from names in the text or from what the tokenizer puts `around` any
+    text."""
     if specials.ids.isdisjoint(ids):
         return True
     return count(specials, ids) <= count(specials, around) + len(specials.found(text))
 
 
 def _letters(tokenizer, text: str, options: dict, specials: SpecialTokens) -> list[int]:
-    """The ids of a text that is cut: in one piece, with what the tokenizer offers for this, where the text holds no control
-    token of a template and the tokenizer keeps its word (a Unigram model does not); else piece by piece."""
-    # The template's own names: those of the messages are cut, but for a name of one letter.
+    """The ids of a text that is cut. It is encoded in one piece, by the tokenizer's own option for this, if the text holds
+    no control token of a template and the option works (with a Unigram model it does not); else piece by piece."""
+    # The template's own names: those in the messages are cut, except one-letter names.
     own = sum(len(name) > 1 for name in specials.found(text))
     if not own:
         whole = tokenizer(text.replace(CUT, ""), **options | {"add_special_tokens": False}, split_special_tokens=True)
@@ -191,8 +193,8 @@ def _letters(tokenizer, text: str, options: dict, specials: SpecialTokens) -> li
 def _tokens_after(tokenizer, texts: list[str], specials: SpecialTokens | None = None) -> list[list[int]]:
     """The ids of texts that continue another one.
 
-    SentencePiece tokenizers put a blank before a text that stands alone. Inside a text there is none, so there such a text is
-    encoded behind ANCHOR, whose ids are cut off again.
+    SentencePiece tokenizers put a blank before a text that stands alone, but not inside a text. With such a tokenizer the
+    text is encoded behind ANCHOR, and the ids of ANCHOR are cut off again.
     """
     alone, anchor, anchored = _tokens(tokenizer, ["a", ANCHOR, ANCHOR + "a"])
     if anchored[: len(anchor)] != anchor or anchored[len(anchor) :] == alone:
@@ -201,7 +203,7 @@ def _tokens_after(tokenizer, texts: list[str], specials: SpecialTokens | None = 
 
 
 def _without_end(ids: list[int], eos: int) -> list[int]:
-    """Some tokenizers close every text."""
+    """Drop trailing end tokens: some tokenizers close every text."""
     while ids and ids[-1] == eos:
         ids = ids[:-1]
     return ids

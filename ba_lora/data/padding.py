@@ -1,4 +1,4 @@
-"""What stands behind the end of a text in a batch, and where the text ends."""
+"""The padding id of a batch, and the position at which each text ends."""
 
 import torch
 from torch import Tensor
@@ -11,6 +11,6 @@ def last_real(mask: Tensor) -> Tensor:
 
 
 def padding_id(tokenizer) -> int:
-    """The id that stands where there is no text: the tokenizer's padding, else its end of sequence, else 0."""
+    """The id for positions without text: the tokenizer's padding, else its end of sequence, else 0."""
     known = (tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
     return next(number for number in known if number is not None)

@@ -22,7 +22,7 @@ def encode_examples(
 ) -> tuple[Dataset, dict]:
     """(samples, report {"kept", "truncated", "hash"}) of examples that all have a label.
 
-    A sample is what the tokenizer gives for the text or the pair, cut to max_length (of a pair the longer text first), and
+    A sample holds the tokenizer's output for the text or the pair, cut to max_length (in a pair, the longer text first), and
     "labels", a class or a number. `hash` is that of ids and labels in their order: the identity of the data.
     """
     missing = [key for key, label in zip(examples.ids, examples.labels, strict=True) if label is None]
@@ -40,9 +40,9 @@ def encode_examples(
 def encode_texts(
     tokenizer, texts: Sequence[tuple[str, ...]], max_length: int, special_tokens_in_text: str = "text"
 ) -> dict:
-    """{"input_ids", perhaps "token_type_ids": a list a text or pair; "truncated": how many were cut to max_length}.
+    """{"input_ids", perhaps "token_type_ids": one list per text or pair; "truncated": how many were cut to max_length}.
 
-    special_tokens_in_text: whether "[SEP]" and its like in a text are "text" or "control" tokens.
+    special_tokens_in_text: treat "[SEP]" and similar tokens in a text as "text" or as "control" tokens.
     """
     columns = [list(column) for column in zip(*texts, strict=True)]
     encoded = tokenizer(*columns, truncation=False, verbose=False)
@@ -64,10 +64,12 @@ def encode_texts(
 def _as_letters(
     tokenizer, texts: Sequence[tuple[str, ...]], encoded: Sequence[list[int]], max_length: int
 ) -> Iterator[tuple[int, dict]]:
-    """(row, what the tokenizer gives for it, and its "length" before it was cut) of each row with special tokens in its texts.
+    """(row, the tokenizer's output for it plus its "length" before it was cut) for each row with special tokens in its
+    texts.
 
-    The texts are encoded by themselves and take the place of two letters in what the tokenizer puts around a text or a pair.
-    `encoded`: the ids of each row, which have more control tokens where the tokenizer makes one of a text that does not name it.
+    The texts are encoded separately and replace two placeholder letters in the tokenizer's frame for a text or a pair.
+    `encoded`: the ids of each row, which have more control tokens than expected if the tokenizer makes one from a text that
+    does not name it.
     """
     specials, found, frame = special_tokens(tokenizer), Counter(), None
     for row, parts in enumerate(texts):
@@ -96,7 +98,7 @@ def _as_letters(
 
 
 def _kept(bodies: list[list[int]], room: int) -> list[int]:
-    """How many tokens of a text or of a pair remain in `room`, as `longest_first` of the tokenizers library cuts them."""
+    """How many tokens of a text or pair fit in `room` tokens, cut as by `longest_first` in the tokenizers library."""
     room = max(room, 0)
     if len(bodies) == 1:
         return [room]
@@ -108,8 +110,8 @@ def _kept(bodies: list[list[int]], room: int) -> list[int]:
 
 
 class PadPairs:
-    """Pad on the right to the longest sample of the batch: input_ids, attention_mask and, where the tokenizer gives them,
-    token_type_ids, each (N, T), and labels (N,). The mask comes from the lengths, and alone says what is padding."""
+    """Pad on the right to the longest sample of the batch: input_ids, attention_mask and, if the tokenizer gives them,
+    token_type_ids, each (N, T), and labels (N,). The mask comes from the lengths, and alone defines the padding."""
 
     def __init__(self, tokenizer, regression: bool = False):
         self.pad = padding_id(tokenizer)

@@ -1,7 +1,7 @@
-"""The rows of local files: JSON, CSV and Parquet.
+"""Read the rows of local files: JSON, CSV and Parquet.
 
-Every value keeps the type that it has in the file: a text that looks like a date stays a text, and a whole number keeps all its
-digits. Files are read anew each time, so no cache can be out of date. A broken row ends in one line that names it.
+Every value keeps its type from the file: a text that looks like a date stays a text, and an integer keeps all its digits.
+Files are read again each time, so no cache can be out of date. A broken row gives a one-line error that names it.
 """
 
 import csv
@@ -19,18 +19,18 @@ logger = logging.getLogger(__name__)
 
 LOADERS = {".jsonl": "json", ".ndjson": "json", ".json": "json", ".parquet": "parquet", ".csv": "csv"}
 ENDINGS = ", ".join(LOADERS)
-BLOCK = 1 << 20  # characters of a JSON list to read at once
-SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")  # an escape of half a character
-MARKS = {",": "comma", ";": "semicolon", "\t": "tab", "|": "bar"}  # what separates the fields of a row
+BLOCK = 1 << 20  # characters of a JSON list read at once
+SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")  # an escape for half a surrogate pair
+MARKS = {",": "comma", ";": "semicolon", "\t": "tab", "|": "bar"}  # possible separators between the fields of a row
 BLANKS = re.compile(r"[ \t\r\n]*")
-Found = tuple[str, object]  # where it stands, what was read
+Found = tuple[str, object]  # (its place in the file, the value)
 
 
 def read_files(files: Sequence[Path], separator: str = ",") -> tuple:
-    """(column names, rows) of files of one kind, one after the other; the rows are a list of dicts, of Parquet an Arrow table.
+    """(column names, rows) of files of one kind, concatenated. Rows are a list of dicts, or an Arrow table for Parquet.
 
-    Rows of JSON lack the fields that are null. separator: what stands between the fields of a CSV. Raises UserError naming the
-    file, and the line or entry where there is one.
+    Rows of JSON lack the fields that are null. separator: between the fields of a CSV. Raises UserError naming the file, and
+    the line or entry if there is one.
     """
     ending = files[0].suffix
     if ending not in LOADERS and separator == ",":
@@ -44,7 +44,7 @@ def read_files(files: Sequence[Path], separator: str = ",") -> tuple:
 
 
 def warn_of_missing_parts(files: Sequence[Path]) -> None:
-    """Say so where the names of `files` count more parts ("train-00000-of-00002") than there are."""
+    """Warn if the names of `files` imply more parts ("train-00000-of-00002") than there are."""
     counts = {int(found[1]) for file in files if (found := re.search(r"-\d+-of-(\d+)$", file.stem))}
     if len(counts) == 1 and len(files) < max(counts):
         logger.warning("%s: only %d of %d parts are here", files[0].parent, len(files), *counts)
@@ -54,7 +54,7 @@ def warn_of_missing_parts(files: Sequence[Path]) -> None:
 
 
 def parse_json(text: str, place: str):
-    """The value of one JSON text. Raises UserError, beginning with `place`, for what is not JSON or cannot be held."""
+    """The value of one JSON text. Raises UserError, beginning with `place`, if it is not JSON or cannot be represented."""
     try:
         return _DECODER.decode(text)
     except (ValueError, RecursionError) as error:
@@ -62,7 +62,7 @@ def parse_json(text: str, place: str):
 
 
 def json_lines(file: BinaryIO, name: str) -> Iterator[Found]:
-    """(where it stands, value) of each line that is not blank. `name` is what errors call the file."""
+    """(its place, value) of each nonblank line. `name` is the file's name in errors."""
     for number, line in enumerate(file, 1):
         place = f"{name}, line {number}"
         try:
@@ -77,8 +77,8 @@ def json_lines(file: BinaryIO, name: str) -> Iterator[Found]:
 
 
 def objects(found: Iterable[Found]) -> Iterator[dict]:
-    """The objects among `found`. UserError for anything else, and for a field that is a list or an object in one row only."""
-    kinds: dict[str, tuple[type, str]] = {}  # field → (type, where it was first seen)
+    """The objects in `found`. UserError for anything else, and for a field that is a list or an object in only some rows."""
+    kinds: dict[str, tuple[type, str]] = {}  # field → (type, place where it was first seen)
     for place, row in found:
         if not isinstance(row, dict):
             raise UserError(f"{place}: a {name_of(type(row))}, an object with fields is needed")
@@ -105,7 +105,7 @@ def _read_json(files: Sequence[Path]) -> tuple[list[str], list[dict]]:
 
 
 def _found(file: Path) -> Iterator[Found]:
-    """What a JSON file holds: a row a line, a list of rows, or in a .json file one object over several lines."""
+    """The rows of a JSON file: one per line, a list of rows, or, in a .json file, one object over several lines."""
     with open(file, "rb") as data:
         opening = data.read(4096).removeprefix(b"\xef\xbb\xbf").lstrip()
         data.seek(0)
@@ -116,7 +116,7 @@ def _found(file: Path) -> Iterator[Found]:
 
 
 class _Pieces:
-    """A text that is read piece by piece; `at` is where the part that is still to be parsed begins."""
+    """A text that is read piece by piece; `at` is the start of the part that has not been parsed."""
 
     def __init__(self, file: TextIO):
         self.file, self.text, self.at = file, "", 0
@@ -127,7 +127,7 @@ class _Pieces:
         return bool(block)
 
     def mark(self) -> str:
-        """The next character that is no blank; "" at the end."""
+        """The next character that is not blank; "" at the end."""
         while True:
             self.at = BLANKS.match(self.text, self.at).end()
             if self.at < len(self.text):
@@ -151,7 +151,7 @@ class _Pieces:
 
 
 def _document(file: Path) -> Iterator[Found]:
-    """The entries of a JSON list, or the one object that a file is."""
+    """The entries of a JSON list, or the file's single object."""
     where = str(file)
     try:
         with open(file, encoding="utf-8-sig", newline="") as data:
@@ -170,7 +170,7 @@ def _document(file: Path) -> Iterator[Found]:
 
 
 def _entries(pieces: _Pieces, where: str) -> Iterator:
-    """The values of the list that begins here. Raises ValueError where it is none."""
+    """The values of the list that begins here. Raises ValueError if it is not a valid list."""
     number, mark = 0, ","
     pieces.at += 1
     while not (number == 0 and pieces.mark() == "]"):
@@ -191,7 +191,7 @@ def _entries(pieces: _Pieces, where: str) -> Iterator:
 
 
 def _check_text(value, place: str) -> None:
-    """Raise UserError where a text holds half of a surrogate pair, which no file and no tokenizer takes."""
+    """Raise UserError if a text holds half of a surrogate pair, which neither files nor tokenizers accept."""
     try:
         json.dumps(value, ensure_ascii=False).encode("utf-8")
     except UnicodeEncodeError as error:
@@ -237,7 +237,7 @@ def _listed(names: list[str]) -> str:
 
 
 def name_of(kind: type) -> str:
-    """What messages call a type of JSON."""
+    """The name of a JSON type in messages."""
     return "null" if kind is type(None) else kind.__name__
 
 
@@ -258,7 +258,7 @@ def _read_csv(files: Sequence[Path], separator: str = ",") -> tuple[list[str], l
 
 
 def check_names(names: Sequence[str], place: str) -> None:
-    """Raise UserError where two columns have one name."""
+    """Raise UserError if two columns have the same name."""
     for name in names:
         if names.count(name) > 1:
             raise UserError(
@@ -267,10 +267,10 @@ def check_names(names: Sequence[str], place: str) -> None:
 
 
 def read_csv(file: Path, separator: str = ",") -> tuple[list[str], Iterator[tuple[str, dict]]]:
-    """(column names, (where it stands, row)s) of a file with a header and fields between separators; every value is a text.
+    """(column names, (its place, row)s) of a file with a header and separated fields; every value is a text.
 
-    A first column without a name is an index, as pandas writes one, and is left out. Raises UserError naming the line of a row
-    that has not exactly the header's fields, whether more or fewer: one comma too many would move every value after it.
+    An unnamed first column is an index, as pandas writes it, and is dropped. Raises UserError naming the line of a row that
+    has more or fewer fields than the header: one comma too many would shift every value after it.
     """
     if len(separator) != 1:
         raise UserError(f"{file}: the separator is {separator!r}, one character is needed")
@@ -309,7 +309,7 @@ def _is_blank(fields: list[str]) -> bool:
 
 
 def _csv_rows(file: Path, separator: str) -> Iterator[tuple[str, list[str]]]:
-    """(where it begins, fields) of each row that is not an empty line."""
+    """(the place where it begins, fields) of each row, skipping empty lines."""
     limit = csv.field_size_limit(sys.maxsize)
     place = f"{file}, line 1"
     try:
@@ -343,7 +343,7 @@ def _without_nul(lines: Iterable[str], file: Path) -> Iterator[str]:
 
 
 def _read_parquet(files: Sequence[Path]) -> tuple:
-    import pyarrow.parquet  # only here: it takes a while to import
+    import pyarrow.parquet  # imported here because it is slow to import
 
     tables = []
     for file in files:
@@ -358,7 +358,7 @@ def _read_parquet(files: Sequence[Path]) -> tuple:
         check_names(tables[-1].column_names, str(file))
     try:
         table = pyarrow.concat_tables(tables, promote_options="default")
-    except pyarrow.ArrowException:  # a column has another type in another file, and each row keeps its own, as in JSON
+    except pyarrow.ArrowException:  # a column's type differs between files; each row keeps its own, as in JSON
         return _rows_of(tables, files[0])
     if not table.num_rows:
         raise UserError(f"{files[0]} has no rows")

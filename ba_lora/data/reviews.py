@@ -1,9 +1,9 @@
-"""Rated sentences of four kinds that come with a registry package: the embedded task "reviews" and where it is tested.
+"""Rated sentences from four domains, in a registry package: the embedded task "reviews" and its test sets.
 
 The source distribution of vaderSentiment holds sentences of movie reviews, product reviews, tweets and New York Times
 editorials, each with the mean of at least 20 ratings from -4 to 4 (Hutto and Gilbert, ICWSM 2014). A mean of 0.5 or more is
-positive, of -0.5 or less negative; what lies between is left out and counted. The movie sentences are split by a hash of their
-text, so that no text is in two splits. This has the shape of SST-2 and GLUE-X, and not their data.
+positive, -0.5 or less is negative; sentences in between are left out and counted. The movie sentences are split by a hash of
+their text, so that no text is in two splits. The task has the shape of SST-2 and GLUE-X, but not their data.
 """
 
 import hashlib
@@ -28,9 +28,9 @@ PARTS = {"train": range(0, 80), "validation": range(80, 90), "test": range(90, 1
 
 
 def labelled(domain: str, split: str | None = None) -> tuple[list[tuple[str, str, dict]], dict]:
-    """(rows (where it stands, id, {"sentence", "label"}), {"rated": sentences, "between": left out}) of a domain.
+    """(rows (its place, id, {"sentence", "label"}), {"rated": sentences, "between": left out}) of a domain.
 
-    split: train, validation or test; none = all rows.
+    split: train, validation or test; None = all rows.
     """
     rows, rated, between = [], 0, 0
     for place, key, rating, text in rated_sentences(domain):
@@ -45,14 +45,14 @@ def labelled(domain: str, split: str | None = None) -> tuple[list[tuple[str, str
 
 
 def part_of(text: str) -> int:
-    """A number from 0 to 99 that depends on the words of a text alone, not on case or white space."""
+    """A number from 0 to 99 that depends only on the words of a text, not on case or white space."""
     words = " ".join(text.lower().split())
     return int(hashlib.sha256(words.encode()).hexdigest(), 16) % 100
 
 
 @cache
 def rated_sentences(domain: str) -> list[tuple[str, str, float, str]]:
-    """All (where it stands, id, mean rating, text) of a domain, a key of FILES."""
+    """All (its place, id, mean rating, text) of a domain, a key of FILES."""
     archive = read_member(fetch_source(DISTRIBUTION, VERSION, SHA256), INNER)
     name = f"hutto_ICWSM_2014/{FILES[domain]}_GroundTruth.txt"
     sentences = []

@@ -1,4 +1,4 @@
-"""Rows from where the data is: a local file or folder (`readers`), the hub (the `datasets` library), or the generator.
+"""Rows of a data source: a local file or folder (`readers`), the hub (the `datasets` library), or the generator.
 
 A name is a path, a hub id, a hub id with a subfolder or config ("fxmeng/pissa-dataset:metamath", "openai/gsm8k:main"), or
 "tinymath:SPLIT[:SEED]". A local copy of a hub folder gives the same rows as the hub does.
@@ -22,9 +22,14 @@ from ..errors import UserError, choose
 from .readers import ENDINGS, LOADERS, read_files, warn_of_missing_parts
 from .tinymath import SPLITS, generate
 
-TINYMATH_ROWS = 4000  # of a generated split, unless a limit says otherwise
-COMPRESSED = (".gz", ".bz2", ".xz", ".zst")  # `datasets` would read these, and take texts for dates
-UNREADABLE = (*COMPRESSED, ".tsv", ".arrow", *(ending.upper() for ending in LOADERS))  # beside files that can be read
+TINYMATH_ROWS = 4000  # rows of a generated split, unless a limit is given
+COMPRESSED = (".gz", ".bz2", ".xz", ".zst")  # `datasets` would read these, but convert some texts to dates
+UNREADABLE = (
+    *COMPRESSED,
+    ".tsv",
+    ".arrow",
+    *(ending.upper() for ending in LOADERS),
+)  # rejected even beside readable files
 LOADER_ERRORS = (
     OSError,
     ValueError,
@@ -36,7 +41,7 @@ LOADER_ERRORS = (
 
 
 class Table(NamedTuple):
-    """Rows with their numbers in the source (from 1); `columns` are the names that any of its rows has."""
+    """Rows with their numbers in the source (from 1); `columns` are all the names that occur in the rows."""
 
     source: str
     columns: list[str]
@@ -50,12 +55,12 @@ def read_table(
     limit: int | None = None,
     shuffle_seed: int | None = None,
 ) -> Table:
-    """The first `limit` rows of `data`, after a shuffle of all of them where a seed is given.
+    """The first `limit` rows of `data`, after shuffling all of them if a seed is given.
 
-    path: a local copy, a file or a folder, in place of what `data` names; the subfolder of `data` applies to it. A file is
-    read whole, whatever the split. A field without a value is left out of its row.
+    path: a local copy, a file or a folder, to read instead of `data`; the subfolder of `data` applies to it. A file is read
+    completely, whatever the split. A field without a value is left out of its row.
 
-    Raises UserError naming the source (and the line) when it is missing, empty, broken, or cannot be reached.
+    Raises UserError naming the source (and the line) if it is missing, empty, broken, or cannot be reached.
     """
     if data.startswith("tinymath:") and not path:
         records = tinymath_rows(data, limit or TINYMATH_ROWS)
@@ -71,7 +76,7 @@ def read_table(
     numbers = numbers[:limit]
     try:
         chosen = _choose(records, numbers)
-    except UnicodeDecodeError:  # Arrow takes the bytes as they are
+    except UnicodeDecodeError:  # Arrow does not validate the bytes
         raise UserError(f"{source} is not UTF-8 text; convert the file") from None
     except (ValueError, OverflowError) as error:  # a date of Parquet that Python cannot hold
         raise UserError(f"{source} cannot be read: {_reason(error)}") from None
@@ -92,7 +97,7 @@ def _choose(records, numbers: list[int]) -> list[dict]:
 
 
 def tinymath_rows(data: str, count: int) -> list[dict]:
-    """`count` generated problems of "tinymath:SPLIT[:SEED]". Raises UserError for an unknown split or a strange seed."""
+    """`count` generated problems of "tinymath:SPLIT[:SEED]". Raises UserError for an unknown split or an invalid seed."""
     split, _, seed = data.removeprefix("tinymath:").partition(":")
     choose("tinymath split", split, SPLITS)
     if seed and not seed.isdigit():
@@ -102,7 +107,7 @@ def tinymath_rows(data: str, count: int) -> list[dict]:
 
 @contextmanager
 def _quiet_loader() -> Iterator[None]:
-    """No bars (the encoding has its own) and no messages beside our one line."""
+    """Suppress the loader's bars (the encoding has its own) and its messages, leaving only our one line."""
     before = get_verbosity()
     disable_progress_bars()
     set_verbosity(CRITICAL)
@@ -113,7 +118,7 @@ def _quiet_loader() -> Iterator[None]:
 
 
 def _open(data: str, path: str | None, split: str) -> tuple:
-    """(what errors call it, its columns, its rows), from the place that `data` and `path` name."""
+    """(its name in errors, its columns, its rows) of the source that `data` and `path` name."""
     name, part = data, ""
     if not Path(data).exists() and ":" in data:
         name, _, part = data.rpartition(":")
@@ -159,7 +164,7 @@ def _open_folder(folder: Path, part: str, split: str) -> tuple:
 
 
 def _check_readable(files: Iterable[Path], folder: str, unreadable: Collection[str]) -> None:
-    """Raise UserError where a file has one of the endings `unreadable`: its rows would be missing."""
+    """Raise UserError if a file has one of the endings `unreadable`: its rows would be missing."""
     if found := sorted(file.name for file in files if file.suffix in unreadable):
         raise UserError(
             f"data folder {folder} holds {', '.join(found[:5])}, which cannot be read ({ENDINGS} can); unpack, convert or "
@@ -173,7 +178,7 @@ def _load_named(name: str, part: str, split: str) -> tuple:
     try:
         if found := _read_named(name, part, split):
             return found
-        if Path(name).is_dir():  # the library's cache goes by path and time, and would give old rows
+        if Path(name).is_dir():  # the library's cache is keyed by path and time, and would return old rows
             with TemporaryDirectory(prefix="ba-lora-data-") as fresh:
                 options = {"cache_dir": fresh, "keep_in_memory": True}
                 dataset = _by_config_or_folder(load_dataset, name, part, split=split, **options)
@@ -194,7 +199,7 @@ def _load_named(name: str, part: str, split: str) -> tuple:
 
 
 def _by_config_or_folder(load: Callable, name: str, part: str, **options):
-    """What `load` gives of a data set, where `part` is a config or else a folder."""
+    """The result of `load` for a data set; `part` is a config, else a folder."""
     try:
         return load(name, part or None, **options)
     except ValueError as error:
@@ -204,11 +209,11 @@ def _by_config_or_folder(load: Callable, name: str, part: str, **options):
 
 
 def _read_named(name: str, part: str, split: str) -> tuple | None:
-    """(column names, rows) of a split by `readers`, because `datasets` retypes dates and lets the columns of a CSV shift. None
-    where it has to be `datasets`: Parquet of the hub, and formats and options that are its own."""
+    """(column names, rows) of a split, read by `readers`, because `datasets` converts dates and lets the columns of a CSV
+    shift. None if `datasets` is needed: for Parquet on the hub, and for its own formats and options."""
     try:
         builder = _by_config_or_folder(load_dataset_builder, name, part)
-    except (*LOADER_ERRORS, RuntimeError):  # load_dataset will say the same
+    except (*LOADER_ERRORS, RuntimeError):  # load_dataset will report the same error
         return None
     names = [str(file) for file in (builder.config.data_files or {}).get(split, ())]
     local = Path(name).is_dir()
@@ -224,14 +229,14 @@ def _read_named(name: str, part: str, split: str) -> tuple | None:
                 f"({ENDINGS}) and leave it out"
             )
         return None
-    files = [Path(file) for file in DownloadManager().download(names)]  # what is local stays where it is
+    files = [Path(file) for file in DownloadManager().download(names)]  # local files stay where they are
     if not all(file.suffix in (*LOADERS, ".tsv") for file in files):
         return None
     return read_files(files, getattr(builder.config, "sep", ","))
 
 
 def _options_set(config) -> list[str]:
-    """The options of a config of CSV or JSON that change what a file means, but for the separator."""
+    """The options of a CSV or JSON config that change the meaning of a file, except the separator."""
     usual = type(config)()
     passed = ("name", "version", "description", "data_dir", "data_files", "features", "sep", "delimiter", "chunksize")
     changed = (field.name for field in fields(config) if getattr(config, field.name) != getattr(usual, field.name))

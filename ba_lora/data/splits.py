@@ -1,6 +1,6 @@
-"""The rows of one split of a set of labelled texts: from the hub, a file, or a folder in which its files are found by name.
+"""The rows of one split of a labelled data set: from the hub, a file, or a folder whose files are found by name.
 
-Tab-separated files are read as GLUE publishes them: a quotation mark is a letter like any other, and a line is a row.
+Tab-separated files are read as GLUE publishes them: a quotation mark is an ordinary character, and one line is one row.
 """
 
 import re
@@ -13,9 +13,9 @@ from ..errors import UserError
 from .readers import check_names, warn_of_missing_parts
 
 TAB_SEPARATED = (".tsv", ".txt")
-# Columns that number the rows of a test split, in any case; the first that is there: GLUE's, the hub's, QQP's, Kaggle's QQP's.
+# Columns that number the rows of a test split, in any case; the first one present: GLUE's, the hub's, QQP's, Kaggle's QQP's.
 INDEX = ("index", "idx", "id", "test_id")
-Row = tuple[str, object, dict]  # where it stands, for errors; id; fields
+Row = tuple[str, object, dict]  # its place, for errors; id; fields
 
 
 def read_rows(
@@ -29,12 +29,14 @@ def read_rows(
     limit: int | None = None,
     numbered: bool = False,
 ) -> tuple[str, Iterator[Row]]:
-    """(source, the first `limit` rows) of one split, by any of its names `splits`. Files are read as the rows are taken.
+    """(source, the first `limit` rows) of one split, under any of its names `splits`. Files are read as the rows are
+    consumed.
 
-    data: a hub id, then with `config`; a file, then whole; a folder, or one that has a subfolder called as one of `folders`.
-    headless: the fields of a tab-separated file without a header. broken: counts, under "broken", the lines with another number
-    of fields, which are left out; without it they are errors. numbered: the ids are the numbers of one of INDEX, each once, or
-    positions from 0 where there is no such column. Raises UserError for what cannot be found or read.
+    data: a hub id, with `config`; a file, read completely; or a folder, or a folder with a subfolder named in `folders`.
+    headless: the fields of a tab-separated file without a header. broken: counts, under "broken", the lines with a wrong
+    number of fields, which are left out; without it they are errors. numbered: the ids are the unique numbers in one of the
+    columns INDEX, or positions from 0 if there is no such column. Raises UserError for anything that cannot be found or
+    read.
     """
     if numbered:
         source, rows = read_rows(data, splits, config=config, folders=folders, headless=headless, limit=limit)
@@ -54,7 +56,7 @@ def read_rows(
 
 
 def _numbered(rows: Iterable[Row]) -> Iterator[Row]:
-    seen: dict[int, str] = {}  # number → where it was
+    seen: dict[int, str] = {}  # number → place where it was seen
     last = -1
     for position, (place, key, row) in enumerate(rows):
         known = {name.lower(): name for name in row}
@@ -79,11 +81,11 @@ def _numbered(rows: Iterable[Row]) -> Iterator[Row]:
 
 
 def _table_rows(source: str, split: str, limit: int | None) -> Iterator[Row]:
-    from .sources import read_table  # it imports `datasets`, which takes seconds
+    from .sources import read_table  # imports `datasets`, which takes seconds
 
     try:
         table = read_table(source, split=split, limit=limit)
-    except RuntimeError as error:  # what `datasets` raises for a set that is a script, which it no longer runs
+    except RuntimeError as error:  # raised by `datasets` for a set that is a script, which it no longer runs
         raise UserError(f"{source} cannot be loaded ({error}); give a local copy of its files") from None
     empty = dict.fromkeys(table.columns)
     for number, row in table.rows:
@@ -92,7 +94,7 @@ def _table_rows(source: str, split: str, limit: int | None) -> Iterator[Row]:
 
 
 def _files(folder: Path, splits: Sequence[str], folders: Sequence[str]) -> list[Path]:
-    """The files of a split: called as it is, else its numbered parts, else those with its name as one of their words."""
+    """The files of a split: the one with its name, else its numbered parts, else the one with its name as a word."""
     from .sources import LOADERS
 
     wanted = {name.replace("-", "").lower() for name in folders}
@@ -121,7 +123,7 @@ def _names(paths: Iterable[Path]) -> str:
 
 
 def _tab_separated(file: Path, headless: Sequence[str] | None, broken: Counter | None) -> Iterator[Row]:
-    """The rows of a file; its fields are `headless` where the first line does not name the last of them."""
+    """The rows of a file; its fields are `headless` if the first line does not contain the last of them."""
     header, first = None, 2
     try:
         with open(file, encoding="utf-8-sig", newline="\n") as lines:

@@ -1,7 +1,7 @@
-"""How a conversation becomes text: contexts and answers in turn, each to be encoded by itself.
+"""Convert a conversation to text: contexts and answers in turn, each of which is encoded separately.
 
-`alpaca` and `plain` are written here; `chat` is the tokenizer's own chat template. A template is recorded whole in run.json,
-so that every evaluation asks in the form of the training, whatever the tokenizer's template has become.
+`alpaca` and `plain` are defined here; `chat` is the tokenizer's own chat template. run.json records the whole template, so
+that every evaluation uses the form of the training, even if the tokenizer's template changes later.
 """
 
 import re
@@ -17,13 +17,14 @@ from ..files import read_json
 
 @dataclass(frozen=True)
 class Template:
-    """How messages become text.
+    """The text form of messages.
 
-    prompt: the first user's turn with {instruction} in it; for `chat` the Jinja text. separator: between prompt and answer,
-    encoded with the answer. later: a user's turn after an answer's end; "" = a blank line and `prompt`. opening: what a chat
-    template writes before an answer's text beyond its generation prompt; part of the context. end: the token that ends an
-    answer; None = the tokenizer's end of sequence. special_tokens_in_text: what "</s>" and its like in a message are, "text" or
-    "control" tokens (see `special_tokens`); templates that earlier versions recorded say nothing, and mean "control".
+    prompt: the first user turn, containing {instruction}; for `chat`, the Jinja text. separator: between prompt and answer,
+    encoded with the answer. later: a user turn after the end of an answer; "" = a blank line and `prompt`. opening: text
+    that a chat template writes before an answer, beyond its generation prompt; part of the context. end: the token that ends
+    an answer; None = the tokenizer's end of sequence. special_tokens_in_text: whether "</s>" and similar tokens in a message
+    are "text" or "control" tokens (see `special_tokens`); templates recorded by earlier versions lack it, which means
+    "control".
     """
 
     name: str
@@ -44,7 +45,7 @@ class Template:
 
 
 TEMPLATES = {
-    # The Alpaca-style prompt of the published runs; the response follows "Response:" directly, as there.
+    # The Alpaca-style prompt of the published runs; as in those, the response follows "Response:" directly.
     "alpaca": Template(
         "alpaca",
         "Below is an instruction that describes a task. Write a response that appropriately completes the request."
@@ -62,24 +63,24 @@ TEMPLATES = {
     ),
 }
 CHAT = "chat"
-IN_TEXT = ("text", "control")  # what special tokens in texts may be
+IN_TEXT = ("text", "control")  # possible treatments of special tokens in texts
 NAMES = (*TEMPLATES, CHAT)
 REMEDY = "use --template alpaca"
-FIXED_DATE = date(2024, 7, 26)  # what a template that asks for today's date is given: a run must not depend on its day
+FIXED_DATE = date(2024, 7, 26)  # the value of today's date in a template: a run must not depend on its day
 
 
 def check_template(name: str) -> str:
-    """`name` if it is one of NAMES; UserError with the known names otherwise."""
+    """Return `name` if it is one of NAMES; UserError with the known names otherwise."""
     return choose("template", name, NAMES)
 
 
 def default_template(model: str) -> str:
-    """The template for a model when none is named: the embedded model knows `plain`, the published runs used `alpaca`."""
+    """The default template of a model: `plain` for the embedded model, `alpaca`, as in the published runs, for all others."""
     return "plain" if model == "tiny" else "alpaca"
 
 
 def make_template(name: str, tokenizer, special_tokens_in_text: str = "text") -> Template:
-    """The template called `name`, complete for this tokenizer. Raises UserError where it lacks what the template needs."""
+    """The template `name`, completed for this tokenizer. Raises UserError if the tokenizer lacks something that it needs."""
     if check_template(name) != CHAT:
         return replace(TEMPLATES[name], end=_eos(tokenizer), special_tokens_in_text=special_tokens_in_text)
     try:
@@ -100,7 +101,7 @@ def template_of(folder: str | Path) -> Template | None:
 
 
 def end_id(tokenizer, template: Template | None = None) -> int:
-    """The id of the token that ends an answer. Raises UserError when the tokenizer has none."""
+    """The id of the token that ends an answer. Raises UserError if the tokenizer has none."""
     token = template.end if template is not None and template.end is not None else _eos(tokenizer)
     number = tokenizer.convert_tokens_to_ids(token)
     if number is None or (number == tokenizer.unk_token_id and token != tokenizer.unk_token):
@@ -109,9 +110,9 @@ def end_id(tokenizer, template: Template | None = None) -> int:
 
 
 def turns(template: Template, tokenizer, messages: list[dict]) -> list[str]:
-    """[context, answer, context, answer, …, and a last context if the user speaks last]; each answer is followed by the end.
+    """[context, answer, context, answer, …, and a last context if the user speaks last]; the end token follows each answer.
 
-    Raises UserError where a chat template refuses, drops or rewrites a message.
+    Raises UserError if a chat template rejects, drops or rewrites a message.
     """
     return _chat_turns(template, tokenizer, messages) if template.name == CHAT else _written_turns(template, messages)
 
@@ -123,7 +124,8 @@ def _eos(tokenizer) -> str:
 
 
 def _written_turns(template: Template, messages: list[dict]) -> list[str]:
-    """A system message stands before the first user's text, with a blank line between."""
+    """The turns of a template from this file. A system message comes before the first user's text, separated by a blank
+    line."""
     system = messages[0]["content"] if messages[0]["role"] == "system" else ""
     texts = []
     for message in messages:
@@ -139,7 +141,7 @@ def _written_turns(template: Template, messages: list[dict]) -> list[str]:
 
 
 def _render(template: Template, tokenizer, messages: list[dict], ask: bool) -> str:
-    """The chat template's text; with `ask` up to where an answer begins."""
+    """The chat template's text; with `ask`, up to where an answer begins."""
     messages = [{"role": message["role"], "content": message["content"]} for message in messages]
     try:
         text = tokenizer.apply_chat_template(
@@ -176,8 +178,8 @@ def _chat_turns(template: Template, tokenizer, messages: list[dict]) -> list[str
 def _answer(template: Template, tokenizer, messages: list[dict], context: str) -> tuple[str, str]:
     """(the text of the last message as the template writes it, everything up to its end).
 
-    A template may trim the text; then it is the trimmed one that is trained, because it is the one that later turns show.
-    Blanks that a template puts between the text and its end token (Llama 2) are left out: the answer ends where it ends.
+    If a template trims the text, the trimmed text is trained, because later turns show it that way. Blanks that a template
+    puts between the text and its end token (Llama 2) are left out: the answer ends where its text ends.
     """
     whole, start = _render(template, tokenizer, messages, False), context + template.separator
     if whole.startswith(start):
@@ -193,7 +195,7 @@ def _answer(template: Template, tokenizer, messages: list[dict], context: str) -
 
 
 def _probe(template: Template, tokenizer) -> Template:
-    """Find how a chat template begins and ends an answer, from one rendered exchange."""
+    """Find out how a chat template begins and ends an answer, from one rendered exchange."""
     exchange = [{"role": "user", "content": "Ping?"}, {"role": "assistant", "content": "Pong!"}]
     context = _render(template, tokenizer, exchange[:1], True)
     whole = _render(template, tokenizer, exchange, False)

@@ -1,16 +1,16 @@
-"""Arithmetic word problems and short stories from a seeded generator: data for the embedded model, with no download.
+"""Arithmetic word problems and short stories from a seeded generator: data for the embedded model, without a download.
 
-Three tasks, each with wordings of its own (tinywords.py):
+There are three tasks, each with its own wordings (tinywords.py):
 
-    pretrain, pretrain-test      one or two steps                     what the embedded model is pre-trained on
-    train, validation, test      one to three steps, other chains     what it is fine-tuned on
-    shifted                      unseen wordings, larger numbers      how far fine-tuning carries
+    pretrain, pretrain-test      one or two steps                     for pre-training the embedded model
+    train, validation, test      one to three steps, other chains     for fine-tuning it
+    shifted                      unseen wordings, larger numbers      to test generalisation after fine-tuning
 
 A hash of the question decides which split of its task a problem belongs to, so the splits of a task are disjoint by
-construction, whatever the seed. A problem is {"question", "answer"}. The answer shows each computation and ends in
-the result: "6 * 23 = 138. 138 - 17 = 121. The answer is: 121". It can also be "$121", "121 km", or "1,250".
+construction, whatever the seed. A problem is {"question", "answer"}. The answer shows each computation and ends with the
+result: "6 * 23 = 138. 138 - 17 = 121. The answer is: 121". The result can also be "$121", "121 km", or "1,250".
 
-Only `random.Random.random` is drawn from, the one method whose values Python promises never to change.
+Only `random.Random.random` is used, because it is the one method whose values Python promises never to change.
 """
 
 import argparse
@@ -34,7 +34,7 @@ SPLITS = {  # split: (task, buckets of BUCKETS)
 }
 TEXT_SPLITS = ("pretrain", "pretrain-test")
 BUCKETS = 20
-MISSES = 20_000  # draws in a row without a new problem before giving up
+MISSES = 20_000  # consecutive draws without a new problem before giving up
 
 
 class Draw:
@@ -75,7 +75,7 @@ def _fill(template, words):
 
 
 def _compute(steps, values):
-    """Steps as [(6, "*", 7, 42), …] for "a * b, …", or None where a result is not a whole number of at least 1."""
+    """Steps as [(6, "*", 7, 42), …] for "a * b, …", or None if a result is not an integer of at least 1."""
     values, done = dict(values), []
     for number, step in enumerate(steps.split(", "), start=1):
         left, operation, right = step.split()
@@ -91,7 +91,7 @@ def _compute(steps, values):
 
 
 def _problem(draw, wording):
-    """One {"question", "answer"}; numbers are redrawn until every step gives a whole number of at least 1."""
+    """One {"question", "answer"}; numbers are redrawn until every step gives an integer of at least 1."""
     ranges = [(item.split()[0], *map(int, item.split()[1].split("-"))) for item in wording.ranges.split(", ")]
     steps = None
     while steps is None:
@@ -116,7 +116,7 @@ def _story(draw):
 
 
 def _distinct(split, count, seed, kind, draw_one, text_of):
-    """`count` items of a split with distinct texts, in the order in which they are drawn."""
+    """`count` items of a split with distinct texts, in the order of drawing."""
     draw, buckets = Draw(kind, split, seed), SPLITS[split][1]
     found, seen, misses = [], set(), 0
     while len(found) < count:
@@ -144,7 +144,7 @@ def _check(split, count, known):
 
 
 def final_number(answer):
-    """The whole number after the last "The answer is:", as int, or None; "$1,250" and "1,250 km" both give 1250."""
+    """The integer after the last "The answer is:", or None; "$1,250" and "1,250 km" both give 1250."""
     found = re.findall(r"The answer is: *\$?(\d[\d,]*)", answer)
     return int(found[-1].replace(",", "")) if found else None
 
@@ -152,10 +152,10 @@ def final_number(answer):
 def generate(split, count, seed=0):
     """`count` distinct problems of a split; a larger count continues the same list.
 
-    Args: split, a key of SPLITS; count >= 0; seed, any integer: another seed gives another sample of the same split.
+    Args: split, a key of SPLITS; count >= 0; seed, any integer: each seed gives a different sample of the same split.
     Returns: list of {"question": str, "answer": str}. The answer ends in "The answer is: N", where N may be "121",
         "$40", "15 km" or "1,250".
-    Raises: ValueError for an unknown split, or where the split does not hold `count` distinct problems.
+    Raises: ValueError for an unknown split, or if the split does not hold `count` distinct problems.
     """
     _check(split, count, SPLITS)
     wordings = WORDINGS[SPLITS[split][0]]
@@ -163,17 +163,17 @@ def generate(split, count, seed=0):
 
 
 def plain_text(split, count, seed=0):
-    """`count` distinct stories of two to four sentences: plain text that fine-tuning may unteach.
+    """`count` distinct stories of two to four sentences: plain text that fine-tuning may make the model forget.
 
-    Args: split, "pretrain" or "pretrain-test" (held out by a hash of the story); count >= 0; seed, any integer.
-    Returns: list of str. Raises: ValueError as `generate` does.
+    Args: split, "pretrain" or "pretrain-test" (held out by a hash of the story); count >= 0; seed, any integer. Returns:
+    list of str. Raises: ValueError as `generate` does.
     """
     _check(split, count, TEXT_SPLITS)
     return _distinct(split, count, seed, "stories", _story, lambda story: story)
 
 
 def main(arguments=None):
-    """The command: writes problems as JSON Lines. Returns the exit status."""
+    """Run the command: write problems as JSON Lines. Returns the exit status."""
     parser = argparse.ArgumentParser(
         prog="python -m ba_lora.data.tinymath",
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -182,8 +182,8 @@ def main(arguments=None):
     )
     parser.add_argument("--split", required=True, help=f"one of {', '.join(SPLITS)}")
     parser.add_argument("--count", type=int, default=10, help="how many problems (default 10)")
-    parser.add_argument("--seed", type=int, default=0, help="another seed, another sample of the split (default 0)")
-    parser.add_argument("--output", help="file to write, one JSON object a line (default: standard output)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the sample drawn from the split (default 0)")
+    parser.add_argument("--output", help="file to write, one JSON object per line (default: standard output)")
     options = parser.parse_args(arguments)
     try:
         problems = generate(options.split, options.count, options.seed)

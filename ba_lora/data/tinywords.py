@@ -1,7 +1,7 @@
-"""What the generator of tinymath.py says, as plain tables: every wording of a problem, every sentence of a story.
+"""The vocabulary of the generator in tinymath.py, as plain tables: every wording of a problem, every sentence of a story.
 
-To add a problem, add a Wording. A question's fixed text must occur in one task only: that keeps the tasks apart.
-Slots: {A} {B} names; {he} {his} {him} agree with {A}; {things} {place} {colour} … come from WORDS.
+To add a problem, add a Wording. A question's fixed text must occur in one task only: that keeps the tasks apart. Slots: {A}
+{B} names; {he} {his} {him} agree with {A}; {things} {place} {colour} … come from WORDS.
 """
 
 from typing import NamedTuple
@@ -16,7 +16,7 @@ class Wording(NamedTuple):
     unit: str = ""  # "$" goes before the result, any other unit after it
 
 
-# A small model is exact with small operands: tables up to 9 x 10, sums and differences of up to 90 with up to 20.
+# A small model is exact on small operands: products up to 9 x 10, sums and differences of up to 90 and up to 20.
 WORDINGS = {
     "pretrain": [
         Wording("What is {a} + {b}?", "a 1-90, b 1-20", "a + b"),
@@ -215,7 +215,7 @@ WORDS = {
     "time": "in the morning,before lunch,in the evening,after work,at night,for one hour,every week".split(","),
 }
 
-# A story: an opening, then one to three middles or causes in any order. A cause can stand before its effect or after.
+# A story: an opening, then one to three middles or causes in any order. A cause can come before or after its effect.
 OPENINGS = [
     "{A} went to the {place} on {day}.",
     "{A} lives near a small {place} with {his} {kin} and an old {animal}.",
