@@ -55,7 +55,7 @@ def _read(folder: Path) -> tuple[Dataset, dict] | None:
         checksums.verify(folder)
         report = read_json(folder / "report.json")
         if report.pop("key", folder.name) != folder.name:
-            raise ValueError("it is of other samples")
+            raise ValueError("it holds other samples")
         return load_from_disk(folder), report
     except Exception as error:  # datasets and arrow raise many kinds; each means that the folder is unusable
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0].partition("; ")[0]

@@ -64,7 +64,7 @@ def read_conversations(
     if reasons:
         logger.warning("%d of %d rows are left out; the first: %s", len(reasons), len(table.rows), reasons[0])
     if left:
-        logger.warning("%s: no part of the conversations, and not used: %s", table.source, ", ".join(left))
+        logger.warning("%s: not part of the conversations, and ignored: %s", table.source, ", ".join(left))
     if not conversations:
         raise UserError(f"{table.source}: every row is left out by --skip_bad_rows; the first: {reasons[0]}")
     return conversations, {"read": len(table.rows), "skipped": len(reasons)}

@@ -229,7 +229,7 @@ def _target(value) -> float | None:
     if number == -1:
         return None
     if not SCORES[0] <= number <= SCORES[1]:
-        raise ValueError(f"the target {value!r} is no number from {SCORES[0]:g} to {SCORES[1]:g}")
+        raise ValueError(f"the target {value!r} is not a number from {SCORES[0]:g} to {SCORES[1]:g}")
     return number
 
 

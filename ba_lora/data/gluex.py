@@ -18,11 +18,8 @@ from .glue import HUB, OTHER_NAMES, SPLITS, TASKS, Examples, Task, class_number,
 from .splits import Row, read_rows
 
 TRAIN, VALIDATION, TEST = ("train",), ("validation", "dev", "evaluation"), ("test",)
-NLI_FILES = {
-    "premise": "sentence1",
-    "hypothesis": "sentence2",
-    "label": "gold_label",
-}  # the names in SNLI's and HANS's own files
+# The names in the files that SNLI and HANS publish.
+NLI_FILES = {"premise": "sentence1", "hypothesis": "sentence2", "label": "gold_label"}
 
 
 class Source(NamedTuple):
@@ -252,6 +249,6 @@ def _translate(shift: Shift, task: Task, value) -> int | float | None:
         try:
             return label_of(task, round(float(value) - 1))  # relatedness is 1 to 5; 2.5 is rounded to 2, as published
         except (ValueError, TypeError, OverflowError):
-            raise ValueError(f"the score {value!r} is no number from 1 to 5") from None
+            raise ValueError(f"the score {value!r} is not a number from 1 to 5") from None
     number = class_number(value, shift.source.classes, shift.name)
     return None if number is None else task.labels.index(shift.classes[shift.source.classes[number]])

@@ -162,7 +162,7 @@ def _document(file: Path) -> Iterator[Found]:
                 for number, value in enumerate(_entries(pieces, where), 1):
                     yield f"{where}, entry {number}", value
             if pieces.mark():
-                raise ValueError("more stands behind its end")
+                raise ValueError("there is more after its end")
     except UnicodeDecodeError:
         raise UserError(f"{where} is not UTF-8 text; convert the file") from None
     except (ValueError, RecursionError) as error:
@@ -197,7 +197,7 @@ def _check_text(value, place: str) -> None:
     except UnicodeEncodeError as error:
         half = f"\\u{ord(error.object[error.start]):04x}"
         raise UserError(
-            f"{place}: {half} is half of a surrogate pair and no character; fix or remove the line"
+            f"{place}: {half} is half of a surrogate pair, not a character; fix or remove the line"
         ) from None
 
 
@@ -206,12 +206,12 @@ def _object(pairs: list[tuple]) -> dict:
     if len(made) < len(pairs):
         names = [name for name, _ in pairs]
         twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"the name {_short(twice)} stands twice in one object")
+        raise ValueError(f"the name {_short(twice)} appears twice in one object")
     return made
 
 
 def _constant(name: str):
-    raise ValueError(f"{name} is no JSON number; write null")
+    raise ValueError(f"{name} is not a JSON number; write null")
 
 
 _DECODER = json.JSONDecoder(object_pairs_hook=_object, parse_constant=_constant)
@@ -223,7 +223,7 @@ def _reason(error: Exception) -> str:
     if isinstance(error, json.JSONDecodeError):
         return f"{error.msg} at column {error.colno}"
     if "integer string conversion" in str(error):
-        return f"a whole number of more than {sys.get_int_max_str_digits()} digits; write it as a text"
+        return f"an integer of more than {sys.get_int_max_str_digits()} digits; write it as a text"
     return str(error)
 
 

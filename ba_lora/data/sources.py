@@ -24,20 +24,10 @@ from .tinymath import SPLITS, generate
 
 TINYMATH_ROWS = 4000  # rows of a generated split, unless a limit is given
 COMPRESSED = (".gz", ".bz2", ".xz", ".zst")  # `datasets` would read these, but convert some texts to dates
-UNREADABLE = (
-    *COMPRESSED,
-    ".tsv",
-    ".arrow",
-    *(ending.upper() for ending in LOADERS),
-)  # rejected even beside readable files
-LOADER_ERRORS = (
-    OSError,
-    ValueError,
-    TypeError,
-    StopIteration,
-    DatasetsError,
-    YAMLError,
-)  # StopIteration: a file without rows
+# Rejected even beside readable files.
+UNREADABLE = (*COMPRESSED, ".tsv", ".arrow", *(ending.upper() for ending in LOADERS))
+# StopIteration: a file without rows.
+LOADER_ERRORS = (OSError, ValueError, TypeError, StopIteration, DatasetsError, YAMLError)
 
 
 class Table(NamedTuple):
@@ -101,7 +91,7 @@ def tinymath_rows(data: str, count: int) -> list[dict]:
     split, _, seed = data.removeprefix("tinymath:").partition(":")
     choose("tinymath split", split, SPLITS)
     if seed and not seed.isdigit():
-        raise UserError(f"--data {data}: the seed '{seed}' is no whole number; write tinymath:{split}:0")
+        raise UserError(f"--data {data}: the seed '{seed}' is not an integer; write tinymath:{split}:0")
     return generate(split, count, seed=int(seed or 0))
 
 

@@ -103,7 +103,7 @@ def report_line(found: Counter, template: Template | None) -> str:
     names = ", ".join(f"{name} {count}" for name, count in found.most_common(5))
     more = ", ..." if len(found) > 5 else ""
     taken = "encoded as text" if is_text(template) else "control tokens, as --special_tokens_in_text control says"
-    return f"{found.total()} special tokens stand in the texts ({names}{more}); they are {taken}"
+    return f"{found.total()} special tokens occur in the texts ({names}{more}); they are {taken}"
 
 
 def count(specials: SpecialTokens, ids: Iterable[int]) -> int:
@@ -114,4 +114,4 @@ def count(specials: SpecialTokens, ids: Iterable[int]) -> int:
 def check(specials: SpecialTokens, ids: list[int], expected: int) -> None:
     """Raise UserError unless `ids` hold as many control tokens as the template itself wrote."""
     if count(specials, ids) != expected:
-        raise UserError(f"this tokenizer makes a control token of text however it is cut; {REMEDY}")
+        raise UserError(f"this tokenizer turns text into a control token however it is cut; {REMEDY}")

@@ -210,6 +210,6 @@ def _probe(template: Template, tokenizer) -> Template:
     end = max((token for token in tokens if tail.startswith(token)), key=len, default=None)
     if end is None:
         raise UserError(
-            f"the chat template ends an answer with {tail.split()[0][:20]!r}, no token of this tokenizer; {REMEDY}"
+            f"the chat template ends an answer with {tail.split()[0][:20]!r}, which is not a token of this tokenizer; {REMEDY}"
         )
     return replace(template, end=end)

@@ -11,10 +11,8 @@ from torch import Tensor, nn
 from ..errors import UserError
 
 ORTHOGONALITY = 0.1  # weight of the penalty; PEFT's default is 0.5
-WARMUP, FINAL = (
-    10,
-    2,
-)  # the first 1/10 of the steps keeps all ranks, the last 1/2 the final ones: roughly as in that paper
+# The first 1/10 of the steps keeps all ranks, the last 1/2 the final ones: roughly as in that paper.
+WARMUP, FINAL = 10, 2
 ALLOCATIONS = 1000  # maximum number of rank allocations
 
 

@@ -23,12 +23,8 @@ from ..folders.adapter_names import HINT, WEIGHTS, check_pairs
 
 CONFIG = "adapter_config.json"
 PICKLED = "adapter_model.bin"  # in adapters by others; PEFT reads only tensors from it
-SHARED = (
-    "vblora_vector_bank",
-    "prompt_encoder",
-    ".tinylora_v.",
-    ".unilora_theta_d.",
-)  # PEFT restores these in another way
+# PEFT restores these in another way.
+SHARED = ("vblora_vector_bank", "prompt_encoder", ".tinylora_v.", ".unilora_theta_d.")
 PLACES = ("indices", "_size")  # integer tensors that VB-LoRA, SHiRA, FRoD and similar methods store
 SAME_SCALE = ("lora", "pissa", "ba-lora", "dora")  # methods that export the alpha/rank of the run
 

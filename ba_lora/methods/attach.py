@@ -97,7 +97,7 @@ def attach(
         if name not in modules:
             raise UserError(f"head module '{name}' is not in this {type(model).__name__}{nearest(name, modules)}")
     if dropout and method in NO_DROPOUT:
-        raise UserError(f"dropout {dropout} has no place in method '{method}'; set it to 0")
+        raise UserError(f"dropout {dropout} does not apply to method '{method}'; set it to 0")
     if method in ("full", *OWN):
         _refuse_quantised(model, method)
         _attach_own(model, method, rank, target_modules, seed, head)
@@ -123,16 +123,12 @@ def attach(
     if method == "dora":
         _refuse_zero_rows(model, chosen)
     options = {"target_modules": targets or "all-linear", "exclude_modules": head_pattern(head)}
-    options["task_type"] = (
-        None if head else "CAUSAL_LM"
-    )  # a classifier's task type would wrap the head; export names it
+    options["task_type"] = None if head else "CAUSAL_LM"  # SEQ_CLS would wrap the head; export names it
     as_linear = tuple(to_linear(model, head)) if method == "loha" else ()  # PEFT's LoHa refuses Conv1D
     config = _peft_config(model, method, rank, alpha, start, dropout, total_steps, options)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        adapted = get_peft_model(
-            model, config, low_cpu_mem_usage=start != "lora"
-        )  # a PiSSA start fills in its factors below
+        adapted = get_peft_model(model, config, low_cpu_mem_usage=start != "lora")  # PiSSA's factors follow below
     if start != "lora":
         config.init_lora_weights = start  # for the export
         if factors is None:
@@ -158,7 +154,7 @@ def _refuse_quantised(model: nn.Module, method: str, start: str = "") -> None:
     needs_numbers = method in ("full", *BOTTLENECKS) or start.startswith("pissa")
     if needs_numbers or getattr(model, "is_loaded_in_4bit", False):
         raise UserError(
-            f"method '{method}' cannot train on this {type(model).__name__}, which is quantised already; give the "
+            f"method '{method}' cannot train on this {type(model).__name__}, which is already quantised; give the "
             "full-precision model, with --quantize nf4 to train lora, pissa or ba-lora beside 4 bits"
         )
 
@@ -195,7 +191,7 @@ def _peft_config(
 def _say_what_is_left(adapted: PeftModel, head: Sequence[str]) -> None:
     left, frozen = left_out(adapted, head), (p for p in adapted.parameters() if not p.requires_grad)
     logger.warning(
-        "experts are stacked in one tensor a layer, no linear layers; adapted: %s; left as they are: %s, %s of %s parameters",
+        "experts are stacked in one tensor per layer, not in linear layers; adapted: %s; left as they are: %s, %s of %s parameters",
         ", ".join(sorted(adapted.peft_config["default"].target_modules)),
         ", ".join(left),
         f"{sum(left.values()):,}",
@@ -208,7 +204,7 @@ def _attach_own(
 ) -> None:
     """Set which parameters full, bitfit, houlsby and pfeiffer train, and add the modules they need."""
     if target_modules and method in OWN:
-        raise UserError(f"target_modules {' '.join(target_modules)} has no place in method '{method}'; leave it out")
+        raise UserError(f"target_modules {' '.join(target_modules)} does not apply to method '{method}'; leave it out")
     if method == "full":
         model.requires_grad_(True)
     elif method == "bitfit":

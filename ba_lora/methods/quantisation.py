@@ -38,14 +38,14 @@ def check_model(model: nn.Module) -> None:
     """UserError if `model`, before `attach`, has layers that cannot be held in 4 bits, or is already quantised."""
     name = type(model).__name__
     if getattr(model, "quantization_method", None):
-        raise UserError(f"--quantize: this {name} is quantised already; give the full-precision model")
+        raise UserError(f"--quantize: this {name} is already quantised; give the full-precision model")
     for place, module in model.named_modules():
         if isinstance(module, Conv1D):
-            raise UserError(f"--quantize: {place} of this {name} is a Conv1D, no nn.Linear; leave --quantize out")
+            raise UserError(f"--quantize: {place} of this {name} is a Conv1D, not an nn.Linear; leave --quantize out")
         if type(module) is nn.Linear and module is not _head(model) and module.in_features % BLOCK:
             # on a CPU, bitsandbytes 0.50.2 silently misreads the scales of such a matrix
             raise UserError(
-                f"--quantize: {place} of this {name} has rows of {module.in_features}, no multiple of {BLOCK}; "
+                f"--quantize: {place} of this {name} has rows of {module.in_features}, not a multiple of {BLOCK}; "
                 "leave --quantize out"
             )
 

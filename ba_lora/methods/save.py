@@ -214,7 +214,7 @@ def _find_run(folder: Path) -> tuple[Path, str | None]:
     if (folder / "config.json").is_file():
         return folder, None
     raise UserError(
-        f"{folder} is no run folder (run.json), adapter folder (adapter_config.json) or model folder (config.json)"
+        f"{folder} is not a run folder (run.json), adapter folder (adapter_config.json) or model folder (config.json)"
     )
 
 
@@ -227,9 +227,7 @@ def read_task(saved: Path) -> dict | None:
     recorded = read_json(run).get("task") if saved.name in ("adapter", "model") and run.is_file() else None
     if not file.is_file():
         if recorded:
-            raise UserError(
-                f"{file} is missing, which says what the classifier's outputs are; copy the run folder whole"
-            )
+            raise UserError(f"{file}, which names the classifier's outputs, is missing; copy the whole run folder")
         return None
     try:
         task = read_json(file)
@@ -238,9 +236,7 @@ def read_task(saved: Path) -> dict | None:
     except (OSError, ValueError, KeyError, TypeError):
         fits = False
     if not fits:
-        raise UserError(
-            f"{file} is damaged: it does not say what the classifier's outputs are; copy the run folder again"
-        )
+        raise UserError(f"{file} is damaged: it does not name the classifier's outputs; copy the run folder again")
     if recorded:
         differing = [key for key in ("name", "labels", "head") if task.get(key) != recorded.get(key, task.get(key))]
         if differing:
@@ -310,7 +306,7 @@ def _read_own(saved: Path) -> dict:
     known = own.get("method") in OWN or (isinstance(own.get("method"), str) and (saved / CONFIG).is_file())
     if not names or not known or type(own.get("rank")) is not int:
         raise UserError(
-            f"{saved / OWN_FILE} is damaged: it does not say how the adapter is opened; copy the adapter again"
+            f"{saved / OWN_FILE} is damaged: it does not say how to open the adapter; copy the adapter again"
         )
     return own
 

@@ -101,7 +101,7 @@ def check_targets(
     for target in target_modules or ():
         if target.rpartition(".")[2] in taken:
             raise UserError(
-                f"target module '{target}' of a {type(model).__name__} is for PEFT its stacked experts or its router; leave it out"
+                f"target module '{target}' of a {type(model).__name__} is taken by PEFT for its stacked experts or router; leave it out"
             )
         if not any(_matches(name, target) for name in linears):
             known = sorted({name.rpartition(".")[2] for name in linears})

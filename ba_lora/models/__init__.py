@@ -93,7 +93,7 @@ def load_model(
     missing = sorted(report["missing_keys"])
     if missing:
         raise UserError(
-            f"model {name} has no weights for {missing[0]} ({len(missing)} tensors are missing): it is no whole "
+            f"model {name} has no weights for {missing[0]} ({len(missing)} tensors are missing), so it is not a complete "
             f"{type(model).__name__}; give a causal language model"
         )
     if name == "tiny" or name.startswith(packages.PREFIX):
@@ -153,7 +153,7 @@ def load_classifier(
         if "mismatch" not in str(error):
             raise
         raise UserError(
-            f"model {name} is a classifier, and not one of {outputs} outputs; give its pre-trained body"
+            f"model {name} is a classifier, but not one with {outputs} outputs; give its pre-trained body"
         ) from None
     head = topmost(model, report["missing_keys"]) or beside_body(model)
     body = model.base_model_prefix
@@ -161,7 +161,9 @@ def load_classifier(
         module for module in head if module == body or (module.startswith(f"{body}.") and "pooler" not in module)
     ]
     if lacking:
-        raise UserError(f"model {name} has no weights for {lacking[0]}, which is no part of a head; give a whole model")
+        raise UserError(
+            f"model {name} has no weights for {lacking[0]}, which is not part of a head; give a complete model"
+        )
     if not head_follows:
         _name_outputs(model, labels, saved, report["missing_keys"], name)
     if name == "tiny" or name.startswith(packages.PREFIX):
@@ -288,7 +290,7 @@ def _cannot_open(what: str, name: str, error: Exception) -> UserError:
     if "trust_remote_code" in str(error):
         return UserError(
             f"the {what} of {name} needs Python code that its author ships with it, which would run on this machine; "
-            "read it, and if you trust it add --trust_remote_code"
+            "read it, and if you trust it, add --trust_remote_code"
         )
     if isinstance(error, MALFORMED):
         reason = " ".join(f"{type(error).__name__}: {error}".split())

@@ -84,9 +84,7 @@ def _last_state_everywhere(body: nn.Module, args: tuple, kwargs: dict, output):
     hidden = output[0]
     last = last_real(mask[:, -hidden.shape[1] :]).to(hidden.device)
     state = hidden[torch.arange(len(hidden), device=hidden.device), last]  # (N, d)
-    everywhere = (
-        state[:, None].expand(hidden.shape).contiguous()
-    )  # same shape as before, so that the head computes the same way
+    everywhere = state[:, None].expand(hidden.shape).contiguous()  # same shape, so the head computes the same way
     if isinstance(output, tuple):
         return (everywhere, *output[1:])
     output.last_hidden_state = everywhere

@@ -1,4 +1,5 @@
-"""What stands beside a conversation: used, left out with one line that says so, or refused by name. Nothing is lost in silence."""
+"""The columns beside a conversation are used, ignored with a line that says so, or rejected by name. Nothing is lost
+silently."""
 
 from decimal import Decimal
 
@@ -126,7 +127,7 @@ def test_alpacas_history_is_the_earlier_turns_and_is_trained(tiny_tokenizer):
     assert read(row) == expected
     assert trained_text(tiny_tokenizer, expected) == " a1</s> a2</s> a</s>"
     assert read(messages(USER, ANSWER) | {"history": [["q1", "a1"]]}) == [*exchange("q1", "a1"), *exchange("q", "a")]
-    assert read(messages(USER, ANSWER) | {"history": [["q", "a"]]}) == exchange("q", "a")  # it is there already
+    assert read(messages(USER, ANSWER) | {"history": [["q", "a"]]}) == exchange("q", "a")  # already there
     flagged = [exchange("q1", "a1")[0], exchange("q1", "a1")[1] | {"weight": 0}, *exchange("q", "a")]
     assert [m["content"] for m in read({"messages": flagged, "history": [["q1", "a1"]]})] == ["q1", "a1", "q", "a"]
     assert read(row | {"history": [], "system": ""}) == exchange("q", "a")
@@ -140,7 +141,7 @@ def test_a_history_that_is_no_list_of_pairs_is_refused(bad):
         read({"instruction": "q", "output": "a", "history": bad})
 
 
-# Left out
+# Ignored
 
 PUBLISHED = {
     "MetaMathQA": ({"type": "GSM", "query": "q", "original_question": "o", "response": "a"}, "type, original_question"),
@@ -165,7 +166,7 @@ PUBLISHED = {
 @pytest.mark.parametrize(("row", "left"), PUBLISHED.values(), ids=PUBLISHED)
 def test_what_only_describes_a_row_is_left_out_and_named_once(row, left, caplog):
     assert read_conversations(table([row] * 3))[0] == [exchange("q", "a")] * 3
-    assert caplog.text.count("no part of the conversations, and not used: " + left) == 1
+    assert caplog.text.count("not part of the conversations, and ignored: " + left) == 1
 
 
 def test_nothing_is_said_where_nothing_is_left_out(caplog):
@@ -174,7 +175,7 @@ def test_nothing_is_said_where_nothing_is_left_out(caplog):
     assert not caplog.text
 
 
-# Refused
+# Rejected
 
 LOST = {
     "tools": [{"name": "search"}],

@@ -1,4 +1,4 @@
-"""Labels made wrong and classes made rare: exactly as many as asked for, the same ones for a seed, and all of it recorded."""
+"""Labels made wrong and classes made rare: exactly the requested number, the same ones for each seed, all of it recorded."""
 
 import json
 from collections import Counter

@@ -1,4 +1,4 @@
-"""Every format of instruction data gives the same conversations; a row that is none is named, or left out and counted."""
+"""Every format of instruction data gives the same conversations; a row that is not one is named, or left out and counted."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Every task of GLUE from each kind of file, the hub's names and splits, and what is said of data that does not fit."""
+"""Every task of GLUE from each kind of file, the hub's names and splits, and the errors for invalid data."""
 
 import csv
 import json
@@ -14,7 +14,7 @@ from ba_lora.data import sources
 from ba_lora.data.glue import TASKS, load_examples
 from ba_lora.errors import UserError
 
-# Task → (header and lines of its train.tsv as GLUE publishes it, rows as the hub has them). Quotation marks are letters.
+# Task → (header and lines of its train.tsv as GLUE publishes it, rows as the hub has them). Quotation marks are ordinary characters.
 GLUE = {
     "cola": (
         [
@@ -103,7 +103,7 @@ def write(path: Path, lines: list[str]) -> Path:
 
 
 def save(path: Path, rows: list[dict]) -> Path:
-    """The rows in the format that the ending says."""
+    """Write the rows in the format of the file's ending."""
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix == ".parquet":
         pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
@@ -198,7 +198,7 @@ def test_qqps_broken_rows_are_left_out_and_counted_and_its_empty_questions_stay(
     write(tmp_path / "train.tsv", [*lines[:2], *broken, "7\t5\t6\tHow can I?\t\t0", *lines[2:]])
     examples = load_examples("qqp", "train", str(tmp_path))
     assert examples.report["broken"] == 1 and examples.report["empty"] == 1
-    assert examples.ids == [0, 2, 3]  # the numbers count the broken row, as the hub's do
+    assert examples.ids == [0, 2, 3]  # the numbers include the broken row, as the hub's do
     assert examples.texts[1] == ("How can I?", "") and examples.labels == [0, 0, 1]
 
 
@@ -213,7 +213,7 @@ def test_the_rows_of_a_submission_have_the_numbers_of_their_file(tmp_path):
     assert ids("qqp", "test.tsv", QQP_TEST) == [0, 1, 3]
     assert ids("qqp", "test.tsv", QQP_TEST, limit=2) == [0, 1]
     assert ids("sst2", "test.tsv", ["index\tsentence", "4\ta", "", "2\tb"]) == [4, 2]
-    assert ids("sst2", "test.tsv", ["sentence", "a", "b"]) == [0, 1]  # without a column: the place among the rows
+    assert ids("sst2", "test.tsv", ["sentence", "a", "b"]) == [0, 1]  # no such column: its position
     assert ids("sst2", "test.csv", ["index,sentence", "4,a", '2,"b, c"']) == [4, 2]
     save(tmp_path / "idx.jsonl", [{"sentence": "a", "label": -1, "idx": 5}, {"sentence": "b", "label": -1, "idx": 4}])
     assert load_examples("sst2", "test", str(tmp_path / "idx.jsonl"), numbered=True).ids == [5, 4]
@@ -247,7 +247,7 @@ def test_the_column_of_numbers_is_known_in_any_case(tmp_path, name):
 
 
 def test_a_row_without_a_number_is_never_passed_over(tmp_path):
-    """Where a file has no column of numbers, every row behind one that is missing would have another's place."""
+    """In a file without a column of numbers, a missing row would shift the number of every row after it."""
     write(tmp_path / "test.tsv", ["sentence1\tsentence2", "a\tb", "", "c\td"])
     with pytest.raises(UserError, match=r"test.tsv, line 4: the rows have no numbers .* a blank line before this one"):
         load_examples("rte", "test", str(tmp_path), numbered=True)
@@ -263,7 +263,7 @@ def test_a_column_that_is_there_twice_is_refused(tmp_path):
     write(tmp_path / "train.tsv", ["sentence\tsentence\tlabel", "a\tb\t1"])
     with pytest.raises(UserError, match="train.tsv, line 1: the header names 'sentence' 2 times"):
         load_examples("sst2", "train", str(tmp_path))
-    write(tmp_path / "train.tsv", ["sentence\tlabel\t\t", "a\t1\t\t"])  # two columns that nobody named
+    write(tmp_path / "train.tsv", ["sentence\tlabel\t\t", "a\t1\t\t"])  # two columns without names
     assert load_examples("sst2", "train", str(tmp_path)).texts == [("a",)]
 
 
@@ -283,7 +283,7 @@ def test_a_comma_in_a_sentence_moves_no_column(tmp_path):
 
 def test_a_target_too_large_for_a_float_is_named(tmp_path):
     (tmp_path / "rows.jsonl").write_text('{"sentence1": "a", "sentence2": "b", "label": 1' + "0" * 400 + "}\n")
-    with pytest.raises(UserError, match="row 1: the target 1000.* is no number from 0 to 5") as caught:
+    with pytest.raises(UserError, match="row 1: the target 1000.* is not a number from 0 to 5") as caught:
         load_examples("stsb", "train", str(tmp_path / "rows.jsonl"))
     assert "\n" not in str(caught.value)
 
@@ -314,8 +314,8 @@ BAD = {
     "no label": ("sst2", [HEADER, "fine\t"], r"line 2 has no label .*only a test split"),
     "the mark of no label": ("sst2", [HEADER, "fine\t-1"], r"line 2 has no label"),
     "no label column": ("sst2", ["sentence\tother", "fine\t1"], r"no label \(its fields: sentence, other\)"),
-    "a target that is no number": ("stsb", ["sentence1\tsentence2\tscore", "a\tb\thigh"], r"line 2: the target 'high' is no number"),
-    "a target that is NaN": ("stsb", ["sentence1\tsentence2\tscore", "a\tb\tnan"], "the target 'nan' is no number"),
+    "a target that is not a number": ("stsb", ["sentence1\tsentence2\tscore", "a\tb\thigh"], r"line 2: the target 'high' is not a number"),
+    "a target that is NaN": ("stsb", ["sentence1\tsentence2\tscore", "a\tb\tnan"], "the target 'nan' is not a number"),
     "a target out of range": ("stsb", ["sentence1\tsentence2\tscore", "a\tb\t7"], "no number from 0 to 5"),
     "an empty sentence": ("sst2", [HEADER, "fine\t1", " \t0"], r"line 3: the text 'sentence' is empty"),
     "an empty second sentence": ("rte", ["sentence1\tsentence2\tlabel", "a\t\t0"], "the text 'sentence2' is empty"),

@@ -1,4 +1,4 @@
-"""Every pair of GLUE-X on hand-written rows: the columns, the classes after translation, the merged splits, what is left out."""
+"""Every pair of GLUE-X on hand-written rows: columns, translated classes, merged splits, and rows left out."""
 
 import json
 
@@ -60,7 +60,7 @@ ROWS = {
     ("qqp", "twitter"): (nli(1, 0, columns=("sentence1", "sentence2")), ["duplicate", "not_duplicate"]),
     ("stsb", "sick_relatedness"): (
         [{"sentence_A": "a", "sentence_B": "b", "relatedness_score": score} for score in (1.0, 4.6, 3.5, 5.0)],
-        [0.0, 4.0, 2.0, 4.0],  # round(score - 1); 2.5 goes to the even 2
+        [0.0, 4.0, 2.0, 4.0],  # round(score - 1); 2.5 rounds to the even 2
     ),
     ("cola", "grammar"): (texts("sentence", "label", ("He left.", 1), ("He leave.", 0)), ["acceptable", "unacceptable"]),
     ("reviews", "products"): (texts("sentence", "label", ("Good.", 1), ("Bad.", 0)), ["positive", "negative"]),
@@ -221,7 +221,7 @@ def test_what_is_local_only_says_where_it_comes_from():
     [
         ("sst2", "imdb", [{"text": "a", "label": 2}], r"row 1: the label 2 is none of imdb's: 0 \(negative\), 1 \(positive\)"),
         ("rte", "scitail", nli("entails", "contradicts"), r"row 2: the label 'contradicts' is none of scitail's"),
-        ("stsb", "sick_relatedness", [{"sentence_A": "a", "sentence_B": "b", "relatedness_score": 9}], "score 9 is no number from 1"),
+        ("stsb", "sick_relatedness", [{"sentence_A": "a", "sentence_B": "b", "relatedness_score": 9}], "score 9 is not a number from 1"),
         ("qnli", "newsqa", nli("entailment", columns=("question", "answer")), "no column 'sentence'"),
         ("mnli", "snli", [{"premise": " ", "hypothesis": "b", "label": 0}], "row 1: the text 'premise' is empty"),
     ],

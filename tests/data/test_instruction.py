@@ -1,4 +1,5 @@
-"""From conversations to token ids and masks: what is trained is what the evaluation sends, then the response, then the end."""
+"""From conversations to token ids and masks: training uses the prompt that the evaluation sends, then the response, then the
+end."""
 
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -115,7 +116,7 @@ def test_samples_are_encoded_once_for_the_same_content(tokenizer, tmp_path, monk
 
 
 def test_of_several_that_ask_at_once_one_encodes_and_the_others_read(tokenizer, tmp_path, monkeypatch):
-    """The lock is on a file, so processes are held back as the threads are here."""
+    """The lock is on a file, so processes wait for each other as the threads do here."""
     monkeypatch.setenv("BA_LORA_CACHE", str(tmp_path))
     calls = []
 

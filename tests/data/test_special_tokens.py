@@ -1,4 +1,4 @@
-"""What a text says is text: the name of a special token in a question or an answer never becomes the token itself."""
+"""Text stays text: the name of a special token in a question or an answer never becomes the token itself."""
 
 import json
 import os
@@ -107,9 +107,8 @@ def test_texts_without_special_tokens_have_the_ids_that_they_always_had(name, te
     )
 
 
-HASH = (
-    "f7acbdd28f2d289a5d8187609270883568364949bc958b25a661968772fdb9aa"  # of the ids, before texts were ever looked at
-)
+# Hash of the ids, from before texts were checked at all.
+HASH = "f7acbdd28f2d289a5d8187609270883568364949bc958b25a661968772fdb9aa"
 
 
 def test_the_embedded_runs_train_on_the_ids_that_they_always_had(tiny_tokenizer):
@@ -126,7 +125,8 @@ def backend(model, pre_tokenizer, **special):
 
 
 def unigram():
-    """As T5 and DeBERTa-v3 are made: the special pieces are in the model's own vocabulary, and likelier than their letters."""
+    """Built like T5's and DeBERTa-v3's: the special pieces are in the model's own vocabulary, and likelier than their
+    letters."""
     special = [("<s>", 0.0), ("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0)]
     letters = [("▁", -2.0)] + [(letter, -4.0) for letter in "<>/|:?.\nabcdefghijklmnopqrstuvwxyzAQ"]
     names = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"}
@@ -137,7 +137,7 @@ def test_a_unigram_model_that_has_the_names_among_its_pieces_does_not_take_them(
     tokenizer = unigram()
     made = make_template("plain", tokenizer)
     whole = tokenizer("a </s> b", split_special_tokens=True)["input_ids"]
-    assert tokenizer.eos_token_id in whole  # why the tokenizer's own word is not enough
+    assert tokenizer.eos_token_id in whole  # why the tokenizer's own option is not enough
     sample = encode_sample(tokenizer, made, exchange("say <s> or </s>", "x</s>y"), 500)
     assert sample["input_ids"].count(tokenizer.eos_token_id) == 1 and sample["input_ids"][-1] == tokenizer.eos_token_id
     assert tokenizer.bos_token_id not in sample["input_ids"]
@@ -154,7 +154,7 @@ def test_a_tokenizer_that_knows_no_other_way_is_refused_in_one_line():
 
 def test_what_a_chat_template_writes_only_inside_an_answer_is_the_answers_own_text():
     tokenizer = with_chatml("gpt2", special=False)
-    tokenizer.add_tokens(["<think>", "</think>"])  # as Qwen3's, which are not special either
+    tokenizer.add_tokens(["<think>", "</think>"])  # like Qwen3's, which are not special either
     thought = "{% if m.reasoning is defined %}<think>{{ m.reasoning }}</think>{% endif %}"
     tokenizer.chat_template = CHATML.replace("{{ m['content'] }}", thought + "{{ m['content'] }}")
     made = make_template("chat", tokenizer)
@@ -191,7 +191,7 @@ def normalising(name, normalizer, token):
 def test_a_text_that_the_tokenizer_makes_into_a_name_stays_text(name, normalizer, token, text):
     tokenizer = normalising(name, normalizer, token)
     control = tokenizer.convert_tokens_to_ids(token)
-    assert control in tokenizer(f"a {text} b")["input_ids"]  # why a look at the text is not enough
+    assert control in tokenizer(f"a {text} b")["input_ids"]  # why checking the text is not enough
     made = make_template("plain", tokenizer)
     sample = encode_sample(tokenizer, made, exchange(text, f"x{text}y {token}"), 200)
     assert control not in sample["input_ids"] and sample["input_ids"].count(end_id(tokenizer, made)) == 1
@@ -226,7 +226,7 @@ def test_how_many_there_are_is_said_once_and_recorded(tiny_tokenizer, caplog):
     conversations = [exchange("a <s>b</s> c", "</s>")] * 600 + [exchange("q", "a")]
     _, report = encode_conversations(tiny_tokenizer, made, conversations, 100)
     assert report["special_tokens"] == {"</s>": 1200, "<s>": 600}
-    said = "1800 special tokens stand in the texts (</s> 1200, <s> 600); they are encoded as text"
+    said = "1800 special tokens occur in the texts (</s> 1200, <s> 600); they are encoded as text"
     assert caplog.text.count(said) == 1
     caplog.clear()
     encode_conversations(tiny_tokenizer, replace(made, special_tokens_in_text="control"), conversations, 100)
@@ -266,7 +266,7 @@ def test_a_run_records_the_way_and_its_evaluation_goes_the_same(tmp_path):
     assert record["template"]["special_tokens_in_text"] == record["config"]["special_tokens_in_text"] == "control"
     assert record["data"]["special_tokens"] == {"<s>": 1, "</s>": 1}
     for template, model, ends in ((None, folder, 2), ("alpaca", folder, 2), (None, "tiny", 1)):
-        subject = open_subject(str(model), template=template)  # another template is asked in the run's way too
+        subject = open_subject(str(model), template=template)  # another template also follows the run's setting
         request = make_request(subject, 1, "Why <s>?", "")
         sample = encode_sample(subject.tokenizer, subject.template, exchange("Why <s>?", "Write </s>."), 200)
         assert sample["input_ids"][: len(request.ids)] == request.ids and request.special == ("<s>",)
@@ -309,7 +309,7 @@ def test_a_separator_in_a_text_or_a_pair_is_text(bert, caplog):
         "[SEP]",
     ]
     assert encoded["token_type_ids"][0] == [0] * 7 + [1] * 2
-    assert caplog.text.count("2 special tokens stand in the texts ([SEP] 1, [CLS] 1); they are encoded as text") == 1
+    assert caplog.text.count("2 special tokens occur in the texts ([SEP] 1, [CLS] 1); they are encoded as text") == 1
     assert encode_texts(bert, texts, 50, "control")["input_ids"] == plain["input_ids"]
     single = encode_texts(bert, [("good [SEP]",)], 50)["input_ids"]
     assert bert.convert_ids_to_tokens(single[0]) == ["[CLS]", "good", "[", "sep", "]", "[SEP]"]

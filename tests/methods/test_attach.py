@@ -1,4 +1,4 @@
-"""Every method, on encoders and decoders: it starts as the pre-trained function, trains what it should, and opens again."""
+"""Every method, on encoders and decoders: it starts as the pre-trained function, trains the right tensors, and opens again."""
 
 import json
 
@@ -45,7 +45,7 @@ SIZES = {
     "max_position_embeddings": 64,
     "initializer_range": 0.2,
 }
-V3 = {  # what makes DeBERTa-v2 a v3
+V3 = {  # these settings turn DeBERTa-v2 into v3
     **{"type_vocab_size": 0, "relative_attention": True, "position_buckets": 8, "norm_rel_ebd": "layer_norm"},
     **{"share_att_key": True, "pos_att_type": ["p2c", "c2p"], "position_biased_input": False},
     **{"max_relative_positions": -1, "pooler_dropout": 0.0},
@@ -68,7 +68,7 @@ STEPS = 4
 
 @pytest.fixture(scope="module")
 def bases(tmp_path_factory):
-    """{name: folder} of pre-trained bodies without a head, as the hub has them."""
+    """{name: folder} of pre-trained bodies without a head, as on the hub."""
     folder = tmp_path_factory.mktemp("bodies")
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -245,7 +245,7 @@ def test_a_whole_classifier_keeps_its_head_which_is_trained(bases, tmp_path):
     again, head = load_classifier(str(tmp_path / "whole"), LABELS, seed=8)
     assert head == ["pooler", "classifier"]
     assert torch.equal(again.classifier.weight, model.classifier.weight)
-    with pytest.raises(UserError, match="not one of 2 outputs; give its pre-trained body"):
+    with pytest.raises(UserError, match="not one with 2 outputs; give its pre-trained body"):
         load_classifier(str(tmp_path / "whole"), ("no", "yes"))
 
 
@@ -253,7 +253,7 @@ def test_a_checkpoint_without_a_body_weight_is_refused(bases, tmp_path):
     model = BertModel.from_pretrained(bases["bert"])
     state = {name: value for name, value in model.state_dict().items() if not name.startswith("encoder.layer.1.output")}
     model.save_pretrained(tmp_path / "part", state_dict=state)
-    with pytest.raises(UserError, match="no weights for bert.encoder.layer.1.output, which is no part of a head"):
+    with pytest.raises(UserError, match="no weights for bert.encoder.layer.1.output, which is not part of a head"):
         load_classifier(str(tmp_path / "part"), LABELS)
 
 
@@ -269,7 +269,7 @@ def test_the_head_is_never_adapted(method, bases):
 
 @pytest.mark.parametrize("base", BODIES)
 @pytest.mark.parametrize("method", WITH_FACTORS)
-@pytest.mark.filterwarnings("ignore:The following rank_pattern keys")  # PEFT's own, without a meaning here
+@pytest.mark.filterwarnings("ignore:The following rank_pattern keys")  # PEFT's own, meaningless here
 @torch.no_grad()
 def test_stock_peft_opens_the_adapter_on_the_original_base(method, base, bases, tmp_path):
     if method == "loha" and base == "gpt2":
@@ -284,7 +284,7 @@ def test_stock_peft_opens_the_adapter_on_the_original_base(method, base, bases, 
         doubled = 1 if method == "lora" else 2
         assert (config["peft_type"], config["r"], config["lora_alpha"]) == ("LORA", 4 * doubled, 6 * doubled)
         assert config["init_lora_weights"] is True
-    torch.manual_seed(99)  # another random head, which the adapter's replaces
+    torch.manual_seed(99)  # another random head, which that of the adapter replaces
     plain = AutoModelForSequenceClassification.from_pretrained(
         bases[base], num_labels=3, pad_token_id=model.config.pad_token_id
     )
@@ -396,7 +396,7 @@ def test_adaloras_ranks_fall_during_training_and_the_export_holds_what_is_left(b
         model = classifier(bases[base], "adalora", rank=4, total_steps=20)
         train(model, steps=steps)
         seen.append(sum(ranks(model)))
-    assert seen[0] > seen[1] > seen[2] == 4 * layers  # 6 a layer at the start, 4 on the average at the end
+    assert seen[0] > seen[1] > seen[2] == 4 * layers  # 6 per layer at the start, 4 on average at the end
     assert len(set(ranks(model))) > 1  # not the same everywhere: the allocation follows the importance
     export(model, tmp_path / "adapter")
     opened = load(tmp_path / "adapter")
@@ -412,7 +412,7 @@ def test_an_adalora_export_between_two_allocations_is_still_the_trained_model(ba
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "lora_E" in name and parameter.requires_grad:
-                parameter += 0.1  # as an optimiser step after the masking does
+                parameter += 0.1  # like an optimiser step after the masking
     export(model, tmp_path / "adapter")
     with torch.no_grad():
         close(load(tmp_path / "adapter")(**batch_for(model)).logits, model(**batch_for(model)).logits)
@@ -480,8 +480,8 @@ def test_what_cannot_work_is_refused_in_one_line(bases):
             "rank 33 is larger than bert.encoder.layer.0.attention.output.dense, which is 32",
         ),
         ({"method": "pfeiffer", "rank": 0}, "rank must be at least 1, got 0"),
-        ({"method": "bitfit", "dropout": 0.1}, "dropout 0.1 has no place in method 'bitfit'"),
-        ({"method": "houlsby", "target_modules": ["query"]}, "target_modules query has no place in method 'houlsby'"),
+        ({"method": "bitfit", "dropout": 0.1}, "dropout 0.1 does not apply to method 'bitfit'"),
+        ({"method": "houlsby", "target_modules": ["query"]}, "target_modules query does not apply to method 'houlsby'"),
         ({"method": "lora", "target_modules": ["classifier"]}, "target module 'classifier' matches no linear layer"),
         (
             {"method": "lora", "head": ["clasifier"]},
@@ -508,7 +508,7 @@ ALL_BUT_ONE = ["query_proj", "key_proj", "value_proj", "attention.output.dense",
         ("lora", {"rank": 8}, 1_327_104, 1.33),
         ("lora", {"rank": 24, "target_modules": ["query_proj", "key_proj", "value_proj"]}, 1_327_104, 1.33),
         ("loha", {"rank": 4}, 1_327_104, 1.33),
-        ("dora", {"rank": 8}, 1_410_048, None),  # with the magnitudes more than LoRA's: not the printed 1.27M
+        ("dora", {"rank": 8}, 1_410_048, None),  # the magnitudes make it more than LoRA's: not the printed 1.27M
         ("dora", {"rank": 10, "target_modules": ALL_BUT_ONE}, 1_271_808, 1.27),
         ("adalora", {"rank": 8}, 1_991_520, None),  # at the start, rank 12; below for the end
     ],
@@ -529,8 +529,9 @@ def test_parameters_of_deberta_v3_base_that_full_fine_tuning_trains():
 
 
 def test_adaloras_printed_parameters_lie_between_what_its_ranks_can_cost():
-    """576 triplets are left (8 a matrix on 72): at least if the 48 attention matrices keep all 12, at most if the others do."""
-    attention, feed_forward = 768 + 768 + 1, 768 + 3072 + 1  # numbers of a triplet
+    """576 triplets remain (8 per matrix on 72): fewest parameters if the 48 attention matrices keep all 12, most if the
+    others do."""
+    attention, feed_forward = 768 + 768 + 1, 768 + 3072 + 1  # numbers per triplet
     least, even, most = 576 * attention, 384 * attention + 192 * feed_forward, 288 * attention + 288 * feed_forward
     assert (least, even, most) == (885_312, 1_327_680, 1_548_864)
     assert least < 409 * attention + 167 * feed_forward == 1_270_080 < even

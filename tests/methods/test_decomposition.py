@@ -1,4 +1,4 @@
-"""Decompositions: right, made once, kept whole, and the same in every process; and that PiSSA's start is PEFT's."""
+"""Decompositions are right, computed once, stored complete, and equal in every process; the PiSSA start equals PEFT's."""
 
 import json
 import threading
@@ -34,7 +34,7 @@ def matrix(rows: int, columns: int, seed: int = 0) -> torch.Tensor:
 
 @pytest.fixture
 def made(monkeypatch):
-    """The number of triplets that each decomposition made from here on was asked for."""
+    """The numbers of triplets requested from every decomposition from here on."""
     counts = []
 
     def counting(function):
@@ -109,12 +109,12 @@ def test_a_decomposition_is_made_once_for_every_rank_that_is_kept(made, tmp_path
     assert made == [KEPT] and found
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
     assert torch.equal(more.u[:, :16], first.u) and more.vh.shape == (KEPT, 300)
-    Decomposer("pissa", KEPT + 2, cache=tmp_path)(weight)  # more than is there: replaces it
+    Decomposer("pissa", KEPT + 2, cache=tmp_path)(weight)  # more than the file has: replaces it
     Decomposer("pissa", KEPT + 1, cache=tmp_path)(weight)
     Decomposer("pissa", 8, cache=tmp_path)(weight)
     assert made == [KEPT, KEPT + 2] and len(list(tmp_path.iterdir())) == 1
     Decomposer("pissa", 16, cache=tmp_path)(matrix(20, 30))
-    assert made[2:] == [20]  # no matrix has more than its smaller side
+    assert made[2:] == [20]  # at most the smaller side of the matrix
     Decomposer("pissa", 16)(weight)
     assert len(made) == 4 and len(list(tmp_path.iterdir())) == 2
 
@@ -134,7 +134,7 @@ def test_another_matrix_or_way_is_another_file(made, tmp_path):
 
 @pytest.mark.parametrize("rank", [4, 16])
 def test_the_randomised_triplets_do_not_depend_on_what_is_in_the_cache(made, tmp_path, rank):
-    """Those of a larger subspace are others: a run would differ after another one of a higher rank."""
+    """A larger subspace gives other triplets: a run would change if one with a higher rank came before it."""
     weight = matrix(200, 300)
     for earlier in (KEPT + 20, KEPT, 2):
         Decomposer("pissa_niter_1", earlier, cache=tmp_path)(weight)
@@ -192,9 +192,9 @@ def test_equal_matrices_at_once_do_not_harm_each_others_file(monkeypatch, tmp_pa
     both, save = threading.Barrier(2, timeout=60), decomposition.save_file
 
     def save_at_once(*words, **options):
-        both.wait()  # neither has found the other's file
+        both.wait()  # neither finds the other's file
         save(*words, **options)
-        both.wait()  # neither has renamed its own
+        both.wait()  # neither has renamed its own yet
 
     monkeypatch.setattr(decomposition, "save_file", save_at_once)
     decomposer = Decomposer("pissa", 4, cache=tmp_path)
@@ -236,7 +236,7 @@ def test_the_factors_of_a_bfloat16_model_are_not_rounded_to_it():
     a, b = layer.lora_A["default"].weight, layer.lora_B["default"].weight
     best = exact(weight.float(), 4)
     np.testing.assert_allclose((b @ a).detach().double().numpy(), product(best), atol=1e-5)
-    assert (a.bfloat16().float() - a).abs().max() > 1e-4  # the tolerance above would see it
+    assert (a.bfloat16().float() - a).abs().max() > 1e-4  # the tolerance above would reveal it
 
 
 def test_a_weight_in_another_precision_is_refused():

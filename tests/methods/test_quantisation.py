@@ -1,4 +1,4 @@
-"""A base in NF4, against numpy's statement of it; what is trained on it, what is exported from it, what is refused."""
+"""A base in NF4, compared with a numpy version; training on it, exporting from it, and the rejected combinations."""
 
 import json
 from pathlib import Path
@@ -37,8 +37,8 @@ IDS = torch.arange(5, 60)[None]
 
 
 def code() -> np.ndarray:
-    """The 16 values of NF4 (QLoRA, appendix E): quantiles of the normal distribution, 8 of the positive half, 7 of the
-    negative and 0, scaled to [-1, 1]."""
+    """The 16 values of NF4 (QLoRA, appendix E): quantiles of the normal distribution (8 of the positive half, 7 of the
+    negative) and 0, scaled to [-1, 1]."""
     outermost = (1 - 1 / (2 * 15) + 1 - 1 / (2 * 16)) / 2
     halves = [norm.ppf(np.linspace(outermost, 0.5, count + 1)[:-1]) for count in (8, 7)]
     values = np.concatenate([-halves[1], [0.0], halves[0][::-1]])
@@ -46,7 +46,8 @@ def code() -> np.ndarray:
 
 
 def nf4(weight: np.ndarray) -> np.ndarray:
-    """`weight` in NF4 and back: in blocks of 64 along the rows, the nearest of the 16 values times the block's largest."""
+    """`weight` in NF4 and back: in blocks of 64 along the rows, the nearest of the 16 values times the block's maximum
+    magnitude."""
     blocks = weight.reshape(-1, 64)
     scale = np.abs(blocks).max(axis=1, keepdims=True)
     nearest = np.abs((blocks / scale)[..., None] - code()).argmin(axis=-1)
@@ -75,7 +76,7 @@ def lora_layers(model) -> dict[str, nn.Module]:
 
 
 class Keep(TrainerCallback):
-    """Holds on to the trained student."""
+    """Keeps a reference to the trained student."""
 
     def on_train_end(self, args, state, control, model=None, **objects):
         self.student = model.student
@@ -102,7 +103,7 @@ def trained(tmp_path_factory):
     return folder, run(folder, "--limit", "256", "--merge")
 
 
-# What NF4 is, and how near the base stays
+# The definition of NF4, and the distance to the base
 
 
 def test_the_stored_weight_is_what_numpy_says():
@@ -168,7 +169,7 @@ def test_layers_that_are_not_adapted_are_in_4_bits_too_and_a_classifiers_head_is
 
 
 def dequantised_model(student, factors: dict) -> nn.Module:
-    """The embedded model with Q(W_res) + s·B·A in the place of its weights, the factors by the name of their parameter."""
+    """The embedded model with Q(W_res) + s·B·A in place of its weights; the factors by parameter name."""
     model = load_model("tiny")
     for name, layer in lora_layers(student).items():
         b, a = (factors[f"base_model.model.{name}.lora_{part}.default.weight"].detach() for part in "BA")
@@ -248,7 +249,7 @@ def test_a_teacher_cache_is_of_the_pre_trained_model(tmp_path):
     assert rows(tmp_path / "nf4")[0]["consistency"] > 1e-3 > rows(tmp_path / "plain")[0]["consistency"]
 
 
-# Refusals
+# Rejected combinations
 
 
 @pytest.mark.parametrize("method", ["full", "bitfit", "houlsby", "pfeiffer", "loha", "dora", "adalora"])
@@ -281,7 +282,7 @@ def test_layers_that_cannot_be_held_are_named():
     gpt2 = GPT2LMHeadModel(GPT2Config(vocab_size=50, n_embd=64, n_layer=1, n_head=2))
     with pytest.raises(UserError, match=r"h\.0\.attn\.c_attn of this GPT2LMHeadModel is a Conv1D"):
         check_model(gpt2)
-    with pytest.raises(UserError, match=r"q_proj of this LlamaForCausalLM has rows of 32, no multiple of 64"):
+    with pytest.raises(UserError, match=r"q_proj of this LlamaForCausalLM has rows of 32, not a multiple of 64"):
         check_model(small_llama())
     check_model(load_model("tiny"))
 
@@ -292,7 +293,7 @@ def quantised_already(**options):
 
 def test_a_base_that_is_quantised_already_is_refused(tmp_path):
     model = quantised_already(load_in_4bit=True, bnb_4bit_quant_type="nf4")
-    with pytest.raises(UserError, match="this LlamaForCausalLM is quantised already; give the full-precision model"):
+    with pytest.raises(UserError, match="this LlamaForCausalLM is already quantised; give the full-precision model"):
         check_model(model)
     model.save_pretrained(tmp_path / "base")
     model = load_model(str(tmp_path / "base"))

@@ -1,4 +1,4 @@
-"""Every method starts where it should, saves what it should, and opens again as the same model."""
+"""Every method starts at the right point, saves the right tensors, and opens again as the same model."""
 
 import json
 
@@ -167,7 +167,7 @@ def test_start_of_each_method():
 
 
 def test_a_folder_without_a_model_is_named(tmp_path):
-    with pytest.raises(UserError, match="is no run folder"):
+    with pytest.raises(UserError, match="is not a run folder"):
         load(tmp_path)
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(UserError, match="no safetensors weights"):

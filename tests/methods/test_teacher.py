@@ -17,7 +17,7 @@ def adapted(method, dtype=torch.float32, **options):
 
 
 def nudge(model):
-    """Stand-in for training: move every trained tensor a long way."""
+    """Stand-in for training: move every trained tensor far."""
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.requires_grad:
@@ -87,7 +87,7 @@ def test_teacher_is_the_original_even_where_adapters_were_switched_off():
         with teacher(model):
             torch.testing.assert_close(model(**batch).logits, original, rtol=1e-4, atol=1e-4)
         assert torch.equal(model(**batch).logits, residual)
-    assert (residual - original).abs().max() > 0.1  # why disable_adapter() is no teacher
+    assert (residual - original).abs().max() > 0.1  # why disable_adapter() is not a teacher
 
 
 def test_teacher_runs_without_dropout_and_the_student_keeps_its_own():

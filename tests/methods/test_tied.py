@@ -1,4 +1,4 @@
-"""An adapted layer whose weight is tied to the embeddings: start, export and merge are those of the layer alone."""
+"""An adapted layer whose weight is tied to the embeddings: start, export and merge affect that layer alone."""
 
 import logging
 
@@ -44,7 +44,7 @@ def bases(tmp_path_factory):
 
 
 def train(model):
-    """A little; returns the model in evaluation mode."""
+    """Train a little; returns the model in evaluation mode."""
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
     batch = collate(ragged_samples(4))
     for _ in range(3):
@@ -89,7 +89,7 @@ def test_start_adapter_and_merged_model_are_those_of_an_untied_head(method, base
     export(model, tmp_path / "adapter")
     opened = load(tmp_path / "adapter", bases[base])
     torch.testing.assert_close(opened(**batch).logits, trained, **CLOSE)
-    if method != "loha" or base == "llama":  # LoHa swaps GPT-2's layers, which stock PEFT does not know of
+    if method != "loha" or base == "llama":  # LoHa swaps GPT-2's layers, of which stock PEFT knows nothing
         stock = PeftModel.from_pretrained(
             AutoModelForCausalLM.from_pretrained(bases[base]), tmp_path / "adapter"
         ).eval()

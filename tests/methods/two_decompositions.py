@@ -1,4 +1,4 @@
-"""What test_decomposition.py runs in each of two processes: they start the same model from PiSSA, together; then one fails."""
+"""Run by test_decomposition.py in each of two processes: they start the same model from PiSSA, together; then one fails."""
 
 import hashlib
 import json
@@ -13,8 +13,9 @@ from tests.common import small_llama
 
 
 def main(folder: Path, process: int) -> None:
-    """`folder` holds the cache; it gets said-0.json and said-1.json too, what each process found in each check."""
-    torch.set_num_threads(1)  # the threads of the process that this one was forked from are not here
+    """`folder` holds the cache; it also gets said-0.json and said-1.json, each with the results of one process in each
+    check."""
+    torch.set_num_threads(1)  # a forked process does not have the threads of its parent
     distributed.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=process, world_size=2)
     exact, made = decomposition.exact, []
 

@@ -1,4 +1,4 @@
-"""A saved classifier keeps the meaning of its outputs: they are put in the task's order by name, or it is refused."""
+"""A saved classifier's outputs keep their meaning: they are put in the task's order by name, or the classifier is rejected."""
 
 import json
 
@@ -26,7 +26,7 @@ OTHER_ORDER = ["CONTRADICTION", "NEUTRAL", "ENTAILMENT"]
 
 
 def saved_classifier(folder, names, kind="llama", **changes):
-    """A classifier as another project saved it, its outputs called `names`; the stock model."""
+    """A classifier as another project would save it, its outputs called `names`; the stock model."""
     if names is not None:
         changes = {"id2label": dict(enumerate(names)), "label2id": {n: i for i, n in enumerate(names)}} | changes
     torch.manual_seed(0)
@@ -49,7 +49,7 @@ def inputs():
     batch = classifier_batch(3, 8)
     batch.pop("labels")
     batch["input_ids"][batch["attention_mask"] == 0] = (
-        0  # the config's padding, by which transformers finds the last token
+        0  # the config's padding id, by which transformers finds the last token
     )
     return batch
 
@@ -65,7 +65,7 @@ def test_every_name_keeps_its_output_whatever_the_order_and_the_case(names, kind
     model, head = load_classifier(str(tmp_path), MNLI)
     assert [model.config.id2label[number] for number in range(3)] == list(MNLI)
     torch.testing.assert_close(by_name(model, inputs()), expected)
-    assert head  # a whole classifier's head is trained further
+    assert head  # a complete classifier keeps its head and continues training it
 
 
 @torch.no_grad()
@@ -147,8 +147,8 @@ def test_a_label2id_that_makes_no_sense_is_refused_in_one_line(label2id, tmp_pat
             "label2id.*id2label",
         ),
         (["entailment", "neutral", "contradiction"], {"problem_type": "regression"}, MNLI, "trained for regression"),
-        (["a", "b", "c"], {}, None, "not one of 1 output"),
-        (["a", "b"], {}, MNLI, "not one of 3 outputs"),
+        (["a", "b", "c"], {}, None, "not one with 1 output"),
+        (["a", "b"], {}, MNLI, "not one with 3 outputs"),
     ],
 )
 def test_names_that_do_not_correspond_are_refused_in_one_line(names, changes, labels, message, tmp_path):
@@ -259,7 +259,7 @@ def test_a_task_file_that_is_gone_is_missed(tmp_path):
 
 def test_the_run_of_a_task_whose_own_labels_have_another_order_is_refused(tmp_path):
     file = run_of(tmp_path)
-    file.with_name("checksums.json").unlink()  # it would notice the change first
+    file.with_name("checksums.json").unlink()  # the checksums would detect the change first
     record = read_json(tmp_path / "run/run.json")
     for path, whole in ((file, read_json(file)), (tmp_path / "run/run.json", record)):
         task = whole.get("task", whole)

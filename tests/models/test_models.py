@@ -1,4 +1,4 @@
-"""Models by name: what each name opens, in which precision and attention, and which layers are adapted by default."""
+"""Models by name: the model that each name opens, its precision and attention, and the layers adapted by default."""
 
 import json
 
@@ -60,7 +60,7 @@ def test_flash_attention_says_what_it_lacks(folder, monkeypatch):
         return str(error.value)
 
     assert "needs a GPU and there is none here; use sdpa" in refusal("bfloat16")
-    monkeypatch.setattr("torch.cuda.is_available", lambda: True)  # there is none in the tests
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)  # the tests have no GPU
     assert "needs the package flash-attn, which is not installed" in refusal("bfloat16")
     monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
     assert "works in bfloat16 and float16, not float32; change --dtype" in refusal("float32")

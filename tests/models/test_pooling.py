@@ -1,4 +1,4 @@
-"""A classifier's score is that of the last real token, which the attention mask tells, whatever the ids of padding are."""
+"""A classifier's score is that of the last real token, which the attention mask determines, whatever the padding ids are."""
 
 import json
 from types import SimpleNamespace
@@ -30,7 +30,7 @@ SIZES = {
     **{"head_dim": 16, "max_position_embeddings": 64, "num_labels": 3, "ffn_dim": 48, "word_embed_proj_dim": 32},
 }
 OTHERS = {"n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 64, "n_inner": 48}
-KINDS = {  # one of each way in which transformers writes such a head
+KINDS = {  # one for each way in which transformers writes such a head
     "llama": SIZES,
     "gemma2": SIZES,
     "qwen3": SIZES,
@@ -56,7 +56,7 @@ def batch(rows, pad, left=False):
 
 
 def classifier(folder, kind="llama", pad=2, **changes):
-    """A saved classifier, opened by us."""
+    """A saved classifier, opened by our code."""
     config = AutoConfig.for_model(kind, **KINDS.get(kind, {}) | {"pad_token_id": pad, "eos_token_id": 1} | changes)
     torch.manual_seed(0)
     AutoModelForSequenceClassification.from_config(config).save_pretrained(folder)
@@ -81,7 +81,7 @@ def test_a_padding_id_that_is_a_real_token_of_the_text_counts_as_real(kind, tmp_
     torch.testing.assert_close(model(**batch([ends, LONG], 1)).logits[0], expected, rtol=1e-4, atol=1e-5)
 
 
-ENCODERS = {  # whose bodies look for the padding id, or not
+ENCODERS = {  # bodies that look for the padding id, and bodies that do not
     "mobilebert": {**SIZES, "embedding_size": 32, "intra_bottleneck_size": 32, "true_hidden_size": 32},
     "plbart": {"d_model": 32, "encoder_ffn_dim": 48, "decoder_ffn_dim": 48, "encoder_layers": 1, "decoder_layers": 1},
     "roberta": SIZES,
@@ -197,7 +197,7 @@ def test_an_adapted_classifier_reads_the_mask_after_it_is_saved_opened_and_merge
     expected = model(**batch([SHORT], 3)).logits[0]
     for opened in (load(tmp_path / "adapter"), load(tmp_path / "merged")):
         torch.testing.assert_close(opened(**batch([SHORT, LONG], 3)).logits[0], expected, rtol=1e-4, atol=1e-5)
-    # what other software opens has the tokenizer's padding id, by which it finds the token
+    # the saved config has the tokenizer's padding id, by which other software finds the token
     pad = load_tokenizer(str(tmp_path / "merged")).pad_token_id
     stock = LlamaForSequenceClassification.from_pretrained(tmp_path / "merged").eval()
     assert read_json(tmp_path / "merged" / "config.json")["pad_token_id"] == pad

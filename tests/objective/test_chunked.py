@@ -1,4 +1,4 @@
-"""The objective from hidden states against the dense form, against numpy, and at its edges."""
+"""The objective from hidden states, compared with the dense form, with numpy, and at its edges."""
 
 import os
 import shutil
@@ -24,7 +24,7 @@ STUDENTS = {"near": 1e-2, "far": 1.0, "equal": 0.0}
 
 
 def draw(rows, width, vocabulary, student="far", dtype=torch.float32, seed=0):
-    """hidden and teacher_hidden (N, d), weight (V, d) and targets (N,), the logits' deviation about 2."""
+    """hidden and teacher_hidden (N, d), weight (V, d) and targets (N,); the logits have a standard deviation of about 2."""
     generator = torch.Generator().manual_seed(seed + 1000 * rows + vocabulary)
     normal = lambda *shape: torch.randn(*shape, generator=generator)  # noqa: E731
     teacher, weight = normal(rows, width), 2 * normal(vocabulary, width) / width**0.5
@@ -188,7 +188,7 @@ def test_stored_statistics_of_the_teacher_replace_its_hidden_states(form, studen
 
 @pytest.mark.parametrize("form", FORMS)
 def test_bfloat16_stays_close_to_float32_on_the_same_rounded_inputs(form):
-    """The logits are rounded to 8 bits by the product with the head, as in the model itself; the sums are float32."""
+    """The product with the head rounds the logits to 8 bits, as in the model itself; the sums are float32."""
     hidden, teacher, weight, targets = draw(33, 32, 1009, dtype=torch.bfloat16)
     ours = chunked(FORMS[form], hidden, teacher, weight, targets)
     assert ours[2].dtype == torch.bfloat16 and ours[0].dtype == torch.float32
@@ -211,7 +211,7 @@ def test_a_bfloat16_body_under_autocast_with_a_float32_head():
 
 
 def through_a_body(case, body, wrap):
-    """Gradient of a body's weight with the objective behind it."""
+    """Gradient of a body's weight through the objective."""
     hidden, teacher, weight, targets = case
 
     def whole(x):

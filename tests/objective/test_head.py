@@ -1,4 +1,4 @@
-"""Which models come apart into body and frozen head; that the two ways of training agree; the factor on disk."""
+"""The models that split into body and frozen head; equal results of the two ways of training; the factor on disk."""
 
 import logging
 import time
@@ -46,7 +46,7 @@ SEPARABLE = {
         attn_pdrop=0.0,
     ),  # its head is tied to the embeddings
 }
-OTHERWISE = {  # the logits are more than the head's product
+OTHERWISE = {  # the logits are not the head's product alone
     "gemma2": Gemma2Config(**SMALL, head_dim=16, final_logit_softcapping=3.0),
     "granite": GraniteConfig(**SMALL, logits_scaling=8.0),
     "cohere": CohereConfig(**SMALL, logit_scale=0.0625),
@@ -129,7 +129,7 @@ def test_training_without_logits_has_the_losses_and_gradients_of_training_with_t
     without, having = wrapped(base(), objective), wrapped(base(), objective, chunked=False)
     losses, gradient = step(without, batches)
     expected_losses, expected = step(having, batches)
-    assert without.parts and not having.parts  # two different ways, or the test could not fail
+    assert without.parts and not having.parts  # two different ways; otherwise the test could not fail
     assert torch.allclose(losses, expected_losses, rtol=1e-6)
     assert (gradient - expected).norm() < 1e-5 * expected.norm()
     for name, value in without.sums.items():
@@ -152,7 +152,7 @@ def test_a_model_that_does_not_come_apart_trains_on_its_logits_and_says_so_once(
 
 @pytest.fixture
 def counted_factors(monkeypatch, tmp_path):
-    """An empty cache, and the list of heads that a factor was made for."""
+    """An empty cache, and the list of heads for which a factor was computed."""
     monkeypatch.setenv("BA_LORA_CACHE", str(tmp_path))
     made = []
     monkeypatch.setattr(head_module, "factor_of", lambda weight: made.append(weight) or factor_of(weight))

@@ -1,4 +1,4 @@
-"""Each regularizer against a float64 numpy statement of its equation, against finite differences, and at its edges."""
+"""Each regularizer, compared with its equation in float64 numpy, with finite differences, and at its edges."""
 
 import numpy as np
 import pytest

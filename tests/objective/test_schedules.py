@@ -1,4 +1,4 @@
-"""The schedules of lambda against values worked out by hand, and the presets against the published numbers."""
+"""The schedules of lambda compared with values worked out by hand, and the presets with the published numbers."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""Which tokens count, how they are shifted, what the mean is over; and that the cut of a batch does not matter."""
+"""Which tokens count, how they are shifted, and the divisor of the mean; the way a batch is split does not matter."""
 
 import numpy as np
 import pytest
@@ -43,7 +43,7 @@ def relative(a, b):
 
 
 def test_terms_equal_a_loop_over_tokens_in_numpy():
-    """An independent statement of the whole objective: position by position, in float64."""
+    """An independent version of the whole objective: position by position, in float64."""
     model, batch = wrapped().eval(), collate(ragged_samples(3))
     model.double()
     with torch.no_grad():
@@ -104,7 +104,7 @@ def test_one_batch_of_8_and_four_ragged_micro_batches_of_2_have_the_same_gradien
     whole = [collate(samples)]
     cut = [collate(samples[start : start + 2]) for start in range(0, 8, 2)]
     counts = {rows_of([batch]) for batch in cut}
-    assert len(counts) > 1  # ragged, or the test could not fail
+    assert len(counts) > 1  # ragged; otherwise the test could not fail
     n = torch.tensor(rows_of(whole))
     assert relative(gradients(model, cut, n), gradients(model, whole, n)) < 1e-5
 

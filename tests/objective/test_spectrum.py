@@ -1,6 +1,7 @@
-"""Singular values through float64 Gram matrices, the leading ones from a Krylov space, and those of logits from the head's factor.
+"""Singular values through float64 Gram matrices, leading ones from a Krylov space, and those of logits from the head's
+factor.
 
-Each against torch's SVD in float64.
+Each is compared with torch's SVD in float64.
 """
 
 import pytest
@@ -65,7 +66,7 @@ def test_float32_noise_counts_as_zero_and_what_lies_above_it_does_not(shape):
 
 
 def test_small_but_real_values_of_wide_logits_count():
-    """0.5 % of the largest is real, at V = 50,000 too."""
+    """0.5% of the largest is real, also at V = 50,000."""
     x = torch.zeros(3, 50_000)
     x[0, 0], x[1, 1], x[2, 2] = 1.0, 5e-3, 1e-5
     assert singular_values(x).tolist() == pytest.approx([1.0, 5e-3, 1e-5], rel=1e-5)
@@ -105,7 +106,7 @@ def test_value_and_gradient_are_finite_for_every_spectrum(x, norm, dtype):
     value.backward()
     assert torch.isfinite(value) and torch.isfinite(x.grad).all()
     top = x.detach().abs().max().item() if x.numel() else 0.0
-    assert x.grad.numel() == 0 or x.grad.norm().item() * max(top, 1e-30) < 10  # of the order of 1/σ₁
+    assert x.grad.numel() == 0 or x.grad.norm().item() * max(top, 1e-30) < 10  # on the order of 1/σ₁
 
 
 def test_gram_is_the_float64_product_in_pieces():
@@ -113,7 +114,7 @@ def test_gram_is_the_float64_product_in_pieces():
     assert torch.allclose(gram(x), x.double() @ x.double().T, rtol=1e-12)
 
 
-LARGE = {  # spectra of 320 values: those that a Krylov space gives, and those that it does not
+LARGE = {  # spectra of 320 values: those that a Krylov space finds, and those that it does not
     "1/i": (lambda i: 1 / i, True),
     "1/sqrt(i)": (lambda i: i**-0.5, True),
     "one above the rest": (lambda i: torch.where(i == 1, 10.0, i**-0.5), True),
@@ -138,7 +139,7 @@ def test_leading_triplets_are_right_or_not_given(spectrum, tall):
     assert left.shape == (len(x), 10) and right.shape == (x.shape[1], 10)
     exact = torch.linalg.svd(x.double(), full_matrices=False)
     assert relative((left.T @ x @ right).diagonal(), exact.S[:10]) < 1e-6
-    if spectrum != "repeated leading values":  # there the ten are not determined
+    if spectrum != "repeated leading values":  # here the leading ten are not determined
         assert relative(left @ right.T, exact.U[:, :10] @ exact.Vh[:10]) < 1e-4
 
 
@@ -162,7 +163,7 @@ def test_a_value_that_is_not_finite_gives_a_loss_that_is_not(norm):
 
 
 def from_hidden(hidden, weight, k, norm):
-    """Value and gradient of the term alone, as training has them: the task's share is divided away."""
+    """Value and gradient of the term alone, as in training: the task's share is divided out."""
     hidden = hidden.clone().requires_grad_()
     targets = torch.zeros(len(hidden), dtype=torch.long)
     form = {"temperature": 1.0, "top_k": None, "svd_k": k, "svd_norm": norm}
@@ -176,7 +177,7 @@ def test_a_badly_conditioned_head_keeps_its_singular_values():
     hidden = torch.randn(20, 32, generator=torch.Generator().manual_seed(1))
     dense = torch.linalg.svdvals(hidden.double() @ weight.double().T)
     ours = torch.linalg.svdvals(hidden.double() @ factor_of(weight).double().T)
-    assert ((ours - dense).abs() <= 1e-6 * dense).all()  # each one to float32's rounding of R
+    assert ((ours - dense).abs() <= 1e-6 * dense).all()  # each one up to float32's rounding of R
 
 
 @pytest.mark.parametrize("norm", ["nuclear", "frobenius"])
@@ -197,7 +198,7 @@ def test_term_equals_svdvals_of_the_logits_where_they_fall_like_1_over_i(rows, w
 
 @pytest.mark.parametrize("norm", ["nuclear", "frobenius"])
 def test_more_rows_than_dimensions_leave_the_dense_form_and_the_factors_equal(norm):
-    """The logits have rank d < N: noise that passed for real would spoil the dense form's gradient."""
+    """The logits have rank d < N: noise taken for real values would spoil the dense form's gradient."""
     generator = torch.Generator().manual_seed(0)
     hidden, weight = torch.randn(64, 8, generator=generator), torch.randn(999, 8, generator=generator)
     logits = (hidden @ weight.T).requires_grad_()
