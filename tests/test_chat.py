@@ -182,7 +182,7 @@ BAD = [
     (["--model", "tiny", "--top_p", "2"], "--top_p must be above 0 and at most 1, got 2"),
     (["--model", "tiny", "--max_new_tokens", "0"], "--max_new_tokens must be at least 1, got 0"),
     (["--model", "tiny", "--prompt", "word " * 600], "positions of the model; ask for less, or /reset first"),
-    (["--run", "no/such/run"], "no/such/run is no run folder"),
+    (["--run", "no/such/run"], "no/such/run is not a run folder"),
     (["--run", str(ROOT / "ba_lora" / "tiny" / "model")], "names no base to set it beside; give it as --model"),
 ]
 

@@ -161,7 +161,7 @@ def test_rescore_refuses_data_with_which_the_file_has_no_task_in_common(tmp_path
         ),
         (["--model", "tiny", "--backend", "transformer"], "did you mean 'transformers'"),
         (["--model", "tiny", "--data", "tinymath:tset"], "did you mean 'test'"),
-        (["--model", "tiny", "--data", "tinymath:test:x"], "seed 'x' is no whole number"),
+        (["--model", "tiny", "--data", "tinymath:test:x"], "seed 'x' is not an integer"),
         (["--model", "tiny", "--data", "missing.jsonl"], "missing.jsonl does not exist"),
         (["--model", "tiny", "--template", "alpacca"], "did you mean 'alpaca'"),
         (["--model", "tiny", "--dtype", "float31"], "did you mean 'float32'"),
