@@ -1,4 +1,4 @@
-"""The other columns beside a conversation in a data file: used, safe to ignore, or an error.
+"""The columns next to a conversation in a data file: used, safe to ignore, or an error.
 
 A column is used (`system`, `history`, `weight`, `train`), or it only describes its row (METADATA), or it repeats the
 conversation. Columns of the last two kinds are ignored, and one line names them. Any other column could change what should
@@ -116,7 +116,7 @@ def is_trained(holder: dict, place: str) -> bool | None:
 
 
 def add_system_and_history(conversation: list[dict], row: dict, used: Collection[str], place: str) -> list[dict]:
-    """The conversation with the system message and the earlier turns from the columns beside it.
+    """The conversation with the system message and the earlier turns from the columns next to it.
 
     A beginning that the conversation already has is not repeated. Raises UserError for two different system messages, a
     system message that is not a text, and a history that is not a list of [prompt, answer] pairs.

@@ -223,7 +223,7 @@ def _reason(error: Exception) -> str:
     if isinstance(error, json.JSONDecodeError):
         return f"{error.msg} at column {error.colno}"
     if "integer string conversion" in str(error):
-        return f"an integer of more than {sys.get_int_max_str_digits()} digits; write it as a text"
+        return f"a whole number of more than {sys.get_int_max_str_digits()} digits; write it as a text"
     return str(error)
 
 

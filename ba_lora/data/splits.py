@@ -35,7 +35,7 @@ def read_rows(
     data: a hub id, with `config`; a file, read completely; or a folder, or a folder with a subfolder named in `folders`.
     headless: the fields of a tab-separated file without a header. broken: counts, under "broken", the lines with a wrong
     number of fields, which are left out; without it they are errors. numbered: the ids are the unique numbers in one of the
-    columns INDEX, or positions from 0 if there is no such column. Raises UserError for anything that cannot be found or
+    columns INDEX, or positions from 0 without such a column. Raises UserError for anything that cannot be found or
     read.
     """
     if numbered:
@@ -73,9 +73,7 @@ def _numbered(rows: Iterable[Row]) -> Iterator[Row]:
             )
         number = int(value)
         if number in seen:
-            raise UserError(
-                f"{place}: {name} {number} was already in {seen[number]}; give every row a number of its own"
-            )
+            raise UserError(f"{place}: {name} {number} was already in {seen[number]}; give every row a unique number")
         seen[number] = place
         yield place, number, row
 

@@ -80,7 +80,7 @@ def after_step(model: nn.Module, step: int) -> None:
 
 
 def allocator_state(model: nn.Module) -> dict[str, Tensor]:
-    """The state of the rank allocation, beside the trained tensors, for a checkpoint; {} for other methods."""
+    """The state of the rank allocation, in addition to the trained tensors, for a checkpoint; {} for other methods."""
     if not _is_adalora(model):
         return {}
     allocator = model.base_model.rankallocator

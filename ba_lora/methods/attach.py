@@ -78,7 +78,7 @@ def attach(
     keep_initial: keep a frozen copy of the trained tensors, which the teacher needs. Methods with factors always keep it,
     the others only if this is True (for full fine-tuning it is a second model). dropout: on the adapter's input; not allowed
     with a PiSSA start, because W_res + dropout(B0·A0) is not W. head: names of modules that are trained whole and never
-    adapted; () = none, or for a sequence classifier every module beside the body. total_steps: optimiser steps of the
+    adapted; () = none, or for a sequence classifier every module outside the body. total_steps: optimiser steps of the
     training, for adalora.
 
     For a PiSSA start only: factors = {layer's name: (A0, B0)} of an earlier start, used instead of a decomposition;

@@ -36,7 +36,7 @@ def start_of(method: str, init: str | None) -> str:
 
 
 def check_quantised(method: str) -> None:
-    """UserError for a method that does not train LoRA factors beside a frozen base."""
+    """UserError for a method that does not train LoRA factors on a frozen base."""
     if method not in QUANTISED_METHODS and not NITER.fullmatch(method):
         raise UserError(
             f"--quantize does not go with method {method}; use {', '.join(QUANTISED_METHODS)}, or leave --quantize out"

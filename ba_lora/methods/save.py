@@ -49,7 +49,7 @@ __all__ = [  # imported from here by other modules
 
 logger = logging.getLogger(__name__)
 
-TASK_FILE = "task.json"  # beside the weights of a classifier
+TASK_FILE = "task.json"  # next to the weights of a classifier
 OWN_FILE = "ba_lora.json"  # how to open an adapter that PEFT cannot open alone
 OWN_WEIGHTS = "adapter.safetensors"
 

@@ -118,7 +118,7 @@ def load_classifier(
     labels: names of the classes; None = a regression with one output. The outputs of a saved classifier are reordered to
     match by name (labels.py). head_follows: a saved head will replace this one, so its outputs need no names. The head: the
     modules that the checkpoint lacks, each the topmost one that is missing as a whole (DeBERTa: pooler, classifier); for a
-    complete classifier, the modules beside its body. Missing weights are drawn from `seed` alone, so that every method
+    complete classifier, the modules outside its body. Missing weights are drawn from `seed` alone, so that every method
     starts with the same head. A decoder's score is that of the last token according to the attention mask (pooling.py).
     Raises UserError if it cannot be opened, is a classifier of other classes, or if the files lack weights of the body.
     """
@@ -237,7 +237,7 @@ def topmost(model: nn.Module, missing: Sequence[str]) -> list[str]:
 
 
 def beside_body(model: nn.Module) -> list[str]:
-    """The modules with parameters that a classifier has beside its body."""
+    """The modules with parameters outside a classifier's body."""
     children = [(name, child) for name, child in model.named_children() if name != model.base_model_prefix]
     return [name for name, child in children if next(child.parameters(), None) is not None]
 

@@ -59,7 +59,7 @@ def agree_on_padding(model: nn.Module, tokenizer) -> None:
     if getattr(model.config, "is_encoder_decoder", False) and padding_id(tokenizer) == model.config.eos_token_id:
         raise UserError(
             f"the tokenizer pads with its end of sequence, which a {type(model).__name__} takes its score from; give its "
-            "tokenizer a pad_token of its own"
+            "tokenizer a separate pad_token"
         )
     has_one = any(getattr(tokenizer, name, None) is not None for name in ("pad_token_id", "eos_token_id"))
     if has_one and takes_last_token(model):

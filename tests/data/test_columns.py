@@ -277,7 +277,7 @@ def test_a_key_of_a_message_that_would_be_lost_is_refused_until_it_is_named(name
 
 def test_named_fields_leave_other_columns_out_but_not_what_carries_meaning(caplog):
     row = {"p": "q", "r": "a", "note": "x", "question": "?"}
-    assert read(row, ["p", "r"]) == exchange("q", "a") and "not used: note, question" in caplog.text
+    assert read(row, ["p", "r"]) == exchange("q", "a") and "ignored: note, question" in caplog.text
     with pytest.raises(UserError, match="the column 'tools'"):
         read(row | {"tools": ["x"]}, ["p", "r"])
     assert read(row | {"system": "s"}, ["p", "r"]) == [system("s"), *exchange("q", "a")]

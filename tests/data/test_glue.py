@@ -316,7 +316,7 @@ BAD = {
     "no label column": ("sst2", ["sentence\tother", "fine\t1"], r"no label \(its fields: sentence, other\)"),
     "a target that is not a number": ("stsb", ["sentence1\tsentence2\tscore", "a\tb\thigh"], r"line 2: the target 'high' is not a number"),
     "a target that is NaN": ("stsb", ["sentence1\tsentence2\tscore", "a\tb\tnan"], "the target 'nan' is not a number"),
-    "a target out of range": ("stsb", ["sentence1\tsentence2\tscore", "a\tb\t7"], "no number from 0 to 5"),
+    "a target out of range": ("stsb", ["sentence1\tsentence2\tscore", "a\tb\t7"], "not a number from 0 to 5"),
     "an empty sentence": ("sst2", [HEADER, "fine\t1", " \t0"], r"line 3: the text 'sentence' is empty"),
     "an empty second sentence": ("rte", ["sentence1\tsentence2\tlabel", "a\t\t0"], "the text 'sentence2' is empty"),
     "a row with too few fields": ("sst2", [HEADER, "fine\t1", "bad"], "line 3: 1 fields where 2 are needed"),
