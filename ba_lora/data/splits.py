@@ -73,7 +73,9 @@ def _numbered(rows: Iterable[Row]) -> Iterator[Row]:
             )
         number = int(value)
         if number in seen:
-            raise UserError(f"{place}: {name} {number} was already in {seen[number]}; give every row a unique number")
+            raise UserError(
+                f"{place}: {name} {number} was already in {seen[number]}; give every row a number of its own"
+            )
         seen[number] = place
         yield place, number, row
 
