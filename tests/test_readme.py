@@ -1,13 +1,16 @@
-"""The README's code and commands work as they stand; commands that take minutes run with less data. The files that the
-pages name are there."""
+"""The code and commands of the README and of docs/start.md work as they stand; commands that take minutes run with less data.
+The files that the pages name exist."""
 
 import itertools
+import json
 import os
 import re
 import shlex
 from pathlib import Path
 
+import peft
 import pytest
+import torch
 import transformers
 
 import ba_lora
@@ -19,29 +22,47 @@ from tests.common import collate, command, ragged_samples, small_llama
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-SNIPPETS = re.findall(r"```python\n(.*?)```", README, flags=re.S)
-COMMANDS = [line for block in re.findall(r"```sh\n(.*?)```", README, flags=re.S) for line in block.splitlines()]
+START = (ROOT / "docs" / "start.md").read_text(encoding="utf-8")
+
+
+def blocks(text: str, language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", text, flags=re.S)
+
+
+def commands(text: str) -> list[str]:
+    return [line for block in blocks(text, "sh") for line in block.splitlines()]
+
+
+PEFT_LOAD, LIBRARY = blocks(README, "python")
+(STOCK,) = blocks(START, "python")
 
 # What makes a command short, by its beginning. A command that is not listed here runs as it is.
 SHORT = {
+    "NPROC=8 sh scripts/ba-lora.sh": ["--dry_run"],
     "sh scripts/ba-lora.sh --seeds": ["--help"],
     "sh scripts/ba-lora.sh configs/nlg/llama": [],
     "sh scripts/ba-lora.sh configs": ["--limit", "64", "--eval_limit", "8"],
+    "sh scripts/ba-lora.sh": ["--help"],
+    "python train.py --model": ["--rank", "4"],
     "python train.py": ["--limit", "64"],
+    "python -m eval.all": [
+        *("--benchmarks", "gsm8k", "--data", "gsm8k=tinymath:test", "--limit", "8", "--max_new_tokens", "96"),
+    ],
     "python -m eval.gsm8k --model": ["--limit", "8", "--max_new_tokens", "96"],
     "python -m ba_lora.chat": ["--max_new_tokens", "32"],
-    "python -m ba_lora.experiments table": ["--help"],
+    "python -m ba_lora.experiments run": ["--methods", "lora", "--seeds", "1"],
     "python -m ba_lora.experiments tune": ["--help"],
     "python -m ba_lora.tiny.pretrain": ["--steps", "2", "--batch_size", "16"],
 }
 
 
-def test_there_are_snippets_and_commands_to_check():
-    assert len(SNIPPETS) == 2 and len(COMMANDS) >= 9
-    assert all(len(snippet.strip().splitlines()) <= 10 for snippet in SNIPPETS)
+def test_the_first_page_is_short_and_there_are_commands_to_check():
+    assert len(README.splitlines()) <= 150
+    assert len(commands(README)) >= 9 and len(commands(START)) >= 9
+    assert all(len(snippet.splitlines()) <= 4 for snippet in (PEFT_LOAD, LIBRARY, STOCK))
 
 
-@pytest.mark.parametrize("snippet", SNIPPETS, ids=["our trainer", "stock trainer"])
+@pytest.mark.parametrize("snippet", [LIBRARY, STOCK], ids=["our trainer", "stock trainer"])
 def test_library_snippets_train_and_export(snippet, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     names = {
@@ -63,6 +84,24 @@ def test_library_snippets_train_and_export(snippet, tmp_path, monkeypatch):
     assert (tmp_path / "adapter" / "adapter_model.safetensors").exists()
 
 
+def test_the_peft_snippet_opens_an_adapter_on_the_original_base(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    small_llama().save_pretrained("MODEL")
+    adapted = ba_lora.attach(small_llama(), "ba-lora", rank=4, alpha=4)
+    with torch.no_grad():
+        for name, parameter in adapted.named_parameters():
+            if "lora_A" in name and parameter.requires_grad:
+                parameter += 0.1
+    ba_lora.export(adapted, "runs/mine/adapter")
+    names = {"transformers": transformers, "peft": peft}
+    exec(PEFT_LOAD, names)
+    tokens = torch.arange(3, 12)[None]
+    with torch.no_grad():
+        expected, before = adapted.eval()(tokens).logits, small_llama().eval()(tokens).logits
+        assert torch.allclose(names["model"].eval()(tokens).logits, expected, atol=1e-4)
+    assert not torch.allclose(before, expected, atol=1e-2)
+
+
 def test_the_table_is_that_of_the_committed_results():
     file = ROOT / "configs/experiments/nlg-main-embedded.yaml"
     experiment = read_experiment(file, "none")
@@ -79,18 +118,27 @@ def rows(text):
     return [[cell.strip() for cell in line.strip("| ").split(" | ")] for line in lines]
 
 
-def test_every_command_runs_in_the_order_of_the_readme(tmp_path):
-    """One after another, because later ones read what earlier ones wrote; runs/ is put aside into a temporary folder."""
-    for line in COMMANDS:
-        words = shlex.split(line)
+@pytest.mark.parametrize("text", [README, START], ids=["README", "docs/start.md"])
+def test_every_command_runs_in_the_order_of_the_page(text, tmp_path, monkeypatch):
+    """One after another, because later ones read what earlier ones wrote. runs/ and my.jsonl are in a temporary folder."""
+    rows = [{"prompt": f"Ann has {n} pens and buys {n + 1} more.", "response": str(2 * n + 1)} for n in range(32)]
+    (tmp_path / "my.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for line in commands(text):
+        words = shlex.split(line, comments=True)
         words += next((extra for start, extra in SHORT.items() if line.startswith(start)), [])
-        words = [word.replace("runs/", f"{tmp_path}/", 1) if word.startswith("runs/") else word for word in words]
-        if words[0] == "sh":  # scripts/ba-lora.sh only adds the set-up, which has a test of its own
-            assert words[:2] == ["sh", "scripts/ba-lora.sh"]
-            kind = "run" if words[2].startswith("-") else "one"
-            words = ["python", "-m", "ba_lora.experiments", kind, *words[2:]]
-        assert words[0] == "python"
-        done = command(*words[1:])
+        words = [re.sub(r"^(?:runs/|(?=my\.jsonl$))", f"{tmp_path}/", word) for word in words]
+        words = ["tiny" if word == "MODEL" else word for word in words]
+        with monkeypatch.context() as patch:
+            while "=" in words[0]:
+                patch.setenv(*words.pop(0).split("=", 1))
+            if words == ["sh", "scripts/test.sh"]:  # this test is one of its tests
+                continue
+            if words[0] == "sh":  # scripts/ba-lora.sh only adds the set-up, which has a test of its own
+                assert words[1] == "scripts/ba-lora.sh"
+                kind = "run" if words[2].startswith("-") else "one"
+                words = ["python", "-m", "ba_lora.experiments", kind, *words[2:]]
+            assert words[0] == "python"
+            done = command(*words[1:], stdin="Tom has 3 boxes with 4 pens in each box. How many pens has he?\n")
         assert done.returncode == 0, f"{line}\n{done.stderr[-1500:]}"
 
 
