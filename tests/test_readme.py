@@ -69,6 +69,7 @@ def test_library_snippets_train_and_export(snippet, tmp_path, monkeypatch):
         "ba_lora": ba_lora,
         "transformers": transformers,
         "model": small_llama(),
+        "data": ragged_samples(8),
         "dataset": ragged_samples(8),
         "collator": collate,
         "args": transformers.TrainingArguments(
