@@ -35,7 +35,7 @@ CITATION = """\
 }
 ```
 
-Trained with an independent reproduction of the paper, `ba-lora` VERSION."""
+Trained with an independent re-implementation of the paper, `ba-lora` VERSION."""
 
 
 def saved_in(run: str | Path) -> Path:

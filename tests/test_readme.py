@@ -143,7 +143,7 @@ def test_every_command_runs_in_the_order_of_the_page(text, tmp_path, monkeypatch
         assert done.returncode == 0, f"{line}\n{done.stderr[-1500:]}"
 
 
-PAGES = ["README.md", "configs/README.md", "tests/README.md"]
+PAGES = ["README.md", "CONTRIBUTING.md", "configs/README.md", "tests/README.md"]
 PAGES += sorted(f"docs/{page.name}" for page in (ROOT / "docs").glob("*.md") if page.name != "LOG.md")  # old names
 NAMED = re.compile(r"(?<![\w/.<-])(?:assets|ba_lora|configs|docs|eval|scripts|tests)/[\w./*=-]*[\w/*]")
 LINKED = re.compile(r"\]\(([^)#:]+)\)")  # to a file, from the page's folder

@@ -243,7 +243,7 @@ def test_a_strangers_folder_in_the_place_of_a_run_survives_a_matrix(fill, tmp_pa
 
 HOLD = """
 import os, sys, time
-from ba_lora.folders import claimed
+from ba_lora.folders.ownership import claimed
 with claimed(sys.argv[1], sys.argv[2]):
     if "fork" not in sys.argv or not os.fork():
         print("held", flush=True)
