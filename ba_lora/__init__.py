@@ -28,7 +28,7 @@ __all__ = ["__version__", *_HOMES]
 
 signals.while_importing()
 
-# transformers imports bitsandbytes, which then warns on some processors that an optional kernel is not installed
+# transformers imports bitsandbytes, which then warns on some CPUs that an optional kernel is not installed
 logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 

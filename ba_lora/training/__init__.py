@@ -1,1 +1,1 @@
-"""One training run: its options, data and model made ready, the trainer, checkpoints, and the launch on several GPUs."""
+"""One training run: options, preparation of data and model, trainer, checkpoints, and the launch on several GPUs."""

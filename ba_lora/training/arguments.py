@@ -1,7 +1,7 @@
 """Every option of a training run: its default, its unit, its source, and the checks across options.
 
-A config file is flat YAML with these names; `extends: FILE` (beside it) takes another config's values first. An option on
-the command line overrides both.
+A config file is flat YAML with these names. `extends: FILE` (in the same folder) first loads the values of another config.
+Command-line options override both.
 """
 
 import argparse
@@ -35,10 +35,10 @@ from ..methods.names import (
 if TYPE_CHECKING:
     from ..objective.settings import Objective
 
-# Options that one kind of run alone has, beyond its data.
+# Options that apply to only one kind of run, in addition to its data options.
 CLASSIFICATION = ("regularize", "model_dropout", "label_noise", "class_shares", "features_steps")
 GENERATION = ("template", "fields", "ignore_columns", "shuffle_data", "skip_bad_rows", "teacher_cache", "merge")
-# (option, what it may be, in words): any other number would train nothing, or something else than it says.
+# (option, test, the accepted values in words): any other number would train nothing, or not what it says.
 NUMBERS = (
     *((name, lambda value: value >= 1, "at least 1") for name in ("rank", "max_length", "effective_batch_size")),
     *((name, lambda value: value >= 1, "at least 1") for name in ("micro_batch_size", "logging_steps")),
@@ -74,36 +74,36 @@ class TrainArguments:
     dtype: str = option("float32", "precision of the weights", choices=PRECISIONS, group="model")
     attn_implementation: str | None = option(
         None,
-        "eager, sdpa or flash_attention_2 (needs a GPU and flash-attn); none = transformers' choice, of Gemma-2 eager",
+        "eager, sdpa or flash_attention_2 (needs a GPU and flash-attn); none = transformers' choice, eager for Gemma-2",
         group="model",
     )
     quantize: str | None = option(
         None,
-        "nf4 holds the frozen linear layers of the base in 4 bits: QLoRA, from a PiSSA start QPiSSA; with lora, pissa and "
+        "nf4 holds the frozen linear layers of the base in 4 bits: QLoRA, or QPiSSA with a PiSSA start; for lora, pissa and "
         "ba-lora; the adapter is saved for the full-precision base",
         group="model",
     )
     trust_remote_code: bool = option(
-        False, "run Python code that comes with the model; read it before you do", group="model"
+        False, "run Python code that ships with the model; read it first", group="model"
     )
     method: str = option("ba-lora", f"{', '.join(METHODS)}, or pissa_niter_N", group="method")
     rank: int = option(
-        128, "rank of the factors (paper: 128; GLUE: 8); of houlsby and pfeiffer the bottleneck's width", group="method"
+        128, "rank of the factors (paper: 128; GLUE: 8); for houlsby and pfeiffer, the bottleneck width", group="method"
     )
     alpha: float | None = option(None, "numerator of the scaling alpha/rank; none = rank (paper)", group="method")
-    dropout: float = option(0.0, "dropout on the adapter's input; not with a PiSSA start", group="method")
+    dropout: float = option(0.0, "dropout on the adapter's input; not allowed with a PiSSA start", group="method")
     target_modules: list[str] | None = option(
-        None, "names of the layers to adapt; none = all linear but the head", group="method"
+        None, "names of the layers to adapt; none = all linear layers except the head", group="method"
     )
     init: str | None = option(
         None,
-        "start of ba-lora and pissa: pissa (exact, default), pissa_niter_N (randomised SVD); of ba-lora also lora",
+        "start of ba-lora and pissa: pissa (exact, default) or pissa_niter_N (randomised SVD); ba-lora also accepts lora",
         group="method",
     )
     decomposition_cache: str | None = option(
         "auto",
-        "folder for the decompositions of a PiSSA start, read by every later run on the same weights (at another rank up to "
-        "128, method or, if exact, seed); 1.3 GB for a 7B model; auto = decompositions/ in the cache folder, none = keep none",
+        "folder for the decompositions of a PiSSA start, reused by later runs on the same weights (with another method, rank up "
+        "to 128 or, if exact, seed); 1.3 GB for a 7B model; auto = decompositions/ in the cache folder, none = keep none",
         group="method",
     )
 
@@ -114,27 +114,27 @@ class TrainArguments:
         group="data",
     )
     data_path: str | None = option(
-        None, "local copy (a file, or a folder in the hub's layout) used in place of what data names", group="data"
+        None, "local copy (a file, or a folder in the hub's layout) to read instead of the source that data names", group="data"
     )
     data_split: str = option("train", "split of a folder or a hub id", group="data")
     fields: list[str] | None = option(
         None,
-        "names of the prompt and the response field, of instruction, input and output, or of one field with the "
+        "names of the prompt and response fields, of instruction, input and output, or of a single field that holds the "
         "conversation; none = the usual names",
         group="data",
     )
     ignore_columns: list[str] | None = option(
         None,
-        "columns, and keys of messages, to leave out of the training; system, history, weight (0 or 1) and train are used, what "
-        "only describes a row (id, source, type ...) is left out anyway, and any other column is an error unless named here",
+        "columns and message keys to leave out of training; system, history, weight (0 or 1) and train are used; descriptive "
+        "columns (id, source, type ...) are always left out; any other column is an error unless named here",
         group="data",
     )
-    shuffle_data: bool = option(False, "shuffle all rows by the seed, before limit takes the first", group="data")
+    shuffle_data: bool = option(False, "shuffle all rows with the seed before limit is applied", group="data")
     limit: int | None = option(None, "use the first N rows", group="data")
     skip_bad_rows: bool = option(
-        False, "leave out, and count in run.json, rows that are no conversation, instead of stopping", group="data"
+        False, "skip rows that are not a conversation and count them in run.json, instead of stopping", group="data"
     )
-    max_length: int = option(512, "tokens a sample may have; longer ones lose their end (paper: 512)", group="data")
+    max_length: int = option(512, "maximum tokens per sample; longer ones are cut at the end (paper: 512)", group="data")
     template: str | None = option(
         None,
         "prompt: alpaca (paper), plain, or chat (the tokenizer's own); none = plain for 'tiny', else alpaca",
@@ -142,7 +142,7 @@ class TrainArguments:
     )
     special_tokens_in_text: str = option(
         "text",
-        "what </s>, <|im_end|> and the like in a text are: text, or the control tokens themselves, which can end an answer in its "
+        "how to read </s>, <|im_end|> and the like in a text: as text, or as control tokens, which can end an answer in the "
         "middle; the evaluation of the run does the same",
         choices=IN_TEXT,
         group="data",
@@ -151,11 +151,11 @@ class TrainArguments:
         False, "put samples of similar length into the same micro-batch, for less padding", group="data"
     )
 
-    task: str | None = option(None, f"classify, in place of generating: {', '.join(TASKS)}", group="classification")
+    task: str | None = option(None, f"classify instead of generating: {', '.join(TASKS)}", group="classification")
     regularize: str = option(
         "logits",
-        "what diversity and spectrum look at: the logits (paper), or the pooled features that the head's last layer gets "
-        "(ours: on two or three classes the published spectrum term is constant)",
+        "input of diversity and spectrum: the logits (paper), or the pooled features that enter the last layer of the head "
+        "(ours: with two or three classes the published spectrum term is constant)",
         choices=PLACES,
         group="classification",
     )
@@ -164,20 +164,20 @@ class TrainArguments:
         "dropout of the model itself; 0 makes consistency start at exactly 0; none = the model's own",
         group="classification",
     )
-    label_noise: float = option(0.0, "share of the training labels to make wrong, seeded", group="classification")
+    label_noise: float = option(0.0, "share of the training labels to corrupt, chosen with the seed", group="classification")
     label_noise_kind: str = option(
-        "symmetric", "to any other class, or class by class to the next", choices=KINDS, group="classification"
+        "symmetric", "symmetric: to any other class; otherwise each class to the next one", choices=KINDS, group="classification"
     )
     class_shares: list[str] | None = option(
-        None, "share of a class's training samples to keep, as negative=0.1", group="classification"
+        None, "share of a class's training samples to keep, e.g. negative=0.1", group="classification"
     )
     features_steps: list[int] | None = option(
         None,
-        "save the last hidden layer for t-SNE after these steps (0 = before training), and at the end",
+        "save the last hidden layer for t-SNE after these steps (0 = before training) and at the end",
         group="classification",
     )
     features_split: str = option("validation", "split whose features are saved", group="classification")
-    features_examples: int = option(1000, "a sample of so many of its examples", group="classification")
+    features_examples: int = option(1000, "number of examples sampled from that split", group="classification")
 
     preset: str = option("iclr", "weights and forms of the regularizers: iclr or paper-v5", group="objective")
     regularizers: str = option(
@@ -187,25 +187,25 @@ class TrainArguments:
     lambda2: float | None = option(None, "weight of diversity; none = the preset's", group="objective")
     lambda3: float | None = option(None, "weight of the spectrum; none = the preset's", group="objective")
     consistency: str | None = option(
-        None, "kl or mse (of v5's classifiers); mse needs the logits; none = the preset's", group="objective"
+        None, "kl or mse (v5's classifiers); mse needs the logits; none = the preset's", group="objective"
     )
-    temperature: float | None = option(None, "of consistency; none = the preset's", group="objective")
+    temperature: float | None = option(None, "temperature of consistency; none = the preset's", group="objective")
     diversity: str | None = option(
         None,
-        "entropy (of generation) or covariance (of classification; needs the logits, and on a vocabulary V × V numbers); "
+        "entropy (generation) or covariance (classification; needs the logits, and V × V numbers for a vocabulary of V); "
         "none = the preset's",
         group="objective",
     )
-    top_k: int | None = option(None, "classes that diversity looks at; 0 = all; none = the preset's", group="objective")
-    svd_k: int | None = option(None, "leading singular values; none = the preset's", group="objective")
+    top_k: int | None = option(None, "number of classes in diversity; 0 = all; none = the preset's", group="objective")
+    svd_k: int | None = option(None, "number of leading singular values; none = the preset's", group="objective")
     svd_norm: str | None = option(None, "nuclear or frobenius; none = the preset's", group="objective")
     lambda1_schedule: str | None = option(
         None,
         "constant, cosine, linear_warmup, quadratic_warmup, two_phase, adaptive; none = the preset's",
         group="objective",
     )
-    lambda2_schedule: str | None = option(None, "as lambda1_schedule, without adaptive", group="objective")
-    lambda3_schedule: str | None = option(None, "as lambda1_schedule, without adaptive", group="objective")
+    lambda2_schedule: str | None = option(None, "same choices as lambda1_schedule, except adaptive", group="objective")
+    lambda3_schedule: str | None = option(None, "same choices as lambda1_schedule, except adaptive", group="objective")
     warmup: float | None = option(
         None, "warm-up of a lambda schedule, fraction of the steps (published code: 0.2)", group="objective"
     )
@@ -215,18 +215,18 @@ class TrainArguments:
     lambda1_min: float | None = option(None, "lowest lambda1 of adaptive; none = lambda1 / 10", group="objective")
     teacher_cache: str | None = option(
         None,
-        "folder for what the teacher contributes to each trained row, made once for a model, data and temperature and read "
-        "by every later run, which then runs no teacher; about 16 KB a trained token for a 7B model (--dry_run prints it)",
+        "folder for the teacher's contribution to each trained row, computed once per model, data and temperature; later runs "
+        "read it and run no teacher; about 16 KB per trained token for a 7B model (--dry_run prints it)",
         group="objective",
     )
     teacher_cache_dtype: str = option(
         "float32",
         "precision of the cache; bfloat16 halves it and moved the update by 3e-4 of its norm (embedded model, 20 steps); "
-        "a bfloat16 model loses nothing by it",
+        "a bfloat16 model loses nothing",
         choices=("float32", "bfloat16"),
         group="objective",
     )
-    log_all_terms: bool = option(False, "compute and log the terms whose weight is 0 too", group="objective")
+    log_all_terms: bool = option(False, "also compute and log terms whose weight is 0", group="objective")
     log_gradient_norms: bool = option(False, "log each term's gradient norm relative to the task's", group="objective")
 
     learning_rate: float = option(2e-5, "peak (paper: 2e-5)", group="training")
@@ -236,33 +236,33 @@ class TrainArguments:
         32, "samples per optimiser step over all processes (ICLR: 32, v5: 128)", group="training"
     )
     micro_batch_size: int = option(4, "samples per forward on one process (published code: 4)", group="training")
-    lr_scheduler: str = option("cosine", "any of transformers' (paper: cosine)", group="training")
+    lr_scheduler: str = option("cosine", "any scheduler of transformers (paper: cosine)", group="training")
     warmup_ratio: float = option(
         0.03, "warm-up of the learning rate, fraction of the steps (paper: 0.03)", group="training"
     )
-    weight_decay: float = option(0.0, "of AdamW (paper: 0)", group="training")
+    weight_decay: float = option(0.0, "weight decay of AdamW (paper: 0)", group="training")
     max_grad_norm: float = option(1.0, "gradient clipping; 0 = none (published runs: 1.0)", group="training")
     gradient_checkpointing: bool = option(False, "recompute activations in the backward pass", group="training")
     tf32: bool = option(
         False,
-        "on a GPU, let float32 products round their inputs to TensorFloat-32 (10 bits of mantissa): faster, less exact",
+        "on a GPU, let float32 matrix products round their inputs to TensorFloat-32 (10 bits of mantissa): faster, less exact",
         group="training",
     )
-    seed: int = option(42, "of the start and the sample order (ICLR: 42, 1024, 2024)", group="training")
+    seed: int = option(42, "seed of the initial values and the sample order (ICLR: 42, 1024, 2024)", group="training")
 
     logging_steps: int = option(10, "optimiser steps between lines of metrics.jsonl", group="run")
     save_steps: int = option(
         0, "optimiser steps between checkpoints; 0 = only when a signal stops the run", group="run"
     )
-    merge: bool = option(False, "also write merged/, the adapter folded into its base", group="run")
+    merge: bool = option(False, "also write merged/, the base model with the adapter merged into it", group="run")
     resume: bool = option(
         False,
-        "continue the run in output_dir from its newest whole checkpoint; without one from the start",
+        "continue the run in output_dir from its newest complete checkpoint, or from the start if there is none",
         group="run",
     )
     overwrite: bool = option(False, "replace the run in output_dir", group="run")
     progress: bool = option(True, "show the progress bar", group="run")
-    use_cpu: bool = option(False, "train on the processor even where there is a GPU", group="run")
+    use_cpu: bool = option(False, "train on the CPU even if there is a GPU", group="run")
     report_to: list[str] | None = option(
         None, "tensorboard and/or wandb beside metrics.jsonl; their files go to logs/", group="run"
     )
@@ -272,12 +272,12 @@ class TrainArguments:
     hub_public: bool = option(False, "make the hub's repository public instead of private", group="run")
     dry_run: bool = option(
         False,
-        "print the resolved run with its predicted memory and disk, and stop; needs no weights or hub",
+        "print the resolved run with its predicted memory and disk use, and stop; needs no weights or hub",
         group="run",
     )
     devices: str | None = option(
         None,
-        "with --dry_run: predict the time on these devices, such as 8xA40, and what fits them (configs/devices.yaml)",
+        "with --dry_run: predict whether the run fits on these devices, such as 8xA40, and how long it takes (configs/devices.yaml)",
         group="run",
     )
     deepspeed: str | None = option(
@@ -285,14 +285,14 @@ class TrainArguments:
     )
 
     benchmarks: list[str] | None = option(
-        None, "evaluations that scripts/ba-lora.sh CONFIG ends with", group="evaluation"
+        None, "evaluations that scripts/ba-lora.sh CONFIG runs at the end", group="evaluation"
     )
     eval_data: list[str] | None = option(
         None,
         "data of the benchmarks as NAME=FILE, or one FILE for one benchmark; none = the benchmark's own",
         group="evaluation",
     )
-    eval_limit: int | None = option(None, "test problems to use", group="evaluation")
+    eval_limit: int | None = option(None, "number of test problems to use", group="evaluation")
 
     def __post_init__(self):
         from ..sharding import check_config, zero_stage  # torch, which --help need not wait for
@@ -371,7 +371,7 @@ class TrainArguments:
             raise UserError(f"--model_dropout must be at least 0 and below 1, got {self.model_dropout}")
 
     def objective(self) -> "Objective":
-        """The preset with this run's changes; all weights 0 where the regularizers are off."""
+        """The preset with this run's changes; all weights are 0 if the regularizers are off."""
         from ..objective.settings import Objective
 
         names = {f.name for f in fields(Objective)} & {f.name for f in fields(self)}
@@ -389,17 +389,17 @@ class TrainArguments:
         return made
 
     def uses_teacher_cache(self) -> bool:
-        """Whether the run has a teacher and reads it from --teacher_cache."""
+        """Return True if the run has a teacher and reads it from --teacher_cache."""
         return bool(self.teacher_cache) and (self.objective().lambda1 > 0 or self.log_all_terms)
 
     def decomposition_folder(self) -> Path | None:
-        """Where --decomposition_cache keeps decompositions; None where it keeps none."""
+        """The folder in which --decomposition_cache keeps decompositions, or None if it keeps none."""
         if self.decomposition_cache == "auto":
             return cache_home() / "decompositions"
         return None if self.decomposition_cache is None else Path(self.decomposition_cache)
 
     def accumulation(self, ranks: int) -> int:
-        """Micro-batches per optimiser step and process. Raises UserError when the batch cannot be cut evenly."""
+        """Micro-batches per optimiser step and process. Raises UserError if the batch cannot be divided evenly."""
         together = self.micro_batch_size * ranks
         if self.effective_batch_size % together:
             raise UserError(
@@ -504,7 +504,7 @@ def config_words(file: str | Path) -> list[str]:
 
 
 def parse(words: list[str] | None = None) -> TrainArguments:
-    """Command-line words → checked options; those of --config first, then the others."""
+    """Parse command-line words into checked options. Options of --config come first; the others override them."""
     words = sys.argv[1:] if words is None else words
     parser = make_parser()
     config = _config_of(words)
@@ -526,16 +526,16 @@ def _config_of(words: list[str]) -> str | None:
 
 
 def as_config(arguments: TrainArguments) -> dict:
-    """The options that shape the result, for run.json: without where it is written and how it is shown."""
+    """The options that affect the result, for run.json: not where it is written or how it is shown."""
     aside = {"output_dir", "resume", "overwrite", "progress", "report_to", "push_to_hub", "hub_public", "dry_run"}
-    aside |= {"devices", "teacher_cache", "decomposition_cache"}  # the record says what was in the two folders
+    aside |= {"devices", "teacher_cache", "decomposition_cache"}  # run.json records what the two folders held
     return {name: value for name, value in asdict(arguments).items() if name not in aside}
 
 
 def changed_options(recorded: dict, arguments: TrainArguments) -> dict[str, tuple]:
-    """{option: (value in a run.json's config, value now)} of those that differ.
+    """{option: (value in a run.json's config, value now)} for options that differ.
 
-    A config that an earlier version wrote lacks the options that came later: they count as at their defaults.
+    Options that are missing because an earlier version wrote the config count as having their default values.
     """
     defaults, now = {each.name: each.default for each in fields(TrainArguments)}, as_config(arguments)
     before = {name: recorded.get(name, defaults[name]) for name in now}

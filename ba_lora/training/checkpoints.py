@@ -1,14 +1,14 @@
-"""Checkpoints that are whole or not there, and the start that a resumed run is rebuilt from.
+"""Checkpoints that are either complete or absent, and the start from which a resumed run is rebuilt.
 
     checkpoints/start.safetensors   the initial values of the trained tensors (A0, B0, a head), written once before step 1
     checkpoints/checkpoint-N/       after optimiser step N: trained.safetensors, and transformers' optimizer.pt, scheduler.pt,
                                     rng_state.pth and trainer_state.json, which it reads without running pickled code
-      run.json, metrics.jsonl       as they were then: whose checkpoint it is, and what it goes on from
+      run.json, metrics.jsonl       copies from step N: they identify the run and let it continue
       manifest.json                 bytes and SHA-256 of each file, and SHA-256 of start.safetensors; written last
 
-A checkpoint is filled under a temporary name, synced to the disk and renamed; the older ones go only after that. The base
-model is in none: W_res = W - s·B0·A0 comes from the base and start.safetensors by the operation of the first start, so that a
-resumed run decomposes nothing and continues bit for bit.
+A checkpoint is written under a temporary name, synced to disk and renamed; older ones are removed only after that. No
+checkpoint holds the base model: W_res = W - s·B0·A0 is recomputed from the base and start.safetensors exactly as at the first
+start, so a resumed run decomposes nothing and continues bit for bit.
 """
 
 import logging
@@ -36,10 +36,10 @@ logger = logging.getLogger(__name__)
 START, TRAINED, MANIFEST = "start.safetensors", "trained.safetensors", "manifest.json"
 PREFIX = "checkpoint-"  # transformers' name
 LEFTOVER = re.compile(rf"\.({PREFIX}\d+|{re.escape(START)})\.tmp")
-BESIDE = ("run.json", "metrics.jsonl")  # of the run folder, copied into each checkpoint
+BESIDE = ("run.json", "metrics.jsonl")  # in the run folder; copied into each checkpoint
 STATE = "trainer_state.json"  # transformers' name
-ALWAYS = ((TRAINED,), (STATE,))  # what every checkpoint has
-# What training continues from: one of each pair; the second is for several processes, or DeepSpeed.
+ALWAYS = ((TRAINED,), (STATE,))  # every checkpoint has these
+# Training continues from one file of each pair; the second is for several processes or DeepSpeed.
 TO_GO_ON = (
     ("optimizer.pt", "latest"),
     ("scheduler.pt", "latest"),
@@ -48,10 +48,10 @@ TO_GO_ON = (
 
 
 def write(folder: Path, fill: Callable[[Path], None], *, first: bool, device: torch.device) -> None:
-    """Make the checkpoint `folder` of what `fill(place)` writes as place/NAME; it appears whole or not at all.
+    """Make the checkpoint `folder` from the files that `fill(place)` writes as place/NAME; it appears complete or not at all.
 
-    Every process calls it, and fills the same place; the first one seals it. Raises RunFailure on all of them when it fails on
-    one; the temporary files are removed then, and what was there before stays.
+    Every process calls this and writes to the same place; rank 0 seals it. If one process fails, RunFailure is raised on all
+    of them, the temporary files are removed and the previous content stays.
     """
     place = folder.with_name(f".{folder.name}.tmp")
 
@@ -86,7 +86,7 @@ def _make_empty(folder: Path) -> None:
 
 
 def _seal(filled: Path, folder: Path) -> None:
-    """Write the manifest, bring everything to the disk, and give `filled` its name."""
+    """Write the manifest, sync everything to disk and rename `filled`."""
     files = {str(path.relative_to(filled)): path for path in sorted(filled.rglob("*")) if path.is_file()}
     for path in files.values():
         _sync(path)
@@ -95,7 +95,7 @@ def _seal(filled: Path, folder: Path) -> None:
     write_json(filled / MANIFEST, {"files": entries, "start": sha256(start) if start.is_file() else None})
     for path in (filled, *(path for path in filled.rglob("*") if path.is_dir())):
         _sync(path)
-    shutil.rmtree(folder, ignore_errors=True)  # one of that name was not whole: it was not continued from
+    shutil.rmtree(folder, ignore_errors=True)  # a checkpoint of that name was incomplete: the run did not continue from it
     os.rename(filled, folder)
     _sync(folder.parent)
 
@@ -109,9 +109,9 @@ def _sync(path: Path) -> None:
 
 
 def flaw(checkpoint: Path, hashes: bool = True) -> str | None:
-    """What is wrong with a checkpoint: a file that is missing, not listed, too short or altered; None when it is whole.
+    """Describe what is wrong with a checkpoint (a file is missing, unlisted, too short or altered); None if it is complete.
 
-    hashes: read the files; False compares their sizes alone.
+    hashes: read the files; False compares only their sizes.
     """
     try:
         manifest = read_json(checkpoint / MANIFEST)
@@ -138,37 +138,38 @@ def flaw(checkpoint: Path, hashes: bool = True) -> str | None:
 
 
 def _steps_left(state: Path) -> bool:
-    """Whether a checkpoint has steps left; the one after the last step holds only the trained tensors."""
+    """Return True if a checkpoint has steps left; the one after the last step holds only the trained tensors."""
     facts = read_json(state)
     return facts["global_step"] < facts["max_steps"]
 
 
 def saved(folder: Path) -> list[Path]:
-    """The checkpoints in `folder`, whole or not, the newest first."""
+    """The checkpoints in `folder`, complete or not, newest first."""
     found = [path for path in folder.glob(f"{PREFIX}*") if path.name.removeprefix(PREFIX).isdigit()]
     return sorted(found, key=step_of, reverse=True)
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove what a killed process has left of a checkpoint, or of the start, that was not whole yet."""
+    """Remove incomplete checkpoints and an incomplete start that a killed process left behind."""
     for path in folder.glob(".*.tmp"):
         if LEFTOVER.fullmatch(path.name):
             shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def step_of(checkpoint: Path) -> int:
-    """The optimiser step after which it was written."""
+    """The optimiser step after which the checkpoint was written."""
     return int(checkpoint.name.removeprefix(PREFIX))
 
 
 def newest(folder: Path, alien: Callable[[dict], str | None] = lambda run: None) -> Path | None:
-    """The newest whole checkpoint in `folder`, or None; those that are not whole are skipped and named.
+    """The newest complete checkpoint in `folder`, or None; incomplete ones are skipped and named.
 
-    alien: given a checkpoint's run.json, says why it is another run's, or returns None; those are skipped and named too.
+    alien: takes a checkpoint's run.json and returns why it belongs to another run, or None; such checkpoints are skipped and
+    named too.
     """
     for checkpoint in saved(folder):
         wrong = flaw(checkpoint) or _misplaced(checkpoint)
-        if wrong is None and (checkpoint / BESIDE[0]).is_file():  # checkpoints of earlier versions have none
+        if wrong is None and (checkpoint / BESIDE[0]).is_file():  # earlier versions did not write it
             other = alien(read_json(checkpoint / BESIDE[0], "config", "data", "order_hash"))
             wrong = other and f"it belongs to another run: {other}"
         if wrong is None:
@@ -183,14 +184,14 @@ def _misplaced(checkpoint: Path) -> str | None:
 
 
 def keep_beside(run: Path, checkpoint: Path) -> None:
-    """Copy into a checkpoint the files of the run folder that it continues from."""
+    """Copy into a checkpoint the files of the run folder from which it continues."""
     for name in BESIDE:
         if (run / name).is_file():
             shutil.copyfile(run / name, checkpoint / name)
 
 
 def prune(folder: Path, last: Path, keep: int) -> None:
-    """Keep the newest `keep` whole checkpoints up to `last`, which has just been written."""
+    """Keep the newest `keep` complete checkpoints up to `last`, which has just been written."""
     past = [checkpoint for checkpoint in saved(folder) if step_of(checkpoint) <= step_of(last)]
     whole = [checkpoint for checkpoint in past if flaw(checkpoint, hashes=False) is None]
     for checkpoint in saved(folder):
@@ -199,7 +200,7 @@ def prune(folder: Path, last: Path, keep: int) -> None:
 
 
 def save_trained(model: nn.Module, file: Path) -> None:
-    """Write what training has changed of `model`. Raises RunFailure when a value is not finite: it could not be continued."""
+    """Write the tensors of `model` that training has changed. Raises RunFailure if a value is not finite: no run could continue."""
     tensors = _trained(model)
     for name, tensor in tensors.items():
         if not torch.isfinite(tensor).all():
@@ -211,7 +212,7 @@ def save_trained(model: nn.Module, file: Path) -> None:
 
 
 def restore_trained(model: nn.Module, file: Path) -> None:
-    """Put back what `save_trained` wrote. Raises UserError when the tensors are of another model or method."""
+    """Restore what `save_trained` wrote. Raises UserError if the tensors belong to another model or method."""
     tensors, parameters = load_file(file), dict(model.named_parameters())
     wanted = {f"trained.{name}": p.shape for name, p in parameters.items() if p.requires_grad}
     if {name: tensor.shape for name, tensor in tensors.items() if name.startswith("trained.")} != wanted:
@@ -223,15 +224,16 @@ def restore_trained(model: nn.Module, file: Path) -> None:
 
 
 def _trained(model: nn.Module) -> dict[str, Tensor]:
-    """ "trained.NAME" of each trained tensor, and AdaLoRA's statistics."""
+    """ "trained.NAME" for each trained tensor, plus AdaLoRA's statistics."""
     tensors = {f"trained.{name}": p for name, p in model.named_parameters() if p.requires_grad}
     return {name: t.detach().cpu().contiguous() for name, t in (tensors | allocator_state(model)).items()}
 
 
 def keep_start(model: nn.Module, file: Path, *, first: bool = True) -> None:
-    """Write the initial values of `model` to `file`, unless it stands there. Every process calls it, the first one writes.
+    """Write the initial values of `model` to `file` unless it exists. Every process calls this; rank 0 writes.
 
-    Full fine-tuning starts at the base, of which nothing is kept, and a method without an initial copy at what the seed gives.
+    Full fine-tuning starts from the base, so nothing is kept. A method without an initial copy starts from values that the
+    seed determines.
     """
     if not _has_start(model):
         return
@@ -249,7 +251,7 @@ def keep_start(model: nn.Module, file: Path, *, first: bool = True) -> None:
 
 
 def check_start(model: nn.Module, file: Path) -> None:
-    """Raise UserError when `model` does not start, to the bit, at what `keep_start` wrote: it could not be continued."""
+    """Raise UserError unless `model` starts, bit for bit, from what `keep_start` wrote: otherwise the run cannot continue."""
     if not file.exists() or not _has_start(model):
         return
     kept = read_start(file)
@@ -272,7 +274,7 @@ def _start(model: nn.Module) -> dict[str, Tensor]:
 
 
 def read_start(file: Path) -> dict[str, Tensor]:
-    """{parameter: initial value}. Raises DamagedFile when the file cannot be read or was altered."""
+    """{parameter: initial value}. Raises DamagedFile if the file cannot be read or was altered."""
     try:
         return load_tensors(file)
     except DamagedFile as error:
@@ -280,7 +282,7 @@ def read_start(file: Path) -> dict[str, Tensor]:
 
 
 def initial_factors(file: Path) -> dict[str, tuple[Tensor, Tensor]] | None:
-    """{layer of the original model: (A0, B0)} from a run's start; None when it has none or there is no such file."""
+    """{layer of the original model: (A0, B0)} from a run's start; None if it has none or the file does not exist."""
     if not file.is_file():
         return None
     kept, marker = read_start(file), ".lora_A.default.weight"

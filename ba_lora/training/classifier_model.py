@@ -1,9 +1,9 @@
-"""The objective of a classifier: one row a sample, the teacher's head a copy of the student's initial one.
+"""The objective of a classifier: one row per sample; the teacher's head is a copy of the student's initial head.
 
-Task and consistency are sums over the samples divided by the samples of the whole optimiser step. Diversity and spectrum
-are statistics of a micro-batch, averaged over the micro-batches and processes of the step, so they depend on how the batch
-is cut. On few classes some terms cannot act (`powerless` says which): those are computed and logged all the same, with the
-norm of their gradient, which is 0.
+Task and consistency are sums over the samples divided by the number of samples in the whole optimiser step. Diversity and
+spectrum are statistics of a micro-batch, averaged over the micro-batches and processes of the step, so they depend on how the
+batch is split. With few classes some terms have no effect (`powerless` says which). These are still computed and logged, with
+the norm of their gradient, which is 0.
 """
 
 import logging
@@ -25,15 +25,15 @@ from .step_model import StepModel
 logger = logging.getLogger(__name__)
 
 FEW = 8  # rows below which a micro-batch says little about covariance and spectrum
-STATISTICS = ("diversity", "spectrum")  # the terms that belong to a micro-batch
+STATISTICS = ("diversity", "spectrum")  # computed per micro-batch
 
 
 class ClassifierModel(StepModel):
     """A sequence classifier whose forward returns the objective; see StepModel for what drives it.
 
-    regularize: what diversity and spectrum look at, the "logits" (N, D) as published, or the "features" (N, d), the input of
-    the head's last layer (ours: on a few classes the published terms are constant or nearly so). Labels are (N,): classes,
-    or real numbers where the config's problem_type is "regression".
+    regularize: the input of diversity and spectrum: "logits" (N, D) as published, or "features" (N, d), the input of the
+    head's last layer (ours: with few classes the published terms are constant or nearly so). Labels are (N,): class indices,
+    or real numbers if the config's problem_type is "regression".
     """
 
     def __init__(self, student: nn.Module, objective: Objective, *, regularize: str = "logits", **options):
@@ -47,11 +47,11 @@ class ClassifierModel(StepModel):
         self.warned = False
 
     def items(self, labels: Tensor) -> Tensor:
-        """The samples. labels: (N,)."""
+        """The number of samples. labels: (N,)."""
         return torch.tensor(len(labels))
 
     def forward(self, input_ids=None, attention_mask=None, labels=None, num_items_in_batch=None, **inputs):
-        """As the student's, with `loss` the objective. input_ids, attention_mask: (N, T); labels: (N,)."""
+        """Like the student's forward, with the objective as `loss`. input_ids, attention_mask: (N, T); labels: (N,)."""
         inputs = {"input_ids": input_ids, "attention_mask": attention_mask, **inputs}
         if labels is None:
             return self.student(**inputs)
@@ -87,7 +87,7 @@ class ClassifierModel(StepModel):
         return SequenceClassifierOutput(loss=loss, logits=logits)
 
     def _forward(self, inputs: dict) -> tuple[Tensor, Tensor | None]:
-        """(logits (N, D), features (N, d) or None where nothing looks at them)."""
+        """(logits (N, D), features (N, d) or None if no term needs them)."""
         if self.regularize == "logits":
             return self.student(**inputs).logits, None
         seen = []
@@ -97,7 +97,7 @@ class ClassifierModel(StepModel):
         finally:
             handle.remove()
         features = seen[-1]
-        if features.dim() == 3:  # a decoder's head sees every position; the last real token's row is the sample's
+        if features.dim() == 3:  # a decoder's head sees every position; the sample's row is that of its last real token
             mask = inputs["attention_mask"]
             last = last_real(torch.ones_like(features[..., 0]) if mask is None else mask)
             features = features[torch.arange(len(features), device=features.device), last]
@@ -112,7 +112,7 @@ class ClassifierModel(StepModel):
         return (float(lowest + (highest - lowest) * certainty), *others)
 
     def _warn(self, rows: int, logits: Tensor, features: Tensor | None) -> None:
-        """Say once what cannot act, and what a small micro-batch means."""
+        """Warn once about terms without effect and about small micro-batches."""
         self.warned = True
         weights = dict(
             zip(TERMS[1:], (self.objective.lambda1, self.objective.lambda2, self.objective.lambda3), strict=False)
@@ -130,7 +130,7 @@ class ClassifierModel(StepModel):
             )
 
     def _norms(self, terms: dict, logits: Tensor, features: Tensor | None) -> None:
-        """Norm of each unweighted term's gradient by what it looks at: the logits, or the features."""
+        """The gradient norm of each unweighted term with respect to its input: the logits or the features."""
         for name, term in terms.items():
             if term is None or name == "penalty":
                 continue

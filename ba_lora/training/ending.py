@@ -1,9 +1,8 @@
-"""The end of a run, so that no training is lost there.
+"""The end of a run, arranged so that no training is lost there.
 
-Before the first step `try_out` writes everything but the tensors to a temporary folder: what cannot be written is repaired or
-reported then. After the last step KeepTrained writes the trained tensors as a checkpoint before anything else happens. What
-fails later (a reporter, the export, the merge, a full disk) is reported by `told`, and --resume finishes the run from there
-without training again.
+Before the first step `try_out` writes everything except the tensors to a temporary folder, so anything that cannot be written
+is repaired or reported then. After the last step KeepTrained first writes the trained tensors as a checkpoint. Later failures
+(a reporter, the export, the merge, a full disk) are reported by `told`; --resume then finishes the run without training again.
 """
 
 import logging
@@ -35,10 +34,10 @@ logger = logging.getLogger(__name__)
 
 
 def try_out(arguments: TrainArguments, student: nn.Module, tokenizer, task: dict | None, record: dict) -> None:
-    """Write to a temporary folder what the run will write at its end, except the tensors, and check that those will fit on the disk.
+    """Write the final files of the run, except the tensors, to a temporary folder, and check that the tensors will fit on the disk.
 
-    student: from `attach`, before the training. record: the run.json to come. Every process calls it; only the first does the
-    work. Raises, on all of them, UserError for what cannot be written, RunFailure where the disk is too small.
+    student: from `attach`, before training. record: the future run.json. Every process calls this; only rank 0 does the work.
+    Raises on all processes: UserError if something cannot be written, RunFailure if the disk is too small.
     """
     failure = None
     if is_first():
@@ -74,14 +73,14 @@ def _temporary() -> tempfile.TemporaryDirectory:
         return tempfile.TemporaryDirectory(prefix="ba-lora-")
     except OSError as error:
         raise RunFailure(
-            f"no temporary folder can be made ({error}), in which the end of the run is tried before the first step; set TMPDIR "
+            f"no temporary folder can be made ({error}) to try the end of the run before the first step; set TMPDIR "
             "to a folder that can be written"
         ) from error
 
 
 @contextmanager
 def _no_bar() -> Iterator[None]:
-    """Hide transformers' progress bar: it would count the files of a model that is not written."""
+    """Hide transformers' progress bar: it would count the files of a model that is not being written."""
     shown = transformers_logging.is_progress_bar_enabled()
     transformers_logging.disable_progress_bar()
     try:
@@ -106,7 +105,7 @@ def _try(what: str, arguments: TrainArguments, write: Callable[[], object]) -> N
 
 
 def _refuse_shared(student: nn.Module) -> None:
-    """ValueError where two trained tensors share memory, which safetensors cannot save."""
+    """Raise ValueError if two trained tensors share memory, which safetensors cannot save."""
     seen: dict[int, str] = {}
     for name, parameter in student.named_parameters():
         if parameter.requires_grad and parameter.numel():
@@ -118,7 +117,7 @@ def _refuse_shared(student: nn.Module) -> None:
 
 
 def _refuse_tied(whole: nn.Module) -> None:
-    """RuntimeError, transformers' own, where tensors are shared and the config does not say so."""
+    """Raise transformers' own RuntimeError if tensors are shared but the config does not say so."""
     state = {name: tensor for name, tensor in whole.state_dict().items() if not name.startswith(f"{COPY}.")}
     remove_tied_weights_from_state_dict(state, whole)
 
@@ -131,7 +130,7 @@ def _check_space(arguments: TrainArguments, student: nn.Module, whole: nn.Module
     folder = Path(arguments.output_dir).absolute()
     there = next(place for place in (folder, *folder.parents) if place.exists())
     freed = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) if arguments.overwrite else 0
-    kept = 0 if arguments.resume else trained  # a resumed run may have its copy already
+    kept = 0 if arguments.resume else trained  # a resumed run may already have its copy
     free, needed = shutil.disk_usage(there).free + freed, kept + exported + merged
     if free < needed:
         raise RunFailure(
@@ -145,10 +144,10 @@ def _bytes(tensor) -> int:
 
 
 class KeepTrained(TrainerCallback):
-    """After the last step, before anything that may fail: a checkpoint from which a resumed run only has to write its results.
+    """Write a checkpoint after the last step, before anything can fail; resuming from it only has to write the results.
 
-    `trainer` is set once it is made. steps_between: --save_steps; with 0 the checkpoint holds the trained tensors alone, and
-    if it does not fit on the disk, the run goes on to its export, which may need less.
+    `trainer` is set once it exists. steps_between: --save_steps. If it is 0, the checkpoint holds only the trained tensors, and
+    if that does not fit on the disk, the run continues to its export, which may need less.
     """
 
     def __init__(self, steps_between: int):
@@ -172,7 +171,7 @@ class KeepTrained(TrainerCallback):
 
 @contextmanager
 def told(trainer, folder: Path) -> Iterator[None]:
-    """Turn a failure after the last step into a RunFailure that says where the trained tensors are and how to finish the run."""
+    """Turn a failure after the last step into a RunFailure that names the saved tensors and says how to finish the run."""
     try:
         yield
     except Exception as error:
@@ -189,6 +188,6 @@ def told(trainer, folder: Path) -> Iterator[None]:
 
 
 def _line(error: Exception) -> str:
-    """An error as one line."""
+    """The error on one line."""
     text = " ".join(str(error).split())
     return text if isinstance(error, UserError) else f"{type(error).__name__}: {text[:500]}"

@@ -1,7 +1,7 @@
-"""How fast a run is, where a step's time goes, and how much memory it takes: measured on the logged steps only.
+"""Speed of a run, time per phase of a step, and memory use, measured only on logged steps.
 
-A device works behind the program's back, so a phase ends only when the device has been waited for. That is done on the steps
-that are logged; the others run as they would without this.
+A device runs asynchronously, so a phase ends only after a synchronisation. Only logged steps synchronise; the others run as
+they would without this module.
 """
 
 import time
@@ -14,11 +14,11 @@ PHASES = ("data", "teacher", "forward", "backward", "optimizer")
 
 
 class StepClock:
-    """Seconds of one optimiser step by phase: what lies between two laps belongs to the phase of the later one.
+    """Seconds of one optimiser step by phase: the time between two laps belongs to the phase of the later lap.
 
-    data: the batch is fetched and moved (waiting for it, while the device may still be at the step before); teacher: its
-    forward passes; forward: the student's, and the objective; backward: also the exchange and the clipping of gradients, and
-    under DeepSpeed the optimiser's step; optimizer: the rest of the step.
+    data: fetching and moving the batch (waiting for it, while the device may still be working on the previous step); teacher:
+    its forward passes; forward: the student's forward and the objective; backward: includes the exchange and clipping of
+    gradients and, under DeepSpeed, the optimiser's step; optimizer: the rest of the step.
     """
 
     def __init__(self):
@@ -27,15 +27,15 @@ class StepClock:
         self.mark = time.perf_counter()
 
     def rest(self) -> None:
-        """What comes next, up to now, belongs to no phase."""
+        """Start a period that belongs to no phase."""
         self.is_on, self.mark = False, time.perf_counter()
 
     def begin(self, logged: bool) -> None:
-        """An optimiser step begins, its batch has been fetched; laps count if it is logged."""
+        """Begin an optimiser step after its batch was fetched. Laps count if the step is logged."""
         fetched = time.perf_counter() - self.mark
         self.is_on, self.seconds = logged, {}
         if logged:
-            self.mark = _now()  # what the device still had to do is of the steps before
+            self.mark = _now()  # pending device work belongs to earlier steps
             self.seconds["data"] = fetched
 
     def lap(self, phase: str) -> None:
@@ -47,9 +47,9 @@ class StepClock:
 
 
 class Gauges:
-    """What metrics.jsonl says of a run's speed and memory. clock: the model's.
+    """Speed and memory for metrics.jsonl. clock: the model's StepClock.
 
-    memory: of a run on a processor the PeakMemory that watches it; where there is none, its peak is None.
+    memory: on the CPU, the PeakMemory that watches the run; without it the peak is None.
     """
 
     def __init__(self, clock: StepClock):
@@ -57,17 +57,17 @@ class Gauges:
         self.memory: PeakMemory | None = None
 
     def start(self, seconds: float = 0.0, tokens: int = 0) -> None:
-        """Training begins. seconds, tokens: those of the last line, where a run is continued."""
+        """Begin training. seconds, tokens: the values of the last line if a run is resumed."""
         self.seconds, self.tokens = seconds, tokens
         self.clock.rest()
         if torch.cuda.is_available():
             torch.cuda.reset_peak_memory_stats()
 
     def row(self, seconds: float, tokens: int) -> dict[str, float | int | None]:
-        """Of a logged step that ended after so many seconds and trained tokens of the run.
+        """The values for a logged step. seconds, tokens: time and trained tokens of the run up to the end of the step.
 
-        tokens_per_second: since the line before, over all processes; seconds_PHASE: of this step, on this process;
-        peak_memory: bytes so far, of this process: its device's allocations, or on a processor its resident memory.
+        tokens_per_second: since the previous line, over all processes; seconds_PHASE: of this step, on this process;
+        peak_memory: bytes so far, of this process: allocations on its GPU, or resident memory on the CPU.
         """
         speed = (tokens - self.tokens) / (seconds - self.seconds)
         self.seconds, self.tokens = seconds, tokens

@@ -1,7 +1,7 @@
-"""Hashes in run.json of the local files that a run reads, so that a matrix notices other content at the same path.
+"""Hashes of the local files that a run reads, kept in run.json so that a matrix notices changed content at the same path.
 
-resume.py compares what training sees, and opens the data and the model for that. This module needs neither, nor PyTorch, so it
-compares a hundred finished runs in seconds. Hub ids, registry packages and generated data have no files to compare.
+resume.py compares the training inputs themselves and has to open the data and the model for that. This module needs neither,
+nor PyTorch, so it compares a hundred finished runs in seconds. Hub ids, registry packages and generated data have no local files.
 """
 
 from collections.abc import Iterable
@@ -16,16 +16,16 @@ from .arguments import TrainArguments
 DATA_ENDINGS = (".jsonl", ".ndjson", ".json", ".parquet", ".csv", ".tsv", ".txt")
 BASE_FILES = ("*.json", "*.safetensors", "*.gguf", "*.model", "*.txt")
 BLOCK = 1 << 20  # bytes
-BLOCKS = 64  # blocks read of a longer file of the base, spread over it; data files are read whole
+BLOCKS = 64  # blocks read from a longer base file, spread over it; data files are read completely
 
 
 def input_hashes(arguments: TrainArguments) -> dict[str, str | None]:
-    """{"data", "base"}: a hash of the local files of each, or None if there are none."""
+    """{"data", "base"}: a hash of the local files of each, or None if it has none."""
     return {"data": _hash(_data_files(arguments)), "base": _base_hash(arguments.model)}
 
 
 def measured_hashes(model: str, problems: Iterable[str]) -> dict[str, str]:
-    """{model or problem set: hash of its local files} of what an experiment measures a run with; without those that have none."""
+    """{model or problem set: hash of its local files} for what an experiment measures a run with; omits those without local files."""
     found = {model: _base_hash(model)}
     for name in problems:
         place = Path(name) if Path(name).exists() else Path(name.rpartition(":")[0] or name)
@@ -44,7 +44,7 @@ def _base_hash(model: str) -> str | None:
 
 
 def inputs_changed(record: dict, arguments: TrainArguments) -> bool:
-    """Whether local files of a run have other content than when `record`, its run.json, was written."""
+    """Return True if local files of a run have changed since `record`, its run.json, was written."""
     before = record.get("inputs") or {}
     if not any(before.values()):
         return False
@@ -53,7 +53,7 @@ def inputs_changed(record: dict, arguments: TrainArguments) -> bool:
 
 
 def _data_files(arguments: TrainArguments) -> list[Path]:
-    """The data file. In a folder: the files of the run's split if their names tell it, else all files."""
+    """The data file. For a folder: the files whose names match the run's split, or all files if none do."""
     name, part = arguments.data_path or arguments.data or "", ""
     if name and not Path(name).exists():
         name, _, part = name.rpartition(":")
@@ -82,7 +82,7 @@ def _hash(files: list[Path], blocks: int | None = None) -> str | None:
 
 @lru_cache(maxsize=4096)
 def _hash_of(file: Path, size: int, modified: int, changed: int, blocks: int | None) -> str:
-    """Hash of a file; a process reads it again only if its size or times change."""
+    """Hash of a file; within a process it is read again only if its size or times change."""
     step = BLOCK if blocks is None else max(size // blocks, BLOCK)
     total = xxhash.xxh3_128()
     with open(file, "rb") as data:

@@ -1,4 +1,4 @@
-"""What ends a run before its time: signals, which first get a checkpoint, and failures of the machine, told in one line."""
+"""Early ends of a run: signals, which first write a checkpoint, and machine failures, reported in one line."""
 
 import errno
 import shutil
@@ -20,12 +20,12 @@ FULL = (
     "No space left on device",
     "Disk quota exceeded",
     "inline_container",
-)  # the last: torch.save, which hides the cause
+)  # the last is torch.save's message, which hides the cause
 NO_MEMORY = ("DefaultCPUAllocator: can't allocate memory", "not enough memory")
 
 
 def cause(error: Exception, folder: Path) -> str | None:
-    """What of the machine gave out, and the remedy; None when it is something else. folder: where the run writes."""
+    """The machine resource that ran out, with the remedy, or None for any other error. folder: the folder the run writes to."""
     text = str(error)
     if isinstance(error, torch.OutOfMemoryError):
         return "the GPU is out of memory; lower --micro_batch_size (the step stays as it is) or add --gradient_checkpointing"
@@ -40,7 +40,7 @@ def cause(error: Exception, folder: Path) -> str | None:
 
 @contextmanager
 def explained(where: Callable[[], str], folder: Path) -> Iterator[None]:
-    """Turn a full disk and a lack of memory inside the block into a RunFailure. where: the place, as "in step 3"."""
+    """Turn a full disk or a lack of memory inside the block into a RunFailure. where: the place, such as "in step 3"."""
     try:
         yield
     except UserError:
@@ -53,7 +53,7 @@ def explained(where: Callable[[], str], folder: Path) -> Iterator[None]:
 
 
 def on_any_process(happened: bool, device: torch.device) -> bool:
-    """Whether `happened` on any process; each of them has to ask, and gets the same answer."""
+    """Return True on all processes if `happened` on any of them. Every process has to call this."""
     if not (distributed.is_available() and distributed.is_initialized()):
         return happened
     seen = torch.tensor(float(happened), device=device)
@@ -62,10 +62,10 @@ def on_any_process(happened: bool, device: torch.device) -> bool:
 
 
 class StopSignals(TrainerCallback):
-    """On SIGTERM or SIGINT: a checkpoint at the end of the current step, then Stopped. To be used in a `with` block.
+    """On SIGTERM or SIGINT, write a checkpoint at the end of the current step and raise Stopped. Use it in a `with` block.
 
-    Of several processes all stop after the same step, whichever of them got the signal. After the last step nothing is
-    stopped: the run ends by itself. A second Ctrl-C interrupts at once. A signal that is ignored (nohup) stays ignored.
+    All processes stop after the same step, whichever of them received the signal. A signal during the last step does not
+    stop the run. A second Ctrl-C interrupts at once. Ignored signals (nohup) stay ignored.
     """
 
     def __init__(self):

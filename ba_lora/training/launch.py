@@ -1,13 +1,13 @@
-"""How a training is started: in this process, or by torchrun or the deepspeed launcher on several, here or on several machines.
+"""Start a training in this process, or through torchrun or the deepspeed launcher on several processes or machines.
 
-The environment says how many, in the launchers' own words:
-    NPROC                    processes on this machine; by default one for each GPU, else one
+Environment variables set the number, named as in the launchers:
+    NPROC                    processes on this machine; default: one per GPU, or one without GPUs
     LAUNCHER                 torchrun (default) or deepspeed
-    NNODES, NODE_RANK, MASTER_ADDR, MASTER_PORT      several machines: run the same command on each of them, with its NODE_RANK
-    HOSTFILE                 DeepSpeed's list of machines, a line "HOST slots=N" each, in place of NNODES, NPROC and MASTER_ADDR
-With LAUNCHER=deepspeed, HOSTFILE and no NODE_RANK the deepspeed launcher starts the other machines itself, over ssh.
-The batch is cut so that an optimiser step always has the config's effective_batch_size.
-A signal to the starting process goes to the training processes, which write a checkpoint; their end is waited for.
+    NNODES, NODE_RANK, MASTER_ADDR, MASTER_PORT      several machines: run the same command on each with its own NODE_RANK
+    HOSTFILE                 DeepSpeed's list of machines, one line "HOST slots=N" each; replaces NNODES, NPROC and MASTER_ADDR
+With LAUNCHER=deepspeed, HOSTFILE and no NODE_RANK, the deepspeed launcher starts the other machines itself over ssh.
+The batch is split so that an optimiser step always has the config's effective_batch_size.
+A signal to the starting process is passed on to the training processes, which write a checkpoint; it waits until they end.
 """
 
 import os
@@ -36,7 +36,7 @@ def _whole(name: str, default: int, lowest: int = 1) -> int:
 
 
 def processes() -> tuple[int, int]:
-    """(processes on each machine, machines). Raises UserError for values that are no numbers or contradict each other."""
+    """(processes per machine, machines). Raises UserError for values that are not numbers or contradict each other."""
     hosts = _hosts()
     if not hosts:
         return _whole("NPROC", max(torch.cuda.device_count(), 1)), _whole("NNODES", 1)
@@ -48,7 +48,7 @@ def processes() -> tuple[int, int]:
 
 
 def _hosts() -> dict[str, int]:
-    """{machine: its processes} of HOSTFILE, the first machine first; {} without one."""
+    """{machine: its processes} from HOSTFILE, in order; {} without one."""
     file = os.environ.get("HOSTFILE")
     if not file:
         return {}
@@ -71,12 +71,12 @@ def _hosts() -> dict[str, int]:
 
 
 def is_first_machine() -> bool:
-    """Whether what follows the training is to be done here: one machine of several does it, the first."""
+    """Return True if this is the only machine or the first of several, which does the work that follows the training."""
     return processes()[1] == 1 or _whole("NODE_RANK", 0, lowest=0) == 0
 
 
 def _meeting(nodes: int) -> list[str]:
-    """Where the processes of several machines meet, as both launchers spell it. UserError when it is not known."""
+    """The meeting point of several machines as options of both launchers. Raises UserError if it is not known."""
     address = os.environ.get("MASTER_ADDR") or next(iter(_hosts()), None)
     if not address:
         raise UserError(f"NNODES is {nodes} and MASTER_ADDR is not set; give the first machine's address")
@@ -115,9 +115,9 @@ def _deepspeed(here: int, nodes: int) -> list[str]:
 
 
 def command(arguments: TrainArguments, words: list[str]) -> list[str] | None:
-    """The command that trains `words` of train.py on several processes; None when one, this one, is enough.
+    """The command that trains the train.py options `words` on several processes, or None if this process is enough.
 
-    Raises UserError when the effective batch cannot be cut evenly, or the launcher lacks a value.
+    Raises UserError if the effective batch cannot be divided evenly or a launcher setting is missing.
     """
     here, nodes = processes()
     arguments.accumulation(here * nodes)
@@ -129,8 +129,8 @@ def command(arguments: TrainArguments, words: list[str]) -> list[str] | None:
 
 
 def start(words: list[str]) -> None:
-    """Run a command from `command` to its end, in the main thread. Raises SystemExit with the run's own status when a signal
-    ended it, UserError or RunFailure when a process of it fails, as that process ended."""
+    """Run a command from `command` to its end, in the main thread. Raises SystemExit with the run's own status if a signal
+    ended it, and UserError or RunFailure, matching the status, if one of its processes fails."""
     environment = dict(os.environ)
     environment.setdefault("OMP_NUM_THREADS", str(max((os.cpu_count() or 1) // processes()[0], 1)))
     if not torch.cuda.is_available():
@@ -143,11 +143,11 @@ def start(words: list[str]) -> None:
     signals.check()
     if status:
         kind = UserError if status == UserError.status else RunFailure
-        raise kind(f"the training ended with status {status}; its own error stands above")
+        raise kind(f"the training ended with status {status}; see its own error above")
 
 
 def _training(launcher: int) -> list[psutil.Process]:
-    """The processes of train.py that a launcher has started; before it has, the launcher and its own."""
+    """The train.py processes that a launcher has started; before that, the launcher and its children."""
     tree = signals.tree(launcher)
     return [each for each in tree if _words(each)[1:3] == ["-u", str(TRAIN)]] or tree  # as both launchers write it
 

@@ -1,4 +1,4 @@
-"""An adapted model whose loss is the whole objective, from hidden states where its head allows that, else from logits."""
+"""An adapted model whose loss is the whole objective, computed from hidden states if its head allows it, else from logits."""
 
 import logging
 from collections.abc import Callable
@@ -22,10 +22,10 @@ logger = logging.getLogger(__name__)
 
 
 class ObjectiveModel(StepModel):
-    """A causal language model whose forward returns the objective; see StepModel for what drives it.
+    """A causal language model whose forward returns the objective; StepModel describes how it is driven.
 
-    chunked: train from the hidden states where the head allows it, the same value and gradients in less memory and time; the
-    output then has no logits. False: always the dense form.
+    chunked: train from the hidden states if the head allows it, with the same value and gradients in less memory and time;
+    the output then has no logits. False: always use the dense form.
     """
 
     loss_type = "ForCausalLM"  # Trainer then counts labels[:, 1:], the rows that `counted` counts
@@ -35,11 +35,11 @@ class ObjectiveModel(StepModel):
         if objective.top_k is not None and objective.top_k > vocabulary:
             raise UserError(f"top_k {objective.top_k} is above the vocabulary of {vocabulary}; lower top_k")
         super().__init__(student, objective, **options)
-        self.parts: Split | bool | None = None if chunked else False  # found out in the first step
-        self.factor: Tensor | None = None  # of the head, for the spectrum
+        self.parts: Split | bool | None = None if chunked else False  # determined in the first step
+        self.factor: Tensor | None = None  # factor of the head, for the spectrum
 
     def items(self, labels: Tensor) -> Tensor:
-        """The tokens that count. labels: (B, T)."""
+        """The number of trained tokens. labels: (B, T)."""
         return counted(labels).sum()
 
     def forward(
@@ -52,11 +52,10 @@ class ObjectiveModel(StepModel):
         teacher_c=None,
         **inputs,
     ):
-        """As the student's, with `loss` the objective. input_ids, attention_mask, labels: (B, T).
+        """Like the student's forward, with the objective as `loss`. input_ids, attention_mask, labels: (B, T).
 
-        teacher_u (N, d), teacher_c (N,): what the teacher contributes to the N rows that count (chunked.TeacherStats), in
-        the order in which `counted` selects them; training then runs no teacher. Raises UserError where the logits are
-        needed all the same.
+        teacher_u (N, d), teacher_c (N,): the teacher's contribution to the N trained rows (chunked.TeacherStats), in the order
+        in which `counted` selects them; training then runs no teacher. Raises UserError if the logits are needed anyway.
         """
         inputs = {"input_ids": input_ids, "attention_mask": attention_mask, **inputs}
         if labels is None:
@@ -83,7 +82,7 @@ class ObjectiveModel(StepModel):
         return output
 
     def _can_split(self, input_ids: Tensor) -> bool:
-        """Whether the objective can be had without logits: found out once, and said once where it cannot."""
+        """Return True if the objective can be computed without logits. Determined once; logs the reason once if it cannot."""
         if self.parts is None:
             self.parts, reason = split(self.student, input_ids[:1, :2])
             if (self.objective.consistency, self.objective.diversity) != ("kl", "entropy"):
@@ -94,7 +93,7 @@ class ObjectiveModel(StepModel):
         return bool(self.parts)
 
     def _weights(self, certainty: Callable[[], Tensor], rows: int) -> tuple:
-        """The weights in force; an adaptive lambda1 follows the teacher's certainty on these rows."""
+        """The current weights; an adaptive lambda1 follows the teacher's certainty on these rows."""
         if self.objective.lambda1_schedule != "adaptive" or not rows or not self.needs_teacher():
             return self.lambdas
         highest, *others = self.lambdas
@@ -102,7 +101,7 @@ class ObjectiveModel(StepModel):
         return (float(lowest + (highest - lowest) * certainty()), *others)
 
     def _dense(self, inputs: dict, mask: Tensor, targets: Tensor, num_items) -> tuple:
-        """(output, terms, lambda1) from the logits of student and teacher, (N, V) each."""
+        """(output, terms, lambda1) from the student's and teacher's logits, (N, V) each."""
         teacher_logits = None
         if self.needs_teacher():
             with teacher(self.student):
@@ -125,7 +124,7 @@ class ObjectiveModel(StepModel):
         return output, terms, lambdas[0]
 
     def _chunked(self, inputs: dict, mask: Tensor, targets: Tensor, num_items, stats: TeacherStats | None) -> tuple:
-        """The same from the hidden states, (N, d) each; the output has no logits. With `stats` no teacher runs."""
+        """As `_dense`, from the hidden states, (N, d) each; the output has no logits. With `stats` no teacher runs."""
         body, head = self.parts
         teacher_hidden = None
         if not self.needs_teacher():
@@ -141,7 +140,7 @@ class ObjectiveModel(StepModel):
         return CausalLMOutput(loss=loss), terms, lambda1
 
     def _from_hidden(self, hidden, teacher_hidden, stats, head: nn.Linear, targets: Tensor, num_items) -> tuple:
-        """(loss, terms, lambda1) of the rows. hidden, teacher_hidden: (N, d); `head` has its values."""
+        """(loss, terms, lambda1) of the rows. hidden, teacher_hidden: (N, d); `head` holds its values."""
         form = self.objective
 
         def certainty() -> Tensor:

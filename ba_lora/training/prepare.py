@@ -1,4 +1,4 @@
-"""What a run has when everything is read and opened, whichever kind it is."""
+"""The prepared state of a run of either kind, after everything is read and opened."""
 
 import math
 import os
@@ -22,8 +22,8 @@ from .trainer import FixedOrder
 
 
 class Prepared(NamedTuple):
-    """student: from `attach`. wrapper: what puts the objective around it. record: parts of run.json. callbacks: of the
-    Trainer. task: of a classifier, what is saved beside its weights."""
+    """student: from `attach`. wrapper: the StepModel class that adds the objective. record: parts of run.json. callbacks: for
+    the Trainer. task: for a classifier, the facts saved beside its weights."""
 
     student: nn.Module
     tokenizer: object
@@ -37,9 +37,9 @@ class Prepared(NamedTuple):
 
 
 def adapt(arguments: TrainArguments, model: nn.Module, objective: Objective, samples: int, **more) -> nn.Module:
-    """The model as the run's method trains it. more: the head of a classifier.
+    """The model as the run's method trains it. more: for a classifier, its head.
 
-    A resumed run starts from the factors of its first start, without a decomposition.
+    A resumed run starts from the factors of its first start and decomposes nothing.
     """
     if arguments.quantize:
         quantisation.check_model(model)
@@ -67,7 +67,7 @@ def adapt(arguments: TrainArguments, model: nn.Module, objective: Objective, sam
 
 
 def order_of(arguments: TrainArguments, samples) -> FixedOrder:
-    """The order of the samples, for every method the same."""
+    """The order of the samples, the same for every method."""
     if not arguments.group_by_length:
         return FixedOrder(len(samples), arguments.seed)
     lengths = [len(ids) for ids in samples["input_ids"]]
@@ -80,13 +80,13 @@ def order_hash(order: FixedOrder) -> str:
 
 
 def to_device(model: nn.Module, use_cpu: bool) -> None:
-    """Move the model to this process's GPU, if it may and there is one: a decomposition takes minutes there, hours on a processor."""
+    """Move the model to this process's GPU, if allowed and present: a decomposition takes minutes there, hours on a CPU."""
     if torch.cuda.is_available() and not use_cpu:
         model.to(f"cuda:{os.environ.get('LOCAL_RANK', 0)}")
 
 
 def steps_of(arguments: TrainArguments, samples: int) -> int:
-    """Optimiser steps of the run."""
+    """The number of optimiser steps of the run."""
     if arguments.max_steps > 0:
         return arguments.max_steps
     return max(1, math.ceil(arguments.epochs * math.ceil(samples / arguments.effective_batch_size)))

@@ -1,4 +1,4 @@
-"""What a run of classification trains: labelled texts, a pre-trained body with a new head, and its adapter."""
+"""Prepare a classification run: labelled texts, a pre-trained body with a new head, and its adapter."""
 
 import logging
 import random
@@ -24,13 +24,13 @@ logger = logging.getLogger(__name__)
 
 
 def prepare(arguments: TrainArguments, objective: Objective) -> Prepared:
-    """Read the data, open the model and adapt it. Raises UserError for what the user can fix."""
+    """Read the data, open the model and adapt it. Raises UserError for problems the user can fix."""
     examples, tokenizer, samples, order, record = _read(arguments)
     task, data = examples.task, arguments.data_path or arguments.data
     steps = steps_of(arguments, len(samples))
     if arguments.features_steps and max(arguments.features_steps) > steps:
         raise UserError(
-            f"--features_steps: there is no step {max(arguments.features_steps)}, the run has {steps}; ask for earlier ones"
+            f"--features_steps: there is no step {max(arguments.features_steps)}, the run has {steps}; give earlier ones"
         )
     model, head, base = _open(arguments, task)
     agree_on_padding(model, tokenizer)
@@ -57,12 +57,12 @@ def prepare(arguments: TrainArguments, objective: Objective) -> Prepared:
 
 
 def check(arguments: TrainArguments) -> None:
-    """Raise UserError when data or model are not those of the run that --resume names. Changes nothing."""
+    """Raise UserError unless data and model match the run that --resume names. Changes nothing."""
     _open(arguments, _read(arguments)[0].task)
 
 
 def _read(arguments: TrainArguments) -> tuple:
-    """(examples, tokenizer, samples, their order, part of run.json), compared with the run that is resumed."""
+    """(examples, tokenizer, samples, their order, part of run.json), checked against the run that is resumed."""
     data = arguments.data_path or arguments.data
     examples = load_examples(arguments.task, arguments.data_split, data, arguments.limit)
     examples, changes = _corrupted(examples, arguments)
@@ -84,7 +84,7 @@ def _read(arguments: TrainArguments) -> tuple:
 
 
 def _open(arguments: TrainArguments, task: Task) -> tuple:
-    """(model, names of its head's modules, hashes of it), compared with the run that is resumed."""
+    """(model, names of its head's modules, hashes of the model), checked against the run that is resumed."""
     model, head = load_classifier(
         arguments.model,
         task.labels or None,
@@ -99,7 +99,7 @@ def _open(arguments: TrainArguments, task: Task) -> tuple:
 
 
 def set_dropout(model: nn.Module, rate: float) -> None:
-    """Give every dropout of the model this rate, those that its attention reads from the config included."""
+    """Give every dropout of the model this rate, including those that its attention reads from the config."""
     for module in model.modules():
         for name in ("p", "drop_prob"):
             if "dropout" in type(module).__name__.lower() and isinstance(getattr(module, name, None), float):
@@ -116,7 +116,7 @@ def set_dropout(model: nn.Module, rate: float) -> None:
 
 
 def _corrupted(examples: Examples, arguments: TrainArguments) -> tuple[Examples, list[dict]]:
-    """The training examples with the classes thinned and the labels changed that the options ask for, and what was done."""
+    """The training examples, with classes thinned and labels changed as the options ask, and a list of the changes."""
     changes = []
     if arguments.class_shares:
         shares = dict(_share(text) for text in arguments.class_shares)
@@ -139,8 +139,8 @@ def _share(text: str) -> tuple[str, float]:
 
 
 def _shown(arguments: TrainArguments, tokenizer) -> tuple:
-    """(examples, samples, their hash): a sample of the split named by --features_split, the same for every method and seed;
-    not the first rows, because some sets are sorted by label."""
+    """(examples, samples, their hash): a sample of the split named by --features_split, the same for every method and seed.
+    The first rows would not do, because some sets are sorted by label."""
     shown = load_examples(arguments.task, arguments.features_split, arguments.data_path or arguments.data)
     count = min(arguments.features_examples, len(shown.ids))
     shown = shown.select(sorted(random.Random("features").sample(range(len(shown.ids)), count)))

@@ -1,4 +1,4 @@
-"""What a run of generation trains: conversations, a causal language model with its adapter, and perhaps a teacher cache."""
+"""Prepare a generation run: conversations, a causal language model with its adapter, and optionally a teacher cache."""
 
 import logging
 
@@ -18,7 +18,7 @@ logger = logging.getLogger(__name__)
 
 
 def prepare(arguments: TrainArguments, objective: Objective) -> Prepared:
-    """Read the data, open the model and adapt it. Raises UserError for what the user can fix."""
+    """Read the data, open the model and adapt it. Raises UserError for problems the user can fix."""
     tokenizer, samples, order, record = _read(arguments)
     model, base = _open(arguments)
     to_device(model, arguments.use_cpu)
@@ -34,13 +34,13 @@ def prepare(arguments: TrainArguments, objective: Objective) -> Prepared:
 
 
 def check(arguments: TrainArguments) -> None:
-    """Raise UserError when data or model are not those of the run that --resume names. Changes nothing."""
+    """Raise UserError unless data and model match the run that --resume names. Changes nothing."""
     _read(arguments)
     _open(arguments)
 
 
 def _read(arguments: TrainArguments) -> tuple:
-    """(tokenizer, samples, their order, part of run.json), compared with the run that is resumed."""
+    """(tokenizer, samples, their order, part of run.json), checked against the run that is resumed."""
     conversations, report = _conversations(arguments)
     tokenizer = load_tokenizer(arguments.model, trust_remote_code=arguments.trust_remote_code)
     identity = resume.tokenizer_hash(tokenizer)
@@ -58,7 +58,7 @@ def _read(arguments: TrainArguments) -> tuple:
 
 
 def _open(arguments: TrainArguments) -> tuple:
-    """(model, hashes of it), compared with the run that is resumed."""
+    """(model, its hashes), checked against the run that is resumed."""
     model = load_model(
         arguments.model,
         arguments.dtype,
@@ -71,7 +71,7 @@ def _open(arguments: TrainArguments) -> tuple:
 
 
 def _conversations(arguments: TrainArguments) -> tuple[list[list[dict]], dict]:
-    """The training data as the options name it, and how many rows were read and skipped."""
+    """The training data that the options name, and the number of rows read and skipped."""
     table = read_table(
         arguments.data,
         arguments.data_path,
@@ -83,7 +83,7 @@ def _conversations(arguments: TrainArguments) -> tuple[list[list[dict]], dict]:
 
 
 def _teacher_cache(arguments: TrainArguments, objective, model, samples, data_hash: str, collate):
-    """The teacher's cache, or None where nothing asks for the teacher. `model`: the original one, which is frozen."""
+    """The teacher's cache, or None if no term needs the teacher. `model`: the original model, frozen here."""
     if not arguments.uses_teacher_cache():
         logger.warning("--teacher_cache does nothing here: lambda1 is 0, so no teacher runs")
         return None

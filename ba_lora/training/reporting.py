@@ -1,4 +1,4 @@
-"""Where a run reports to besides metrics.jsonl: TensorBoard, Weights & Biases. Their files go to RUN/logs."""
+"""Reports beside metrics.jsonl: TensorBoard and Weights & Biases. Their files go to RUN/logs."""
 
 import importlib.util
 import os
@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ..errors import UserError, choose
 
-REPORTERS = ("tensorboard", "wandb")  # transformers' names, and those of the packages
+REPORTERS = ("tensorboard", "wandb")  # transformers' names, which are also the package names
 
 
 def check_reporters(names: Sequence[str]) -> None:
@@ -21,9 +21,9 @@ def check_reporters(names: Sequence[str]) -> None:
 
 @contextmanager
 def reporting(trainer, folder: Path) -> Iterator[None]:
-    """While the block runs, `trainer` reports into `folder`/logs; after it Weights & Biases' run is closed.
+    """Let `trainer` report into `folder`/logs while the block runs; afterwards close the run of Weights & Biases.
 
-    TENSORBOARD_LOGGING_DIR, WANDB_DIR and WANDB_PROJECT, where the user set them, are kept.
+    TENSORBOARD_LOGGING_DIR, WANDB_DIR and WANDB_PROJECT are kept if the user has set them.
     """
     from transformers.integrations import TensorBoardCallback
 

@@ -1,7 +1,7 @@
-"""Hashes in run.json of everything a run is made of, and the comparison that keeps --resume from mixing two runs.
+"""Hashes in run.json of everything that defines a run, compared so that --resume never mixes two runs.
 
     tokenizer         vocabulary, merges, special tokens and chat template
-    data.hash         token ids of the samples in their order; for a classifier the labels too
+    data.hash         token ids of the samples in their order; for a classifier, also the labels
     data.trained      which of these tokens are trained
     features          token ids and labels of the examples whose features are saved
     order_hash        the order in which the first two epochs visit the samples
@@ -11,7 +11,7 @@
     deepspeed         the content of --deepspeed
 
 Each is compared as soon as it is known, before anything is written. The hashes are XXH3 (128 bits) or SHA-256; they do not
-protect against forgery. A run of an earlier version lacks some of them; a line says which.
+protect against forgery. Runs of earlier versions lack some of them; a warning names these.
 """
 
 import logging
@@ -32,7 +32,7 @@ from .arguments import TrainArguments
 
 logger = logging.getLogger(__name__)
 
-# Place in run.json → its name in messages. {data}, {model}, {start} and {deepspeed} are where it comes from.
+# Key in run.json → its name in messages. {data}, {model}, {start} and {deepspeed} are the sources.
 FACTS = {
     "deepspeed": "the content of {deepspeed}",
     "tokenizer": "the tokenizer of {model}",
@@ -46,9 +46,9 @@ FACTS = {
     "base.weights": "the weights of {model}",
     "start": "the initial values in {start}",
 }
-# What every run records; earlier versions recorded only the first two.
+# Recorded by every run; earlier versions recorded only the first two.
 ALWAYS = ("data.hash", "order_hash", "tokenizer", "data.trained", "base.config", "base.weights", "start")
-SERIALISED = ("tokenizer", "base.config")  # as transformers writes them, so comparable only within one version of it
+SERIALISED = ("tokenizer", "base.config")  # as transformers writes them: comparable only within one version of it
 # keys of a config that do not affect any value
 ASIDE = ("_name_or_path", "transformers_version", "dtype", "torch_dtype", "use_cache")
 SAMPLED = 16384  # values of each tensor that every process hashes
@@ -56,18 +56,18 @@ MISSING = object()
 
 
 def tensors_hash(tensors: Iterable[tuple[str, Tensor]], most: int | None = None) -> str:
-    """XXH3 (hex) of names, shapes, dtypes and values: all values, or about `most` of each tensor, spread over it."""
+    """XXH3 (hex) of names, shapes, dtypes and values: all values, or about `most` values per tensor, spread over it."""
     total = xxhash.xxh3_128()
     for name, tensor in _plain(tensors):
         flat = tensor.detach().reshape(-1)
-        step = 1 if most is None else max(flat.numel() // most, 1) | 1  # odd: not one column only
+        step = 1 if most is None else max(flat.numel() // most, 1) | 1  # odd, so that the samples are not all from one column
         total.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
         total.update(flat[::step].contiguous().cpu().view(torch.uint8).numpy().data)
     return total.hexdigest()
 
 
 def _plain(tensors: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
-    """The tensors; a wrapper (some libraries' quantised tensors) is replaced by the tensors inside it."""
+    """The tensors; wrappers (some libraries' quantised tensors) are replaced by the tensors inside them."""
     for name, tensor in tensors:
         if hasattr(tensor, "__tensor_flatten__"):
             yield from _plain((f"{name}.{inner}", getattr(tensor, inner)) for inner in tensor.__tensor_flatten__()[0])
@@ -77,8 +77,8 @@ def _plain(tensors: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]
 
 @torch.no_grad()
 def base_of(model: nn.Module) -> dict[str, str | None]:
-    """{"config", "sample", "weights"} of a model before it is adapted: hashes of its config, of some values of each tensor and of
-    all values. The last takes about 0.2 s a GB and is computed on the first process only (None on the others)."""
+    """{"config", "sample", "weights"} of a model before it is adapted: hashes of its config, of some values of each tensor, and
+    of all values. The last takes about 0.2 s per GB and is computed on rank 0 only (None on the others)."""
     config = {key: value for key, value in model.config.to_diff_dict().items() if key not in ASIDE}
     state = model.state_dict()
     return {
@@ -89,14 +89,14 @@ def base_of(model: nn.Module) -> dict[str, str | None]:
 
 
 def start_of(model: nn.Module, method: str) -> str | None:
-    """Hash of the trained tensors of an adapted model before its training; None for full fine-tuning."""
+    """Hash of the trained tensors of an adapted model before training; None for full fine-tuning."""
     if method == "full":
         return None
     return tensors_hash((name, tensor) for name, tensor in model.named_parameters() if tensor.requires_grad)
 
 
 def tokenizer_hash(tokenizer) -> str:
-    """Identity of a tokenizer that has not encoded anything yet; encoding may leave a length limit in it."""
+    """Identity of a tokenizer that has not encoded anything yet; encoding may store a length limit in it."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     vocabulary = backend.to_str() if backend is not None else sorted(tokenizer.get_vocab().items())
     special = [tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id]
@@ -104,7 +104,7 @@ def tokenizer_hash(tokenizer) -> str:
 
 
 def trained_hash(samples) -> str:
-    """Hash of the labels of a datasets.Dataset: which tokens are trained, and on what."""
+    """Hash of the labels of a datasets.Dataset: the trained tokens and their targets."""
     labels = samples.select_columns("labels").with_format("arrow")[:]["labels"].combine_chunks()
     total = xxhash.xxh3_128(labels.flatten().to_numpy().astype("<i8").tobytes())
     total.update(labels.value_lengths().to_numpy().astype("<i8").tobytes())
@@ -114,7 +114,7 @@ def trained_hash(samples) -> str:
 def refuse_changes(arguments: TrainArguments, now: dict) -> None:
     """Compare `now`, a part of the new run.json, with the run.json of the run that --resume continues.
 
-    Every process calls it and the first one compares. Raises UserError on all of them, with the old and the new value.
+    Every process calls this; rank 0 compares. Raises UserError on all of them, with the old and the new value.
     """
     problem = from_first(_problem(arguments, now) if arguments.resume and is_first() else None)
     if problem:
@@ -122,12 +122,12 @@ def refuse_changes(arguments: TrainArguments, now: dict) -> None:
 
 
 def is_first() -> bool:
-    """Whether this is the first process of a run, or its only one."""
+    """Return True on rank 0, or if the run has only one process."""
     return int(os.environ.get("RANK", 0)) == 0
 
 
 def from_first(value):
-    """The first process's `value`, on every process; all of them have to call it."""
+    """Rank 0's `value`, on every process; all of them have to call this."""
     if distributed.is_available() and distributed.is_initialized():
         return broadcast_object_list([value])[0]
     return value
@@ -143,7 +143,7 @@ def _problem(arguments: TrainArguments, now: dict) -> str | None:
             "start again with --overwrite"
         )
     before = read_json(folder / "run.json")
-    if "tokenizer" in now:  # the first of the comparisons
+    if "tokenizer" in now:  # this is the first comparison
         _say_what_is_not_compared(folder, before, now)
     places = {
         "model": arguments.model,
@@ -152,7 +152,7 @@ def _problem(arguments: TrainArguments, now: dict) -> str | None:
         "deepspeed": arguments.deepspeed,
     }
     changed = [name for name in FACTS if _differs(name, before, now)]
-    if "data.hash" in changed:  # the two follow from the data
+    if "data.hash" in changed:  # the other two follow from the data
         changed = [name for name in changed if name not in ("data.trained", "order_hash")]
     if not changed:
         return None
@@ -183,7 +183,7 @@ def _differs(name: str, before: dict, now: dict) -> bool:
 
 
 def _at(record: dict, name: str):
-    """The value at a place such as "data.hash", or MISSING."""
+    """The value at a key such as "data.hash", or MISSING."""
     for key in name.split("."):
         if not isinstance(record, dict) or key not in record:
             return MISSING

@@ -1,7 +1,7 @@
 """One training run, from checked options to the run folder: run.json, metrics.jsonl, adapter/ or model/, merged/.
 
-Nothing is written before the data, the model and the options have been found good. run.json is rewritten at the end with
-status "finished"; until then it says "running".
+Nothing is written until the data, the model and the options have been checked. run.json says "running" until it is rewritten at
+the end with status "finished".
 """
 
 import logging
@@ -43,12 +43,12 @@ from .trainer import BALoRATrainer
 
 logger = logging.getLogger(__name__)
 
-# What has to be the same on every process, beside the data.
+# Values that must be the same on every process, in addition to the data.
 AGREED = ("order_hash", "objective", "trained_parameters", "accumulation")
 
 
 def train(arguments: TrainArguments, callbacks: Sequence = ()) -> Path:
-    """Run it; returns the run folder. `callbacks`: more TrainerCallbacks. Raises UserError for what the user can fix."""
+    """Train and return the run folder. `callbacks`: more TrainerCallbacks. Raises UserError for problems the user can fix."""
     folder = Path(arguments.output_dir)
     with claimed(folder, "run", writes=resume.is_first()):
         if not _is_finished(arguments, folder):
@@ -60,16 +60,16 @@ def train(arguments: TrainArguments, callbacks: Sequence = ()) -> Path:
 
 
 def _train(arguments: TrainArguments, folder: Path, callbacks: Sequence) -> Path:
-    """`train` in a folder that this process may write into."""
+    """`train`, in a folder that this process may write to."""
     is_first = resume.is_first()
     if arguments.uses_teacher_cache():
         refuse_foreign(arguments.teacher_cache, "teacher cache", "--teacher_cache")
     if arguments.decomposition_cache not in (None, "auto"):
         refuse_foreign(arguments.decomposition_cache, "decompositions", "--decomposition_cache")
     if not torch.cuda.is_available():
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else DeepSpeed, once imported, prints that it found no other
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # otherwise DeepSpeed prints at import that it found no accelerator
     refuse_fsdp()
-    if not is_first:  # what concerns the run is said once, by the first process
+    if not is_first:  # rank 0 alone reports what concerns the whole run
         logging.getLogger("ba_lora").setLevel(logging.ERROR)
         transformers_logging.disable_progress_bar()
     if arguments.deepspeed and "RANK" not in os.environ:
@@ -135,16 +135,16 @@ def _train(arguments: TrainArguments, folder: Path, callbacks: Sequence) -> Path
         data_collator=work.collate,
         callbacks=[stop],
     )
-    for callback in (keeper, *work.callbacks, *callbacks):  # after the trainer's own, which writes metrics.jsonl
+    for callback in (keeper, *work.callbacks, *callbacks):  # after the trainer's own callback, which writes metrics.jsonl
         trainer.add_callback(callback)
     keeper.trainer, main = trainer, trainer.is_world_process_zero()
     with stop, explained(lambda: f"after step {trainer.state.global_step}", folder), told(trainer, folder):
-        _check_agreement(record)  # waits for all: each has seen the folder as it was before this run
+        _check_agreement(record)  # waits for all processes: each has seen the folder as it was before this run
         if main:
             if record["decomposition"]:
                 print(started_from(record["decomposition"]))
             elif arguments.resume and (folder / "run.json").is_file():
-                record["decomposition"] = read_json(folder / "run.json").get("decomposition")  # of the first start
+                record["decomposition"] = read_json(folder / "run.json").get("decomposition")  # from the first start
             _prepare(arguments, folder)
             write_sealed(folder / "run.json", record)
         checkpoints.keep_start(student, start, first=main)
@@ -154,7 +154,7 @@ def _train(arguments: TrainArguments, folder: Path, callbacks: Sequence) -> Path
         with provenance.PeakMemory() as memory, reporting(trainer, folder):
             trainer.objective_callback.gauges.memory = memory
             trainer.train(resume_from_checkpoint=_checkpoint(arguments, folder, main, record))
-        started = min(started, trainer.objective_callback.started)  # of a resumed run with the time before
+        started = min(started, trainer.objective_callback.started)  # for a resumed run, includes the earlier time
         steps, seconds = trainer.state.global_step, time.perf_counter() - started
         with gathered(saved_parameters(student)):
             if main:
@@ -169,31 +169,31 @@ def _train(arguments: TrainArguments, folder: Path, callbacks: Sequence) -> Path
 
 
 def _kind_of_run(arguments: TrainArguments):
-    """The module that prepares the run."""
+    """The module that prepares this kind of run."""
     return classification if arguments.task else generation
 
 
 def join_processes(arguments: TrainArguments) -> None:
-    """Let this process and the others find each other before the model is adapted, which they do together.
+    """Connect this process with the others before the model is adapted, which they do together.
 
-    TrainingArguments would do it too, but later, and would make transformers load the model in pieces under ZeRO-3.
+    TrainingArguments would do this too, but later, and would make transformers load the model in pieces under ZeRO-3.
     """
     cpu = arguments.use_cpu or not torch.cuda.is_available()
     PartialState(cpu=cpu, timeout=timedelta(seconds=TrainingArguments.ddp_timeout))
 
 
 def _kind(arguments: TrainArguments) -> str:
-    """The folder that the trained weights are saved in."""
+    """The folder in which the trained weights are saved."""
     return "model" if arguments.method == "full" else "adapter"
 
 
 def _finish(arguments: TrainArguments, folder: Path, tokenizer, record: dict) -> None:
-    """Write what belongs to a finished run beside its weights, and remove checkpoints that nobody asked for."""
+    """Write the remaining files of a finished run, and remove checkpoints that were not asked for."""
     kind = _kind(arguments)
     if kind == "model":
         checksums.add(folder / kind, tokenizer.save_pretrained(folder / kind))
     if arguments.merge:
-        unset_hf_deepspeed_config()  # under ZeRO-3 the base would be opened in pieces, with processes that do not come
+        unset_hf_deepspeed_config()  # under ZeRO-3 the base would be opened in pieces, waiting for processes that do not take part
         export_merged(
             folder / "adapter",
             arguments.model,
@@ -208,7 +208,7 @@ def _finish(arguments: TrainArguments, folder: Path, tokenizer, record: dict) ->
 
 
 def _write_card(folder: Path) -> None:
-    """The model card of a finished run. Raises RunFailure with the command that writes it later."""
+    """Write the model card of a finished run. Raises RunFailure with the command that writes it later."""
     try:
         write_card(folder)
     except Exception as error:
@@ -219,11 +219,11 @@ def _write_card(folder: Path) -> None:
 
 
 def leave_processes(status: int = 0) -> None:
-    """End this process with `status`, if it is one of several on processors, once nothing more will be trained.
+    """End this process with `status` if it is one of several CPU processes, once no more training follows.
 
-    Gloo's threads outlive destroy_process_group (the wrapped model holds the group); one that drops a tensor while the
-    interpreter shuts down aborts the process, and torchrun then reports a failed run after all work was done. So the
-    interpreter's shut-down is left out. Everything has been written by then.
+    Gloo's threads outlive destroy_process_group (the wrapped model holds the group). A thread that drops a tensor while the
+    interpreter shuts down aborts the process, and torchrun then reports a failed run although all work is done. Everything
+    has been written by now, so the interpreter's shutdown is skipped.
     """
     distributed = torch.distributed
     if distributed.is_available() and distributed.is_initialized() and distributed.get_backend() == "gloo":
@@ -235,7 +235,7 @@ def leave_processes(status: int = 0) -> None:
 
 
 def started_from(facts: dict) -> str:
-    """What the decomposition of the weights was, as one line."""
+    """A one-line summary of the decomposition of the weights."""
     return (
         f"{facts['method']}: {facts['decomposed']} matrices decomposed, {facts['from_cache']} read from the cache, "
         f"in {facts['seconds']:.1f} s; W_res holds up to {facts['residual']:.3f} of a matrix' norm"
@@ -243,7 +243,7 @@ def started_from(facts: dict) -> str:
 
 
 def training_arguments(arguments: TrainArguments, accumulation: int) -> TrainingArguments:
-    """Our options in transformers' words."""
+    """Our options as transformers' TrainingArguments."""
     return TrainingArguments(
         output_dir=str(Path(arguments.output_dir) / "checkpoints"),
         per_device_train_batch_size=arguments.micro_batch_size,
@@ -278,7 +278,7 @@ def training_arguments(arguments: TrainArguments, accumulation: int) -> Training
 
 
 def _is_finished(arguments: TrainArguments, folder: Path) -> bool:
-    """Whether `folder` holds this very run, finished; UserError when it holds a run that may not be touched."""
+    """Return True if `folder` holds this very run, finished. Raises UserError if it holds a run that must not be changed."""
     if not (folder / "run.json").is_file():
         return False
     if arguments.overwrite:
@@ -298,7 +298,7 @@ def _is_finished(arguments: TrainArguments, folder: Path) -> bool:
 
 
 def _check_agreement(record: dict) -> None:
-    """UserError when another process, on another machine, has read other data or got another objective or adapter."""
+    """Raise UserError if another process read other data or built another objective or adapter."""
     mine = {"data": record["data"]["hash"], "the base model": record["base"]["sample"]}
     mine |= {name: record[name] for name in AGREED}
     for name, value in mine.items():
@@ -309,7 +309,7 @@ def _check_agreement(record: dict) -> None:
 
 
 def _prepare(arguments: TrainArguments, folder: Path) -> None:
-    """Clean up after a killed run; with --overwrite remove the old run's parts, and nothing else."""
+    """Clean up after a killed run; with --overwrite, remove the old run's parts and nothing else."""
     remove_leftovers(folder, REPLACED)
     checkpoints.remove_leftovers(folder / "checkpoints")
     if arguments.overwrite:
@@ -320,7 +320,7 @@ def _checkpoint(arguments: TrainArguments, folder: Path, main: bool, record: dic
     """The checkpoint to continue from, the same on every process, or None to start at step 0."""
 
     def alien(before: dict) -> str | None:
-        """How the run of a checkpoint's run.json differs from this one, or None."""
+        """The difference between this run and the run of a checkpoint's run.json, or None."""
         for name, (was, now) in changed_options(before["config"], arguments).items():
             return f"{name} is {was} there and {now} here"
         if before["data"]["hash"] != record["data"]["hash"]:

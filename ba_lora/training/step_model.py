@@ -1,4 +1,4 @@
-"""What every model with an objective has: the weights and sums of one optimiser step, and how a trainer drives them."""
+"""The base class of models with an objective: the weights and sums of one optimiser step, and the interface to a trainer."""
 
 import torch
 from torch import Tensor, nn
@@ -13,11 +13,11 @@ class StepModel(nn.Module):
     """An adapted model whose forward returns the whole objective as its loss, so that any trainer can drive it.
 
     DistributedDataParallel and DeepSpeed see one forward and one backward; the teacher runs inside. `student` is the
-    model from `attach`. `begin_step` is called once an optimiser step (ObjectiveCallback does it); a forward in training
-    adds its terms by `record`.
+    model from `attach`. `begin_step` is called once per optimiser step (ObjectiveCallback does it); each training forward
+    adds its terms with `record`.
 
-    all_terms: compute the terms whose weight is 0 too. gradient_norms: keep each term's gradient on the steps that
-    `begin_step` marks as logged (costs a backward a term).
+    all_terms: also compute terms whose weight is 0. gradient_norms: keep each term's gradient on the steps that
+    `begin_step` marks as logged (costs one backward per term).
     """
 
     accepts_loss_kwargs = True  # Trainer then passes num_items_in_batch and does not divide by the accumulation
@@ -49,26 +49,26 @@ class StepModel(nn.Module):
         self.student.gradient_checkpointing_enable(**options)
 
     def items(self, labels: Tensor) -> Tensor:
-        """How many items of a micro-batch the means of a step are taken over."""
+        """The number of items of a micro-batch; the means of a step are taken over items."""
         raise NotImplementedError
 
     def begin_step(self, step: int, total: int, micro_batches: int = 1, ranks: int = 1, logged: bool = False) -> None:
-        """Set the weights of this optimiser step and forget the sums of the last one. logged: its figures will be read."""
+        """Set the weights of this optimiser step and reset the sums. logged: the values of this step will be read."""
         self.lambdas = self.objective.weights(step, total)
-        self.share = 1.0 / (micro_batches * ranks)  # of one micro-batch in the step's mean
+        self.share = 1.0 / (micro_batches * ranks)  # the weight of one micro-batch in the step's mean
         self.logged = logged
         self.keep_gradients = logged and self.gradient_norms
-        self.sums: dict[str, Tensor] = {}  # over this process's micro-batches; statistics of one already averaged
-        self.rows: Tensor | int = 0  # counted tokens, likewise
+        self.sums: dict[str, Tensor] = {}  # over this process's micro-batches; micro-batch statistics are already averaged
+        self.rows: Tensor | int = 0  # trained tokens, summed in the same way
         self.gradients: dict[str, list[Tensor]] = {}
         self.clock.begin(logged)
 
     def needs_teacher(self) -> bool:
-        """Whether this step looks at the teacher."""
+        """Return True if this step needs the teacher."""
         return self.lambdas[0] > 0 or (self.all_terms and initial_copy(self.student) is not None)
 
     def record(self, terms: dict[str, Tensor | None], loss: Tensor, lambda1: float, shared: tuple[str, ...]) -> None:
-        """Add a micro-batch's terms to the step's; those in `shared` belong to the micro-batch and are averaged."""
+        """Add the terms of a micro-batch to those of the step; terms in `shared` are per micro-batch and are averaged."""
         values = {name: term.detach() for name, term in terms.items() if term is not None}
         values["loss"] = loss.detach().clone()  # Trainer scales the loss in place
         values["lambda1"] = torch.full_like(values["loss"], lambda1) * self.share
@@ -78,7 +78,7 @@ class StepModel(nn.Module):
             self._keep_gradients(terms, shared)
 
     def _keep_gradients(self, terms: dict, shared: tuple[str, ...]) -> None:
-        """Add each unweighted term's gradient to its sum over the step's micro-batches."""
+        """Add the gradient of each unweighted term to its sum over the step's micro-batches."""
         trained = [parameter for parameter in self.student.parameters() if parameter.requires_grad]
         for name, term in terms.items():
             if term is None or not term.requires_grad:

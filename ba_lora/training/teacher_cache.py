@@ -1,17 +1,19 @@
-"""What the teacher contributes to every trained row, computed once and kept on disk (--teacher_cache DIR).
+"""The teacher's contribution to every trained row, computed once and kept on disk (--teacher_cache DIR).
 
-Of the pre-trained model the objective needs only u = Σ_v p_T(v)·w_v (d numbers) and c = Σ_v p_T(v)·log p_T(v) of each row
-(chunked.py). They depend on the model, the token ids and T alone, not on the method, the seed or the epoch: later runs read
-them and run no teacher. They are of the original model W; the online teacher is W_res + B0·A0, which is W up to rounding.
-So the consistency at step 0 is not exactly 0 but about 1e-6. For a bfloat16 model, whose W_res is rounded, it was 6e-3, and
-the gradient differed by 1 % (SmolLM2, rank 32): there the cache's teacher is the truer one. Stored in bfloat16, rows of a
-float32 model change the gradient by 1e-4; those of a bfloat16 model lose nothing, because they are that coarse already.
+From the pre-trained model the objective needs only u = Σ_v p_T(v)·w_v (d numbers) and c = Σ_v p_T(v)·log p_T(v) for each row
+(chunked.py). They depend only on the model, the token ids and T, not on the method, the seed or the epoch: later runs read
+them and run no teacher. They are computed with the original model W; the online teacher is W_res + B0·A0, which equals W up to
+rounding. So the consistency at step 0 is about 1e-6 instead of exactly 0. For a bfloat16 model, whose W_res is rounded, it was
+6e-3 and the gradient differed by 1 % (SmolLM2, rank 32); there the cached teacher is the more accurate one. Stored in bfloat16,
+the rows of a float32 model change the gradient by 1e-4; those of a bfloat16 model lose nothing, because they are already that
+coarse.
 
-DIR/cache.json     what the cache belongs to (`facts`), and whether it is complete; rewritten last, when it is
+DIR/cache.json     identifies the cache (`facts`) and says whether it is complete; rewritten last, on completion
 DIR/rows-N.safetensors    u (rows, d) in float32 or bfloat16 and c (rows,) in float64, samples sorted by length
 
-A shard appears whole and is built under its own lock: an interrupted build continues, and several processes share the work. Each
-run first compares the shards with their checksums; one that is damaged, or belongs to another cache, is rebuilt with a warning.
+A shard appears complete or not at all and is built under its own lock: an interrupted build continues, and several processes
+share the work. Each run first verifies the shards' checksums; a shard that is damaged, or belongs to another cache, is rebuilt
+with a warning.
 """
 
 import contextlib
@@ -41,13 +43,13 @@ from ..objective.head import Split, split
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 1  # to be raised when the files' layout, SHARD_BYTES or what they hold changes
-SHARD_BYTES = 1 << 29  # of a shard, about; it is in memory while it is made
-BUILD_TOKENS = 8192  # of a forward in the build, padding included
-SAMPLED = 16384  # values of each tensor that go into the model's hash; of the head all
+FORMAT = 1  # raise it when the files' layout, SHARD_BYTES or their content changes
+SHARD_BYTES = 1 << 29  # approximate size of a shard; it is held in memory while it is built
+BUILD_TOKENS = 8192  # tokens per forward while building, including padding
+SAMPLED = 16384  # values of each tensor in the model's hash; all values of the head
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
-# What identifies a cache → its name in the message that it is another one.
+# Identity of a cache: key → its name in the message about a mismatch.
 FACTS = {
     "format": "version of the format",
     "temperature": "temperature",
@@ -62,7 +64,7 @@ FACTS = {
 
 
 class Rows(NamedTuple):
-    """Of each sample: `lengths`, its tokens, and `counts`, its trained rows, (samples,) each. `hash`: of which rows count."""
+    """Per sample, (samples,) each: `lengths` in tokens and `counts` of trained rows. `hash`: hash of which rows count."""
 
     lengths: np.ndarray
     counts: np.ndarray
@@ -70,7 +72,7 @@ class Rows(NamedTuple):
 
 
 class Layout(NamedTuple):
-    """Where rows lie. members: the samples of each shard, in file order; shard, first: of each sample, (samples,)."""
+    """Where rows are stored. members: the samples of each shard, in file order; shard, first: per sample, (samples,)."""
 
     members: list[np.ndarray]
     shard: np.ndarray
@@ -82,7 +84,7 @@ class Layout(NamedTuple):
 
 
 def row_bytes(width: int, dtype: str) -> int:
-    """Bytes on disk of one row of a model whose hidden states have `width` numbers."""
+    """Bytes on disk of one row for a model with hidden states of `width` numbers."""
     return width * DTYPES[dtype].itemsize + 8
 
 
@@ -98,11 +100,11 @@ def prepare(
     target_modules: list[str] | None = None,
     progress: bool = False,
 ) -> "TeacherCache":
-    """Open the cache in `folder`, after building what is missing of it.
+    """Open the cache in `folder`, building the missing parts first.
 
-    model: the original one, before `attach`; it is frozen. samples: a datasets.Dataset with input_ids and labels; data_hash:
-    of its token ids. collate: samples → a padded batch. target_modules: of the adapter to come, which may not be the head.
-    Raises UserError for a head that needs logits, a cache of something else, or a disk that is too small.
+    model: the original model, before `attach`; it is frozen. samples: a datasets.Dataset with input_ids and labels; data_hash:
+    hash of its token ids. collate: turns samples into a padded batch. target_modules: layers the adapter will adapt, which must
+    not include the head. Raises UserError for a head that needs logits, a cache of other content, or a disk that is too small.
     """
     folder = Path(folder)
     parts = _parts(model, samples[0]["input_ids"][:2], target_modules)
@@ -133,18 +135,18 @@ def prepare(
 
 
 class TeacherCache:
-    """A complete cache, read by the samples' numbers. The shards are memory-mapped: only the rows asked for are read."""
+    """A complete cache, read by sample number. The shards are memory-mapped, so only the requested rows are read."""
 
     def __init__(self, folder: Path, layout: Layout, facts: dict):
         self.folder, self.layout, self.facts = folder, layout, facts
-        self._open = lru_cache(maxsize=256)(self._open_shard)  # fewer than a process may have open
+        self._open = lru_cache(maxsize=256)(self._open_shard)  # fewer than a process's limit on open files
         for shard in range(len(layout.members)):
             file, least = _file(folder, shard), layout.rows_in(shard) * row_bytes(facts["width"], facts["dtype"])
             if not file.is_file() or file.stat().st_size < least:
                 raise self._damaged(file)
 
     def rows(self, numbers: list[int]) -> dict[str, Tensor]:
-        """{"teacher_u": (N, d), "teacher_c": (N,)} of these samples' rows, one sample after another."""
+        """{"teacher_u": (N, d), "teacher_c": (N,)} for the rows of these samples, sample by sample."""
         us, cs = zip(*(self._sample(number) for number in numbers), strict=True)
         return {"teacher_u": torch.cat(us), "teacher_c": torch.cat(cs)}
 
@@ -168,7 +170,7 @@ class TeacherCache:
 
 
 def trained_rows(samples) -> Rows:
-    """Which rows of a datasets.Dataset count, as the collator's `counted` has it, without a batch."""
+    """The rows of a datasets.Dataset that count, as in the collator's `counted`, without building a batch."""
     labels = samples.select_columns("labels").with_format("arrow")[:]["labels"].combine_chunks()
     starts = labels.offsets.to_numpy() - labels.offsets[0].as_py()
     is_counted = labels.flatten().to_numpy() != IGNORED
@@ -180,7 +182,7 @@ def trained_rows(samples) -> Rows:
 
 
 def make_layout(rows: Rows, bytes_of_a_row: int) -> Layout:
-    """Samples sorted by length and cut into shards of about SHARD_BYTES; the same for the same rows."""
+    """Sort the samples by length and cut them into shards of about SHARD_BYTES; deterministic for given rows."""
     order = np.argsort(rows.lengths, kind="stable")
     starts = np.concatenate([[0], np.cumsum(rows.counts[order])])[:-1]
     numbers = np.unique(starts * bytes_of_a_row // SHARD_BYTES, return_inverse=True)[1]
@@ -194,23 +196,23 @@ def make_layout(rows: Rows, bytes_of_a_row: int) -> Layout:
 
 @torch.no_grad()
 def weights_hash(model: nn.Module, head: nn.Linear) -> str:
-    """Identity of a model: its config and parameters, of each up to SAMPLED values spread over it, of the head all.
+    """Identity of a model: hash of its config and of up to SAMPLED values of each parameter, spread over it (of the head, all).
 
-    Any training of a model changes it; an edit of a few single values outside the head may not. Seconds for a large model.
+    Any training changes it; an edit of a few single values outside the head may not. Takes seconds for a large model.
     """
     aside = ("_name_or_path", "transformers_version", "dtype")
     config = {key: value for key, value in model.config.to_dict().items() if key not in aside}
     total = hashlib.sha256(digest(config).encode())
     for name, parameter in model.named_parameters():
         flat = parameter.detach().reshape(-1)
-        step = 1 if parameter is head.weight else max(flat.numel() // SAMPLED, 1) | 1  # odd: not one column only
+        step = 1 if parameter is head.weight else max(flat.numel() // SAMPLED, 1) | 1  # odd, so that the samples are not all from one column
         total.update(f"{name} {tuple(parameter.shape)} {parameter.dtype}".encode())
         total.update(flat[::step].contiguous().cpu().view(torch.uint8).numpy().data)
     return total.hexdigest()
 
 
 def _parts(model: nn.Module, ids: list[int], target_modules: list[str] | None) -> Split:
-    """Body and head of the original model, frozen; UserError where the adapted one will need logits."""
+    """Body and head of the original model, frozen. Raises UserError if the adapted model will need logits."""
     model.requires_grad_(False)
     model.eval()
     parts, reason = split(model, torch.tensor([ids], device=next(model.parameters()).device))
@@ -224,9 +226,9 @@ def _parts(model: nn.Module, ids: list[int], target_modules: list[str] | None) -
 
 
 def _claim(folder: Path, facts: dict, layout: Layout) -> bool:
-    """Whether `folder` holds the complete cache of `facts`; UserError if it holds anything else.
+    """Return True if `folder` holds the complete cache of `facts`. Raises UserError if it holds anything else.
 
-    A damaged cache.json is rewritten if the shards say that they belong to this cache.
+    A damaged cache.json is rewritten if the shards identify themselves as part of this cache.
     """
     refuse_foreign(folder, "teacher cache", "--teacher_cache")
     if not (folder / "cache.json").is_file():
@@ -253,7 +255,7 @@ def _claim(folder: Path, facts: dict, layout: Layout) -> bool:
 
 
 def _check_space(folder: Path, facts: dict, layout: Layout) -> None:
-    """UserError when what is left to build is larger than what the disk has left."""
+    """Raise UserError if the shards still to be built need more space than the disk has."""
     size = row_bytes(facts["width"], facts["dtype"])
     left = sum(layout.rows_in(shard) for shard in range(len(layout.members)) if not _file(folder, shard).exists())
     there = next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())
@@ -266,7 +268,7 @@ def _check_space(folder: Path, facts: dict, layout: Layout) -> None:
 
 
 def _build(folder: Path, parts: Split, samples, layout: Layout, lengths, facts: dict, collate, progress: bool) -> None:
-    """Make the shards that are missing, first those that no other process is at, then those that one has left undone."""
+    """Build the missing shards: first those that no other process is building, then those that one left unfinished."""
     total = facts["rows"]
     done = set()
     with tqdm(total=total, desc="teacher cache", unit="row", disable=not progress) as bar:
@@ -306,7 +308,7 @@ def _shard(parts: Split, samples, members, lengths, rows: int, facts: dict, coll
 
 
 def _batches(members: np.ndarray, lengths: np.ndarray) -> list[np.ndarray]:
-    """`members`, sorted by length, cut into batches of about BUILD_TOKENS tokens, padding included; one sample at least."""
+    """Cut `members`, sorted by length, into batches of about BUILD_TOKENS tokens including padding; at least one sample each."""
     batches, start = [], 0
     for end in range(1, len(members) + 1):
         if end == len(members) or (end + 1 - start) * lengths[members[end]] > BUILD_TOKENS:
@@ -320,12 +322,12 @@ def _file(folder: Path, shard: int) -> Path:
 
 
 def _of(facts: dict, shard: int) -> str:
-    """What a shard says it belongs to."""
+    """The identity that a shard records."""
     return digest([facts, shard])
 
 
 def _flaw(folder: Path, layout: Layout, facts: dict, shard: int) -> str | None:
-    """What is wrong with a shard (missing, damaged, of another cache), or None. Reads all of it."""
+    """Describe what is wrong with a shard (missing, damaged, from another cache), or return None. Reads the whole shard."""
     file, rows = _file(folder, shard), layout.rows_in(shard)
     if not file.exists():
         return f"{file} is missing"

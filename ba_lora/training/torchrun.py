@@ -1,7 +1,7 @@
-"""torchrun that ends with the status of the process that ended first: python -m ba_lora.training.torchrun, with its options.
+"""torchrun with the exit status of the process that ended first: python -m ba_lora.training.torchrun, with its options.
 
-torchrun itself ends with 1 and a report whenever one of its processes fails. A process of ours that ends with a status of
-errors.py has said why in one line; a stopped run, which has written its checkpoint, is one of those.
+torchrun itself exits with 1 and a report whenever one of its processes fails. Our processes report the reason in one line when
+they exit with a status of errors.py; that includes a stopped run, which has written its checkpoint.
 """
 
 import sys
@@ -22,7 +22,7 @@ def main() -> None:
         if status not in (RunFailure.status, UserError.status, Stopped.STATUS, *ENDED):
             raise
         sys.exit(status)
-    except SignalException as error:  # it has ended its processes
+    except SignalException as error:  # it has already ended its processes
         sys.exit(128 + error.sigval)
 
 

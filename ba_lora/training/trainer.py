@@ -30,20 +30,20 @@ from .step_model import StepModel
 
 logger = logging.getLogger(__name__)
 
-PROGRESS = "progress"  # the name under which a checkpoint's trainer_state.json holds ObjectiveCallback.progress
+PROGRESS = "progress"  # the key of ObjectiveCallback.progress in a checkpoint's trainer_state.json
 
 
 class NonFiniteLoss(RunFailure):
-    """A term of the loss became infinite or not a number. Raised before the optimiser uses its gradients; under DeepSpeed, whose
-    engine steps within the backward pass, after that. Either way no checkpoint of that step is written."""
+    """A term of the loss became infinite or NaN. Raised before the optimiser uses its gradients; under DeepSpeed, whose engine
+    steps within the backward pass, raised after that. Either way no checkpoint of that step is written."""
 
 
 class FixedOrder(Sampler):
-    """A permutation of range(count) for each epoch that depends on the seed and the epoch only, not on the method.
+    """A permutation of range(count) per epoch that depends only on the seed and the epoch, not on the method.
 
-    With `lengths` (one a sample), micro-batches of similar length: the permutation is cut into blocks of GROUPED effective
-    batches, each block is sorted by length and cut into micro-batches, and these are shuffled. A shorter one stays last, so
-    that the borders stay where the data loader puts them, for any number of processes.
+    With `lengths` (one per sample) it forms micro-batches of similar length: the permutation is cut into blocks of GROUPED
+    effective batches; each block is sorted by length and cut into micro-batches, which are shuffled. A shorter one stays last,
+    so that the data loader's batch boundaries stay the same for any number of processes.
     """
 
     GROUPED = 50
@@ -84,9 +84,9 @@ class FixedOrder(Sampler):
 
 
 class ObjectiveCallback(TrainerCallback):
-    """Moves the weights from step to step, stops on a non-finite term, and writes metrics.jsonl.
+    """Update the weights at each step, stop on a non-finite term, and write metrics.jsonl.
 
-    model: the one being trained. metrics: the file for a line a logged step, or None.
+    model: the model being trained. metrics: the file that gets one line per logged step, or None.
     """
 
     def __init__(self, model: StepModel, metrics: str | Path | None = None):
@@ -110,7 +110,7 @@ class ObjectiveCallback(TrainerCallback):
         self.started = time.perf_counter() - done["seconds"]
 
     def progress(self, device: torch.device) -> dict:
-        """What a resumed run counts on from: the trained tokens of all processes, each of which has to call this, and seconds."""
+        """The counters a resumed run continues from: seconds, and trained tokens of all processes. Every process has to call this."""
         rows = torch.as_tensor(self.rows, dtype=torch.float64, device=device).clone()
         if distributed.is_available() and distributed.is_initialized():
             distributed.all_reduce(rows)
@@ -149,19 +149,19 @@ class ObjectiveCallback(TrainerCallback):
             )
 
     def on_optimizer_step(self, args, state, control, **objects):
-        after_step(self.model.student, state.global_step)  # AdaLoRA looks at the gradients that are still there
+        after_step(self.model.student, state.global_step)  # AdaLoRA needs the gradients, which still exist here
 
     def on_step_end(self, args, state, control, **objects):
         self.model.clock.lap("optimizer")
         self.model.clock.rest()
         if not self.model.sums:
             return
-        self.rows = self.rows + self.model.rows  # a tensor: no wait for the device before a step is logged
+        self.rows = self.rows + self.model.rows  # a tensor, so the device is not synchronised before a step is logged
         if not is_logged(state.global_step, args, state):
             return
         if (
             args.logging_strategy != "no"
-        ):  # transformers would leave out a last step that is no multiple of logging_steps
+        ):  # transformers would skip a last step that is not a multiple of logging_steps
             control.should_log = True
         self.row = {"step": state.global_step, **self._reduced()}
         self.row |= {"lr": self.learning_rate, "seconds": time.perf_counter() - self.started, "tokens": self.tokens}
@@ -173,7 +173,7 @@ class ObjectiveCallback(TrainerCallback):
                 file.write(json.dumps(self.row) + "\n")
 
     def _reduced(self) -> dict:
-        """The step's loss, terms and weights, over all processes."""
+        """Loss, terms and weights of the step, over all processes."""
         names = (
             "loss",
             *TERMS,
@@ -192,7 +192,7 @@ class ObjectiveCallback(TrainerCallback):
         return row | {"lambda2": self.model.lambdas[1], "lambda3": self.model.lambdas[2]}
 
     def _gradient_ratios(self) -> dict:
-        """Norm of the gradient of the task, and of each unweighted term divided by it."""
+        """The norm of the task's gradient, and the gradient norm of each unweighted term divided by it."""
         norms = {}
         for name, pieces in self.model.gradients.items():
             flat = torch.cat([piece.float().flatten() for piece in pieces])
@@ -206,16 +206,16 @@ class ObjectiveCallback(TrainerCallback):
 
 
 def forget_after(metrics: Path, step: int, copy: Path) -> list[dict]:
-    """Keep the lines of metrics.jsonl up to `step`, a resumed run writes the later ones again; returns what they hold.
+    """Keep the lines of metrics.jsonl up to `step`, since a resumed run rewrites the later ones; return their rows.
 
-    copy: metrics.jsonl as it was after `step`, from the checkpoint; what differs from it is put back, which is said. Without it,
-    of an earlier version, a line that cannot be read is dropped: a killed process may have left the last one unfinished.
+    copy: metrics.jsonl as it was after `step`, from the checkpoint. If the file differs, it is restored with a warning. Runs of
+    earlier versions have no copy; lines that cannot be read are then dropped, because a killed process may leave the last unfinished.
     """
     there = metrics.read_bytes() if metrics.is_file() else b""
     if step and copy.is_file():
         right = copy.read_bytes()
         if not there.startswith(right):
-            logger.warning("%s was altered; it is put back from %s", metrics, copy.parent)
+            logger.warning("%s was altered; it is restored from %s", metrics, copy.parent)
         there = right
     kept = []
     for line in there.decode("utf-8", "replace").splitlines() if step else ():
@@ -260,16 +260,16 @@ class StepBar(TrainerCallback):
 
 
 def is_logged(step: int, args, state) -> bool:
-    """Whether the step that ends as number `step` is logged: the first, every logging_steps-th, the last."""
+    """Return True if step number `step` is logged: the first, every logging_steps-th and the last step are."""
     every = max(int(state.logging_steps or args.logging_steps), 1)
     return step == 1 or step % every == 0 or step == state.max_steps
 
 
 def micro_batches_of(step: int, dataloader, accumulation: int) -> int:
-    """How many micro-batches the optimiser step `step` (from 0) has on this process: fewer at the end of an epoch."""
+    """The number of micro-batches of optimiser step `step` (from 0) on this process: fewer at the end of an epoch."""
     try:
         batches = len(dataloader)
-    except TypeError:  # a stream has no length, and no last step that is known beforehand
+    except TypeError:  # a stream has no length, so its last step is not known in advance
         return accumulation
     steps = -(-batches // accumulation)
     return batches - accumulation * (steps - 1) if step % steps == steps - 1 else accumulation
@@ -278,8 +278,8 @@ def micro_batches_of(step: int, dataloader, accumulation: int) -> int:
 class BALoRATrainer(Trainer):
     """Trainer for a model from `attach`. Everything else is transformers.Trainer's.
 
-    objective: an Objective. metrics: path of metrics.jsonl or None. all_terms, gradient_norms: see StepModel. order: of the
-    samples; None = by the seed alone. wrapper: what makes a model with the objective of `model`.
+    objective: an Objective. metrics: path of metrics.jsonl or None. all_terms, gradient_norms: see StepModel. order: order of
+    the samples; None = determined by the seed alone. wrapper: class that wraps `model` with the objective.
     """
 
     def __init__(
@@ -320,19 +320,19 @@ class BALoRATrainer(Trainer):
         return self.accelerator.gather(rows).sum() if self.args.world_size > 1 else rows
 
     def _prepare_inputs(self, inputs: dict) -> dict:
-        """Under DeepSpeed transformers rounds inputs to the model's precision; what the teacher contributes keeps its own."""
+        """Keep the precision of the teacher's contribution; under DeepSpeed transformers rounds inputs to the model's precision."""
         kept = {name: inputs[name].to(self.args.device) for name in ("teacher_u", "teacher_c") if name in inputs}
         return {**super()._prepare_inputs(inputs), **kept}
 
     def log(self, logs: dict, *more, **options) -> None:
-        """Add the objective's terms to what transformers logs of a step."""
+        """Add the objective's terms to the values that transformers logs for a step."""
         row = self.objective_callback.row
         if "loss" in logs and row and row["step"] == self.state.global_step:
             logs = {**logs, **{key: value for key, value in row.items() if value is not None}}
         super().log(logs, *more, **options)
 
     def _prepare_for_training(self, max_steps, train_dataloader, resume_from_checkpoint):
-        """As transformers', but DeepSpeed's part of a checkpoint leaves the frozen tensors out and runs no pickled code."""
+        """As transformers', but DeepSpeed's part of a checkpoint omits the frozen tensors and runs no pickled code."""
         if not self.is_deepspeed_enabled:
             return super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
         prepared = super()._prepare_for_training(max_steps, train_dataloader, None)
@@ -346,18 +346,18 @@ class BALoRATrainer(Trainer):
         return prepared
 
     def _run_epoch(self, **options) -> None:
-        """Nothing, for a run that is resumed after its last step: transformers would take one more."""
+        """Do nothing for a run that is resumed after its last step: transformers would take one more."""
         if self.state.global_step < self.state.max_steps:
             super()._run_epoch(**options)
 
     def _get_output_dir(self, trial=None) -> str:
-        """Where transformers writes a checkpoint: at first under a temporary name."""
+        """The folder in which transformers writes a checkpoint: initially a temporary name."""
         return str(self.place or super()._get_output_dir(trial))
 
     def save_last(self, complete: bool) -> None:
-        """A checkpoint after the last step; without the optimizer's state unless `complete`: no training follows.
+        """Save a checkpoint after the last step; without the optimizer's state unless `complete`, since no training follows.
 
-        DeepSpeed reads nothing but its own files, which hold that state."""
+        DeepSpeed reads only its own files, which hold that state."""
         before = self.args.save_only_model
         self.args.save_only_model = not (complete or self.is_deepspeed_enabled)
         try:
@@ -367,8 +367,8 @@ class BALoRATrainer(Trainer):
         self.last_saved = self.state.global_step
 
     def _save_checkpoint(self, model, trial) -> None:
-        """As transformers', but whole or not at all, and the older ones go only then."""
-        if self.state.global_step == self.last_saved:  # by save_last
+        """As transformers', but all or nothing; older checkpoints are removed only after success."""
+        if self.state.global_step == self.last_saved:  # save_last has already written it
             return
         folder = Path(self.args.output_dir)
         checkpoint = folder / f"{checkpoints.PREFIX}{self.state.global_step}"
@@ -391,13 +391,13 @@ class BALoRATrainer(Trainer):
             checkpoints.prune(folder, checkpoint, self.args.save_total_limit)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """`_save` by the first process, of tensors that are whole; transformers would gather the whole model under DeepSpeed."""
+        """Let rank 0 call `_save` with whole tensors; transformers would gather the whole model under DeepSpeed."""
         with gathered(saved_parameters(self.objective_callback.model.student)):
             if self.args.should_save:
                 self._save(output_dir)
 
     def _save(self, output_dir: str | None = None, state_dict=None) -> None:
-        """A checkpoint holds the trained tensors, never the base model."""
+        """Save the trained tensors, never the base model."""
         folder = Path(output_dir or self.args.output_dir)
         folder.mkdir(parents=True, exist_ok=True)
         checkpoints.save_trained(self.objective_callback.model.student, folder / checkpoints.TRAINED)
