@@ -6,7 +6,7 @@ from ba_lora.errors import Stopped, run_cli
 def main() -> None:
     from ba_lora.training.arguments import parse
 
-    arguments = parse()  # the libraries take seconds: --help and a wrong option need none
+    arguments = parse()  # the libraries take seconds to import; --help and a wrong option do not need them
     if arguments.dry_run:
         from ba_lora.planning.plan import show
 

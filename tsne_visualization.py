@@ -1,4 +1,4 @@
-"""Draw saved features as t-SNE figures: python tsne_visualization.py --features_dir DIR --output_dir OUT; --help teaches."""
+"""Draw saved features as t-SNE figures: python tsne_visualization.py --features_dir DIR --output_dir OUT; see --help."""
 
 from ba_lora.errors import run_cli
 

@@ -1,8 +1,8 @@
-"""What all figures are drawn with: the one style, sections of panels with a heading and a caption, and files of stable bytes.
+"""Shared drawing code for all figures: one style, sections of panels with a heading and a caption, and byte-stable files.
 
-A bar lies on its side and has its name at its foot and its number at its head, so that none depends on a colour; an axis of bars
-that does not start at 0 is marked as cut. A line has a marker and a stroke of its own beside its colour. Published numbers are
-hollow, in a section of their own.
+Bars are horizontal, with the name at the foot and the number at the head, so that no bar depends on a colour; a bar axis that
+does not start at 0 is marked as cut. Each line has its own marker and stroke besides its colour. Published numbers are hollow,
+in a separate section.
 """
 
 import math
@@ -20,16 +20,16 @@ from .folders.kinds import MADE_BY
 
 STYLE = Path(__file__).with_name("style.mplstyle")
 WIDTH = 7.0  # inches
-CAPTION, HEADING = 120, 90  # characters of a line
-# No dates and versions in the files: the same results give the same bytes. A folder of figures is known by its PNG files.
+CAPTION, HEADING = 120, 90  # characters per line
+# The files hold no dates or versions: the same results give the same bytes. A folder of figures is recognised by its PNG files.
 FORMATS = {"pdf": {"CreationDate": None}, "png": {"Software": MADE_BY}}
 MAIN = ("lora", "pissa", "ba-lora", "full")  # look the same in every figure
 BEFORE = "before"  # the untouched model
-ELSEWHERE = "Not measured here; models, tasks and protocols differ."  # of published numbers
+ELSEWHERE = "Not measured here; models, tasks and protocols differ."  # for published numbers
 
 
 class Estimate(NamedTuple):
-    """A mean, its error (None where none is known), the values behind it, and how it is written."""
+    """A mean, its error (None if not known), the values behind it, and how it is written."""
 
     mean: float
     error: float | None = None
@@ -39,7 +39,7 @@ class Estimate(NamedTuple):
 
 @dataclass(frozen=True)
 class Bars:
-    """label: of the axis, with its unit. rows: (name, estimate); None instead of an estimate makes the name a heading."""
+    """label: the axis label with its unit. rows: (name, estimate); None instead of an estimate makes the name a heading."""
 
     label: str
     rows: Sequence[tuple[str, Estimate | None]]
@@ -47,7 +47,7 @@ class Bars:
 
 @dataclass(frozen=True)
 class Lines:
-    """lines: name → its points, by x. levels: what has no x, drawn across. ticks: places on the x axis and their names."""
+    """lines: name → its points, by x. levels: values without an x, drawn across. ticks: positions on the x axis and their names."""
 
     x_label: str
     y_label: str
@@ -57,12 +57,12 @@ class Lines:
     x_scale: dict = field(default_factory=lambda: {"value": "linear"})  # arguments of set_xscale
     ticks: dict[float, str] = field(default_factory=dict)
     log_y: bool = False
-    band: bool = False  # the error as a band instead of bars
+    band: bool = False  # draw the error as a band instead of bars
 
 
 @dataclass(frozen=True)
 class Section:
-    """Panels of one kind. names: what the legend calls a line; published: hollow."""
+    """Panels of one kind. names: legend entry of each line; published: hollow."""
 
     heading: str
     caption: str
@@ -80,7 +80,7 @@ class Section:
 
     @property
     def height(self) -> float:
-        """Inches."""
+        """Height in inches."""
         text = 0.5 + 0.16 * len(textwrap.wrap(self.caption, CAPTION))
         if isinstance(self.panels[0], Bars):
             return text + self.rows * (0.45 + 0.19 * max(len(panel.rows) for panel in self.panels))
@@ -88,19 +88,19 @@ class Section:
 
 
 def style() -> AbstractContextManager:
-    """The project's style over matplotlib's defaults, whatever the user's own matplotlibrc says."""
+    """The project's style over matplotlib's defaults, regardless of the user's own matplotlibrc."""
     import matplotlib.style
 
     return matplotlib.style.context(STYLE, after_reset=True)
 
 
 def save(figure, stem: Path) -> list[Path]:
-    """Write a matplotlib figure as stem.pdf and stem.png; returns both."""
+    """Write a matplotlib figure as stem.pdf and stem.png; return both paths."""
     return [write(figure, stem.with_name(f"{stem.name}.{ending}")) for ending in FORMATS]
 
 
 def write(figure, file: Path) -> Path:
-    """Write a matplotlib figure in the format that the file's name ends in; returns the file. Raises UserError for another."""
+    """Write a matplotlib figure in the format given by the file's suffix; return the file. Raises UserError for an unknown suffix."""
     ending = choose("format of a figure", file.suffix[1:], FORMATS)
     with atomic_write(file) as opened:
         figure.savefig(opened.buffer, format=ending, metadata=FORMATS[ending])
@@ -108,7 +108,7 @@ def write(figure, file: Path) -> Path:
 
 
 def make_figure(sections: Sequence[Section]):
-    """The matplotlib figure of the sections, one above the other; within `style()`."""
+    """The matplotlib figure of the sections, from top to bottom; call it within `style()`."""
     from matplotlib.figure import Figure
 
     heights = [section.height for section in sections]
@@ -120,7 +120,7 @@ def make_figure(sections: Sequence[Section]):
 
 
 def looks(names: Sequence[str]) -> dict[str, dict]:
-    """name → colour, marker and stroke of its line; those of MAIN and BEFORE are always the same."""
+    """name → colour, marker and stroke of its line; MAIN and BEFORE always look the same."""
     from matplotlib import rcParams
 
     order = [*MAIN, *(name for name in names if name not in (*MAIN, BEFORE))]
@@ -146,7 +146,7 @@ def _draw_section(part, section: Section) -> None:
 
 
 def _draw_bars(axes, section: Section) -> None:
-    """Bars on their sides, all of one thickness; the names stand once in a row of panels that have the same."""
+    """Draw horizontal bars of equal thickness; a row of panels with the same names shows the names once."""
     most = max(len(panel.rows) for panel in section.panels)
     for number, (axis, panel) in enumerate(zip(axes, section.panels, strict=False)):
         for y, (_, estimate) in enumerate(panel.rows):
@@ -183,8 +183,8 @@ def _range(estimate: Estimate) -> tuple[float, float]:
 
 
 def _limit(axis, panel: Bars) -> None:
-    """From 0, unless all values are so close together that their errors would not be seen: then cut, and marked so. On the right
-    there is room for the numbers."""
+    """Start the axis at 0, unless all values are so close together that their errors would be invisible: then cut and mark it. Leave
+    space for the numbers on the right."""
     ranges = [_range(estimate) for _, estimate in panel.rows if estimate]
     low, high = min(low for low, _ in ranges), max(0, *(high for _, high in ranges))
     spread = high - low
@@ -205,7 +205,7 @@ def _draw_lines(axis, panel: Lines, styles: dict[str, dict]) -> None:
         x, y = [x for x, _ in points], [estimate.mean for _, estimate in points]
         errors = [estimate.error or 0 for _, estimate in points]
         if panel.band:
-            every = max(1, len(x) // 8)  # lines that lie on each other have their markers in different places
+            every = max(1, len(x) // 8)  # overlapping lines have their markers in different places
             axis.plot(x, y, markevery=(number % every, every), **styles[name])
             low, high = ([a + sign * b for a, b in zip(y, errors, strict=True)] for sign in (-1, 1))
             axis.fill_between(x, low, high, color=styles[name]["color"], alpha=0.2, linewidth=0)
@@ -229,7 +229,7 @@ def _draw_lines(axis, panel: Lines, styles: dict[str, dict]) -> None:
 
 
 def _add_legend(part, section: Section, styles: dict[str, dict]) -> None:
-    """The heading, and under it what each line is."""
+    """Add the heading and, below it, the legend of the lines."""
     from matplotlib.lines import Line2D
 
     handles = [Line2D([], [], **styles[key], label=name) for key, name in section.names.items()]

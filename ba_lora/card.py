@@ -1,9 +1,9 @@
-"""The model card of a run: README.md beside what was saved, for readers and for the hub.
+"""The model card of a run: a README.md beside the saved weights, for readers and for the hub.
 
     python -m ba_lora.card RUN      write it again, for example after an evaluation
 
-Everything in it comes from run.json, the last line of metrics.jsonl, adapter_config.json and eval/*/score.json. No path of
-the machine goes in: of a local model or file only the last part of its name.
+Its content comes from run.json, the last line of metrics.jsonl, adapter_config.json and eval/*/score.json. It holds no path of
+the machine: a local model or file appears only with the last part of its name.
 """
 
 import argparse
@@ -17,7 +17,7 @@ from .folders import checksums
 from .folders.adapter_names import check_header
 from .folders.kinds import is_ours
 
-HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")  # no "./folder"
+HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")  # excludes "./folder"
 FILES = (".json", ".jsonl", ".ndjson", ".parquet", ".csv")
 
 LIMITS = """\
@@ -39,35 +39,35 @@ Trained with an independent re-implementation of the paper, `ba-lora` VERSION.""
 
 
 def saved_in(run: str | Path) -> Path:
-    """adapter/ or model/ of a finished run folder. Raises UserError where there is none, DamagedFile where it is damaged."""
+    """adapter/ or model/ of a finished run folder. Raises UserError if there is none, DamagedFile if it is damaged."""
     run = Path(run)
     if not (run / "run.json").is_file():
-        raise UserError(f"{run} is no run folder (it has no run.json); give the --output_dir of a training run")
+        raise UserError(f"{run} is not a run folder (it has no run.json); give the --output_dir of a training run")
     for name in ("adapter", "model"):
         if (run / name).is_dir():
             if not is_ours(run, "run"):
-                raise UserError(f"{run / 'run.json'} is damaged, or not of this project; give another run folder")
+                raise UserError(f"{run / 'run.json'} is damaged or was not written by this project; give another run folder")
             checksums.verify(run / name)
             return run / name
     raise UserError(f"run folder {run} has neither adapter/ nor model/: the run has not ended")
 
 
 def hub_id(name: str) -> str | None:
-    """The hub's id in `name` (USER/NAME, perhaps with ":PART" of a data set), or None for anything local or generated."""
+    """The hub id in `name` (USER/NAME, possibly with ":PART" of a data set), or None for anything local or generated."""
     whole = name.partition(":")[0]
     local = name.endswith(FILES) or Path(name).exists() or Path(whole).exists()
     return whole if HUB_ID.fullmatch(whole) and not local else None
 
 
 def public_name(name: str) -> str:
-    """`name` without a path of this machine: a hub id, a package or a generator as it is, of a path the last part."""
+    """`name` without a path of this machine: a hub id, package or generator stays as it is; a path is reduced to its last part."""
     return name if hub_id(name) or name.startswith(("package:", "tinymath:")) else Path(name).name
 
 
 def write_card(run: str | Path) -> Path:
-    """Write (or write again) README.md in adapter/ or model/ of a finished run folder; returns its path.
+    """Write or rewrite README.md in adapter/ or model/ of a finished run folder; return its path.
 
-    Raises UserError or RunFailure for an adapter whose weights are not whole.
+    Raises UserError or RunFailure for an adapter whose weights are incomplete.
     """
     from huggingface_hub import ModelCardData
 
@@ -109,13 +109,13 @@ def _tags(record: dict, saved: Path) -> list[str]:
 
 
 def _peft(saved: Path) -> dict | None:
-    """PEFT's config of the adapter; None where PEFT has not the method."""
+    """PEFT's config of the adapter; None if PEFT does not have the method."""
     file = saved / "adapter_config.json"
     return read_json(file) if file.is_file() else None
 
 
 def _starts_from_pissa(record: dict, saved: Path) -> bool:
-    """Whether export had to double the rank to express the adapter on the original base."""
+    """Return True if export had to double the rank to express the adapter on the original base."""
     if record["config"]["method"] in ("loha", "dora", "adalora"):
         return False
     return read_json(saved / "adapter_config.json")["r"] != record["config"]["rank"]
@@ -191,7 +191,7 @@ def _schedule(objective: dict, name: str) -> str:
 
 
 def _data_name(config: dict) -> str:
-    """What the training data are called: of a task without data of its own, where that comes from."""
+    """The name of the training data; for a task without a named data set, the source of its data."""
     from .data.glue import HUB
 
     own = "rated review sentences (registry package vaderSentiment)" if config.get("task") == "reviews" else HUB
@@ -217,13 +217,13 @@ def _data(record: dict) -> str:
 def _source(config: dict) -> str:
     copy = f"`{Path(config['data_path']).name}`" if config.get("data_path") else None
     name = _data_name(config)
-    if copy and name.startswith("tinymath:"):  # the default, which the file stood in for
+    if copy and name.startswith("tinymath:"):  # the default, which the file replaced
         return copy
     return f"`{public_name(name)}`" + (f" (from a local copy, {copy})" if copy else "")
 
 
 def _prompt(template: dict) -> str:
-    text = template["prompt"] if template["name"] != "chat" else None  # else the tokenizer's, and a program of its own
+    text = template["prompt"] if template["name"] != "chat" else None  # otherwise the tokenizer's own, which is a program
     return f", written out:\n\n```text\n{text}\n```" if text else "."
 
 

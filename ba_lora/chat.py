@@ -1,7 +1,7 @@
-"""Type a prompt and see the answers of the base model and of the tuned one, one after the other.
+"""Type a prompt and see the answers of the base model and the tuned model, one after the other.
 
-An exported adapter is plain LoRA for the original base, so switching it off gives the base: one model in memory. Only full
-fine-tuning needs its base beside it.
+An exported adapter is plain LoRA for the original base, so switching it off gives the base with only one model in memory. Only
+full fine-tuning needs a separate base model.
 """
 
 import argparse
@@ -31,13 +31,13 @@ examples:
   python -m ba_lora.chat --run runs/v5
   python -m ba_lora.chat --run runs/v5 --only tuned --multi_turn --temperature 0.7
   python -m ba_lora.chat --run runs/v5 --prompt "Ann has 3 apples and buys 4 more. How many has she now?"
-  python -m ba_lora.chat --model tiny < prompts.txt       (a prompt a line)
+  python -m ba_lora.chat --model tiny < prompts.txt       (one prompt per line)
 
-While it runs, Ctrl-C stops an answer and Ctrl-D ends; /reset forgets the conversation, /help shows this, /exit ends."""
+While it runs, Ctrl-C stops an answer and Ctrl-D ends; /reset clears the conversation, /help shows this, /exit ends."""
 
 
 def parse(words: list[str] | None = None) -> argparse.Namespace:
-    """Checked options. Raises UserError for those that cannot go together, before anything is loaded."""
+    """Parse and check the options. Raises UserError for options that contradict each other, before anything is loaded."""
     parser = argparse.ArgumentParser(
         prog="python -m ba_lora.chat",
         description="See the answers of a base model and of the model tuned from it.",
@@ -45,21 +45,21 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("--run", metavar="DIR", help="run folder: its tuned model, and the base that it was tuned from")
-    add("--only", choices=("base", "tuned"), help="one of the run's two models (default: both)")
-    add("--model", metavar="NAME", help="in place of --run: 'tiny', a model folder, a hub id, or package:NAME")
+    add("--run", metavar="DIR", help="run folder with the tuned model and the name of its base")
+    add("--only", choices=("base", "tuned"), help="show only one of the run's two models (default: both)")
+    add("--model", metavar="NAME", help="instead of --run: 'tiny', a model folder, a hub id, or package:NAME")
     add("--template", help="prompt template (default: the run's own; tiny: plain; else alpaca)")
-    add("--prompt", metavar="TEXT", help="answer this and end (default: a prompt a line, typed or piped in)")
-    add("--multi_turn", action="store_true", help="keep the conversation, each model its own (default: keep nothing)")
-    add("--temperature", type=float, default=0.0, help="of sampling; 0 takes the likeliest token (default: 0)")
+    add("--prompt", metavar="TEXT", help="answer this and exit (default: one prompt per line, typed or piped in)")
+    add("--multi_turn", action="store_true", help="keep a separate conversation for each model (default: keep none)")
+    add("--temperature", type=float, default=0.0, help="sampling temperature; 0 takes the likeliest token (default: 0)")
     add("--top_p", type=float, default=1.0, help="sample from the likeliest tokens up to this mass (default: 1)")
-    add("--seed", type=int, default=0, help="of sampling (default: 0)")
-    add("--max_new_tokens", type=int, default=512, help="tokens of an answer at most (default: 512)")
+    add("--seed", type=int, default=0, help="sampling seed (default: 0)")
+    add("--max_new_tokens", type=int, default=512, help="maximum tokens per answer (default: 512)")
     add("--dtype", default="float32", help="float32, bfloat16, float16, or auto: as saved (default: float32)")
     add("--debug", action="store_true", help="show the traceback of an error")
     args = parser.parse_args(words)
     if bool(args.run) == bool(args.model):
-        raise UserError("give either --run DIR for a tuned model beside its base, or --model NAME for a model alone")
+        raise UserError("give either --run DIR for a tuned model and its base, or --model NAME for a single model")
     if args.only and not args.run:
         raise UserError(f"--only {args.only} chooses between the models of --run; leave it out with --model")
     if not args.temperature >= 0:
@@ -67,7 +67,7 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
     if not 0 < args.top_p <= 1:
         raise UserError(f"--top_p must be above 0 and at most 1, got {args.top_p:g}")
     if args.top_p < 1 and not args.temperature:
-        raise UserError(f"--top_p {args.top_p:g} has no use without sampling; add --temperature 1")
+        raise UserError(f"--top_p {args.top_p:g} has no effect without sampling; add --temperature 1")
     if args.max_new_tokens < 1:
         raise UserError(f"--max_new_tokens must be at least 1, got {args.max_new_tokens}")
     return args
@@ -75,7 +75,7 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
 
 @dataclass
 class Voice:
-    """One of the models that answer: its label, the model, what to enter around it, and its own conversation."""
+    """One of the answering models: its label, the model, the context to enter around it, and its own conversation."""
 
     label: str
     model: object
@@ -84,7 +84,7 @@ class Voice:
 
 
 def voices_of(subject: Subject, args: argparse.Namespace) -> list[Voice]:
-    """The models to ask, in order: base, tuned, or the one that was asked for."""
+    """The models to ask, in order: base and tuned, or only the requested one."""
     if not args.run:
         return [Voice(args.model, subject.model)]
     tuned, label = Voice("tuned", subject.model), f"base ({subject.base})"
@@ -93,24 +93,24 @@ def voices_of(subject: Subject, args: argparse.Namespace) -> list[Voice]:
     if hasattr(subject.model, "disable_adapter"):
         base = Voice(label, subject.model, subject.model.disable_adapter)
     else:
-        logger.warning("what this run saved cannot be switched off; its base %s is loaded beside it", subject.base)
+        logger.warning("the weights of this run cannot be switched off; its base %s is loaded as a second model", subject.base)
         base = Voice(label, load_model(subject.base, args.dtype).to(subject.model.device))
     return [base] if args.only == "base" else [base, tuned]
 
 
 class Stream(BaseStreamer):
-    """Prints an answer as `generate` makes it. `text()` is the answer, without blanks before it and without the end token."""
+    """Print an answer while `generate` makes it. `text()` is the answer without leading blanks and without the end token."""
 
     def __init__(self, tokenizer, prompt: list[int], end: int):
         self.tokenizer, self.prompt, self.last = tokenizer, prompt, end
         self.ids, self.shown = None, ""
 
     def put(self, value: torch.Tensor) -> None:
-        if self.ids is None:  # the first call brings the prompt
+        if self.ids is None:  # the first call delivers the prompt
             self.ids = []
             return
         self.ids += [token for token in value.flatten().tolist() if token != self.last]
-        self._show(self.text().rstrip("\ufffd"))  # half a character is shown once it is whole
+        self._show(self.text().rstrip("\ufffd"))  # half a character is shown once it is complete
 
     def end(self) -> None:
         self._show(self.text() + "\n")
@@ -124,25 +124,25 @@ class Stream(BaseStreamer):
 
 
 class Chat:
-    """The voices and how they answer. Raises UserError where something cannot be opened."""
+    """The voices and how they answer. Raises UserError if something cannot be opened."""
 
     def __init__(self, args: argparse.Namespace):
         if args.run and find_run(args.run)[1] is None:
-            raise UserError(f"--run {args.run} holds a model that names no base to set it beside; give it as --model")
+            raise UserError(f"--run {args.run} holds a model that names no base to compare it with; give it as --model")
         subject = open_subject(args.run or args.model, template=args.template, dtype=args.dtype)
         self.tokenizer, self.template, self.args = subject.tokenizer, subject.template, args
         self.end, self.voices = end_id(self.tokenizer, self.template), voices_of(subject, args)
         how = {"do_sample": True, "temperature": args.temperature, "top_p": args.top_p, "top_k": 0}
         how = how if args.temperature else {"do_sample": False}
         plain = GenerationConfig(eos_token_id=self.end, pad_token_id=self.end, **how)
-        # A config that is passed to `generate` is completed from the model's own, so the model's own is replaced.
+        # `generate` completes a config that is passed to it from the model's own, so the model's own is replaced.
         for module in (module for voice in self.voices for module in voice.model.modules()):
             if "generation_config" in vars(module):
                 module.generation_config = plain
         torch.manual_seed(args.seed)
 
     def ask(self, prompt: str) -> None:
-        """Print every voice's answer. Raises UserError where the prompt leaves no room for one."""
+        """Print every voice's answer. Raises UserError if the prompt leaves no space for one."""
         for voice in self.voices:
             print(f"--- {voice.label}", flush=True)
             messages = [*voice.history, {"role": "user", "content": prompt}]
@@ -151,7 +151,7 @@ class Chat:
                 voice.history = [*messages, {"role": "assistant", "content": answer}]
 
     def reset(self) -> None:
-        """Forget the conversation."""
+        """Clear the conversation."""
         for voice in self.voices:
             voice.history = []
 
@@ -170,15 +170,15 @@ class Chat:
         with voice.around():
             try:
                 voice.model.generate(input_ids=inputs, attention_mask=mask, max_new_tokens=room, streamer=stream)
-            except KeyboardInterrupt:  # caught in here: an exception through PEFT's block would leave the adapter off
+            except KeyboardInterrupt:  # caught here: an exception that passed through PEFT's block would leave the adapter off
                 stream.end()
                 print("(stopped)")
-        signals.check()  # at the keyboard Ctrl-C only stops the answer; else it ends the command
+        signals.check()  # at the keyboard Ctrl-C only stops the answer; otherwise it ends the command
         return stream.text()
 
 
 def lines(interactive: bool) -> Iterator[str]:
-    """What is typed or piped in, until it ends or says /exit; Ctrl-C at the keyboard only begins a new line."""
+    """The lines typed or piped in, until the end or /exit; Ctrl-C at the keyboard only begins a new line."""
     while True:
         try:
             line = input("> ").strip()
@@ -199,7 +199,7 @@ def lines(interactive: bool) -> Iterator[str]:
 
 
 def converse(chat: Chat, interactive: bool) -> None:
-    """Answer line after line. One that cannot be answered ends what was piped in, and only itself at the keyboard."""
+    """Answer line by line. A failed prompt ends piped input; at the keyboard only that prompt fails."""
     for line in lines(interactive):
         try:
             if line == "/reset":
@@ -207,7 +207,7 @@ def converse(chat: Chat, interactive: bool) -> None:
             elif line == "/help":
                 print(EXAMPLES)
             elif line.startswith("/"):
-                raise UserError(f"'{line}' is no command; the commands are /reset, /help and /exit")
+                raise UserError(f"'{line}' is not a command; the commands are /reset, /help and /exit")
             else:
                 chat.ask(line)
         except UserError as error:
@@ -217,7 +217,7 @@ def converse(chat: Chat, interactive: bool) -> None:
 
 
 def main(words: list[str] | None = None) -> None:
-    """Open the models, then answer --prompt or what is typed or piped in."""
+    """Open the models, then answer --prompt or the lines typed or piped in."""
     args = parse(words)
     chat = Chat(args)
     if args.prompt is not None:
@@ -225,7 +225,7 @@ def main(words: list[str] | None = None) -> None:
         return
     if sys.stdin.isatty() and signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
-    with suppress(ImportError):  # not on every system; the arrow keys work with it
+    with suppress(ImportError):  # missing on some systems; makes the arrow keys work
         import readline  # noqa: F401
     converse(chat, sys.stdin.isatty())
 

@@ -1,7 +1,7 @@
 """Errors that a user can fix: one line that names the value and the remedy; the traceback only under --debug.
 
-Exit statuses: 0 done, 1 something failed while running, 2 something that was given is wrong, 75 stopped by a signal with a
-checkpoint written (sysexits.h: try again), 130 Ctrl-C, 143 SIGTERM.
+Exit statuses: 0 success, 1 something failed while running, 2 wrong input, 75 stopped by a signal after writing a checkpoint
+(sysexits.h: try again), 130 Ctrl-C, 143 SIGTERM.
 """
 
 import difflib
@@ -14,23 +14,23 @@ from .signals import Ending, Terminated, describe
 
 
 class UserError(Exception):
-    """Something the user gave is wrong. The message is one line: what, where, what to do."""
+    """The user gave something wrong. The message is one line: what, where, what to do."""
 
     status = 2
 
 
 class RunFailure(UserError):
-    """The machine, a file or the numbers gave out in a run; the message is one line here too."""
+    """The machine, a file or the numbers failed in a run; again the message is one line."""
 
     status = 1
 
 
 class DamagedFile(UserError, ValueError):
-    """A file of the project's own is not what was written. ValueError too: who can do without the file may catch it as one."""
+    """One of the project's own files differs from what was written. Also a ValueError, for callers that can do without the file."""
 
 
 class Stopped(SystemExit):
-    """A signal ended the run after a checkpoint was written. No Exception: nobody may take it for a failed run and go on."""
+    """A signal ended the run after a checkpoint was written. Not an Exception, so that nothing treats it as a failed run and continues."""
 
     STATUS = os.EX_TEMPFAIL
 
@@ -39,7 +39,7 @@ class Stopped(SystemExit):
         self.message = message
 
     def tell(self) -> None:
-        """Print the message, of several processes on the first one."""
+        """Print the message, on rank 0 only."""
         if os.environ.get("RANK", "0") == "0":
             print(f"stopped: {self.message}", file=sys.stderr)
 
@@ -59,10 +59,10 @@ def choose(what: str, value: str, choices: Iterable[str]) -> str:
 
 
 def run_cli(main: Callable[[], int | None]) -> None:
-    """Run an entry point and exit with a status from this file's head; an error is one line.
+    """Run an entry point and exit with one of the statuses above; an error is printed as one line.
 
-    With --debug among the arguments every error keeps its traceback. SIGINT and SIGTERM end it as `signals` says. What a
-    terminal's encoding lacks is printed as an escape.
+    With --debug among the arguments, every error shows its traceback. SIGINT and SIGTERM end it as described in `signals`.
+    Characters missing from the terminal's encoding are printed as escapes.
     """
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
@@ -76,7 +76,7 @@ def run_cli(main: Callable[[], int | None]) -> None:
         except BaseException as error:
             if "--debug" in sys.argv:
                 raise
-            if ending.raised or isinstance(error, Terminated):  # whatever a library has made of the interruption
+            if ending.raised or isinstance(error, Terminated):  # whatever a library turned the interruption into
                 ending.end()
             if isinstance(error, SystemExit):
                 raise
@@ -85,14 +85,14 @@ def run_cli(main: Callable[[], int | None]) -> None:
 
 
 def _tell(error: BaseException) -> int:
-    """Print `error` as one line; returns the status to exit with."""
+    """Print `error` as one line; return the exit status."""
     if isinstance(error, UserError):
         print(f"error: {error}", file=sys.stderr)
         return error.status
     if isinstance(error, KeyboardInterrupt):
         print(describe(signal.SIGINT), file=sys.stderr)
         return 128 + signal.SIGINT
-    # anything unforeseen is a fault of ours: still one line, and how to see the rest
+    # an unforeseen error is our fault: still one line, with how to see the rest
     first = (str(error).strip().splitlines() or [""])[0]
     print(f"error: {type(error).__name__}: {first} (run again with --debug for the traceback)", file=sys.stderr)
     return 1

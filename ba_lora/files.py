@@ -1,4 +1,4 @@
-"""Files that are either whole or not there: written under a temporary name beside the target, then renamed."""
+"""Files that are either complete or absent: written under a temporary name beside the target, then renamed."""
 
 import hashlib
 import json
@@ -17,13 +17,13 @@ from .errors import DamagedFile, UserError
 
 # Temporary names of atomic_write and atomic_folder: name, process id and, for folders, some letters.
 LEFTOVER = re.compile(r"\.(?P<name>.+?)\.\d+(\.\w+)?\.(?P<end>tmp|old)")
-CHECKSUM = "checksum"  # key of a sealed JSON file: of all its other keys
+CHECKSUM = "checksum"  # key of a sealed JSON file: checksum of all its other keys
 RECORDS = ("run.json", "generation.json")
 LAYOUT = "{\n"  # how the JSON files of this project begin
 
 
 def cache_home() -> Path:
-    """$BA_LORA_CACHE, else ba-lora in the user's cache folder."""
+    """$BA_LORA_CACHE, or ba-lora in the user's cache folder."""
     if os.environ.get("BA_LORA_CACHE"):
         return Path(os.environ["BA_LORA_CACHE"])
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ba-lora"
@@ -98,12 +98,12 @@ def _carry_over(old: Path, new: Path, own: Collection[str]) -> None:
 
 
 def bears(name: str, patterns: Collection[str]) -> bool:
-    """Whether `name` is one of `patterns`."""
+    """Return True if `name` matches one of `patterns`."""
     return any(fnmatchcase(name, pattern) for pattern in patterns)
 
 
 def remove_own(folder: Path, names: Collection[str]) -> None:
-    """Remove the entries of `folder` that match `names` (patterns), and then the folder if it is empty. A file is itself removed.
+    """Remove the entries of `folder` that match `names` (patterns), then the folder if it is empty. If `folder` is a file, remove it.
 
     A link is removed, never followed.
     """
@@ -144,10 +144,10 @@ def write_json(path: str | os.PathLike, value) -> None:
 
 
 def read_json(path: str | os.PathLike, *keys: str) -> dict:
-    """Read a JSON object that has `keys`. A sealed one is compared with its checksum, which is not returned.
+    """Read a JSON object that has `keys`. A sealed object is checked against its checksum, which is not returned.
 
     A record (RECORDS) that another program rewrote in its own layout was changed on purpose and is not compared. Raises
-    DamagedFile if it is not such an object, or was altered.
+    DamagedFile if the file is not such an object or was altered.
     """
     text = Path(path).read_bytes()
     try:
@@ -171,7 +171,7 @@ def read_json(path: str | os.PathLike, *keys: str) -> dict:
 
 
 def load_yaml(text: str):
-    """`yaml.safe_load`, but a repeated key in a mapping is a YAMLError; safe_load would silently keep only the last one."""
+    """`yaml.safe_load`, but a repeated key in a mapping is a YAMLError; safe_load would silently keep the last one."""
     nodes, seen = [yaml.compose(text, Loader=yaml.SafeLoader)], set()
     while nodes:
         node = nodes.pop()
@@ -193,7 +193,7 @@ def load_yaml(text: str):
 
 
 def write_sealed(path: str | os.PathLike, value: dict) -> None:
-    """`write_json` with a checksum of the content, which `read_json` compares."""
+    """`write_json` with a checksum of the content, which `read_json` verifies."""
     write_json(path, sealed(value))
 
 
@@ -217,7 +217,7 @@ _hashes: dict[tuple, str] = {}
 
 
 def hash_of(path: str | os.PathLike) -> str:
-    """`sha256` of a file. A process reads an unchanged file only once, whatever its path."""
+    """`sha256` of a file. A process reads an unchanged file only once, under whatever path."""
     known = os.stat(path)
     key = (known.st_dev, known.st_ino, known.st_size, known.st_mtime_ns, known.st_ctime_ns)
     if key not in _hashes:

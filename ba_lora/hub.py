@@ -1,8 +1,8 @@
-"""Upload what a run saved, with its model card, to the Hugging Face hub.
+"""Upload the result of a run, with its model card, to the Hugging Face hub.
 
     python -m ba_lora.hub RUN USER/NAME [--public]
 
-`reserve` finds out before training whether the upload can work; `push` uploads afterwards. A failed upload loses nothing: the
+`reserve` checks before training that the upload can work; `push` uploads afterwards. A failed upload loses nothing: the
 run folder is complete, and the command above uploads it later.
 """
 
@@ -24,18 +24,18 @@ from .folders.adapter_names import check_header
 
 logger = logging.getLogger(__name__)
 
-# Where an adapter names its base model, or a classifier its data.
+# The key under which an adapter names its base model, or a classifier its data.
 NAMING = (("adapter_config.json", "base_model_name_or_path"), ("ba_lora.json", "base_model"), ("task.json", "data"))
 
 
 def reserve(repo: str, public: bool = False) -> None:
-    """Create the model repository `repo` (USER/NAME; private unless `public`) if need be, and check that it can be written.
+    """Create the model repository `repo` (USER/NAME; private unless `public`) if needed, and check that it is writable.
 
-    Raises UserError in offline mode, without a token, or where the hub refuses or cannot be reached.
+    Raises UserError in offline mode, without a token, or if the hub refuses or cannot be reached.
     """
     from huggingface_hub import HfApi, constants, get_token
 
-    later = " (the upload can be made after training too: python -m ba_lora.hub RUN USER/NAME)"
+    later = " (you can also upload after training: python -m ba_lora.hub RUN USER/NAME)"
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo):
         raise UserError(f"'{repo}' does not name a repository of the hub; give it as USER/NAME")
     if constants.is_offline_mode():
@@ -51,9 +51,9 @@ def reserve(repo: str, public: bool = False) -> None:
 
 
 def push(run: str | Path, repo: str) -> str:
-    """Upload adapter/ or model/ of a finished run folder to the repository `repo`; returns its address.
+    """Upload adapter/ or model/ of a finished run folder to the repository `repo`; return its URL.
 
-    Raises UserError with the command that uploads later, or for a damaged adapter. The card is written first where there is none.
+    Raises UserError with the command that uploads later, or for a damaged adapter. Writes the card first if there is none.
     """
     from huggingface_hub import CommitOperationAdd, HfApi
 
@@ -67,7 +67,7 @@ def push(run: str | Path, repo: str) -> str:
     for name, key in NAMING:
         if name in files:
             contents[name] = _public_config(files[name], key, model)
-    if checksums.FILE in files:  # for what is uploaded
+    if checksums.FILE in files:  # checksums of the uploaded content
         listed = {"files": {}} | read_json(files[checksums.FILE])
         for name, content in contents.items():
             if isinstance(content, bytes):
@@ -83,9 +83,9 @@ def push(run: str | Path, repo: str) -> str:
 
 
 def push_after(run: Path, arguments, last: bool = True) -> None:
-    """`push` as the options of the run ask for it, from the first process only.
+    """Call `push` if the run's options ask for it, on rank 0 only.
 
-    A failure raises as `push` does, or is only logged where another upload follows (not `last`).
+    A failure raises as in `push`, or is only logged if another upload follows (not `last`).
     """
     if not arguments.push_to_hub or int(os.environ.get("RANK", 0)) != 0:
         return
@@ -98,7 +98,7 @@ def push_after(run: Path, arguments, last: bool = True) -> None:
 
 
 def _public_config(file: Path, key: str, model: str) -> bytes:
-    """A config as it is uploaded: its `key`, a base model or data, with its name and no path of this machine."""
+    """A config for the upload: its `key`, a base model or data, holds the name and no path of this machine."""
     config = read_json(file)
     if key == "data":
         config[key] = config.get(key) and public_name(config[key])
@@ -112,24 +112,24 @@ def _public_config(file: Path, key: str, model: str) -> bytes:
 
 @contextmanager
 def _one_line(what: str, remedy: str) -> Iterator[None]:
-    """Turn what the hub or the network answers into a UserError of one line."""
+    """Turn an error of the hub or the network into a one-line UserError."""
     try:
         yield
     except (
         Exception
-    ) as error:  # the base class of network errors comes from a package that changes with the hub's client
+    ) as error:  # the base class of network errors belongs to a package that varies with the hub's client
         raise UserError(f"{what} ({type(error).__name__}: {' '.join(str(error).split())[:200]}){remedy}") from None
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m ba_lora.hub",
-        description="Upload what a run saved, with its model card, to the Hugging Face hub.",
+        description="Upload the result of a run, with its model card, to the Hugging Face hub.",
         epilog="Example: python -m ba_lora.hub runs/v5 someone/v5-adapter",
     )
     parser.add_argument("run", metavar="RUN", help="the --output_dir of a training run")
-    parser.add_argument("repo", metavar="USER/NAME", help="the repository on the hub; made where it is missing")
-    parser.add_argument("--public", action="store_true", help="a repository made here is public, not private")
+    parser.add_argument("repo", metavar="USER/NAME", help="the repository on the hub; created if it does not exist")
+    parser.add_argument("--public", action="store_true", help="create the repository public instead of private")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     options = parser.parse_args()
     saved_in(options.run)

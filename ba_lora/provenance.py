@@ -1,4 +1,4 @@
-"""What a run was: versions, commit, machine. Every run.json and score carries it."""
+"""The origin of a result: versions, commit, machine. Every run.json and score holds it."""
 
 import os
 import platform
@@ -16,7 +16,7 @@ PACKAGES = ("torch", "transformers", "peft", "datasets", "accelerate", "deepspee
 
 
 def versions() -> dict[str, str | None]:
-    """Version of this package, of Python, and of every package that shapes a result."""
+    """Versions of this package, of Python, and of every package that affects a result."""
     found = {"ba-lora": __version__, "python": platform.python_version()}
     for package in PACKAGES:
         try:
@@ -27,7 +27,7 @@ def versions() -> dict[str, str | None]:
 
 
 def commit() -> str | None:
-    """The checkout's commit, with "+changes" when files differ from it; None outside a checkout."""
+    """The checkout's commit, with "+changes" if files differ from it; None outside a checkout."""
     root = Path(__file__).resolve().parent.parent
     if not (root / ".git").exists():
         return None
@@ -44,7 +44,7 @@ def _git(root: Path, *words: str) -> str:
 
 
 def machine() -> dict:
-    """Processor, cores, threads and accelerators, without anything that names the host."""
+    """CPU, cores, threads and accelerators, without anything that identifies the host."""
     import torch
 
     return {

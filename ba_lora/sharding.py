@@ -1,4 +1,4 @@
-"""Training cut over processes: what a DeepSpeed config may say, parameters that ZeRO-3 has cut made whole for a while, no FSDP."""
+"""Training split over processes: the allowed DeepSpeed settings, access to parameters that ZeRO-3 has split, and no FSDP."""
 
 import json
 import os
@@ -12,7 +12,7 @@ from torch import nn
 
 from .errors import UserError
 
-# {what a DeepSpeed config must leave "auto": the option that fills it}. Of a key with a dot, where its section is there.
+# {key that a DeepSpeed config must leave "auto": the option that fills it}. A dotted key applies only if its section exists.
 LEFT_TO_OPTIONS = {
     "train_micro_batch_size_per_gpu": "--micro_batch_size",
     "gradient_accumulation_steps": "--effective_batch_size",
@@ -26,10 +26,10 @@ LEFT_TO_OPTIONS = {
 
 
 def gathered(parameters: Iterable[nn.Parameter]) -> AbstractContextManager:
-    """Inside the block `parameters` have all their values; nothing happens to those that are whole.
+    """Inside the block `parameters` have all their values; parameters that are already whole are unaffected.
 
-    Every process has to enter, and may only read: what is written inside is forgotten. In a forward pass take `parameters`
-    from module.parameters(): module.weight alone makes DeepSpeed gather it, and keep it to the end of that pass.
+    Every process has to enter, and may only read: changes made inside are lost. In a forward pass, take `parameters` from
+    module.parameters(): module.weight alone makes DeepSpeed gather it and keep it to the end of that pass.
     """
     cut = [parameter for parameter in parameters if hasattr(parameter, "ds_id")]
     if not cut:
@@ -40,15 +40,15 @@ def gathered(parameters: Iterable[nn.Parameter]) -> AbstractContextManager:
 
 
 def zero_stage(file: str | None) -> int:
-    """The ZeRO stage that a DeepSpeed config names; 0 without one. UserError for a file that is no config."""
+    """The ZeRO stage in a DeepSpeed config; 0 without one. Raises UserError for a file that is not a config."""
     return _read(file).get("zero_optimization", {}).get("stage", 0) if file else 0
 
 
 def check_config(file: str) -> None:
-    """UserError where a DeepSpeed config says itself what the options say, or is silent: DeepSpeed would take its default."""
+    """Raise UserError if a DeepSpeed config overrides an option, or omits a key so that DeepSpeed would use its default."""
     config = _read(file)
     if "scheduler" in config:
-        raise UserError(f"--deepspeed {file}: its scheduler would replace --lr_scheduler; leave it out")
+        raise UserError(f"--deepspeed {file}: its scheduler would override --lr_scheduler; leave it out")
     for key, name in LEFT_TO_OPTIONS.items():
         section, _, _ = key.partition(".")
         if section != key and section not in config:
@@ -57,7 +57,7 @@ def check_config(file: str) -> None:
         for part in key.split("."):
             value = value.get(part) if isinstance(value, dict) else None
         if value != "auto":
-            raise UserError(f'--deepspeed {file}: {key} is {json.dumps(value)}; write "auto", {name} fills it')
+            raise UserError(f'--deepspeed {file}: {key} is {json.dumps(value)}; write "auto", so that {name} fills it')
 
 
 def _read(file: str) -> dict:
@@ -65,23 +65,23 @@ def _read(file: str) -> dict:
         config = json.loads(Path(file).read_text(encoding="utf-8"))
         config.get("zero_optimization", {}).get("stage")
     except (ValueError, AttributeError) as error:
-        raise UserError(f"--deepspeed {file} is no DeepSpeed config ({error}); write one JSON object") from None
+        raise UserError(f"--deepspeed {file} is not a DeepSpeed config ({error}); write one JSON object") from None
     return config
 
 
 def refuse_fsdp() -> None:
-    """UserError when accelerate was told to use FSDP, whose pieces `gathered` does not know."""
+    """Raise UserError if accelerate was configured to use FSDP, whose shards `gathered` cannot handle."""
     if os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true":
         raise UserError(
-            "ACCELERATE_USE_FSDP is true and FSDP is not supported: on a processor accelerate would run plain "
-            "DistributedDataParallel in its place, and on a GPU the result would not be gathered; "
+            "ACCELERATE_USE_FSDP is true and FSDP is not supported: on a CPU accelerate would run plain "
+            "DistributedDataParallel instead, and on a GPU the result would not be gathered; "
             "use --deepspeed configs/deepspeed/zero3.json, or torchrun alone"
         )
 
 
 @contextmanager
 def only_tensors() -> Iterator[None]:
-    """Inside the block torch.load, which DeepSpeed calls with everything allowed, reads tensors, plain values and DeepSpeed's own records."""
+    """Make torch.load, which DeepSpeed calls without restrictions, read only tensors, plain values and DeepSpeed's own records."""
     from deepspeed.runtime.fp16.loss_scaler import LossScaler
     from deepspeed.runtime.zero.config import ZeroStageEnum
     from deepspeed.utils.tensor_fragment import fragment_address

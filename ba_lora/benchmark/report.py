@@ -24,7 +24,7 @@ def _of_both(results: dict[str, dict], name: str, other: str, combine: Callable)
 
 
 def describe(case: Case) -> str:
-    """One line: the sizes, and what the figures depend on."""
+    """One line: the sizes, and the settings that the figures depend on."""
     model = case.model or f"random Llama, d = {case.hidden}, {case.layers} layers"
     return (
         f"{model}, V = {case.vocabulary:,}, rank {case.rank}; {case.batch} × {case.length} tokens, {case.rows} of them "
@@ -33,7 +33,7 @@ def describe(case: Case) -> str:
 
 
 def table(case: Case, results: dict[str, dict], repeats: int) -> str:
-    """The figures of one case for the screen."""
+    """The results of one case as a text table."""
     lines = [
         describe(case),
         f"ratios are to {CONTESTANTS[BASE].what}; medians of {repeats} rounds; one GB is 10⁹ bytes",
@@ -57,7 +57,7 @@ def _gigabytes(value: float | None, width: int, digits: int) -> str:
 
 
 def growth_table(grown: dict[str, dict]) -> str:
-    """How the cost of ours grows, {label: results}: what it adds to the floor, in seconds and memory."""
+    """The growth of our cost, {label: results}: what it adds to the floor, in seconds and memory."""
     lines = [
         "growth, one size at a time; added: ours minus the same run with all weights 0",
         f"{'':14} {'pissa s':>8} {'floor s':>8} {'ours':>7} {'cached':>7} {'added s':>8} {'added GB':>9}",
@@ -73,7 +73,7 @@ def growth_table(grown: dict[str, dict]) -> str:
 
 
 def draw(measured: list[tuple[Case, dict]], path: Path) -> None:
-    """Bars of the ratios to plain PiSSA: time, and memory where it was measured."""
+    """Draw bars of the ratios to plain PiSSA: time, and memory if it was measured."""
     import matplotlib
 
     matplotlib.use("Agg")

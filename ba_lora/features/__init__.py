@@ -1,1 +1,1 @@
-"""The last hidden layer over training: saved features, their t-SNE maps and the figures."""
+"""The last hidden layer during training: saved features, their t-SNE maps and the figures."""

@@ -1,4 +1,4 @@
-"""The panels of t-SNE figures drawn: classes by colour and shape, in the title how far apart they lie in the original space."""
+"""Draw the panels of t-SNE figures: classes by colour and shape; the title gives their separation in the original space."""
 
 from itertools import cycle
 from pathlib import Path
@@ -30,9 +30,9 @@ class Panel(NamedTuple):
 
 
 def write_figures(panels: list[Panel], record: dict, output: Path) -> None:
-    """tsne_step_<n> with a panel a run; with several steps tsne_evolution, a row a run and a column a step.
+    """Draw tsne_step_<n> with one panel per run and, for several steps, tsne_evolution with one row per run and one column per step.
 
-    panels: run by run, each at the same steps. record: the content of scores.json, for the names and the caption.
+    panels: grouped by run, each with the same steps. record: the content of scores.json, for the names and the caption.
     """
     steps = list(dict.fromkeys(panel.step for panel in panels))
     for step in steps:
@@ -51,7 +51,7 @@ def _caption(record: dict) -> str:
 
 
 def _draw(rows: list[list[Panel]], record: dict, stem: Path) -> None:
-    """The grid of panels as stem.pdf and stem.png."""
+    """Draw the grid of panels as stem.pdf and stem.png."""
     from matplotlib import rcParams
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
@@ -80,8 +80,8 @@ def _draw(rows: list[list[Panel]], record: dict, stem: Path) -> None:
 
 
 def _scatter(axis, panel: Panel, styles: list[tuple[str, str, str]]) -> None:
-    """The points in five rounds, so that no class covers all the others."""
-    size = float(np.clip(6000 / len(panel.labels), 4, 30))  # square points
+    """Draw the points in five rounds, so that no class covers all the others."""
+    size = float(np.clip(6000 / len(panel.labels), 4, 30))  # in square points
     for start in range(5):
         for number, (_, colour, marker) in enumerate(styles):
             points = panel.plane[panel.labels == number][start::5]

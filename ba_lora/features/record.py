@@ -1,6 +1,6 @@
-"""What t-SNE figures are drawn from: the points in coordinates.csv, and in scores.json what they are and how far apart they lie.
+"""The data behind t-SNE figures: the points in coordinates.csv, and in scores.json their description and their separation.
 
-Both are small, unlike the features, so that they can be kept and the same figures drawn again.
+Both are small, unlike the features, so they can be kept and the same figures drawn again.
 """
 
 import csv
@@ -20,13 +20,13 @@ from .figure import Panel, write_figures
 logger = logging.getLogger(__name__)
 
 COORDINATES, SCORES = "coordinates.csv", "scores.json"
-KEYS = ("classes", "pooling", "examples", "perplexity", "seed", "panels")  # without which nothing is drawn
+KEYS = ("classes", "pooling", "examples", "perplexity", "seed", "panels")  # required for drawing
 PANEL_KEYS = ("run", "step", "original", "plane")
 AGAIN = "draw the features again"
 
 
 def write_record(panels: list[Panel], examples: Sequence[int], record: dict, output: Path) -> None:
-    """Write both files. examples: (N,), the numbers of the points in the features file. record: what `redraw` needs beside the panels."""
+    """Write both files. examples: (N,), row numbers of the points in the features file. record: what `redraw` needs beside the panels."""
     with atomic_write(output / COORDINATES) as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(("run", "step", "example", "label", "x", "y"))
@@ -38,8 +38,8 @@ def write_record(panels: list[Panel], examples: Sequence[int], record: dict, out
 
 
 def redraw(folder: str | Path, output: str | Path) -> list[Panel]:
-    """Draw the figures of a folder's two files again into `output`, to the same bytes; returns the panels. UserError as of
-    `read_record`, and for an `output` that is not empty and not ours."""
+    """Draw the figures of a folder's two files again into `output`, byte for byte the same; return the panels. Raises UserError
+    like `read_record`, and for an `output` that is not empty and not ours."""
     refuse_foreign(output, "t-SNE", "the folder of the figures,")
     panels, record = read_record(Path(folder))
     write_figures(panels, record, Path(output))
@@ -47,11 +47,11 @@ def redraw(folder: str | Path, output: str | Path) -> list[Panel]:
 
 
 def read_record(folder: Path) -> tuple[list[Panel], dict]:
-    """The panels of a folder's two files, and the content of scores.json. Raises UserError for a file that is missing or broken, and
-    for two that do not belong together."""
+    """The panels of a folder's two files, and the content of scores.json. Raises UserError if a file is missing or broken, or if the
+    two do not belong together."""
     for name in (SCORES, COORDINATES):
         if not (folder / name).is_file():
-            raise UserError(f"--redraw {folder} holds no {name}; give a folder that t-SNE figures were written into")
+            raise UserError(f"--redraw {folder} holds no {name}; give a folder that holds t-SNE figures")
     record, panels = _read_scores(folder / SCORES), []
     points = _read_points(folder / COORDINATES, record["classes"])
     for scored in record["panels"]:
@@ -66,7 +66,7 @@ def read_record(folder: Path) -> tuple[list[Panel], dict]:
         panels.append(Panel(run, step, np.array(labels), plane, scored["original"], scored["plane"]))
     try:
         checksums.read_record(folder / SCORES)
-    except DamagedFile as error:  # points may be moved on purpose
+    except DamagedFile as error:  # points may have been moved on purpose
         logger.warning("%s; drawn as they are now", error)
     return panels, record
 

@@ -1,7 +1,7 @@
-"""The last hidden layer of fixed examples, saved at chosen steps of a training: what the t-SNE figures are drawn from.
+"""Save the last hidden layer of fixed examples at chosen steps of a training, for the t-SNE figures.
 
 FOLDER/features_step_<n>.npy (examples, hidden), float32, and labels_step_<n>.npy (examples,); n is an optimiser step, 0 before
-the training, or "final". FOLDER/features.json says how they were taken. Taking them leaves no trace in the training.
+training, or "final". FOLDER/features.json says how they were computed. Computing them does not affect the training.
 """
 
 import random
@@ -25,12 +25,12 @@ FIRST_TOKEN, LAST_TOKEN = "first token", "last real token"
 
 
 class FeatureSaver(TrainerCallback):
-    """Saves the features of `examples` at `steps`, and at the end.
+    """Save the features of `examples` at `steps` and at the end.
 
     student: a classifier, adapted or not. examples: encoded (input_ids, labels, ...), the same ones at every step. collate:
     list of examples → padded batch with labels (B,). steps: optimiser steps; 0 is before the first. labels: names of the
-    classes, None for a regression. Of several processes the first one works and none waits, so the model has to be
-    whole there: UserError under ZeRO-3, as for a step that the training does not reach.
+    classes, None for a regression. Only rank 0 saves; the others do not wait, so rank 0 must hold the whole model. Raises
+    UserError under ZeRO-3, and for a step that the training does not reach.
     """
 
     def __init__(
@@ -45,7 +45,7 @@ class FeatureSaver(TrainerCallback):
         batch_size: int = 32,
     ):
         if not len(examples):
-            raise UserError("there are no examples to take features of; give at least one")
+            raise UserError("there are no examples to compute features from; give at least one")
         if steps and min(steps) < 0:
             raise UserError(f"features cannot be saved at step {min(steps)}; the first is 0, before the training")
         self.student, self.examples, self.steps, self.folder = student, examples, set(steps), Path(folder)
@@ -55,7 +55,7 @@ class FeatureSaver(TrainerCallback):
     def on_train_begin(self, args, state, control, **objects):
         if self.steps and max(self.steps) > state.max_steps:
             raise UserError(
-                f"features are asked for at step {max(self.steps)} and the training has {state.max_steps}; ask for earlier steps"
+                f"features are requested at step {max(self.steps)} and the training has {state.max_steps}; give earlier steps"
             )
         if any(hasattr(parameter, "ds_id") for parameter in self.student.parameters()):
             raise UserError("features cannot be saved under ZeRO-3, which cuts the model into pieces; use ZeRO-2")
@@ -75,7 +75,7 @@ class FeatureSaver(TrainerCallback):
             self._save(FINAL)
 
     def _forget_after(self, step: int) -> None:
-        """Keep what was saved up to `step`, where the run begins or goes on; what is later, or another run's, is removed."""
+        """When the run begins or continues, keep features saved up to `step`; remove later ones and those of another run."""
         if step and self.folder.is_dir():
             checksums.verify(self.folder, "put it back from a copy, or start the run again with --overwrite")
         known = read_json(self.folder / FACTS)["steps"] if step and (self.folder / FACTS).is_file() else []
@@ -95,7 +95,7 @@ class FeatureSaver(TrainerCallback):
         features, labels, pooling = features_of(self.student, self.examples, self.collate, self.batch_size)
         for path, array in ((labels_file(self.folder, step), labels), (features_file(self.folder, step), features)):
             with atomic_write(path) as file:
-                np.save(file.buffer, array, allow_pickle=False)  # bytes, below the text file
+                np.save(file.buffer, array, allow_pickle=False)  # np.save writes bytes, so it needs the buffer below the text file
         self.saved = [saved for saved in self.saved if saved != step] + [step]
         facts = {
             "layer": "last hidden",
@@ -115,8 +115,8 @@ def features_of(
 ) -> tuple[np.ndarray, np.ndarray, str]:
     """(features (examples, hidden) float32, labels (examples,), pooling) of a classifier, in the order of `examples`.
 
-    pooling: which token of the last hidden layer was taken, see `pooling_of`. Evaluation mode, no gradient; modes and random
-    states are afterwards as before. UserError for an encoder-decoder.
+    pooling: which token of the last hidden layer is used, see `pooling_of`. Runs in evaluation mode without gradients; modes and
+    random states are restored afterwards. Raises UserError for an encoder-decoder.
     """
     if getattr(model.config, "is_encoder_decoder", False):
         raise UserError(
@@ -133,16 +133,16 @@ def features_of(
             mask = batch.setdefault("attention_mask", torch.ones_like(batch["input_ids"]))
             if (
                 pooling == LAST_TOKEN and not mask[:, 0].all()
-            ):  # padded on the left: positions count from the text's start
+            ):  # padded on the left: positions count from the start of the text
                 batch["position_ids"] = (mask.cumsum(dim=1) - 1).clamp(min=0)
             rows.append(_pool(last_hidden(model, batch), mask, pooling).float().cpu())
     return torch.cat(rows).numpy(), torch.cat(labels).cpu().numpy(), pooling
 
 
 def pooling_of(model: nn.Module, token: int) -> str:
-    """ "last real token" for a decoder, "first token" for an encoder; `token`: any id that begins a text.
+    """ "last real token" for a decoder, "first token" for an encoder; `token`: any id that can begin a text.
 
-    Told apart by what they do: where attention is causal, the first token's state does not depend on the second token.
+    Determined by behaviour: with causal attention, the first token's state does not depend on the second token.
     """
     device = next(model.parameters()).device
     states = []
@@ -153,19 +153,19 @@ def pooling_of(model: nn.Module, token: int) -> str:
 
 
 def last_hidden(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
-    """The last hidden layer, (B, T, d), after the final norm where there is one."""
+    """The last hidden layer, (B, T, d), after the final norm if there is one."""
     return model(**batch, output_hidden_states=True).hidden_states[-1]
 
 
 def _pool(hidden: Tensor, mask: Tensor, pooling: str) -> Tensor:
-    """One state an example, (B, d), whichever side is padded. hidden: (B, T, d); mask: (B, T), 1 at a real token."""
+    """One state per example, (B, d), with padding on either side. hidden: (B, T, d); mask: (B, T), 1 at a real token."""
     at = last_real(mask) if pooling == LAST_TOKEN else (mask != 0).int().argmax(dim=1)
     return hidden[torch.arange(len(hidden), device=hidden.device), at]
 
 
 @contextmanager
 def _unnoticed(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode and no gradient inside; every mode and random state as before afterwards."""
+    """Evaluation mode without gradients inside the block; every mode and random state is restored afterwards."""
     modes = [(module, module.training) for module in model.modules()]
     states = random.getstate(), np.random.get_state()
     try:

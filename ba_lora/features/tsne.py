@@ -1,7 +1,7 @@
-"""Features of the last hidden layer as t-SNE figures: a panel a run and step, and how far apart the classes lie.
+"""Features of the last hidden layer as t-SNE figures: one panel per run and step, with scores of how well the classes separate.
 
-The scores in the original space are the finding. Those in the plane describe the picture: t-SNE keeps neighbours, not
-distances, and its axes have no unit. Everything is computed on one thread from a fixed seed, so that it can be repeated.
+The scores in the original space are the result. Those in the plane only describe the picture: t-SNE keeps neighbours, not
+distances, and its axes have no unit. Everything is computed on one thread from a fixed seed, so that it is repeatable.
 """
 
 import argparse
@@ -18,15 +18,15 @@ from ..folders.ownership import claimed, refuse_foreign
 from .figure import FINAL, Panel, write_figures
 from .record import redraw, write_record
 
-ALL = "all"  # the steps that the first folder has
+ALL = "all"  # the steps that the first folder holds
 FACTS = "features.json"  # beside the features; saver.py writes them
-NEIGHBOURS = 10  # of the purity
+NEIGHBOURS = 10  # for the purity
 
 EXAMPLES = """\
 examples:
   one run at its end
     python tsne_visualization.py --features_dir runs/ba-lora/features --output_dir figures
-  two runs side by side at four steps: tsne_evolution.pdf has a row a run and a column a step
+  two runs side by side at four steps: tsne_evolution.pdf has one row per run and one column per step
     python tsne_visualization.py --features_dir runs/lora/features runs/ba-lora/features --names LoRA BA-LoRA \\
         --step 0 100 500 final --output_dir figures
   features of other software (no features.json), with names for the classes 0, 1 and 2
@@ -35,22 +35,22 @@ examples:
   the same figures again from the points and scores that were kept, without the features
     python tsne_visualization.py --redraw results/t-sne --output_dir figures
 
-A folder holds features_step_<n>.npy (examples, width) and labels_step_<n>.npy (examples,), as a training with saved features
-leaves them. Written are, for every step, tsne_step_<n>.pdf and .png, for several steps tsne_evolution.pdf and .png, the points
-in coordinates.csv, and in scores.json silhouette (-1 to 1), share of the 10 nearest neighbours that are of the same class, and
-Davies-Bouldin index (lower is better), each in the original space and in the plane, by Euclidean distance. Files of an
+A folder holds features_step_<n>.npy (examples, width) and labels_step_<n>.npy (examples,), as written by a training with saved
+features. The output is tsne_step_<n>.pdf and .png for every step, tsne_evolution.pdf and .png for several steps, the points in
+coordinates.csv, and in scores.json the silhouette (-1 to 1), the share of the 10 nearest neighbours of the same class, and the
+Davies-Bouldin index (lower is better), each in the original space and in the plane, with Euclidean distance. Files of an
 earlier call are replaced. Compare runs by the scores in the original space: the axes of t-SNE have no unit, and neither
-the size of a cluster nor the distance between two says anything.
+the size of a cluster nor the distance between two clusters has a meaning.
 """
 
 
 def features_file(folder: str | Path, step: int | str) -> Path:
-    """Where the features of a step, or of "final", are: (examples, width)."""
+    """The file with the features of a step or of "final": (examples, width)."""
     return Path(folder) / f"features_step_{step}.npy"
 
 
 def labels_file(folder: str | Path, step: int | str) -> Path:
-    """Where the labels that belong to them are: (examples,)."""
+    """The file with the labels of these features: (examples,)."""
     return Path(folder) / f"labels_step_{step}.npy"
 
 
@@ -65,19 +65,18 @@ def visualise(
     seed: int = 42,
     limit: int | None = None,
 ) -> list[Panel]:
-    """Draw the features of every folder at every step and write everything into `output`; returns the panels, run by run.
+    """Draw the features of every folder at every step and write everything into `output`; return the panels, grouped by run.
 
-    steps: of the training, "final", or "all" that the first folder has. classes: names of the classes 0, 1, ...; None takes
-    features.json's. names: of the runs. limit: draw the same `limit` random
-    examples in every panel. Raises UserError for features that are missing, broken, or cannot be compared, and for an `output`
-    that is not empty and not ours.
+    steps: training steps, "final", or "all" for those of the first folder. classes: names of the classes 0, 1, ...; None uses
+    those of features.json. names: of the runs. limit: draw the same `limit` random examples in every panel. Raises UserError
+    for features that are missing, broken or not comparable, and for an `output` that is not empty and not ours.
     """
     refuse_foreign(output, "t-SNE", "the folder of the figures,")
     output, places = Path(output), [_features_folder(folder) for folder in folders]
     names = list(names) if names else _names_of(places)
     if len(names) != len(places) or len(set(names)) != len(names):
         raise UserError(
-            f"{len(places)} folders have the names {', '.join(names)}; give --names with a name of its own for each"
+            f"{len(places)} folders have the names {', '.join(names)}; give --names with a different name for each"
         )
     if ALL in steps:
         steps = saved_steps(places[0])
@@ -112,13 +111,13 @@ def visualise(
 
 
 def saved_steps(folder: Path) -> list[int | str]:
-    """The steps whose features a folder holds, in order, the end last."""
+    """The steps for which a folder holds features, in order, "final" last."""
     names = [path.stem.removeprefix("features_step_") for path in folder.glob(features_file("", "*").name)]
     return sorted(int(name) for name in names if name.isdigit()) + [name for name in names if name == FINAL]
 
 
 def read_features(folder: Path, step: int | str) -> tuple[np.ndarray, np.ndarray]:
-    """(features (N, d), labels (N,)) of a step. UserError when they were not saved, are broken or do not fit each other."""
+    """(features (N, d), labels (N,)) of a step. Raises UserError if they were not saved, are broken or do not match."""
     file = features_file(folder, step)
     if not file.is_file():
         saved = ", ".join(str(each) for each in saved_steps(folder))
@@ -131,7 +130,7 @@ def read_features(folder: Path, step: int | str) -> tuple[np.ndarray, np.ndarray
         )
     if labels.shape != features.shape[:1]:
         raise UserError(
-            f"{beside} has the shape {labels.shape} and {file.name} {features.shape}; they need a label an example"
+            f"{beside} has the shape {labels.shape} and {file.name} {features.shape}; one label per example is needed"
         )
     bad = np.flatnonzero(~np.isfinite(features).all(axis=1))
     if len(bad):
@@ -148,11 +147,11 @@ def read_features(folder: Path, step: int | str) -> tuple[np.ndarray, np.ndarray
 
 
 def scores(points: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    """How far apart the classes lie, by Euclidean distance. points: (N, d) with N > 10; labels: (N,) of two classes or more.
+    """The separation of the classes, with Euclidean distance. points: (N, d) with N > 10; labels: (N,), at least two classes.
 
-    silhouette: mean of (b − a) / max(a, b), a and b an example's mean distances to its own and the nearest other class.
-    knn_purity: share of the 10 nearest neighbours that are of the example's class. davies_bouldin: mean over the classes of
-    the largest (s_i + s_j) / d_ij, s the mean distance to the class's centre and d between the centres.
+    silhouette: mean of (b − a) / max(a, b), where a and b are an example's mean distances to its own and the nearest other class.
+    knn_purity: share of the 10 nearest neighbours that have the example's class. davies_bouldin: mean over the classes of the
+    largest (s_i + s_j) / d_ij, with s the mean distance to the class's centre and d the distance between the centres.
     """
     from sklearn.metrics import davies_bouldin_score, silhouette_score
     from sklearn.neighbors import NearestNeighbors
@@ -161,7 +160,7 @@ def scores(points: np.ndarray, labels: np.ndarray) -> dict[str, float]:
     points = points.astype(np.float64)
     with threadpool_limits(1):
         search = NearestNeighbors(n_neighbors=NEIGHBOURS).fit(points)
-        near = search.kneighbors(return_distance=False)  # (N, 10), an example is not its own neighbour
+        near = search.kneighbors(return_distance=False)  # (N, 10); an example is not its own neighbour
         return {
             "silhouette": float(silhouette_score(points, labels)),
             "knn_purity": float((labels[near] == labels[:, None]).mean()),
@@ -170,17 +169,17 @@ def scores(points: np.ndarray, labels: np.ndarray) -> dict[str, float]:
 
 
 def project(features: np.ndarray, perplexity: float = 30.0, seed: int = 42) -> np.ndarray:
-    """The t-SNE of features (N, d) from a PCA start: (N, 2), float32, to three decimals. The same for any number of cores."""
+    """The t-SNE of features (N, d) from a PCA start: (N, 2), float32, to three decimals. Identical for any number of cores."""
     from sklearn.manifold import TSNE
     from threadpoolctl import threadpool_limits
 
-    with threadpool_limits(1):  # other threads, other roundings of the sums: t-SNE amplifies them to another picture
+    with threadpool_limits(1):  # with other threads the sums round differently, which t-SNE amplifies to another picture
         tsne = TSNE(n_components=2, perplexity=perplexity, init="pca", random_state=seed, n_jobs=1)
         return tsne.fit_transform(features).round(3)
 
 
 def _features_folder(folder: str) -> Path:
-    """`folder`, or the features/ in a run folder."""
+    """`folder`, or features/ inside it if it is a run folder."""
     for place in (Path(folder), Path(folder) / "features"):
         if next(place.glob(features_file("", "*").name), None):
             checksums.verify(place)
@@ -208,7 +207,7 @@ def _read_array(file: Path) -> np.ndarray:
         raise UserError(f"{file} is missing; save the features again") from None
     except (OSError, ValueError, EOFError):
         raise UserError(
-            f"{file} is no array that can be read (.npy without pickled objects); save the features again"
+            f"{file} is not a readable array (.npy without pickled objects); save the features again"
         ) from None
     if not isinstance(array, np.ndarray):
         raise UserError(f"{file} is an archive of arrays; one array as .npy is needed")
@@ -216,7 +215,7 @@ def _read_array(file: Path) -> np.ndarray:
 
 
 def _check_labels(clouds: dict, facts: Sequence[dict], classes: Sequence[str] | None) -> list[str]:
-    """The names of the classes. UserError when panels show different examples or the names do not fit the labels."""
+    """The names of the classes. Raises UserError if panels show different examples or the names do not match the labels."""
     (first, labels), *others = ((features_file(*key), cloud[1]) for key, cloud in clouds.items())
     for file, other in others:
         if not np.array_equal(labels, other):
@@ -239,14 +238,14 @@ def _check_labels(clouds: dict, facts: Sequence[dict], classes: Sequence[str] | 
 
 
 def _sample(labels: np.ndarray, classes: Sequence[str], perplexity: float, seed: int, limit: int | None) -> np.ndarray:
-    """Numbers of the examples that every panel shows. UserError when they are too few."""
+    """Indices of the examples that every panel shows. Raises UserError if there are too few."""
     chosen = np.arange(len(labels))
     if limit is not None and limit < len(labels):
         chosen = np.sort(np.random.default_rng(seed).permutation(len(labels))[:limit])
     more = "raise --limit" if limit is not None and len(chosen) < len(labels) else "save more examples"
     if len(chosen) <= NEIGHBOURS:
         raise UserError(
-            f"{len(chosen)} examples are too few, the scores look at {NEIGHBOURS} neighbours of each; {more}"
+            f"{len(chosen)} examples are too few, the scores use {NEIGHBOURS} neighbours of each; {more}"
         )
     if len(chosen) < 3 * perplexity:
         raise UserError(
@@ -256,7 +255,7 @@ def _sample(labels: np.ndarray, classes: Sequence[str], perplexity: float, seed:
     present = np.unique(labels[chosen])
     if len(present) < 2:
         raise UserError(
-            f"all {len(chosen)} examples are {classes[present[0]]}; two classes are needed to tell them apart"
+            f"all {len(chosen)} examples are {classes[present[0]]}; at least two classes are needed"
         )
     return chosen
 
@@ -265,14 +264,14 @@ def make_parser() -> argparse.ArgumentParser:
     """The options of tsne_visualization.py."""
     parser = argparse.ArgumentParser(
         prog="tsne_visualization.py",
-        description="Draw saved features as t-SNE figures, and measure how far apart the classes lie.",
+        description="Draw saved features as t-SNE figures and measure how well the classes separate.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument(
-        "--features_dir", nargs="+", metavar="DIR", help="folders with saved features, or runs; a row of panels each"
+        "--features_dir", nargs="+", metavar="DIR", help="folders with saved features, or run folders; one row of panels each"
     )
     source.add_argument(
         "--redraw", metavar="FOLDER", help="folder with coordinates.csv and scores.json: draw its figures again"
@@ -287,9 +286,9 @@ def make_parser() -> argparse.ArgumentParser:
         help="steps to draw: numbers, 'final', or 'all' (default: final)",
     )
     add("--labels", nargs="+", metavar="NAME", help="names of the classes 0, 1, ... (default: features.json's)")
-    add("--names", nargs="+", metavar="NAME", help="names of the runs, one a folder (default: the folders')")
-    add("--perplexity", type=float, default=30.0, help="about how many neighbours a point has (default: %(default)g)")
-    add("--seed", type=int, default=42, help="of t-SNE and of the sample (default: %(default)s)")
+    add("--names", nargs="+", metavar="NAME", help="names of the runs, one per folder (default: the folders')")
+    add("--perplexity", type=float, default=30.0, help="approximate number of neighbours of a point (default: %(default)g)")
+    add("--seed", type=int, default=42, help="seed of t-SNE and of the sample (default: %(default)s)")
     add("--limit", type=int, metavar="N", help="draw N random examples, the same in every panel (default: all)")
     add("--debug", action="store_true", help="show the traceback of an error")
     return parser
@@ -302,7 +301,7 @@ def _step(word: str) -> int | str:
 
 
 def main(words: list[str] | None = None) -> None:
-    """Parse, draw, print the scores."""
+    """Parse the options, draw, and print the scores."""
     parser = make_parser()
     args = parser.parse_args(words)
     with claimed(args.output_dir, "t-SNE"):

@@ -1,1 +1,1 @@
-"""Who made a folder, what belongs in it, and whether its files are as they were written."""
+"""Origin and content of a project folder, and checks that its files are as they were written."""

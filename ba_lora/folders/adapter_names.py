@@ -1,4 +1,4 @@
-"""What the names of an adapter's tensors tell about it. Imports no large library, so that the card and its command stay fast."""
+"""Checks of the tensor names of an adapter. Imports no large library, so that the card and its command stay fast."""
 
 import re
 from collections.abc import Iterable
@@ -27,7 +27,7 @@ def check_header(folder: Path) -> None:
 
 
 def check_pairs(names: Iterable[str], file: Path) -> None:
-    """UserError where one factor of a layer is there without the other."""
+    """Raise UserError if one factor of a layer is present without the other."""
     names = set(names)
     for name in sorted(names):
         found = FACTOR.fullmatch(name)

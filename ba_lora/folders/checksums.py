@@ -1,4 +1,4 @@
-"""Checksums of the project's files, written with them and compared on reading, so that damage and mix-ups are noticed.
+"""Checksums of the project's files, written with them and compared on reading, to detect damage and mix-ups.
 
     FOLDER/checksums.json   SHA-256 of each file in the folder: adapter/, model/, merged/, features/, a cache
                             (the embedded model's lies beside its folder, so that a copy is a model like any other)
@@ -22,7 +22,7 @@ from ..files import hash_of, read_json, write_json, write_sealed
 logger = logging.getLogger(__name__)
 
 FILE = "checksums.json"
-CARD = "README.md"  # written again at any time
+CARD = "README.md"  # may be rewritten at any time
 WEIGHTS = "*.safetensors"
 GENERATION_CONFIG = "generation_config.json"
 OWN_CHANGE = f"if the change is your own, remove {FILE} from that folder"
@@ -52,7 +52,7 @@ def verify(
 ) -> None:
     """Compare a folder with its checksums.json, and that with the run.json of the run which the folder belongs to.
 
-    listing: another file in place of FOLDER/checksums.json. editable: names of files whose change only gives a warning.
+    listing: another file to use instead of FOLDER/checksums.json. editable: names of files whose change only gives a warning.
     Raises DamagedFile, with `remedy`, naming the first file that is missing, altered or not listed. Without a checksums.json
     nothing is compared; if the run recorded one, a warning says that it is gone.
     """
@@ -81,8 +81,8 @@ def verify(
 
 
 def verify_model(folder: str | Path) -> None:
-    """`verify` for what is to be opened. A model outside a run may have another generation config, with a warning: people edit
-    it, and no result here depends on it. An edit of config.json or of the tokenizer cannot be told from damage, so it is refused
+    """`verify` for a model that is about to be opened. A model outside a run may have a changed generation config, with a warning:
+    people edit it, and no result here depends on it. An edit of config.json or of the tokenizer looks like damage, so it is refused
     until checksums.json is removed."""
     is_in_run = bool(_recorded(Path(folder).resolve().parent))
     verify(folder, editable=() if is_in_run else (GENERATION_CONFIG,))
@@ -144,7 +144,7 @@ def _check_run(folder: Path, remedy: str) -> None:
     if expected is None:
         return
     if not (folder / FILE).is_file():
-        logger.warning("%s is missing, so whether %s is whole cannot be told", folder / FILE, folder)
+        logger.warning("%s is missing, so %s cannot be checked", folder / FILE, folder)
     elif hash_of(folder / FILE) != expected:
         raise DamagedFile(
             f"{folder / FILE} does not belong to the run in {run} (it was altered, or the folder or run.json is another run's); {remedy}"

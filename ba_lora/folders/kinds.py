@@ -1,4 +1,4 @@
-"""What proves that this project made a folder, and as what kind of output: the content of a file that only it writes.
+"""Proof that this project made a folder, and as which kind of output: the content of a file that only this project writes.
 
 A name alone proves nothing: another tool may have a run.json, or an adapter/ beside logs/.
 """
@@ -30,8 +30,8 @@ EVALUATION = (
 )
 CHECKPOINTS = ("start.safetensors", *(f"checkpoint-{'[0-9]' * digits}" for digits in range(1, 16)))
 FEATURES = ("features_step_*.npy", "labels_step_*.npy", "features.json", "checksums.json")
-# What a run folder may hold: a file, or a folder and the names in it. A model's code (*.py) is not listed, because its names cannot
-# be told from those of the user's own scripts.
+# Permitted content of a run folder: a file, or a folder and the names in it. A model's code (*.py) is not listed, because its names
+# look like those of the user's own scripts.
 RUN = {
     **dict.fromkeys(("run.json", "metrics.jsonl", "measures.json"), ()),
     **dict.fromkeys(("adapter", "model", "merged"), WEIGHTS),
@@ -109,13 +109,13 @@ def _is_score(path: Path, benchmark: str = "") -> bool:
 
 
 def _only_evaluations(path: Path) -> bool:
-    """The eval/ in a run folder that was evaluated into before it was trained."""
+    """The eval/ of a run folder that was used for evaluation before it was trained."""
     names = {entry.name for entry in path.parent.iterdir()} - {MARKER}
     return names == {path.name} and is_ours(path, "evaluations")
 
 
 class Kind(NamedTuple):
-    """what: its name in messages. proofs: (pattern of a file, test of its content). first: only the first file that exists
+    """what: its name in messages. proofs: (pattern of a file, test of its content). first: only the first existing file
     decides; otherwise any may. passed: patterns of names that do not count as content."""
 
     what: str
@@ -128,7 +128,7 @@ IS_RUN = _has("status", "model", config="method", objective="lambda1")
 IS_RESULT = _has("model", "method", "seed", "scores")
 IS_TUNING = _has("learning_rates", "scores", "best")
 IS_GENERATION = _has("model_hash", "backend", "base", "stop")
-MEASURES = ("measures.json", _has("evaluations", "scores"))  # alone: of a base model, which an experiment only measures
+MEASURES = ("measures.json", _has("evaluations", "scores"))  # alone: for a base model, which an experiment only measures
 TABLE = ("table.csv", _begins("where,model,method,option,value,seeds"))
 IS_FIGURE = _begins(f"Software\0{MADE_BY}", within=256)
 FIGURES = ("*.png", lambda path: all(map(IS_FIGURE, path.parent.glob("*.png"))))
@@ -184,12 +184,12 @@ KINDS = {
 }
 # Parts of a run that are written under a temporary name first.
 REPLACED = ("run.json", "metrics.jsonl", "measures.json", "adapter", "model", "merged")
-# Parts of a run that belong to it whatever they hold.
+# Parts of a run that belong to it regardless of their content.
 PARTS_OF_A_RUN = {"weights": ("adapter", "model", "merged"), "features": ("features",), "evaluations": ("eval",)}
 
 
 def is_ours(folder: str | Path, kind: str) -> bool:
-    """Whether this project made `folder` as that kind of output, a key of KINDS. Reads only."""
+    """Return True if this project made `folder` as that kind of output, a key of KINDS. Read-only."""
     folder = Path(folder)
     if not folder.is_dir():
         return False
@@ -200,7 +200,7 @@ def is_ours(folder: str | Path, kind: str) -> bool:
 
 
 def is_proven(folder: Path, kind: str) -> bool:
-    """Whether `folder` proves its kind without a marker."""
+    """Return True if `folder` proves its kind without a marker."""
     if is_part(folder, kind):
         return True
     for pattern, proves in KINDS[kind].proofs:
@@ -213,7 +213,7 @@ def is_proven(folder: Path, kind: str) -> bool:
 
 
 def is_part(folder: Path, kind: str) -> bool:
-    """Whether `folder` is the part of a run folder that holds this kind."""
+    """Return True if `folder` is the part of a run folder that holds this kind."""
     place = Path(os.path.abspath(folder))
     return place.name in PARTS_OF_A_RUN.get(kind, ()) and IS_RUN(place.parent / "run.json")
 

@@ -1,4 +1,4 @@
-"""Who owns a folder, and one writer at a time: what a command checks before it writes into a folder.
+"""Ownership of a folder, with one writer at a time: the checks before a command writes into a folder.
 
 A command writes into a folder that does not exist, is empty, or was made by this project as the same kind of output. It refuses
 any other folder, even with --overwrite or --resume, and leaves it unchanged. A folder proves its kind by the content of a file
@@ -25,11 +25,11 @@ from .kinds import EVALUATION, KINDS, MADE_BY, MARKER, RUN, is_ours, is_part, is
 logger = logging.getLogger(__name__)
 
 MARKER_BYTES = 512
-NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL)  # of file systems without locks
+NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL)  # file systems without locks
 
 
 def refuse_foreign(folder: str | Path, kind: str, option: str = "--output_dir", passed: Collection[str] = ()) -> None:
-    """Raise UserError unless `folder` does not exist, is empty, or is this project's, of that kind. Changes nothing.
+    """Raise UserError unless `folder` does not exist, is empty, or is this project's output of that kind. Changes nothing.
 
     passed: names of entries that do not count, such as the user's own input.
     """
@@ -57,7 +57,7 @@ def refuse_foreign(folder: str | Path, kind: str, option: str = "--output_dir", 
 
 
 def _is_mere_marker(entry: Path) -> bool:
-    """Whether it is a marker of any kind, or an empty one that a process has just created and not yet written."""
+    """Return True for a marker of any kind, or an empty one that a process has just created and not yet written."""
     if entry.name != MARKER or entry.is_symlink():
         return False
     return entry.stat().st_size == 0 or (read_marker(entry.parent) or {}).get("made_by") == MADE_BY
@@ -85,7 +85,7 @@ def claimed(
         yield folder
         return
     place, owner = Path(os.path.abspath(folder)), os.getpid()
-    made = [each for each in (place, *place.parents) if not each.exists()]  # the deepest first
+    made = [each for each in (place, *place.parents) if not each.exists()]  # deepest first
     held = _lock(place, kind, f"{option} {folder}", alone)
     try:
         yield folder
@@ -93,7 +93,7 @@ def claimed(
         if os.getpid() == owner:  # not in a forked child
             _release(place, kind, held)
             for each in made:
-                with suppress(OSError):  # not empty any more
+                with suppress(OSError):  # no longer empty
                     each.rmdir()
 
 
@@ -116,7 +116,7 @@ def _lock(place: Path, kind: str, named: str, alone: bool) -> int | None:
             place.mkdir(parents=True, exist_ok=True)
             descriptor = os.open(place / MARKER, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
         except FileNotFoundError:
-            continue  # another process has just ended, and has removed the folder it had made
+            continue  # another process has just ended and removed the folder it had made
         except OSError as error:
             raise UserError(f"{named} cannot be written ({error.strerror}); name another folder") from None
         try:
@@ -167,7 +167,7 @@ def _release(place: Path, kind: str, held: int | None) -> None:
                 os.unlink(place / MARKER)
             else:
                 _write(held, {"made_by": MADE_BY, "kind": kind})
-    except OSError as error:  # a full disk, or a folder that is gone: what was written stands
+    except OSError as error:  # a full disk, or a missing folder: what was written stays
         logger.warning("%s: %s", place / MARKER, error.strerror)
     finally:
         _held.discard(held)
@@ -199,7 +199,7 @@ def remove_run(folder: Path) -> None:
     evaluations = [place for place in places if is_ours(place, "evaluation")]
     for place in places:
         refuse_busy(place)
-    for place in reversed(evaluations):  # the deepest first
+    for place in reversed(evaluations):  # deepest first
         remove_own(place, EVALUATION)
         if place.is_dir():
             mark(place, "evaluation")
@@ -208,7 +208,7 @@ def remove_run(folder: Path) -> None:
 
 
 def refuse_busy(place: Path) -> None:
-    """Raise UserError where another process has claimed `place`. Changes nothing."""
+    """Raise UserError if another process has claimed `place`. Changes nothing."""
     try:
         descriptor = os.open(place / MARKER, os.O_RDONLY | os.O_NOFOLLOW)
     except OSError:

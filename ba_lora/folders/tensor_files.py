@@ -13,14 +13,14 @@ from ..errors import DamagedFile
 
 
 def save_tensors(tensors: Mapping[str, Tensor], file: Path, of: str = "") -> None:
-    """Write a safetensors file with a checksum. of: what it belongs to, as a name or hash."""
+    """Write a safetensors file with a checksum. of: the name or hash of what it belongs to."""
     save_file(
         dict(tensors), file, metadata={"checksum": f"{_of_tensors(tensors)} {of}"}
-    )  # one entry: the order of several varies
+    )  # one entry, because the order of several varies
 
 
 def load_tensors(file: str | Path, of: str = "") -> dict[str, Tensor]:
-    """The tensors of a file. If it has a checksum, that is compared, and so is what the file belongs to (`of`).
+    """The tensors of a file. If it has a checksum, the checksum and what the file belongs to (`of`) are verified.
 
     Raises DamagedFile; its message says what is wrong but gives no remedy.
     """
@@ -38,7 +38,7 @@ def load_tensors(file: str | Path, of: str = "") -> dict[str, Tensor]:
 
 
 def of_tensors(file: str | Path) -> str | None:
-    """What a file belongs to (`of`), as it says itself; None if it cannot be read."""
+    """The `of` that a file records; None if it cannot be read."""
     try:
         with safe_open(file, framework="pt") as opened:
             return (opened.metadata() or {}).get("checksum", "").partition(" ")[2]
@@ -47,7 +47,7 @@ def of_tensors(file: str | Path) -> str | None:
 
 
 def _of_tensors(tensors: Mapping[str, Tensor]) -> str:
-    """128 bits of names, types, shapes and values."""
+    """A 128-bit hash of names, types, shapes and values."""
     state = xxhash.xxh3_128()
     for name in sorted(tensors):
         tensor = tensors[name].detach().cpu().contiguous()

@@ -1,1 +1,1 @@
-"""From prompts to completions: transformers here, vLLM, or an OpenAI-compatible endpoint. No score is computed here."""
+"""From prompts to completions: local transformers, vLLM, or an OpenAI-compatible endpoint. No score is computed here."""

@@ -1,6 +1,6 @@
 """The backends that make completions, by name.
 
-Prompts are token ids as `encode_prompt` gives them, so that no backend can add a second beginning-of-sequence token.
+Prompts are token ids from `encode_prompt`, so that no backend can add a second beginning-of-sequence token.
 """
 
 from collections.abc import Callable, Iterator
@@ -13,10 +13,10 @@ BACKENDS = {"transformers": "transformers", "vllm": "vllm", "openai": "openai"} 
 
 
 def get_backend(name: str) -> Callable[..., Iterator[tuple[int, Completion]]]:
-    """The backend called `name`: (args, subject, jobs, sampling) → (number of the job, its completion), as they come.
+    """The backend called `name`: (args, subject, jobs, sampling) → (number of the job, its completion), as they are finished.
 
-    It opens what it needs before it returns, so that what cannot work is said before old results are replaced. Raises
-    UserError for a name that is unknown.
+    It opens what it needs before it returns, so that a failure is reported before old results are replaced. Raises UserError
+    for an unknown name.
     """
     choose("backend", name, BACKENDS)
     if name == "vllm":
@@ -33,4 +33,4 @@ def backend_version(name: str) -> str:
     try:
         return version(name)
     except PackageNotFoundError:
-        return version(f"{name}-cpu")  # vLLM's build for processors has another name
+        return version(f"{name}-cpu")  # vLLM's CPU build has another name

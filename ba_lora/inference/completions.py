@@ -1,4 +1,4 @@
-"""What comes back from a model: tokens → the text of a completion, and where it ends."""
+"""The completion from a model: the text of its tokens, and where it ends."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -8,7 +8,7 @@ from ..errors import UserError
 
 
 class Completion(NamedTuple):
-    """What a model wrote: the text without special tokens, "stop" (it ended) or "length" (it was cut), its token count."""
+    """A model's output: the text without special tokens, "stop" (it ended) or "length" (it was cut), and its token count."""
 
     text: str
     finish_reason: str
@@ -16,18 +16,18 @@ class Completion(NamedTuple):
 
 
 def room(prompt: Sequence[int], max_new_tokens: int, positions: int | None) -> int:
-    """How many tokens may follow `prompt`: at most `max_new_tokens`, and never past the model's last position."""
+    """The number of tokens that may follow `prompt`: at most `max_new_tokens`, and never past the model's last position."""
     left = max_new_tokens if positions is None else min(max_new_tokens, positions - len(prompt))
     if not prompt or left < 1:
         raise UserError(
-            f"a prompt of {len(prompt)} tokens leaves no room for a completion of up to {max_new_tokens} "
+            f"a prompt of {len(prompt)} tokens leaves no space for a completion of up to {max_new_tokens} "
             f"(the model has {positions} positions); use a shorter prompt or another model"
         )
     return left
 
 
 def end_ids(tokenizer, end: int, stop: Sequence[str]) -> list[int]:
-    """The tokens that end a completion: `end`, and the stop strings that are special tokens, which no text shows."""
+    """The tokens that end a completion: `end`, and stop strings that are special tokens, which do not appear in the text."""
     if not stop:
         return [end]
     special = {str(token): number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
@@ -37,9 +37,9 @@ def end_ids(tokenizer, end: int, stop: Sequence[str]) -> list[int]:
 def finish(
     tokenizer, prompt: Sequence[int], tokens: Sequence[int], ends: Sequence[int], stop: Sequence[str]
 ) -> Completion:
-    """The completion that `tokens` are: up to a token of `ends` or to the first stop string, which the text leaves out.
+    """The completion in `tokens`: up to a token of `ends` or to the first stop string, which is left out of the text.
 
-    `tokens` may go on behind a stop string; the tokens counted are those up to where the first one is complete.
+    `tokens` may continue after a stop string; tokens are counted up to where the first stop string is complete.
     """
     ended = tokens[-1] in ends
     text = decode_after(tokenizer, prompt, tokens[:-1] if ended else tokens, skip_special_tokens=True)
@@ -55,5 +55,5 @@ def finish(
 
 
 def cut_at(text: str, stop: Sequence[str]) -> int | None:
-    """Where the first stop string begins in `text`; None when there is none."""
+    """The start of the first stop string in `text`, or None."""
     return min((text.index(string) for string in stop if string in text), default=None)

@@ -1,7 +1,7 @@
-"""The `openai` backend: any endpoint with OpenAI's completions interface, asked concurrently.
+"""The `openai` backend: any endpoint with OpenAI's completions interface, with concurrent requests.
 
-Prompts go as token ids (vLLM's server takes and returns them, so that text and ends are those of the other backends), or with
---send text as plain text, for endpoints that know nothing else; those add their own beginning-of-sequence token.
+Prompts are sent as token ids (vLLM's server takes and returns them, so that text and ends match the other backends) or, with
+--send text, as plain text for endpoints that accept nothing else; those add their own beginning-of-sequence token.
 """
 
 import os
@@ -16,11 +16,11 @@ from .subject import Subject
 
 RETRIES = 8  # after connection errors and statuses 408, 409, 429 and 5xx, with growing pauses: about a minute in all
 TIMEOUT = 600  # seconds for one completion
-STOPS = 4  # OpenAI takes no more; the others are found in what comes back
+STOPS = 4  # OpenAI's limit; the others are searched for in the answer
 
 
 def complete(args, subject: Subject, jobs: Sequence[Job], sampling: Sampling) -> Iterator[tuple[int, Completion]]:
-    """A backend; see `backends.get_backend`. --batch_size is the number of requests at once."""
+    """A backend; see `backends.get_backend`. --batch_size is the number of concurrent requests."""
     import openai
 
     key = os.environ.get("OPENAI_API_KEY") or "none"
@@ -37,7 +37,7 @@ def complete(args, subject: Subject, jobs: Sequence[Job], sampling: Sampling) ->
             options["stop"] = list(sampling.stop[:STOPS]) or None
             return _completion_of_text(client.completions.create(prompt=job.text, **options), sampling.stop)
         extra = {"stop_token_ids": ends, "ignore_eos": True, "return_token_ids": True}
-        extra |= {"top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0}  # not the model's generation_config
+        extra |= {"top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0}  # instead of the model's generation_config
         answer = client.completions.create(prompt=list(job.ids), extra_body=extra, **options)
         tokens = getattr(answer.choices[0], "token_ids", None)
         if not tokens:
@@ -67,12 +67,12 @@ def _result(future, args) -> Completion:
 
 
 def _served(client, args) -> tuple[str, int | None]:
-    """(the model's name at the endpoint, its positions where the endpoint tells them). UserError where it is not there."""
+    """(the model's name at the endpoint, its positions if the endpoint gives them). Raises UserError if the model is not there."""
     import openai
 
     try:
         there = {model.id: model for model in client.models.list()}
-    except openai.NotFoundError:  # an endpoint without a list
+    except openai.NotFoundError:  # an endpoint without a model list
         there = {}
     except openai.OpenAIError as error:
         raise _refused(error, args) from None
@@ -95,5 +95,5 @@ def _completion_of_text(answer, stop: Sequence[str]) -> Completion:
 
 def _refused(error: Exception, args) -> UserError:
     reason = " ".join(str(error).split())[:300]
-    remedy = "see that it runs and takes the key in OPENAI_API_KEY, then run the same command again: it goes on where it stopped"
+    remedy = "see that it runs and takes the key in OPENAI_API_KEY, then run the same command again: it continues where it stopped"
     return UserError(f"--base_url {args.base_url}: {type(error).__name__}: {reason}; {remedy}")

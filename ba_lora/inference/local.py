@@ -1,6 +1,6 @@
 """The `transformers` backend: completions with a model that is open in this process.
 
-Each completion is a function of the model, its prompt and its seed alone: not of the batch, the order or an interruption.
+A completion depends only on the model, its prompt and its seed, not on the batch, the order or an interruption.
 """
 
 import random
@@ -16,10 +16,10 @@ from ..errors import UserError
 from .completions import Completion, cut_at, end_ids, finish, room
 from .requests import Job, Sampling
 
-# New tokens before finished rows leave the batch, so that one row that never ends costs its batch little; behind long prompts
-# more, because every round reads them again.
+# New tokens before finished rows leave the batch, so that one row that never ends costs its batch little. Long prompts take more,
+# because every round reads them again.
 ROUND_TOKENS, ROUND_SHARE = 64, 1 / 4
-TAIL = 32  # tokens at the end in which a stop string is looked for while they are made
+TAIL = 32  # tokens at the end in which stop strings are searched for during generation
 
 
 def complete(args, subject, jobs: Sequence[Job], sampling: Sampling) -> Iterator[tuple[int, Completion]]:
@@ -37,7 +37,7 @@ def complete(args, subject, jobs: Sequence[Job], sampling: Sampling) -> Iterator
 
 
 def generate(prompts: Sequence[Sequence[int]], *, progress: bool = True, **options) -> list[Completion]:
-    """Completions of `prompts` (token ids), in their order, with transformers; the options are those of `stream`."""
+    """Completions of `prompts` (token ids), in their order, with transformers; for the options see `stream`."""
     found = stream(prompts, **options)
     shown = tqdm(found, total=len(prompts), desc="generate", unit="prompt", disable=None if progress else True)
     by_number = dict(shown)
@@ -57,11 +57,11 @@ def stream(
 ) -> Iterator[tuple[int, Completion]]:
     """(number of a prompt, its completion), as they end, with transformers; greedy unless `sampling` has a temperature.
 
-    Prompts are sorted by length and padded on the left. Generation runs in rounds: after some new tokens those
-    that ended leave, and the rest is batched anew, so a single rambling row does not hold up its whole batch. A completion
-    ends at the token `end` (default: the tokenizer's end of sequence), the one that training ends a response with, whatever
-    the model's own generation_config says; that token is counted but not part of the text. It also ends at a stop string
-    of `sampling`. `seeds`: one a prompt, for sampling.
+    Prompts are sorted by length and padded on the left. Generation runs in rounds: after some new tokens, finished rows leave and
+    the rest is batched anew, so a single long row does not delay its whole batch. A completion ends at the token `end`
+    (default: the tokenizer's end of sequence), the one that training ends a response with, regardless of the model's own
+    generation_config; that token is counted but not part of the text. It also ends at a stop string of `sampling`. `seeds`: one
+    per prompt, for sampling.
 
     Raises UserError if the tokenizer has no end-of-sequence token, or a prompt fills the model's positions.
     """
@@ -100,7 +100,7 @@ def _rounds(prompts, rooms, model, tokenizer, batch_size, ends, sampling, chance
 
 
 def _batches(rows: list[int], lengths: list[int], batch_size: int) -> Iterator[list[int]]:
-    """`rows` in batches of similar length, longest first: too large a batch then fails at once, not at the end."""
+    """Split `rows` into batches of similar length, longest first: a batch that is too large then fails at once, not at the end."""
     rows = sorted(rows, key=lambda row: lengths[row], reverse=True)
     for start in range(0, len(rows), batch_size):
         yield rows[start : start + batch_size]
@@ -110,7 +110,7 @@ def _batches(rows: list[int], lengths: list[int], batch_size: int) -> Iterator[l
 def _extend(
     model, inputs: list[list[int]], steps: int, ends: Sequence[int], pad: int, draw, stopped
 ) -> list[list[int]]:
-    """The next tokens of each row: `steps` of them, or fewer with one of `ends`, or the end of a stop string, at the last."""
+    """The next `steps` tokens of each row, or fewer if it ends with one of `ends` or with the end of a stop string."""
     width = max(map(len, inputs))
     device = next(model.parameters()).device
     ids = torch.tensor([[pad] * (width - len(row)) + row for row in inputs], device=device)  # (B, T)
@@ -125,8 +125,8 @@ def _extend(
 
 
 class _Stopped(StoppingCriteria):
-    """Ends a row where its new tokens hold a stop string. `after`: row → its new tokens up to there; what generate adds
-    behind is padding. `finish` decides: a row that ended here without reason goes on in the next round."""
+    """Ends a row when its new tokens hold a stop string. `after`: row → its new tokens up to there; the rest that generate adds
+    is padding. `finish` decides: a row that ended here without a reason continues in the next round."""
 
     def __init__(self, tokenizer, stop: Sequence[str], width: int):
         self.tokenizer, self.stop, self.width = tokenizer, stop, width
@@ -142,10 +142,9 @@ class _Stopped(StoppingCriteria):
 
 
 class _Draw(LogitsProcessor):
-    """Leaves each row only the token that it draws, with one number of its own generator: sampling inside greedy decoding.
+    """Leave each row only the token that it draws with one number of its own generator: sampling inside greedy decoding.
 
-    generate's own sampling takes its numbers from one generator for the whole batch, so that a completion would depend on
-    its neighbours.
+    generate's own sampling draws from one generator for the whole batch, so a completion would depend on the other rows.
     """
 
     def __init__(self, sampling: Sampling, chances: list[random.Random]):
@@ -156,20 +155,20 @@ class _Draw(LogitsProcessor):
         chances, tokens = chances.sort(dim=-1, descending=True, stable=True)
         kept = (
             chances.cumsum(-1) - chances < self.sampling.top_p
-        )  # the mass of the likelier tokens does not reach top_p
+        )  # the mass of the likelier tokens is below top_p
         mass = (chances * kept).cumsum(-1)
         drawn = torch.tensor([[chance.random()] for chance in self.chances], dtype=mass.dtype, device=mass.device)
         place = torch.searchsorted(mass, drawn * mass[:, -1:], right=True)  # (B, 1)
-        place = torch.minimum(place, kept.sum(-1, keepdim=True) - 1)  # where rounding made drawn the whole mass
+        place = torch.minimum(place, kept.sum(-1, keepdim=True) - 1)  # if rounding made `drawn` the whole mass
         return torch.full_like(scores, -torch.inf).scatter(-1, tokens.gather(-1, place), 0.0)
 
 
 @contextmanager
 def _plain_config(model, ends: Sequence[int], pad: int):
-    """Give the model (and, under an adapter, the models inside) a plain greedy generation config; restore theirs after.
+    """Give the model (and, under an adapter, the models inside) a plain greedy generation config; restore the originals afterwards.
 
-    A config that is passed to `generate` is completed from the model's own, repetition penalty included; replacing it is
-    what makes decoding greedy for every checkpoint. The model is in evaluation mode meanwhile.
+    `generate` completes a config that is passed to it from the model's own, including the repetition penalty; replacing the
+    model's own config makes decoding greedy for every checkpoint. The model is in evaluation mode meanwhile.
     """
     plain = GenerationConfig(do_sample=False, num_beams=1, use_cache=True, eos_token_id=list(ends), pad_token_id=pad)
     owners = [module for module in model.modules() if "generation_config" in vars(module)]

@@ -1,4 +1,4 @@
-"""What is asked of a model: prompts as text and as token ids, and how completions are drawn."""
+"""Requests to a model: prompts as text and as token ids, and how completions are sampled."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -13,7 +13,7 @@ from .subject import Subject
 class Request(NamedTuple):
     """One prompt: as text for generations.jsonl, as token ids for the backend, and a JSON value to score against.
 
-    special: the names of the special tokens that stand in the texts that the prompt was made of.
+    special: the names of the special tokens that occur in the texts from which the prompt was made.
     """
 
     id: str | int
@@ -24,7 +24,7 @@ class Request(NamedTuple):
 
 
 class Sampling(NamedTuple):
-    """How completions are drawn. Temperature 0 is greedy; `stop` strings end a completion and are not part of its text."""
+    """How completions are sampled. Temperature 0 is greedy; `stop` strings end a completion and are not part of its text."""
 
     temperature: float = 0.0
     top_p: float = 1.0
@@ -34,7 +34,7 @@ class Sampling(NamedTuple):
 
 
 class Job(NamedTuple):
-    """One completion to make: the prompt as token ids and as text, and the seed of this completion alone."""
+    """One completion to generate: the prompt as token ids and as text, and the seed of this completion alone."""
 
     ids: Sequence[int]
     text: str
@@ -42,7 +42,7 @@ class Job(NamedTuple):
 
 
 def make_request(subject: Subject, key: str | int, prompt: str | list[dict], reference: object) -> Request:
-    """The request of a question, or of a conversation that ends with the user, in the subject's template."""
+    """The request for a question, or for a conversation that ends with the user, in the subject's template."""
     messages = question(prompt) if isinstance(prompt, str) else prompt
     specials = special_tokens(subject.tokenizer, subject.template)
     special = tuple(name for message in messages for name in specials.found(message["content"]))
@@ -53,7 +53,7 @@ def make_request(subject: Subject, key: str | int, prompt: str | list[dict], ref
 
 
 def make_plain_request(subject: Subject, key: str | int, prompt: str, reference: object) -> Request:
-    """The request of a text that is to be continued as it is, with the beginning-of-sequence token if the tokenizer adds one."""
+    """The request for a text to be continued as it is, with the beginning-of-sequence token if the tokenizer adds one."""
     template = getattr(subject, "template", None)
     special = tuple(special_tokens(subject.tokenizer, template).found(prompt))
     return Request(key, prompt, encode_text(subject.tokenizer, template, prompt), reference, special)

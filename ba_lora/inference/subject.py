@@ -1,6 +1,6 @@
-"""The model that is asked: a base, an adapter on it, or a training run, opened with its tokenizer and its template.
+"""The evaluated model: a base, an adapter on it, or a training run, opened with its tokenizer and its template.
 
-torch is imported where a model is opened, not before: it takes seconds.
+torch is imported only when a model is opened, because the import takes seconds.
 """
 
 from contextlib import suppress
@@ -11,8 +11,8 @@ from ..data.templates import Template, check_template, default_template, make_te
 from ..errors import UserError
 from ..files import digest, hash_of
 
-ADAPTERS = ("adapter_config.json", "ba_lora.json")  # what an adapter folder holds: PEFT's form, our own
-# Small files that change completions.
+ADAPTERS = ("adapter_config.json", "ba_lora.json")  # files that identify an adapter folder: PEFT's format, our own
+# Small files that affect completions.
 SETTINGS = (
     *(
         *ADAPTERS,
@@ -27,10 +27,10 @@ SETTINGS = (
 
 
 class Subject(NamedTuple):
-    """What is evaluated: `base` is the name of the model without its adapter, `template` how its prompts are written.
+    """The evaluated model. `base`: the name of the model without its adapter; `template`: the format of its prompts.
 
-    `weights` names the model to open, the base or a fine-tuned one, and `adapter` the folder of what goes on it, or None.
-    `model` is that, opened, where the backend is transformers; else None.
+    `weights`: the name of the model to open, the base or a fine-tuned one; `adapter`: the folder of its adapter, or None.
+    `model`: the opened model if the backend is transformers, else None.
     """
 
     model: object
@@ -42,7 +42,7 @@ class Subject(NamedTuple):
 
 
 def find_base(model: str, adapter: str | None = None) -> str:
-    """The name of the base model behind --model and --adapter, without opening a weight."""
+    """The name of the base model for --model and --adapter, without opening any weights."""
     from ..methods.save import find_run
 
     trained = _trained(model)
@@ -58,10 +58,10 @@ def open_subject(
     trust_remote_code: bool = False,
     with_model: bool = True,
 ) -> Subject:
-    """Open `model` (a name, a model folder or a run folder), with `adapter` on it, its tokenizer and its template.
+    """Open `model` (a name, a model folder or a run folder) with `adapter` on it, its tokenizer and its template.
 
-    The template is the one asked for, else the one that the run recorded, else "plain" for the embedded model, else "alpaca".
-    with_model: False leaves the weights to another backend. Raises UserError when something cannot be opened.
+    The template is the requested one, else the one the run recorded, else "plain" for the embedded model, else "alpaca".
+    with_model: False leaves the weights to another backend. Raises UserError if something cannot be opened.
     """
     from ..methods.save import find_run, load
     from ..models import load_model, load_tokenizer
@@ -89,7 +89,7 @@ def open_subject(
 
 
 def _trained(name: str) -> str | None:
-    """`name` if it is what a training run saved: its folder, or its adapter or model folder (then the run's own)."""
+    """`name` if a training run saved it: a run folder, or its adapter or model folder (then the run folder)."""
     folder = Path(name)
     if folder.name == "model" and (folder / "config.json").is_file() and (folder.parent / "run.json").is_file():
         return str(folder.parent)
@@ -103,8 +103,8 @@ def _to_accelerator(model):
 
 
 def weights_hash(name: str) -> str | None:
-    """SHA-256 of a model's safetensors file; of several, that of their names and hashes; None where none is on this machine."""
-    # in the hub's cache a large file is a link to one whose name is its hash
+    """SHA-256 of a model's safetensors file; for several files, of their names and hashes; None if none is on this machine."""
+    # in the hub's cache a large file is a link to a file named by its hash
     files = sorted(_place(name).glob("*.safetensors"))
     names = {file.name: file.resolve().name for file in files}
     hashes = {file.name: names[file.name] if len(names[file.name]) == 64 else hash_of(file) for file in files}
@@ -112,17 +112,17 @@ def weights_hash(name: str) -> str | None:
 
 
 def settings_hash(subject: Subject) -> str:
-    """What completions depend on besides the weights: hash of the configs and tokenizer files of base, model and adapter."""
+    """Hash of the other files that affect completions: configs and tokenizer files of base, model and adapter."""
     places: dict[Path, None] = {}
     for name in filter(None, (subject.base, subject.weights, subject.adapter)):
-        with suppress(UserError):  # the base of a whole model may be gone
+        with suppress(UserError):  # the base of a whole model may no longer exist
             places[Path(name) if name == subject.adapter else _place(name)] = None
     files = [place / name for place in places for name in SETTINGS if (place / name).is_file()]
     return digest([[file.name, hash_of(file)] for file in files])
 
 
 def _place(name: str) -> Path:
-    """The folder with a model's files, in the hub's cache for a hub id."""
+    """The folder with a model's files; for a hub id, in the hub's cache."""
     from huggingface_hub import try_to_load_from_cache
 
     from ..models import locate

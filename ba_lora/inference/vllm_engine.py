@@ -1,6 +1,6 @@
-"""The `vllm` backend: an offline engine in processes of its own, the adapter served as LoRA where vLLM can, merged otherwise.
+"""The `vllm` backend: an offline engine in separate processes. vLLM serves the adapter as LoRA if it can; otherwise it is merged.
 
-The engine gets token ids and gives token ids, which become text as in the other backends. It stays open between calls, since
+The engine takes and returns token ids, which become text as in the other backends. It stays open between calls, because
 opening it takes up to a minute.
 """
 
@@ -29,14 +29,14 @@ from .completions import Completion, end_ids, finish, room
 from .requests import Job, Sampling
 from .subject import Subject
 
-RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # what vLLM takes as max_lora_rank
-POSITIONS = 16384  # of prompt and completion, unless --max_model_len says otherwise: the cache must hold one such row
-DEFAULTS = {  # of vLLM's environment; what the user has set stays
+RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # values vLLM accepts as max_lora_rank
+POSITIONS = 16384  # prompt plus completion, unless --max_model_len is set: the cache must hold one such row
+DEFAULTS = {  # of vLLM's environment; the user's settings take precedence
     "VLLM_LOGGING_LEVEL": "ERROR",
     "VLLM_NO_USAGE_STATS": "1",
     "VLLM_CPU_KVCACHE_SPACE": "1",  # GiB
 }
-# Waits until nothing can be written to it any more, which is when its parent has ended, however that came about.
+# Waits for the end of its input, which comes when its parent ends, for whatever reason.
 WATCHER = """
 import os, signal, sys
 sys.stdin.read()
@@ -49,7 +49,7 @@ for engine in map(int, sys.argv[1:]):
 
 
 class Engine(NamedTuple):
-    """An open engine, the loop that it runs in, the adapter that each request names (or None), and its positions."""
+    """An open engine, its event loop, the adapter that each request names (or None), and its positions."""
 
     engine: object
     loop: asyncio.AbstractEventLoop
@@ -88,7 +88,7 @@ def _answers(engine, jobs, rooms, ends, sampling, tokenizer) -> Iterator[tuple[i
             max_tokens=rooms[number],
             stop=list(sampling.stop),
             stop_token_ids=ends,
-            ignore_eos=True,  # the template's end is among `ends`; the tokenizer's own may be another
+            ignore_eos=True,  # the template's end is in `ends`; the tokenizer's own may differ
             output_kind=RequestOutputKind.FINAL_ONLY,
         )
         prompt, name = {"prompt_token_ids": list(job.ids)}, f"{id(jobs)}-{number}"
@@ -111,10 +111,10 @@ def _answers(engine, jobs, rooms, ends, sampling, tokenizer) -> Iterator[tuple[i
 def _open(
     weights, adapter, tokenizer, dtype, tensor_parallel, data_parallel, max_model_len, batch_size, trust
 ) -> Engine:
-    """The engine for these options, opened once. Raises UserError with vLLM's own reason where it cannot be."""
+    """The engine for these options, opened once. Raises UserError with vLLM's own reason if it cannot be opened."""
     for name, value in DEFAULTS.items():
         os.environ.setdefault(name, value)
-    if tensor_parallel > 1:  # left to itself it wants a NUMA node for each worker
+    if tensor_parallel > 1:  # by default it wants a NUMA node for each worker
         os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
     from vllm import AsyncEngineArgs
     from vllm.lora.request import LoRARequest
@@ -126,7 +126,7 @@ def _open(
     rank = lora_rank(adapter, dtype) if adapter else None
     options = {} if rank is None else {"enable_lora": True, "max_loras": 1, "max_lora_rank": rank}
     if rank is not None:
-        check_for_base(adapter, locate(weights), trust)  # vLLM leaves out what an adapter lacks, without a word
+        check_for_base(adapter, locate(weights), trust)  # vLLM silently ignores what an adapter lacks
     request = None if rank is None else LoRARequest("adapter", 1, str(Path(adapter).resolve()))
     with TemporaryDirectory(prefix="ba-lora-merged-") as merged:
         place = locate(weights)
@@ -142,7 +142,7 @@ def _open(
                     data_parallel_size=data_parallel,
                     max_model_len=max_model_len or _positions(place, trust),
                     max_num_seqs=batch_size,
-                    generation_config="vllm",  # nothing of the model's own generation_config
+                    generation_config="vllm",  # ignore the model's own generation_config
                     enforce_eager=not torch.cuda.device_count(),
                     trust_remote_code=trust,
                     enable_log_requests=False,
@@ -153,7 +153,7 @@ def _open(
         except (ValueError, RuntimeError, OSError, NotImplementedError) as error:
             reason = " ".join(str(error).split())[:300]
             raise UserError(
-                f"vLLM cannot open {weights} so: {reason}; change what this or its messages above name, or use "
+                f"vLLM cannot open {weights} with these options: {reason}; change what this or its messages above name, or use "
                 "--backend transformers"
             ) from None
     atexit.register(engine.shutdown)
@@ -162,7 +162,7 @@ def _open(
 
 
 def end_with_us(engines: Sequence[int]) -> None:
-    """Let the engine's processes end when this one is killed: they would go on, and hold the memory that a second run needs."""
+    """End the engine's processes if this one is killed: they would keep running and hold the memory that a second run needs."""
     command = [sys.executable, "-S", "-c", WATCHER, *map(str, engines)]
     watcher = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
     atexit.register(watcher.kill)
@@ -172,8 +172,8 @@ def _check_devices(tensor_parallel: int, data_parallel: int) -> None:
     there, wanted = torch.cuda.device_count(), tensor_parallel * data_parallel
     if there and wanted > there:
         raise UserError(
-            f"--tensor_parallel {tensor_parallel} times --data_parallel {data_parallel} needs {wanted} GPUs and {there} are "
-            "here; lower one of them"
+            f"--tensor_parallel {tensor_parallel} times --data_parallel {data_parallel} needs {wanted} GPUs but {there} are "
+            "available; lower one of them"
         )
 
 
@@ -185,10 +185,10 @@ def _positions(place: str, trust: bool) -> int:
 
 
 def lora_rank(adapter: str, dtype: str) -> int | None:
-    """The max_lora_rank for an adapter; None where it has to be merged.
+    """The max_lora_rank for an adapter; None if it has to be merged.
 
-    vLLM serves plain LoRA on linear layers: no saved head, no magnitudes (DoRA), no embeddings, rank at most 512; on a GPU in
-    16 bits only.
+    vLLM serves plain LoRA on linear layers: no saved head, no magnitudes (DoRA), no embeddings, rank at most 512; on a GPU only in
+    16 bits.
     """
     file = Path(adapter) / "adapter_config.json"
     config = read_json(file) if file.is_file() else {}
@@ -197,7 +197,7 @@ def lora_rank(adapter: str, dtype: str) -> int | None:
     if config.get("bias", "none") != "none" or (torch.cuda.device_count() and dtype == "float32"):
         return None
     weights = Path(adapter) / "adapter_model.safetensors"
-    if not weights.is_file():  # in the form of earlier versions of PEFT
+    if not weights.is_file():  # format of earlier versions of PEFT
         return None
     with safe_open(weights, "pt") as file:
         names = list(file.keys())
@@ -208,13 +208,13 @@ def lora_rank(adapter: str, dtype: str) -> int | None:
 
 
 def _merge(adapter: str, base: str, folder: str, dtype: str, trust: bool) -> str:
-    """Fold the adapter into its base; the folder is needed only until the engine has read it."""
+    """Merge the adapter into its base; the folder is needed only until the engine has read it."""
     place = Path(folder) / "model"
     try:
         export_merged(adapter, base, place, dtype, trust_remote_code=trust)
     except AttributeError:
         raise UserError(
-            f"the adapter {adapter} is no LoRA and cannot be merged into its base, so vLLM cannot serve it; "
+            f"the adapter {adapter} is not LoRA and cannot be merged into its base, so vLLM cannot serve it; "
             "use --backend transformers"
         ) from None
     return str(place)

@@ -1,1 +1,1 @@
-"""What a training would need, computed without running it: memory, time and FLOPs, for --dry_run."""
+"""Requirements of a training, computed without running it: memory, time and FLOPs, for --dry_run."""

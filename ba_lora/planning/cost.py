@@ -1,6 +1,6 @@
-"""What a run takes on the fewest devices that hold it, and what answering a benchmark takes: for lists of many runs.
+"""The cost of a run on the fewest devices that hold it, and of answering a benchmark, for lists of many runs.
 
-Predictions like those of devices.py, and as little compared with a GPU.
+These are predictions like those of devices.py, and like them have not been compared with a GPU.
 """
 
 import math
@@ -15,15 +15,15 @@ from .shapes import job_of, passing_of, sizes
 
 COUNTS = (1, 2, 4, 8)
 ORDER = [
-    ("a replica each", False),
-    ("a replica each", True),
+    ("one replica per device", False),
+    ("one replica per device", True),
     ("ZeRO-3", False),
     ("ZeRO-3", True),
-]  # with checkpointing?
-QUANTISED = [("a replica each, base in 4 bits", False), ("a replica each, base in 4 bits", True)]
+]  # with gradient checkpointing?
+QUANTISED = [("one replica per device, base in 4 bits", False), ("one replica per device, base in 4 bits", True)]
 
-# Of greedy answers to a benchmark: problems, and tokens of a completion (assumed). One token of a batch takes one reading
-# of all weights, which is what binds small batches; the batch waits for its longest completion, which the low speed allows for.
+# Greedy answers to a benchmark: problems, and tokens per completion (assumed). Each token of a batch reads all weights once, which
+# limits small batches. A batch waits for its longest completion, which the low reading speed allows for.
 ANSWERS = {
     "gsm8k": (1_319, 200),
     "math": (5_000, 300),
@@ -31,12 +31,12 @@ ANSWERS = {
     "mbpp": (500, 100),
     "mt_bench": (80, 400),
 }
-BATCH = 64  # prompts at once, as the evaluations have it
-READING = (0.2, 0.6)  # of the memory's bandwidth, assumed
+BATCH = 64  # prompts at once, as in the evaluations
+READING = (0.2, 0.6)  # share of the memory bandwidth, assumed
 
 
 class Fit(NamedTuple):
-    """A way to place a run on devices. size: bytes a device; hours: (shortest, longest), arithmetic alone."""
+    """A way to place a run on devices. size: bytes per device; hours: (shortest, longest), arithmetic alone."""
 
     placement: str
     checkpointing: bool
@@ -46,7 +46,7 @@ class Fit(NamedTuple):
 
 
 class Cost(NamedTuple):
-    """Of a run. gpu_hours: (least, most), arithmetic alone; devices, such as 2xA40, and fit: None where none is known to fit."""
+    """The cost of a run. gpu_hours: (least, most), arithmetic alone; devices, such as 2xA40, and fit: None if nothing is known to fit."""
 
     flops: float
     gpu_hours: tuple[float, float]
@@ -55,10 +55,10 @@ class Cost(NamedTuple):
 
 
 def first_fit(arguments: TrainArguments, devices: capacity.Devices) -> Fit | None:
-    """The first placement in ORDER that is known to fit; None where none is.
+    """The first placement in ORDER that is known to fit, or None.
 
-    What passes through the layers takes a second or so to find, and is found only where what stands leaves room. Raises
-    UserError where the number of rows is not known, or the batch cannot be cut for so many devices.
+    The memory that passes through the layers takes about a second to find, and is computed only if the standing memory leaves
+    space. Raises UserError if the number of rows is not known, or the batch cannot be divided among the devices.
     """
     arguments.accumulation(devices.count)
     job, seen, available = job_of(arguments), samples_of(arguments), capacity.room(devices.memory)
@@ -79,9 +79,9 @@ def first_fit(arguments: TrainArguments, devices: capacity.Devices) -> Fit | Non
 
 
 def cost_of(arguments: TrainArguments, name: str = "A40") -> Cost:
-    """The cost on the fewest of 1, 2, 4 and 8 devices `name` that the batch can be cut for and a placement is known to fit.
+    """The cost on the fewest of 1, 2, 4 and 8 devices `name` that can share the batch and have a placement that is known to fit.
 
-    Where there is none the work is that of the run as planned. Raises UserError, saying why, where no hours can be predicted:
+    If there are none, the work is that of the run as planned. Raises UserError with the reason if no hours can be predicted: for
     a model that cannot be planned, or an unknown number of rows.
     """
     micro_batches = arguments.effective_batch_size // arguments.micro_batch_size
@@ -93,17 +93,17 @@ def cost_of(arguments: TrainArguments, name: str = "A40") -> Cost:
 
 
 def samples_of(arguments: TrainArguments) -> float:
-    """Samples of all steps together. Raises UserError where the number of rows is not known."""
+    """Samples of all steps together. Raises UserError if the number of rows is not known."""
     seen = samples_seen(arguments)
     if seen is None:
-        raise UserError(f"how many rows {arguments.data} has is not known; set --limit or --max_steps")
+        raise UserError(f"the number of rows of {arguments.data} is not known; set --limit or --max_steps")
     return seen
 
 
 def evaluation_hours(benchmark: str, weights: int, devices: capacity.Devices) -> tuple[float, float]:
-    """Very roughly, (shortest, longest) hours of a model of `weights` bytes to answer `benchmark`, cut over all of `devices`.
+    """A very rough estimate, (shortest, longest), of the hours a model of `weights` bytes takes for `benchmark` on all `devices`.
 
-    Without loading, prompts, the keys and values, judging, and running programs.
+    It leaves out loading, prompts, keys and values, judging, and running programs.
     """
     problems, tokens = ANSWERS[choose("benchmark", benchmark, ANSWERS)]
     readings = math.ceil(problems / BATCH) * tokens

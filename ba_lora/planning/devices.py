@@ -1,6 +1,6 @@
-"""Whether a planned run fits given devices, and how long it takes there: --dry_run --devices 8xA40.
+"""Predict if a planned run fits given devices and how long it takes there: --dry_run --devices 8xA40.
 
-Both are predictions from shapes and data sheets. No GPU was at hand to compare them with.
+Both predictions come from shapes and data sheets. No GPU was available to compare them with.
 """
 
 from functools import lru_cache
@@ -13,21 +13,21 @@ from ..errors import UserError, nearest
 from .memory import Held, standing
 
 TABLE = Path(__file__).resolve().parents[2] / "configs" / "devices.yaml"
-RESERVE = 0.1  # of a device's memory, assumed: the driver, the libraries' workspaces, fragmentation
-UTILISATION = (0.25, 0.45)  # of the peak, assumed: what fine-tuning usually reaches
+RESERVE = 0.1  # share of a device's memory, assumed: the driver, the libraries' workspaces, fragmentation
+UTILISATION = (0.25, 0.45)  # share of the peak, assumed: what fine-tuning usually reaches
 
-# What `standing` is told for each way to place a run; the processes are added.
+# Arguments of `standing` for each way to place a run; the number of processes is added.
 PLACEMENTS = {
-    "a replica each": {},
+    "one replica per device": {},
     "ZeRO-2": {"zero_stage": 2},
     "ZeRO-3": {"zero_stage": 3},
     "ZeRO-3, offloaded": {"zero_stage": 3, "offload": True},
-    "a replica each, base in 4 bits": {"nf4": True},
+    "one replica per device, base in 4 bits": {"nf4": True},
 }
 
 
 class Devices(NamedTuple):
-    """So many of one kind. Of one: memory in bytes, peaks as {precision: operations a second}, bandwidth in bytes a second."""
+    """`count` devices of one kind. Each has memory in bytes, peaks as {precision: operations/s} and bandwidth in bytes/s."""
 
     count: int
     name: str
@@ -38,17 +38,17 @@ class Devices(NamedTuple):
 
 @lru_cache(maxsize=1)
 def table() -> dict[str, dict]:
-    """What configs/devices.yaml says, by the device's name."""
+    """The content of configs/devices.yaml, by device name."""
     return yaml.safe_load(TABLE.read_text(encoding="utf-8"))
 
 
 def read_devices(text: str) -> Devices:
-    """'8xA40' → Devices; 'A40' is one. Raises UserError for a device that is not in the table."""
+    """'8xA40' → Devices; 'A40' means one. Raises UserError for a device that is not in the table."""
     count, cross, name = text.rpartition("x")
     known = {each.lower(): each for each in table()}
     if name.lower() not in known or (cross and not (count.isdigit() and int(count) > 0)):
         raise UserError(
-            f"--devices '{text}' is no COUNTxNAME of configs/devices.yaml{nearest(name, table())}; "
+            f"--devices '{text}' is not a COUNTxNAME of configs/devices.yaml{nearest(name, table())}; "
             f"NAME is one of {', '.join(table())}, as in 8xA40"
         )
     found = table()[known[name.lower()]]
@@ -63,7 +63,7 @@ def hours(flops: float, devices: Devices, precision: str) -> tuple[float, float]
 
 
 def placements(whole: Held, passing: dict[str, int], devices: Devices, cast: bool) -> dict[str, int]:
-    """{placement: bytes a device}. passing: what a micro-batch needs beside what is standing; cast: see `standing`.
+    """{placement: bytes per device}. passing: memory of a micro-batch beside the standing memory; cast: see `standing`.
 
     With ZeRO the passing part is an upper bound: DeepSpeed runs without autocast, which keeps some inputs twice.
     """
@@ -74,15 +74,15 @@ def placements(whole: Held, passing: dict[str, int], devices: Devices, cast: boo
 
 
 def room(memory: int) -> float:
-    """Bytes of a device's memory that are counted on."""
+    """The usable bytes of a device's memory."""
     return (1 - RESERVE) * memory
 
 
 def host(whole: Held, start: str, target: tuple[int, int], rank: int, processes: int) -> dict[str, int]:
-    """Bytes of the processors' memory that one machine with so many processes needs.
+    """Bytes of CPU memory that one machine with so many processes needs.
 
-    loading: every process reads the whole model, whatever ZeRO divides later. decomposition: of the largest target (m, n)
-    beside it, in a process: a float32 copy and its factors U, S and V (of a randomised start `rank` columns of each), without
+    loading: every process reads the whole model, whatever ZeRO divides later. decomposition: for the largest target (m, n) and
+    in addition, per process: a float32 copy and its factors U, S and V (for a randomised start, `rank` columns of each), without
     the libraries' workspace. offloaded: what ZeRO-3 keeps there when it offloads, if this is the only machine.
     """
     m, n = target
@@ -99,10 +99,10 @@ def host(whole: Held, start: str, target: tuple[int, int], rank: int, processes:
 
 
 def lines(made: dict) -> list[tuple[str, str]]:
-    """What plan.plan says of its devices, as pairs of a name and a text."""
+    """The part of plan.plan about devices, as pairs of a name and a text."""
     devices, forms, host = f"{made['count']} × {made['name']}", made["forms"], made["host"]
     available = room(made["memory"])
-    work = time = "unknown: so is the number of rows"
+    work = time = "unknown, because the number of rows is unknown"
     if made["samples"]:
         work = ", ".join(f"{form['flops']:.2e} FLOPs {name}" for name, form in forms.items())
         time = ", ".join(f"{_hours(*form['hours'])} {name}" for name, form in forms.items())
@@ -114,7 +114,7 @@ def lines(made: dict) -> list[tuple[str, str]]:
         (f"time on {devices}", time),
         (
             f"fits {devices}",
-            f"up to {_gb(available)} of {_gb(made['memory'])} a device, {100 * RESERVE:.0f} % kept free",
+            f"up to {_gb(available)} of {_gb(made['memory'])} per device, {100 * RESERVE:.0f} % kept free",
         ),
     ]
     for placement in forms["as planned"]["placements"] or ():
@@ -124,15 +124,15 @@ def lines(made: dict) -> list[tuple[str, str]]:
         ]
         rows.append((f"  {placement}", ", ".join(told)))
     if not forms["as planned"]["placements"]:
-        rows.append(("  unknown", "what passes through the layers was not predicted"))
+        rows.append(("  unknown", "the memory that passes through the layers was not predicted"))
     count = made["processes_a_machine"]
     processes = f"{count} process{'es' if count > 1 else ''}"
-    rows.append(("memory of a machine", f"{_gb(host['loading'])} to load: {processes}, a whole model in each"))
+    rows.append(("memory per machine", f"{_gb(host['loading'])} to load: {processes}, each with a whole model"))
     if host["decomposition"]:
         rows.append(("  PiSSA start", f"{_gb(host['decomposition'])} more, for each process's largest matrix"))
-    if not made["quantized"]:  # ZeRO-3 does not cut 4 bits
+    if not made["quantized"]:  # ZeRO-3 does not divide 4-bit weights
         rows.append(("  ZeRO-3, offloaded", f"{_gb(host['offloaded'])} while training, over all machines"))
-    return [*rows, ("", "No GPU was here to compare this with.")]
+    return [*rows, ("", "These predictions have not been compared with a GPU.")]
 
 
 def _hours(low: float, high: float) -> str:

@@ -1,24 +1,24 @@
 """Floating-point operations of a training run, counted from the model's shapes.
 
-A product of a token with a matrix of W weights is 2·W operations. Per token of a sample of T tokens, with F weights in frozen
-matrices and A in trained ones that a token meets (of a mixture of experts those of its own experts alone; of LoHa the whole
-product of its factors), and attention in L layers of width w = heads × head size (the whole square, as if nothing were masked;
-R relative positions beside the T tokens, of DeBERTa alone):
+Multiplying a token by a matrix of W weights is 2·W operations. Per token of a sample of T tokens, let F be the weights of frozen
+matrices and A those of trained matrices that the token meets (in a mixture of experts only its own experts; for LoHa the whole
+product of its factors), with attention in L layers of width w = heads × head size (the full square, as if nothing were masked;
+R relative positions in addition to the T tokens, for DeBERTa only):
 
     forward          2·(F + A) + 4·L·(T + R)·w
-    teacher          one more forward, where it runs beside the student
-    backward         2·F + 4·A + 8·L·(T + R)·w: the input's gradient everywhere, the weights' for trained ones only
-    recomputation    one more forward, with gradient checkpointing
+        teacher          one more forward, if it runs beside the student
+        backward         2·F + 4·A + 8·L·(T + R)·w: the input gradient everywhere, the weight gradient for trained weights only
+        recomputation    one more forward, with gradient checkpointing
 
-and of a language model per trained token, with a frozen head of V×d (chunked.py):
+For a language model, add per trained token, with a frozen head of V×d (chunked.py):
 
     head             2·V·d for the logits, 2·V·d for the gradient, 2·V·d for the teacher's logits
     spectrum         4·d·min(V, d): the product with the head's factor, and its gradient
 
-A head that is trained meets every token: 2·V·d forward, 4·V·d backward. The backward pass is counted down to the first layer,
-though it ends at the first trained weight (of Houlsby's bottlenecks above the first attention). Embeddings, norms, softmaxes and
-decompositions are not in it, nor a covariance of the vocabulary, nor what is done once a micro-batch or sample: a classifier's
-pooler and head, DeBERTa's projections of the relative positions, DoRA's norms, the product of LoHa's factors.
+A trained head meets every token: 2·V·d forward, 4·V·d backward. The backward pass is counted down to the first layer, although
+it ends at the first trained weight (with Houlsby's bottlenecks, above the first attention). The count leaves out embeddings,
+norms, softmaxes, decompositions and a covariance over the vocabulary, and everything done once per micro-batch or sample: a
+classifier's pooler and head, DeBERTa's projections of the relative positions, DoRA's norms, the product of LoHa's factors.
 """
 
 from typing import NamedTuple
@@ -34,15 +34,15 @@ from ..objective.settings import Objective
 
 
 class Work(NamedTuple):
-    """What a token meets: numbers of weights, the attention's layers times their width, and the language model's head."""
+    """The work per token: numbers of weights, attention layers times their width, and the language model's head."""
 
     frozen: int
     trained: int
     attention: int
-    vocabulary: int  # 0 of a classifier
+    vocabulary: int  # 0 for a classifier
     width: int
     trains_head: bool
-    positions: int  # relative ones that each token is compared with
+    positions: int  # relative positions that each token is compared with
 
 
 def work_of(model: nn.Module) -> Work:
@@ -62,7 +62,7 @@ def work_of(model: nn.Module) -> Work:
     for name, parameter in model.named_parameters():
         if id(parameter) in aside or parameter.dim() < 2 or ".hada_" in name:
             continue
-        stacked = parameter.dim() == 3  # the experts of a layer: a token meets num_experts_per_tok of them
+        stacked = parameter.dim() == 3  # the experts of a layer; a token meets num_experts_per_tok of them
         used = parameter.numel() * config.num_experts_per_tok // len(parameter) if stacked else parameter.numel()
         counts[parameter.requires_grad] += used
     heads = config.num_attention_heads
@@ -72,7 +72,7 @@ def work_of(model: nn.Module) -> Work:
 
 
 def _positions(config: PretrainedConfig) -> int:
-    """Relative positions that DeBERTa compares each token with: 2·span for each of pos_att_type, a product of its own."""
+    """Relative positions that DeBERTa compares each token with: 2·span for each of pos_att_type, each with its own product."""
     if not getattr(config, "relative_attention", False):
         return 0
     span = config.position_buckets if config.position_buckets > 0 else config.max_relative_positions
@@ -82,7 +82,7 @@ def _positions(config: PretrainedConfig) -> int:
 def of_a_sample(
     work: Work, objective: Objective, length: int, counted: int, *, checkpointing: bool, cached: bool = False
 ) -> int:
-    """Operations of one sample of `length` tokens of which `counted` are trained. cached: the teacher does not run."""
+    """Operations for one sample of `length` tokens of which `counted` are trained. cached: the teacher does not run."""
     attention = 4 * (length + work.positions) * work.attention
     forward = 2 * (work.frozen + work.trained) + attention
     backward = 2 * work.frozen + 4 * work.trained + 2 * attention

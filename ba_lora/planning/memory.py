@@ -1,8 +1,8 @@
 """Predicted peak memory of a training step, without weights and without a GPU.
 
-What stays for the whole run is added up. What comes and goes within a micro-batch is found by running the real model and
-the real objective once, forwards and backwards, on tensors that have shapes but no storage, and keeping a ledger of what
-would be alive.
+Memory that stays allocated for the whole run is added up. Memory that comes and goes within a micro-batch is found by running
+the real model and the real objective once, forwards and backwards, on tensors that have shapes but no storage, and recording
+what would be alive.
 """
 
 import weakref
@@ -21,27 +21,27 @@ from ..objective.chunked import TeacherStats, chunked_objective
 from ..objective.dense import classifier_objective, dense_objective
 from ..objective.settings import Objective
 
-BUCKET = 200_000_000  # elements that DeepSpeed reduces at once, as configs/deepspeed says
-LIVE = 1_000_000_000  # parameters that ZeRO-3 keeps whole for a while, DeepSpeed's default
-NF4 = 0.5 + 4 / 64  # bytes a weight: 4 bits, and a float32 scale for a block of 64
+BUCKET = 200_000_000  # elements that DeepSpeed reduces at once, as in configs/deepspeed
+LIVE = 1_000_000_000  # parameters that ZeRO-3 keeps whole for a while; DeepSpeed's default
+NF4 = 0.5 + 4 / 64  # bytes per weight: 4 bits, and a float32 scale per block of 64
 
 
 class Held(NamedTuple):
-    """What one whole replica of a model from `attach` holds. Sizes in bytes, the rest in numbers."""
+    """The content of one whole replica of a model from `attach`. Sizes in bytes, the others are counts."""
 
-    weights: int  # what is not trained
-    adapter: int  # what is
+    weights: int  # not trained
+    adapter: int  # trained
     copy: int  # the teacher's part
     trained: int
     copied: int
-    linear: int  # weights of frozen linear layers beside the head: what a 4-bit base rounds
-    widest_linear: int  # those of the largest of them
+    linear: int  # weights of the frozen linear layers except the head: those a 4-bit base rounds
+    widest_linear: int  # weights of the largest of these layers
     weight_size: int  # bytes of one such weight
-    widest: int  # weights of the module that has most of its own, which ZeRO-3 gathers whole
+    widest: int  # weights of the module with the most weights of its own, which ZeRO-3 gathers whole
 
 
 def held(model: nn.Module) -> Held:
-    """Count the tensors of `model`, which is from `attach`, on any device."""
+    """Count the tensors of `model`, which comes from `attach`, on any device."""
     copies = {id(parameter) for parameter in model._modules[COPY].parameters()} if initial_copy(model) else set()
     parameters = list(model.parameters())
     trained = [parameter for parameter in parameters if parameter.requires_grad]
@@ -67,7 +67,7 @@ def held(model: nn.Module) -> Held:
 
 
 def _own(module: nn.Module) -> int:
-    """Weights that `module` has besides its parts'."""
+    """Weights that belong to `module` itself, not to its submodules."""
     return sum(parameter.numel() for parameter in module.parameters(recurse=False))
 
 
@@ -82,14 +82,14 @@ def standing(
 ) -> dict[str, int]:
     """Bytes that a run holds on each device from its first step to its last.
 
-    weights: what is not trained; adapter: what is; initial copy: the teacher's part; gradients: as large as the adapter;
-    optimiser: AdamW's two moments, each like the adapter; with DeepSpeed both and a master copy in float32; buckets: what
-    gradients are reduced in, as large as they are with DistributedDataParallel. ZeRO divides by
-    the processes: the optimiser from stage 1, the gradients from stage 2, all weights at stage 3, which gathers LIVE of them,
-    or the largest module, for use.
+    weights: untrained tensors; adapter: trained tensors; initial copy: the teacher's part; gradients: as large as the adapter;
+    optimiser: AdamW's two moments, each like the adapter; with DeepSpeed both and a master copy in float32; buckets: buffers in
+    which gradients are reduced, as large as the gradients with DistributedDataParallel. ZeRO divides by the number of processes:
+    the optimiser from stage 1, the gradients from stage 2, all weights at stage 3, which gathers LIVE of them, or the largest
+    module, for use.
 
-    cast: DeepSpeed holds the adapter in bfloat16 like the base. offload: stage 3 keeps what it divides in the processors'
-    memory. nf4: the base's linear layers, the head aside, in 4 bits; dequantised: one of them, for its product.
+    cast: DeepSpeed holds the adapter in bfloat16 like the base. offload: stage 3 keeps what it divides in CPU memory. nf4: the
+    base's linear layers, except the head, in 4 bits; dequantised: one of them, for its product.
     """
     share = [processes if zero_stage >= stage else 1 for stage in range(4)]
     size = 2 if zero_stage and cast else 0
@@ -109,7 +109,7 @@ def standing(
     if zero_stage == 3:
         gathered = max(min(LIVE, whole.weights // whole.weight_size), whole.widest)
         parts["gathered"] = gathered * whole.weight_size if processes > 1 or offload else 0
-    if zero_stage:  # two, where reducing overlaps with the backward pass
+    if zero_stage:  # two if reducing overlaps with the backward pass
         parts["buckets"] = BUCKET * (size or 4) * (2 if zero_stage < 3 else 1)
     elif processes > 1:
         parts["buckets"] = adapter
@@ -126,18 +126,18 @@ def passing(
     autocast: bool,
     cached: bool = False,
 ) -> dict[str, int]:
-    """Bytes that a micro-batch of `micro_batch` samples of `length` tokens needs at its peak, beside what is standing.
+    """Bytes that a micro-batch of `micro_batch` samples of `length` tokens needs at its peak, beside the standing memory.
 
-    activations: what the student's layers keep for the backward pass (all of it, or with gradient checkpointing the layers'
-    inputs); objective: the rest of the peak, that is a chunk of logits of student and teacher and what the terms make of them,
-    all weights on and every position counted; all logits where the terms need them, the head is trained or the model is a
+    activations: what the student's layers keep for the backward pass (with gradient checkpointing only the layers' inputs);
+    objective: the rest of the peak, that is, a chunk of the student's and teacher's logits and what the terms compute from them,
+    with all weights on and every position counted; all logits if the terms need them, the head is trained or the model is a
     classifier. cached: the teacher's part comes from a cache. `model` is from `attach` on the meta device, and is used up.
 
-    The kernels are a processor's; a GPU's may keep a little more or less. Not in it: what the numerical libraries allocate for
-    themselves, fragmentation, and the driver's context (about 0.5 GB).
+    The kernels are the CPU's; a GPU's may keep a little more or less. Not included: memory that the numerical libraries allocate
+    for themselves, fragmentation, and the driver's context (about 0.5 GB).
     """
     ledger = Ledger()
-    with FakeTensorMode(allow_non_fake_inputs=True):  # DeBERTa's constants
+    with FakeTensorMode(allow_non_fake_inputs=True):  # for DeBERTa's constants
         _without_storage(model)
         for parameter in model.parameters():
             ledger.leave_out(parameter)
@@ -147,7 +147,7 @@ def passing(
         model.train()
         for module in model.modules():
             if isinstance(module, LoHaLayer):
-                module.training = False  # else it reads a random number: whether to drop itself
+                module.training = False  # otherwise it draws a random number to decide if it is dropped
         if checkpointing:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         ids = torch.zeros(micro_batch, length, dtype=torch.long)
@@ -169,7 +169,7 @@ def passing(
 
 
 def _forms(model: nn.Module, objective: Objective, targets: torch.Tensor) -> tuple[Callable, Callable]:
-    """(the forward pass, the loss of its rows and the teacher's) as objective_model.ObjectiveModel has them in training."""
+    """(the forward pass, the loss of its rows and the teacher's), as objective_model.ObjectiveModel computes them in training."""
     weights = (objective.lambda1, objective.lambda2, objective.lambda3)
     causal = model.get_base_model() if hasattr(model, "get_base_model") else model
     head = causal.get_output_embeddings()
@@ -205,12 +205,12 @@ def _forms(model: nn.Module, objective: Objective, targets: torch.Tensor) -> tup
 
 
 def _rows(output: torch.Tensor) -> torch.Tensor:
-    """(B, T, V) or (B, T, d) → (B·(T−1), …): every position that has a next token. A classifier's (N, D) as they are."""
+    """(B, T, V) or (B, T, d) → (B·(T−1), …): every position that has a next token. A classifier's (N, D) stays as it is."""
     return output if output.dim() == 2 else output[:, :-1].reshape(-1, output.shape[-1])
 
 
 def _without_storage(model: nn.Module) -> None:
-    """Give `model` parameters and buffers that look as if they were on the processor (under a FakeTensorMode)."""
+    """Give `model` parameters and buffers that look as if they were on the CPU (under a FakeTensorMode)."""
     made = {}
     for module in model.modules():
         for tensors in (module._parameters, module._buffers):
@@ -220,7 +220,7 @@ def _without_storage(model: nn.Module) -> None:
                 if id(tensor) not in made:
                     empty = torch.empty(tensor.shape, dtype=tensor.dtype)
                     is_parameter = isinstance(tensor, nn.Parameter)
-                    # the old tensor is kept too, so that its id is not given to another
+                    # keep the old tensor too, so that its id is not reused
                     made[id(tensor)] = (
                         nn.Parameter(empty, requires_grad=tensor.requires_grad) if is_parameter else empty,
                         tensor,
@@ -229,9 +229,9 @@ def _without_storage(model: nn.Module) -> None:
 
 
 class Ledger(TorchDispatchMode):
-    """Counts the bytes of the storages that operations make inside the block: those `live` now, and the `peak` so far.
+    """Count the bytes of the storages that operations create inside the block: those `live` now, and the `peak` so far.
 
-    Between tensors without storage; a value that the code asks for (`if total == 0`) reads as 0.
+    For tensors without storage; a value that the code asks for (`if total == 0`) reads as 0.
     """
 
     def __init__(self):

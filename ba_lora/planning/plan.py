@@ -1,4 +1,4 @@
-"""What a run would be, before anything is loaded: --dry_run. It needs no weights and no hub, and writes no run folder."""
+"""The resolved plan of a run, before anything is loaded: --dry_run. Needs no weights and no hub, and writes no run folder."""
 
 import math
 import os
@@ -20,14 +20,14 @@ from . import flops
 from .memory import standing
 from .shapes import Job, Sizes, job_of, passing_of, read_numbers, sizes
 
-CHECKPOINTS = 3  # at a time: the two that a run keeps (run.training_arguments), and a new one before the oldest goes
-RESPONSE = 200  # trained tokens that a sample is taken to have, as on MetaMathQA, where the tokenizer is not asked
+CHECKPOINTS = 3  # at a time: the two that a run keeps (run.training_arguments) and a new one, before the oldest is removed
+RESPONSE = 200  # assumed trained tokens per sample, as on MetaMathQA, when the tokenizer is not used
 
 
 def plan(arguments: TrainArguments, *, memory: bool = True) -> dict:
-    """The resolved run as plain values; sizes in bytes. memory=False leaves the passing part out, which takes some seconds.
+    """The resolved run as plain values; sizes in bytes. memory=False omits the passing part, which takes some seconds.
 
-    steps = ceil(epochs × ceil(samples / effective batch)), or max_steps. Raises UserError for what would stop the run early.
+    steps = ceil(epochs × ceil(samples / effective batch)), or max_steps. Raises UserError for errors that would stop the run early.
     """
     devices = capacity.read_devices(arguments.devices) if arguments.devices else None
     world = os.environ.get("WORLD_SIZE")
@@ -80,7 +80,7 @@ def plan(arguments: TrainArguments, *, memory: bool = True) -> dict:
 
 
 class Sample(NamedTuple):
-    """What a sample is taken to be: tokens, how many of them are trained (None of a classifier), and in words."""
+    """The assumed size of a sample: tokens, how many of them are trained (None for a classifier), and a description."""
 
     tokens: int
     trained: int | None
@@ -88,23 +88,23 @@ class Sample(NamedTuple):
 
 
 def sample_of(arguments: TrainArguments) -> Sample:
-    """Of a generation full; of GLUE as long as the published size of the task makes likely; otherwise at most max_length."""
+    """Generation: max_length tokens. GLUE: the length implied by the task's published size. Otherwise: at most max_length."""
     most = arguments.max_length
     if not arguments.task:
         trained = min(RESPONSE, most - 1)
-        return Sample(most, trained, f"taken to have {most} tokens each, {trained} of them trained")
+        return Sample(most, trained, f"assumed to have {most} tokens each, {trained} of them trained")
     if arguments.task not in ROWS:
-        return Sample(most, None, f"taken to have {most} tokens each, which is the most")
+        return Sample(most, None, f"assumed to have {most} tokens each, the maximum")
     tokens = min(padded_tokens(arguments.task), most)
     return Sample(
         tokens,
         None,
-        f"taken to have {tokens} tokens each with their padding, from the published size of {arguments.task}",
+        f"assumed to have {tokens} tokens each, including padding, from the published size of {arguments.task}",
     )
 
 
 def samples_seen(arguments: TrainArguments) -> float | None:
-    """Samples of all steps together; None where the number of rows is not known."""
+    """Samples of all steps together; None if the number of rows is not known."""
     if arguments.max_steps > 0:
         return arguments.max_steps * arguments.effective_batch_size
     rows, _ = _samples(arguments)
@@ -112,20 +112,20 @@ def samples_seen(arguments: TrainArguments) -> float | None:
 
 
 def flops_of(arguments: TrainArguments, job: Job, seen: float) -> float:
-    """Operations of `seen` samples."""
+    """Operations for `seen` samples."""
     sample, form = sample_of(arguments), {"checkpointing": job.checkpointing, "cached": job.cached}
     return seen * flops.of_a_sample(sizes(job).work, job.objective, sample.tokens, sample.trained or 0, **form)
 
 
 def precision_of(arguments: TrainArguments) -> str:
-    """The precision of its products, as configs/devices.yaml names them."""
+    """The precision of the run's matrix products, as named in configs/devices.yaml."""
     if arguments.dtype in ("bfloat16", "float16"):
         return "bfloat16"
     return "tf32" if arguments.tf32 else "float32"
 
 
 def _on_devices(devices: capacity.Devices, arguments: TrainArguments, job: Job, memory: bool) -> dict:
-    """What the run needs of `devices`, as it is planned and with gradient checkpointing: work, hours, bytes by placement."""
+    """The run's needs on `devices`, as planned and with gradient checkpointing: work, hours, bytes by placement."""
     seen, size, sample = samples_seen(arguments), sizes(job), sample_of(arguments)
     precision = precision_of(arguments)
     jobs = {"as planned": job}
@@ -160,12 +160,12 @@ def _on_devices(devices: capacity.Devices, arguments: TrainArguments, job: Job, 
 
 
 def _placements(arguments: TrainArguments, sizes: dict[str, int]) -> dict[str, int]:
-    """Those of the run: of a base in 4 bits that one alone, of another all, because 4 bits are a way to fit."""
+    """The run's placements: for a base in 4 bits only the 4-bit one, otherwise all, because 4 bits are a way to fit."""
     return {name: size for name, size in sizes.items() if not arguments.quantize or "nf4" in capacity.PLACEMENTS[name]}
 
 
 def _samples(arguments: TrainArguments) -> tuple[int | None, str]:
-    """(rows that training reads, how that is known). A hub is not asked; the limit is taken at its word there."""
+    """(rows that training reads, how that is known). A hub is not queried; there the limit is assumed to be reached."""
     data, path = arguments.data, arguments.data_path
     if arguments.task and not (path or data):
         rows = ROWS.get(arguments.task)
@@ -182,15 +182,15 @@ def _samples(arguments: TrainArguments) -> tuple[int | None, str]:
 
 @lru_cache(maxsize=64)
 def _counted(task: str | None, data: str | None, path: str | None, split: str, limit: int | None) -> int:
-    """Rows of data that are here, which are read once for all runs on them."""
+    """Rows of local data, counted once for all runs on them."""
     return len(
         load_examples(task, split, path or data, limit).ids if task else read_table(data, path, split, limit).rows
     )
 
 
 def _disk(arguments: TrainArguments, size: Sizes, start: str, steps: int | None, cast: bool) -> dict[str, int]:
-    """Bytes that a run writes, at most at a time. An adapter from a PiSSA start is exported with twice its rank, for the
-    original base. With --save_steps 0 the initial values and a copy of the trained tensors are removed at the end."""
+    """The largest number of bytes that a run occupies on disk at any time. An adapter from a PiSSA start is exported with twice
+    its rank, for the original base. With --save_steps 0 the initial values and a copy of the trained tensors are removed at the end."""
     adapter, decomposes = size.held.adapter, start.startswith("pissa")
     disk = {"model" if start == "full" else "adapter": adapter * (2 if decomposes else 1)}
     if start != "full" and size.held.copy:
@@ -209,7 +209,7 @@ def _disk(arguments: TrainArguments, size: Sizes, start: str, steps: int | None,
 
 def _checkpoint(arguments: TrainArguments, size: Sizes, cast: bool) -> int:
     """Bytes of one checkpoint: the trained tensors and AdamW's two moments. DeepSpeed holds the moments and a copy of the tensors in
-    float32, and but for ZeRO-3 writes the tensors once more; cast: it has them in bfloat16."""
+    float32 and, except with ZeRO-3, writes the tensors once more; cast: it holds them in bfloat16."""
     adapter, trained = size.held.adapter, size.held.trained
     if not arguments.deepspeed:
         return 3 * adapter
@@ -218,7 +218,7 @@ def _checkpoint(arguments: TrainArguments, size: Sizes, cast: bool) -> int:
 
 
 def _teacher_cache(arguments: TrainArguments, width: int, samples: int | None) -> dict | None:
-    """Folder and size of the teacher's cache; None where it is not asked for or has nothing to do."""
+    """Folder and size of the teacher's cache; None if it is not requested or has nothing to do."""
     if not arguments.uses_teacher_cache():
         return None
     tokens = min(RESPONSE, arguments.max_length - 1)
@@ -227,7 +227,7 @@ def _teacher_cache(arguments: TrainArguments, width: int, samples: int | None) -
 
 
 def show(arguments: TrainArguments) -> None:
-    """Print the plan of a run for a reader."""
+    """Print the plan of a run."""
     print(render(plan(arguments)))
 
 
@@ -262,7 +262,7 @@ def render(made: dict) -> str:
         ("data", f"{made['data']}, {samples} rows{source.get(made['samples_from'], '')}"),
         (
             "effective batch",
-            f"{made['effective_batch_size']} = {made['micro_batch_size']} a micro-batch × {made['accumulation']} "
+            f"{made['effective_batch_size']} = {made['micro_batch_size']} per micro-batch × {made['accumulation']} "
             f"accumulated × {made['processes']} process{'es' if made['processes'] > 1 else ''}",
         ),
         ("steps", "unknown" if made["steps"] is None else f"{made['steps']:,}"),
@@ -284,7 +284,7 @@ def _teacher_lines(cache: dict | None) -> list[tuple[str, str]]:
     if cache is None:
         return []
     size = "unknown" if cache["bytes"] is None else _size(cache["bytes"])
-    where = f"in {cache['folder']} if a sample has {cache['tokens_a_sample']} trained tokens; the run counts them"
+    where = f"in {cache['folder']} assuming {cache['tokens_a_sample']} trained tokens per sample; the run counts them"
     return [("teacher cache, predicted", f"{size} {where}")]
 
 
@@ -293,8 +293,8 @@ def _memory_lines(made: dict) -> list[tuple[str, str]]:
     total = _size(sum(made["memory"].values()))
     head = f"{total} at the peak of a full micro-batch{zero}; without the driver's own"
     if not made["memory_is_whole"]:
-        why = "what an expert gets depends on the data"
-        head = f"more than {total}{zero}: {why}, so activations and the objective are not in it"
+        why = "the load of each expert depends on the data"
+        head = f"more than {total}{zero}: {why}, so activations and the objective are not included"
     return [("memory per GPU, predicted", head), *((f"  {name}", _size(size)) for name, size in made["memory"].items())]
 
 

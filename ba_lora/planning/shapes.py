@@ -1,4 +1,4 @@
-"""A run's model without weights: its parameters, the bytes it holds, what passes through it. Needs no weights and no hub."""
+"""A run's model without weights: its parameters, the bytes it holds, the memory that passes through it. Needs no hub."""
 
 import json
 from dataclasses import replace
@@ -36,10 +36,10 @@ ENCODERS = ("bert", "roberta", "deberta-v2")
 
 
 def read_numbers(name: str) -> tuple[dict, str]:
-    """(numbers of an architecture as AutoConfig.for_model takes them, where they come from).
+    """(sizes of an architecture as arguments of AutoConfig.for_model, their source).
 
-    name: 'tiny', a folder with a config.json, or what a file of configs/models has as its name, `hub` or `package`.
-    Raises UserError when there are none.
+    name: 'tiny', a folder with a config.json, or the name, `hub` or `package` of a file in configs/models.
+    Raises UserError if there are none.
     """
     folder = MODEL_DIR if name == "tiny" else Path(name)
     if (folder / "config.json").is_file():
@@ -53,7 +53,7 @@ def read_numbers(name: str) -> tuple[dict, str]:
             return described["numbers"], f"configs/models/{file.name}"
         known |= dict.fromkeys(names)
     raise UserError(
-        f"no numbers of the model '{name}' are here{nearest(name, known)}; give a folder that holds its config.json, "
+        f"the sizes of the model '{name}' are not known{nearest(name, known)}; give a folder that holds its config.json, "
         "or describe it in configs/models"
     )
 
@@ -67,8 +67,8 @@ def build(
 ):
     """The model `name` on the meta device: every tensor has its shape and dtype, none has storage.
 
-    A causal language model, or an encoder's body; with `outputs` a classifier of so many; with `layers` only the first of them.
-    Its attention is the one that `load_model` gives it; of flash_attention_2, which no processor has, one that keeps as much.
+    A causal language model, or an encoder's body; with `outputs`, a classifier with that many outputs; with `layers`, only its
+    first layers. Its attention is the one that `load_model` selects; for flash_attention_2, which no CPU has, one that keeps as much.
     """
     numbers, source = read_numbers(name)
     numbers = {key: value for key, value in numbers.items() if key not in ("dtype", "architectures")}
@@ -82,8 +82,8 @@ def build(
     kinds = AutoModel if kind in ENCODERS else AutoModelForCausalLM
     if outputs:
         kinds, config.num_labels = AutoModelForSequenceClassification, outputs
-        config.use_cache = False  # as load_classifier has it
-        config.pad_token_id = config.pad_token_id or 0  # GPT-2 has none, and a batch needs one
+        config.use_cache = False  # as in load_classifier
+        config.pad_token_id = config.pad_token_id or 0  # GPT-2 has none, but a batch needs one
     with torch.device("meta"):
         model = kinds.from_config(
             config,
@@ -96,7 +96,7 @@ def build(
 
 
 def _keep_layers(config: PretrainedConfig, layers: int) -> None:
-    """Make `config` one of so many layers, in what it says of each layer too."""
+    """Reduce `config` to so many layers, including its per-layer entries."""
     depth = config.num_hidden_layers
     for name, value in vars(config).items():
         if isinstance(value, list) and len(value) == depth:
@@ -105,23 +105,23 @@ def _keep_layers(config: PretrainedConfig, layers: int) -> None:
 
 
 class Sizes(NamedTuple):
-    """Of a model with its adapter."""
+    """The sizes of a model with its adapter."""
 
     parameters: int
     width: int  # of the hidden states
     trained: int
     targets: tuple[str, ...]
     left: dict[str, int]  # numbers in the matrices that are not adapted, by name
-    adapted: tuple[tuple[int, int], ...]  # rows and columns of each matrix with factors
+    adapted: tuple[tuple[int, int], ...]  # rows and columns of each matrix that has factors
     held: Held
     work: flops.Work
     layers: int
-    alike: bool  # the layers after the first, in the shapes of their parameters
-    has_known_shapes: bool  # none depends on the data
+    alike: bool  # all layers after the first have parameters of the same shapes
+    has_known_shapes: bool  # no shape depends on the data
 
 
 class Job(NamedTuple):
-    """What of a run's options its sizes depend on."""
+    """The options of a run that affect its sizes."""
 
     model: str
     dtype: str
@@ -137,11 +137,12 @@ class Job(NamedTuple):
     checkpointing: bool
     autocast: bool
     cached: bool
-    outputs: int | None  # of a classifier
+    outputs: int | None  # of a classifier; None otherwise
 
 
 def job_of(arguments: TrainArguments) -> Job:
-    """Runs that differ in what no size depends on, as seeds, rates, positive weights or a PiSSA start, have the same."""
+    """The Job of a run. Runs share a Job if they differ only in settings that do not affect sizes (seed, learning rate, positive
+    weights, PiSSA start)."""
     objective, method = arguments.objective(), arguments.method
     on = {name: float(getattr(objective, name) > 0) for name in ("lambda1", "lambda2", "lambda3")}
     return Job(
@@ -164,7 +165,7 @@ def job_of(arguments: TrainArguments) -> Job:
 
 
 def _adapted(job: Job, layers: int | None = None) -> tuple[nn.Module, int]:
-    """(the job's model on the meta device, adapted by the same `attach`, from a start without SVD; its parameters before)."""
+    """(the job's model on the meta device, adapted by the same `attach` from a start without SVD; its parameter count before)."""
     model = build(job.model, job.dtype, job.attn_implementation, job.outputs, layers)
     total = sum(parameter.numel() for parameter in model.parameters())
     with torch.device("meta"):
@@ -183,7 +184,7 @@ def _adapted(job: Job, layers: int | None = None) -> tuple[nn.Module, int]:
 
 
 def sizes(job: Job) -> Sizes:
-    """Parameters and bytes of what stands."""
+    """Parameters and standing bytes."""
     return _sizes(job._replace(micro_batch=1, length=1, checkpointing=False, cached=False))
 
 
@@ -214,9 +215,9 @@ def _sizes(job: Job) -> Sizes:
 
 @lru_cache(maxsize=256)
 def passing_of(job: Job) -> dict[str, int] | None:
-    """What passes through the job's model in a micro-batch, see `passing`; None where it cannot be found beforehand.
+    """The memory that passes through the job's model in a micro-batch, see `passing`; None if it cannot be found in advance.
 
-    Found on models of two and three layers where all but the first are alike, as each further one adds the same.
+    If all layers after the first are alike, models of two and three layers are measured, as each further layer adds the same.
     """
     size = sizes(job)
     if not size.has_known_shapes:
@@ -241,14 +242,14 @@ def _passing(job: Job, layers: int | None = None) -> dict[str, int]:
 
 
 def _are_alike(model: nn.Module, depth: int) -> bool:
-    """Whether all of the `depth` layers of `model` but the first have parameters of the same shapes."""
+    """Return True if the layers of `model` after the first (of `depth`) have parameters of the same shapes."""
     stacks = [each for each in model.modules() if isinstance(each, nn.ModuleList) and len(each) == depth]
     kinds = {tuple(parameter.shape for parameter in layer.parameters()) for stack in stacks for layer in stack[1:]}
     return len(kinds) == 1
 
 
 def _has_known_shapes(model) -> bool:
-    """Whether no shape depends on the data. So it is with experts that are one grouped product, transformers' default; what
-    stands in for tensors without storage knows that product in bfloat16 only."""
+    """Return True if no shape depends on the data. Experts as one grouped product, transformers' default, meet this; the stand-in
+    for tensors without storage knows that product only in bfloat16."""
     grouped = getattr(model.config.get_text_config(), "_experts_implementation", None) == "grouped_mm"
     return not stacked_experts(model) or (grouped and model.dtype == torch.bfloat16)

@@ -1,7 +1,7 @@
-"""What the published runs would take on GPUs, as the table of docs/gpu.md: python -m ba_lora.planning.table [CONFIG ...]
+"""GPU requirements of the published runs, as the table of docs/gpu.md: python -m ba_lora.planning.table [CONFIG ...]
 
-A cell is the first placement that fits: "c" with --gradient_checkpointing, "z" with ZeRO-3, both where both are needed, with the
-bytes a device and the hours.
+A cell is the first placement that fits: "c" with --gradient_checkpointing, "z" with ZeRO-3, both if both are needed, with the
+bytes per device and the hours.
 """
 
 import sys
@@ -19,7 +19,7 @@ DEVICES = ("1xA40", "2xA40", "4xA40", "8xA40", "1xH100-80")
 
 
 def published() -> list[Path]:
-    """A config for each model, version and rank; the three data sets of one are alike here."""
+    """One config for each model, version and rank; its three data sets cost the same here."""
     return sorted(file for file in FOLDER.glob("*-metamath-*.yaml"))
 
 
