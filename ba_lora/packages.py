@@ -159,7 +159,7 @@ def read_member(archive: Path | bytes, name: str) -> bytes:
     except (KeyError, tarfile.TarError, EOFError, OSError):
         label = archive if isinstance(archive, Path) else "the archive"
         raise UserError(
-            f"{label} holds no readable file {name}; remove it from the cache and try again"
+            f"{label} holds no file {name} that can be read; remove it from the cache and try again"
         ) from None
 
 

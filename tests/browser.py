@@ -36,7 +36,7 @@ def browser_or_skip() -> str:
 
 
 class Page:
-    """One tab. events: what the browser has told since it was opened, as (method, parameters)."""
+    """One tab. events: the browser's events since it was opened, as (method, parameters)."""
 
     def __init__(self, commands: int, answers: int):
         self.events: list[tuple[str, dict]] = []
@@ -60,7 +60,7 @@ class Page:
                 return answer["result"]
 
     def open(self, address: str) -> None:
-        """Load a page, anew even where only the part behind # differs."""
+        """Load a page, also if only the part after # differs."""
         self.call("Page.navigate", url="about:blank")
         loader = self.call("Page.navigate", url=address)["loaderId"]
         while not any(
@@ -79,7 +79,7 @@ class Page:
         return answer["result"].get("value")
 
     def wait_for(self, expression: str) -> None:
-        """Until a JavaScript expression is true."""
+        """Wait until a JavaScript expression is true."""
         self.evaluate(
             f"new Promise(done => {{ const look = () => {expression} ? done() : setTimeout(look, 5); look() }})"
         )
@@ -102,7 +102,7 @@ class Page:
         self.call("Input.dispatchKeyEvent", type="keyUp", key=key, windowsVirtualKeyCode=code)
 
     def _next(self) -> dict:
-        """The browser's next message; an event is kept."""
+        """The browser's next message; events are kept."""
         while b"\0" not in self._read:
             assert select.select([self._answers], [], [], PATIENCE)[0], f"no answer from Chromium in {PATIENCE} s"
             block = os.read(self._answers, 1 << 20)
@@ -117,7 +117,7 @@ class Page:
 
 @contextmanager
 def open_browser(folder: Path) -> Iterator[Page]:
-    """A Chromium with its profile and pipes in `folder`; it is ended with the block."""
+    """A Chromium with its profile and pipes in `folder`; it ends with the block."""
     for name in ("commands", "answers"):
         os.mkfifo(folder / name)
     options = [*OPTIONS, f"--user-data-dir={folder / 'profile'}", *(["--no-sandbox"] if os.geteuid() == 0 else [])]
@@ -130,5 +130,5 @@ def open_browser(folder: Path) -> Iterator[Page]:
     finally:
         os.close(commands)
         os.close(answers)
-        os.killpg(process.pid, signal.SIGKILL)  # its own group: helpers of the browser too
+        os.killpg(process.pid, signal.SIGKILL)  # its own group, so the browser's helpers end too
         process.wait()

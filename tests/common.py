@@ -1,4 +1,4 @@
-"""What many tests use: a small random model, ragged samples, a batch, a finished run folder, a command without its start."""
+"""Helpers for many tests: a small random model, ragged samples, a batch, a finished run folder, a command run in this process."""
 
 import contextlib
 import io
@@ -23,7 +23,7 @@ from ba_lora.training.arguments import as_config, parse
 
 ROOT = Path(__file__).parent.parent
 VOCABULARY = 97
-# Numbers of a small model, for any of transformers' configs.
+# Sizes of a small model, for any of transformers' configs.
 SMALL = {
     "vocab_size": VOCABULARY,
     "hidden_size": 32,
@@ -38,7 +38,7 @@ SMALL = {
 
 
 def small_llama(seed: int = 0, **changes) -> LlamaForCausalLM:
-    """A random Llama of 2 layers; small enough for hundreds of steps a second."""
+    """A random Llama of 2 layers, small enough for hundreds of steps per second."""
     options = {
         "vocab_size": VOCABULARY,
         "hidden_size": 32,
@@ -56,7 +56,7 @@ def small_llama(seed: int = 0, **changes) -> LlamaForCausalLM:
 
 
 def small_classifier(name: str, seed: int = 0, **changes):
-    """A random classifier of 3 outputs, of the class and with the flags of a model of configs/models."""
+    """A random classifier with 3 outputs, with the class and flags of a model of configs/models."""
     numbers = dict(read_numbers(name)[0])
     sizes = {**SMALL, "max_position_embeddings": 64, "num_labels": 3}
     if name == "gpt2-xl":
@@ -101,7 +101,7 @@ def ragged_samples(count: int, seed: int = 0) -> list[dict]:
 
 
 class TokenIds:
-    """As much of a tokenizer as PadRight needs."""
+    """The parts of a tokenizer that PadRight needs."""
 
     pad_token_id = 0
     eos_token_id = 2
@@ -112,7 +112,7 @@ def collate(samples: list[dict]) -> dict[str, torch.Tensor]:
 
 
 def finished_run(folder: Path, *, model: str = "someone/base", saved: str = "adapter", **changes) -> Path:
-    """A run folder as `train` leaves it, without the training. `changes` are options of the run."""
+    """A run folder as `train` leaves it, without the training. `changes`: options of the run."""
     words = ["--output_dir", str(folder), "--model", model, "--rank", "4", "--template", "alpaca"]
     arguments = replace(parse(words), **changes)
     record = {
@@ -138,8 +138,8 @@ def finished_run(folder: Path, *, model: str = "someone/base", saved: str = "ada
 
 
 def command(*words: str, cwd: Path = ROOT, stdin: str = "") -> subprocess.CompletedProcess:
-    """`python WORDS` (a file of the repository, or -m and a module), in this process: a new one would import for seconds what
-    this one has. It ends by SystemExit, as run_cli makes it."""
+    """`python WORDS` (a file of the repository, or -m and a module), run in this process, because a new one would need seconds for
+    its imports. It ends with SystemExit, as under run_cli."""
     start, (name, *arguments) = runpy.run_path, words
     if name == "-m":
         start, (name, *arguments) = runpy.run_module, arguments

@@ -1,4 +1,4 @@
-"""No test reaches a hub or a GPU. Fixtures of the embedded model, for what a random model cannot show."""
+"""No test uses a hub or a GPU. Fixtures of the embedded model, for tests that need more than a random model."""
 
 import atexit
 import os
@@ -19,7 +19,7 @@ atexit.register(shutil.rmtree, os.environ["HF_HOME"], ignore_errors=True)
 
 @pytest.fixture(scope="session", autouse=True)
 def own_cache(tmp_path_factory):
-    """Nothing is left in the user's cache, and nothing is taken from it. Workers share what they fetch."""
+    """Leave nothing in the user's cache and use nothing from it. Workers share what they fetch."""
     cache = tmp_path_factory.mktemp("cache")
     os.environ["BA_LORA_CACHE"] = str(cache)
     if "PYTEST_XDIST_WORKER" in os.environ:

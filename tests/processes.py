@@ -1,4 +1,4 @@
-"""Commands that tests send signals to: started with the dispositions of an interactive shell, and with nothing left afterwards."""
+"""Commands that tests send signals to: started with the signal dispositions of an interactive shell, and with nothing left behind."""
 
 import contextlib
 import ctypes
@@ -16,13 +16,13 @@ LIMIT = 300  # seconds: a guard against deadlock, not a measure
 
 
 def default_signals() -> None:
-    """For `preexec_fn`: tests may run in the background of a script, where SIGINT is ignored, and children inherit that."""
+    """For `preexec_fn`: tests may run as a script's background job, where SIGINT is ignored, and children inherit that."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def start(*words, ignored=(), **options) -> subprocess.Popen:
-    """A command in a process group of its own, as a shell starts it; it ignores the signals `ignored`, as under nohup."""
+    """A command in its own process group, as a shell starts it; it ignores the signals `ignored`, as under nohup."""
 
     def prepare():
         default_signals()
@@ -37,7 +37,7 @@ def start(*words, ignored=(), **options) -> subprocess.Popen:
 
 
 def wait_until(happened, process=None, pause=0.01) -> None:
-    """Until `happened()`; AssertionError when `process` ends before."""
+    """Wait until `happened()`; raises AssertionError if `process` ends first."""
     end = time.monotonic() + LIMIT
     while not happened():
         assert time.monotonic() < end, "nothing happened"
@@ -47,13 +47,13 @@ def wait_until(happened, process=None, pause=0.01) -> None:
 
 @contextlib.contextmanager
 def orphans():
-    """Inside, what a process leaves behind becomes a child of this one, whatever its group and session → a function that gives
-    those that are left."""
+    """Inside the block, orphaned processes become children of this one, whatever their group and session → a function that
+    returns those that are left."""
     prctl, before = ctypes.CDLL(None).prctl, {child.pid for child in psutil.Process().children()}
     prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
     def left(within=5.0):
-        end = time.monotonic() + within  # the system needs a moment for those that were killed
+        end = time.monotonic() + within  # killed processes take a moment to disappear
         while True:
             found = []
             for child in psutil.Process().children(recursive=True):

@@ -1,4 +1,4 @@
-"""The benchmark compares like with like: equal losses where they should be equal, and a faithful reference. No time is asserted."""
+"""The benchmark compares like with like: losses are equal where they should be, and the reference is faithful. No time is asserted."""
 
 import json
 

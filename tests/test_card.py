@@ -1,4 +1,4 @@
-"""The model card says what run.json says, in front matter that the hub's own client accepts, and names no path."""
+"""The model card agrees with run.json, its front matter is accepted by the hub's own client, and it names no path."""
 
 import json
 from pathlib import Path
@@ -136,7 +136,7 @@ def test_every_schedule_has_words(tmp_path, schedule, words):
 
 
 def test_a_folder_without_a_finished_run_is_one_line(tmp_path):
-    with pytest.raises(UserError, match="is no run folder"):
+    with pytest.raises(UserError, match="is not a run folder"):
         write_card(tmp_path)
     (tmp_path / "run.json").write_text("{}")
     with pytest.raises(UserError, match="the run has not ended"):

@@ -1,4 +1,4 @@
-"""The interactive look: both answers are those of the evaluation, the base is the base, and the keys do what they say."""
+"""The interactive chat: both answers equal those of the evaluation, the base is the base, and the keys work as documented."""
 
 import builtins
 import io
@@ -41,7 +41,7 @@ def said(output: str) -> list[str]:
 
 
 def expected(model: str, template, question: str | list = QUESTION) -> str:
-    """What the evaluation's backend answers."""
+    """The answer of the evaluation's backend."""
     subject = open_subject(model)
     prompt = encode_prompt(subject.tokenizer, template, question)
     (done,) = generate([prompt], model=subject.model, tokenizer=subject.tokenizer, max_new_tokens=48, progress=False)
@@ -49,7 +49,7 @@ def expected(model: str, template, question: str | list = QUESTION) -> str:
 
 
 def pipe(monkeypatch, capsys, text: str, *words: str) -> str:
-    """What the command prints for `text` on its standard input."""
+    """The command's output for `text` on its standard input."""
     monkeypatch.setattr(sys, "stdin", io.StringIO(text))
     main([*words, *SHORT])
     return capsys.readouterr().out
@@ -105,7 +105,7 @@ def test_multi_turn_keeps_each_models_own_conversation_until_reset(run, monkeypa
 def test_exit_ends_help_helps_and_an_unknown_command_is_one_line(run, monkeypatch, capsys):
     output = pipe(monkeypatch, capsys, f"/help\n/exit\n{QUESTION}\n", "--model", "tiny")
     assert "--run runs/v5" in output and "---" not in output.replace("--- ", "")
-    with pytest.raises(UserError, match="'/resset' is no command; the commands are /reset, /help and /exit"):
+    with pytest.raises(UserError, match="'/resset' is not a command; the commands are /reset, /help and /exit"):
         pipe(monkeypatch, capsys, "/resset\n", "--model", "tiny")
 
 
@@ -142,7 +142,7 @@ def test_at_the_keyboard_ctrl_c_asks_again_and_a_bad_line_is_only_reported(run, 
     monkeypatch.setattr(builtins, "input", typing)
     chat.converse(Chat(chat.parse(["--model", "tiny", *SHORT])), interactive=True)
     output = capsys.readouterr().out
-    assert "(Ctrl-D or /exit ends)" in output and "error: '/what' is no command" in output and len(said(output)) == 1
+    assert "(Ctrl-D or /exit ends)" in output and "error: '/what' is not a command" in output and len(said(output)) == 1
     monkeypatch.setattr(builtins, "input", lambda prompt: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         list(lines(interactive=False))
@@ -174,16 +174,16 @@ def test_a_character_of_several_tokens_is_shown_once_it_is_whole(capsys):
 
 
 BAD = [
-    ([], "give either --run DIR for a tuned model beside its base, or --model NAME"),
+    ([], "give either --run DIR for a tuned model and its base, or --model NAME"),
     (["--run", "a", "--model", "b"], "give either --run DIR"),
     (["--model", "tiny", "--only", "base"], "--only base chooses between the models of --run"),
     (["--model", "tiny", "--temperature", "-1"], "--temperature must be at least 0, got -1"),
-    (["--model", "tiny", "--top_p", "0.5"], "--top_p 0.5 has no use without sampling; add --temperature 1"),
+    (["--model", "tiny", "--top_p", "0.5"], "--top_p 0.5 has no effect without sampling; add --temperature 1"),
     (["--model", "tiny", "--top_p", "2"], "--top_p must be above 0 and at most 1, got 2"),
     (["--model", "tiny", "--max_new_tokens", "0"], "--max_new_tokens must be at least 1, got 0"),
     (["--model", "tiny", "--prompt", "word " * 600], "positions of the model; ask for less, or /reset first"),
     (["--run", "no/such/run"], "no/such/run is not a run folder"),
-    (["--run", str(ROOT / "ba_lora" / "tiny" / "model")], "names no base to set it beside; give it as --model"),
+    (["--run", str(ROOT / "ba_lora" / "tiny" / "model")], "names no base to compare it with; give it as --model"),
 ]
 
 

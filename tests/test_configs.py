@@ -1,4 +1,4 @@
-"""Every shipped recipe is the published one: parameters, steps, batch, precision and weights, planned without weights."""
+"""Every shipped recipe matches the published one in parameters, steps, batch, precision and weights, planned without weights."""
 
 from pathlib import Path
 
@@ -33,7 +33,7 @@ VERSIONS = {
 }
 
 
-SIZES = {  # of the figure over models: trained parameters at rank 128; of Mixtral the attention alone
+SIZES = {  # the figure over models: trained parameters at rank 128; for Mixtral, attention only
     "llama-2-13b": 500_695_040,
     "llama-3-70b": 1_656_750_080,
     "qwen1.5-7b": 319_815_680,

@@ -1,4 +1,4 @@
-"""Folders that are replaced, emptied and tidied up: only what is ours goes, whatever else lies there."""
+"""Folders that are replaced, emptied or cleaned up: only our own files are removed, whatever else is there."""
 
 import json
 import os
@@ -99,7 +99,7 @@ def test_an_old_run_is_taken_away_and_the_users_own_files_and_what_links_lead_to
     (run / "merged").symlink_to(elsewhere)
     before = seen(elsewhere)
     remove_run(run)
-    marker = "eval/gsm8k/.ba-lora.json"  # the evaluation that the notes are in is known as ours, and can be made again
+    marker = "eval/gsm8k/.ba-lora.json"  # the evaluation that holds the notes is marked as ours and can be repeated
     left = {str(path.relative_to(run)) for path in run.rglob("*") if not path.is_dir()}
     assert left == {*mine, marker} and is_ours(run / "eval/gsm8k", "evaluation")
     assert seen(elsewhere) == before and not (run / "eval/math").exists()

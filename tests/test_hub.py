@@ -1,4 +1,4 @@
-"""Uploading a run: against a local server that speaks as much of the hub's protocol as an upload needs."""
+"""Uploading a run, against a local server that implements the part of the hub's protocol that an upload needs."""
 
 import base64
 import json
@@ -22,7 +22,7 @@ ROOT = Path(__file__).parent.parent
 
 
 class Hub(ThreadingHTTPServer):
-    """What was asked of the hub in order, the files it was given, and whether it lets anybody write."""
+    """The requests to the hub in order, the files it received, and its write permission."""
 
     def __init__(self):
         super().__init__(("127.0.0.1", 0), Answers)
@@ -88,7 +88,7 @@ def test_training_ends_with_the_adapter_and_its_card_on_the_hub(hub, tmp_path):
     assert hub.created == {"name": "adapter", "organization": "someone", "visibility": "private"} and not hub.files
     push_after(folder, arguments)
     assert sorted(hub.files) == ["README.md", "adapter_config.json", "adapter_model.safetensors", "checksums.json"]
-    listed = json.loads(hub.files["checksums.json"])["files"]  # what is uploaded has no path of this machine in it
+    listed = json.loads(hub.files["checksums.json"])["files"]  # no path of this machine is uploaded
     assert listed == {name: sha256(hub.files[name]).hexdigest() for name in hub.files if name.startswith("adapter")}
     for name in ("README.md", "adapter_model.safetensors"):
         assert hub.files[name] == (folder / "adapter" / name).read_bytes()
@@ -162,5 +162,5 @@ def test_the_command_uploads_a_finished_run(hub, tmp_path, monkeypatch):
     (run / "run.json").unlink()
     done = command("-m", "ba_lora.hub", str(run), "someone/adapter")
     assert done.returncode == 2 and done.stderr.strip() == (
-        f"error: {run} is no run folder (it has no run.json); give the --output_dir of a training run"
+        f"error: {run} is not a run folder (it has no run.json); give the --output_dir of a training run"
     )

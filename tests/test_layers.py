@@ -1,4 +1,4 @@
-"""What may import what. A room is a folder of `ba_lora` or `eval`, or a module beside the folders; the imports are read, not run."""
+"""Allowed imports. A room is a folder of `ba_lora` or `eval`, or a module beside the folders; imports are read, not executed."""
 
 import ast
 from collections import defaultdict
@@ -47,7 +47,7 @@ ALLOWED = {
 
 
 def room(module: str) -> str:
-    """The room of a module: "data" of "ba_lora.data.glue", "eval.answers" of "eval.answers.latex", "eval" of "eval.gsm8k"."""
+    """The room of a module: "data" for "ba_lora.data.glue", "eval.answers" for "eval.answers.latex", "eval" for "eval.gsm8k"."""
     first, *rest = module.split(".")
     if first == "ba_lora":
         return rest[0] if rest else "ba_lora"
@@ -56,7 +56,7 @@ def room(module: str) -> str:
 
 
 def imports(module: str, source: str) -> set[str]:
-    """The project's modules that `module` imports anywhere in its source, inside functions too."""
+    """The project's modules that `module` imports anywhere in its source, including inside functions."""
     package = module if FILES[module].name == "__init__.py" else module.rpartition(".")[0]
     found = set()
     for node in ast.walk(ast.parse(source)):
@@ -71,7 +71,7 @@ def imports(module: str, source: str) -> set[str]:
 
 
 def forbidden(module: str, source: str) -> list[str]:
-    """The imports of `module` that its room may not have."""
+    """The imports of `module` that its room must not have."""
     here = room(module)
     found = sorted(imports(module, source) - {module})
     if here in ("experiments", "train"):
@@ -119,7 +119,7 @@ def test_no_benchmark_imports_another():
 
 
 def test_no_import_goes_in_a_circle():
-    """Within a room too; `import ba_lora`, which opens nothing, does not count."""
+    """Also within a room; `import ba_lora`, which opens nothing, does not count."""
     below = {name: imports(name, file.read_text()) - {name, "ba_lora", "eval"} for name, file in FILES.items()}
     left = dict(below)
     while free := [name for name, found in left.items() if not found & set(left)]:

@@ -51,7 +51,7 @@ def test_deberta_has_the_published_hyperparameters(task):
     made = parse(["--config", str(FOLDER / f"deberta-v3-base-{task}.yaml"), "--dry_run"])
     rates = (made.epochs, made.effective_batch_size, made.learning_rate, made.alpha)
     assert rates == DEBERTA[task] and made.rank == 8 and made.lr_scheduler == "linear"
-    assert made.micro_batch_size == made.effective_batch_size  # the statistics are those of the batch
+    assert made.micro_batch_size == made.effective_batch_size  # the statistics cover the whole batch
     assert (made.objective().lambda1, made.objective().svd_k) == (0.15, 5)
 
 
@@ -68,7 +68,7 @@ def test_every_method_plans(model, method):
     assert 0 < made["trainable_parameters"] <= made["parameters"]
 
 
-@pytest.mark.slow  # three heads a row to build: half a minute
+@pytest.mark.slow  # builds three heads per row: half a minute
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("model", MODELS)
 def test_all_tasks_of_a_row_plan(model, method):
@@ -78,9 +78,9 @@ def test_all_tasks_of_a_row_plan(model, method):
         outputs = {"mnli": 3, "stsb": 1}.get(task, 2)
         trained.add((outputs, made["trainable_parameters"]))
         assert made["task"] == task and made["steps"] > 0
-    assert len(trained) == 3  # the head's width is all that differs between tasks
+    assert len(trained) == 3  # tasks differ only in the width of the head
 
 
 def test_the_adapter_of_deberta_is_the_printed_one():
-    head = 768 * 768 + 768 + 2 * 768 + 2  # pooler and classifier, trained beside it
+    head = 768 * 768 + 768 + 2 * 768 + 2  # pooler and classifier, trained in addition
     assert planned("deberta-v3-base", "cola")["trainable_parameters"] == 1_327_104 + head

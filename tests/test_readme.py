@@ -36,7 +36,7 @@ def commands(text: str) -> list[str]:
 PEFT_LOAD, LIBRARY = blocks(README, "python")
 (STOCK,) = blocks(START, "python")
 
-# What makes a command short, by its beginning. A command that is not listed here runs as it is.
+# Options that shorten a command, by its beginning. Commands that are not listed run as they are.
 SHORT = {
     "NPROC=8 sh scripts/ba-lora.sh": ["--dry_run"],
     "sh scripts/ba-lora.sh --seeds": ["--help"],
@@ -150,7 +150,7 @@ LINKED = re.compile(r"\]\(([^)#:]+)\)")  # to a file, from the page's folder
 
 
 def is_made(name: str) -> bool:
-    """assets/NAME is made of results/NAME; where those are not there, its page says where it will be."""
+    """assets/NAME is made from results/NAME; if those are missing, its page says where it will be."""
     folder, _, rest = name.partition("/")
     return folder != "assets" or (ROOT / "results" / rest.partition("/")[0]).is_dir()
 

@@ -1,4 +1,4 @@
-"""The set-up that the shell commands share, with a fake interpreter: what it makes, and that it installs once."""
+"""The set-up shared by the shell commands, with a fake interpreter: what it creates, and that it installs only once."""
 
 import os
 import shutil
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.skipif(shutil.which("sh") is None, reason="no POSIX she
 
 @pytest.fixture
 def checkout(tmp_path):
-    """scripts/ and requirements.txt beside a python3 that writes down how it is called."""
+    """scripts/ and requirements.txt beside a python3 that records how it is called."""
     shutil.copytree(ROOT / "scripts", tmp_path / "scripts")
     shutil.copy(ROOT / "requirements.txt", tmp_path)
     (tmp_path / "bin").mkdir()

@@ -1,4 +1,4 @@
-"""What the DeepSpeed configs say once the options have filled them, what they may not say, and that FSDP is refused."""
+"""The DeepSpeed configs after the options have filled them, forbidden settings, and the refusal of FSDP."""
 
 import json
 from pathlib import Path
@@ -22,7 +22,7 @@ def test_a_config_is_filled_from_the_options_alone(tmp_path, file, bf16):
     words = ["--config", TINY, "--output_dir", str(tmp_path / "run"), "--deepspeed", str(file)]
     words += ["--micro_batch_size", "4", "--max_grad_norm", "0.7", "--learning_rate", "3e-4", "--weight_decay", "0.1"]
     arguments = parse(words)
-    arguments.deepspeed = None  # transformers would start the processes' group
+    arguments.deepspeed = None  # otherwise transformers would start the process group
     ours = training_arguments(arguments, arguments.accumulation(2))
     ours.bf16 = bf16  # as on a GPU with --dtype bfloat16
     try:
@@ -33,7 +33,7 @@ def test_a_config_is_filled_from_the_options_alone(tmp_path, file, bf16):
     config = filled.config
     assert not filled.mismatches and "auto" not in json.dumps(config)
     assert config["train_micro_batch_size_per_gpu"] == 4 and config["gradient_accumulation_steps"] == 4
-    assert config["train_batch_size"] == 16  # of the one process that fills it here
+    assert config["train_batch_size"] == 16  # for the single process here
     assert config["gradient_clipping"] == 0.7
     assert config["bf16"]["enabled"] is bf16 and config["fp16"]["enabled"] is False
     offloaded = "offload" in file.stem
@@ -52,12 +52,12 @@ def test_there_is_a_config_for_each_stage_with_and_without_offload():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"gradient_clipping": 0.5}, r'gradient_clipping is 0.5; write "auto", --max_grad_norm fills it'),
-        ({"gradient_clipping": None}, "gradient_clipping is null"),  # left out DeepSpeed would not clip
+        ({"gradient_clipping": 0.5}, r'gradient_clipping is 0.5; write "auto", so that --max_grad_norm fills it'),
+        ({"gradient_clipping": None}, "gradient_clipping is null"),  # without it DeepSpeed would not clip
         ({"train_micro_batch_size_per_gpu": 2}, "--micro_batch_size fills it"),
         ({"bf16": {"enabled": True}}, "bf16.enabled is true; .* --dtype fills it"),
         ({"optimizer": {"type": "AdamW", "params": {"weight_decay": "auto"}}}, "optimizer.params.lr is null"),
-        ({"scheduler": {"type": "WarmupLR"}}, "its scheduler would replace --lr_scheduler; leave it out"),
+        ({"scheduler": {"type": "WarmupLR"}}, "its scheduler would override --lr_scheduler; leave it out"),
     ],
 )
 def test_a_config_that_says_what_the_options_say_is_refused(tmp_path, change, message):
@@ -73,7 +73,7 @@ def test_a_config_that_says_what_the_options_say_is_refused(tmp_path, change, me
 
 
 def test_fsdp_is_refused_by_name(tmp_path, monkeypatch):
-    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")  # as accelerate launch --use_fsdp sets it
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")  # as set by accelerate launch --use_fsdp
     with pytest.raises(UserError, match=r"ACCELERATE_USE_FSDP is true .* use --deepspeed .*zero3\.json") as raised:
         train(parse(["--config", TINY, "--output_dir", str(tmp_path / "run")]))
     assert "\n" not in str(raised.value) and not (tmp_path / "run").exists()

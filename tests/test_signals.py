@@ -1,6 +1,6 @@
-"""SIGINT and SIGTERM to a matrix, a training, an evaluation: each ends in order with one line, and nothing that it started is left.
+"""SIGINT and SIGTERM to a matrix, a training, an evaluation: each ends in order with one line and leaves no process behind.
 
-Libraries that a command imports are replaced, where a test wants a signal just then, by a module that says so and sleeps.
+If a test needs a signal during an import, the library is replaced by a module that reports the import and sleeps.
 """
 
 import contextlib
@@ -19,7 +19,7 @@ from tests.processes import LIMIT, ROOT, orphans, start, wait_until
 SIGNALS = pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["SIGINT", "SIGTERM"])
 GROUP = pytest.mark.parametrize("group", [False, True], ids=["parent", "group"])
 SLOW = pytest.mark.slow
-TWO_OF_FOUR = pytest.mark.parametrize(  # of the four of SIGNALS and GROUP
+TWO_OF_FOUR = pytest.mark.parametrize(  # of the four combinations of SIGNALS and GROUP
     ("number", "group"),
     [
         pytest.param(signal.SIGINT, True, id="Ctrl-C"),
@@ -38,14 +38,14 @@ while True:
 
 
 def send(process, number, group=False):
-    """Send the signal, wait for the end → (status, what was said on stderr)."""
+    """Send the signal and wait for the end → (status, stderr)."""
     (os.killpg if group else os.kill)(process.pid, number)
     said = process.communicate(timeout=LIMIT)[1]
     return process.returncode, said
 
 
 def sleeping(folder, library):
-    """(an environment in which the import of `library` does not end, a function that gives the processes that are in it)"""
+    """(an environment in which the import of `library` does not end, a function that returns the processes inside it)"""
     (folder / "libraries").mkdir()
     (folder / "libraries" / f"{library}.py").write_text(SLEEPS)
     (folder / "asleep").mkdir()
@@ -54,7 +54,7 @@ def sleeping(folder, library):
 
 
 def run_script(folder, body, **options):
-    """A command whose `main` has this body, as the project's own are: under run_cli."""
+    """A command with this body as its `main`, run under run_cli like the project's own."""
     lines = "".join(f"    {line}\n" for line in body.strip().splitlines())
     head = "import ctypes, os, signal, subprocess, sys, threading, time\nfrom pathlib import Path\n"
     text = f"{head}from ba_lora import signals\nfrom ba_lora.errors import run_cli\nhere = Path(sys.argv[1])\ndef main():\n"
@@ -67,11 +67,11 @@ def run_script(folder, body, **options):
 
 STUCK = {
     "asleep": "time.sleep(1000)",
-    "in a library that Python does not get out of": (
+    "in a library that Python cannot leave": (
         "mutex, lock = ctypes.create_string_buffer(256), ctypes.CDLL(None).pthread_mutex_lock\nlock(mutex)\nlock(mutex)"
     ),
     "in a library that swallows it": "while True:\n    try: time.sleep(1000)\n    except BaseException: pass",
-    "in a library that makes another error of it": "try: time.sleep(1000)\nexcept BaseException: raise ImportError('x')",
+    "in a library that turns it into another error": "try: time.sleep(1000)\nexcept BaseException: raise ImportError('x')",
     "in threads": "threads = [threading.Thread(target=time.sleep, args=(1000,)) for _ in '12']\n"
     "for each in threads: each.start()\nfor each in threads: each.join()",
     "waiting for a child": "subprocess.run(['sleep', '1000'])",
@@ -174,7 +174,7 @@ def write_lines(file, records):
 
 
 def has_started(process, words, count=1):
-    """Whether so many processes below this one have `words` in their command."""
+    """Return True if at least `count` processes below this one have `words` in their command."""
     found = 0
     for child in psutil.Process(process.pid).children(recursive=True):
         with contextlib.suppress(psutil.Error):
@@ -248,7 +248,7 @@ def test_an_evaluation_that_opens_its_model_or_writes_its_score_ends_with_one_li
     out = tmp_path / "out"
     process = start(*GSM8K, str(out))
     wait_until(lambda: (out / "generations.jsonl").is_file() and len(kept(out)) == 300, process, pause=0.001)
-    status, said = send(process, number)  # it scores and writes now, or has just ended
+    status, said = send(process, number)  # it is scoring and writing, or has just ended
     assert status in (0, 128 + number) and "Traceback" not in said
     assert len(kept(out)) == 300 and not list(out.glob(".*"))
     assert start(*GSM8K, str(out), *([] if status else ["--overwrite"])).wait(LIMIT) == 0
@@ -266,7 +266,7 @@ IN_WORKERS = 'evaluate: {test: {data: "tinymath:test", limit: 400}}\n'
 
 
 def matrix(folder, more=IN_WORKERS, limit=640, command="run"):
-    """The words of a matrix of four runs, two at once; below `folder`."""
+    """The words of a matrix of four runs, two at once, in `folder`."""
     file = folder / "small.yaml"
     text = RUNS.replace("CONFIG", str(ROOT / "configs/nlg/tiny.yaml")).replace("LIMIT", str(limit))
     file.write_text(text + more)
@@ -294,7 +294,7 @@ def test_a_matrix_whose_workers_import_their_libraries_ends(tmp_path, number, gr
         process = start(*matrix(tmp_path), env=environment)
         wait_until(lambda: len(asleep()) == 2, process)
         assert_stopped(*send(process, number, group), number, tmp_path)
-        assert left() == [] and len(asleep()) == 2  # no further run was begun
+        assert left() == [] and len(asleep()) == 2  # no further run was started
 
 
 @pytest.mark.slow
@@ -379,7 +379,7 @@ def test_a_matrix_ends_at_any_moment_and_goes_on(tmp_path, kind, moment, number,
         assert resumed["status"] == "finished"
 
 
-# A training on its own; tests/training/test_checkpoints.py has the moments within a step
+# A single training; tests/training/test_checkpoints.py covers the moments within a step
 
 TRAIN = [sys.executable, "train.py", "--config", "configs/nlg/tiny.yaml", "--limit", "640", "--logging_steps", "1"]
 

@@ -46,7 +46,7 @@ def words(base):
 
 
 class KeepLogits(TrainerCallback):
-    """The logits of `ids` from the model as it was trained, before anything is saved."""
+    """Record the logits of `ids` from the model as trained, before anything is saved."""
 
     def __init__(self, ids):
         self.ids = ids

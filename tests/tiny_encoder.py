@@ -1,4 +1,4 @@
-"""A tiny random encoder with a vocabulary of its own, and small data of three tasks, in the hub's columns as JSON lines."""
+"""A tiny random encoder with its own vocabulary, and small data for three tasks, in the hub's columns as JSON lines."""
 
 import json
 import random
@@ -12,7 +12,7 @@ OTHERS = ["film", "story", "actor", "the", "a", "is", "was", "and"]
 
 
 def sentence(draw: random.Random, label: int) -> str:
-    """Some words, one of which tells the label."""
+    """Some words, one of which reveals the label."""
     words = [draw.choice(OTHERS) for _ in range(draw.randint(2, 6))]
     words.insert(draw.randint(0, len(words)), draw.choice(GOOD if label else BAD))
     return " ".join(words)

@@ -53,7 +53,7 @@ def read_numbers(name: str) -> tuple[dict, str]:
             return described["numbers"], f"configs/models/{file.name}"
         known |= dict.fromkeys(names)
     raise UserError(
-        f"the sizes of the model '{name}' are not known{nearest(name, known)}; give a folder that holds its config.json, "
+        f"no numbers of the model '{name}' are here{nearest(name, known)}; give a folder that holds its config.json, "
         "or describe it in configs/models"
     )
 

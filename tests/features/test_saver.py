@@ -1,4 +1,4 @@
-"""Features of the last hidden layer: the right token of each text, and a training that does not notice."""
+"""Features of the last hidden layer: taken from the right token of each text, without affecting the training."""
 
 import random
 
@@ -103,7 +103,7 @@ def test_features_in_padded_batches_are_those_of_each_text_alone(kind, side, tok
     assert said == pooling and features.dtype == np.float32
     assert labels.tolist() == [text["labels"] for text in texts]
     wrong = np.stack([alone(model.base_model, text)[-1 - token].numpy() for text in texts])
-    assert np.abs(features - wrong).max(axis=1).min() > 0.01  # a wrong token would show
+    assert np.abs(features - wrong).max(axis=1).min() > 0.01  # a wrong token would be noticed
 
 
 def test_the_features_of_a_decoder_are_what_its_head_reads():
@@ -182,7 +182,7 @@ class Losses(TrainerCallback):
 
 
 def trained(folder, steps=None):
-    """(losses, trained model) of a small LoRA training, with features saved where `steps` is given."""
+    """(losses, trained model) of a small LoRA training; features are saved if `steps` is given."""
     with torch.random.fork_rng():
         torch.manual_seed(2)
         lora = LoraConfig(r=2, target_modules=["query"], lora_dropout=0.1, task_type="SEQ_CLS")
@@ -246,7 +246,7 @@ def test_the_steps_asked_for_and_the_end_are_saved_with_what_they_are(tmp_path):
 
 
 def start(folder, step, steps=(0, 2), main=True, max_steps=4):
-    """The beginning of a training at `step`, seen by a FeatureSaver that is returned."""
+    """Begin a training at `step` with a FeatureSaver, which is returned."""
     saver = FeatureSaver(small("bert"), examples(7), padded("right"), list(steps), folder, labels=CLASSES)
     state = TrainerState(global_step=step, max_steps=max_steps, is_world_process_zero=main)
     saver.on_train_begin(None, state, TrainerControl())
@@ -282,6 +282,6 @@ def test_what_cannot_be_saved_is_refused_before_the_training(tmp_path):
     with pytest.raises(UserError, match="no examples"):
         FeatureSaver(small("bert"), [], padded("right"), [0], tmp_path)
     saver, state = start(tmp_path, step=0, steps=[])
-    next(saver.student.parameters()).ds_id = 0  # as ZeRO-3 marks a parameter that it has cut
+    next(saver.student.parameters()).ds_id = 0  # ZeRO-3 marks a split parameter in this way
     with pytest.raises(UserError, match="use ZeRO-2"):
         saver.on_train_begin(None, state, TrainerControl())

@@ -1,4 +1,4 @@
-"""t-SNE figures: scores against their definitions, the same figure twice, and what is refused."""
+"""t-SNE figures: scores against their definitions, the same figure twice, and refused inputs."""
 
 import csv
 import shutil
@@ -38,7 +38,7 @@ def blobs(count=60, width=8, classes=3, apart=20.0, seed=0):
 
 
 def save(folder, step="final", points=None, labels=None, facts=True, **options):
-    """Write one step as a training does; returns the folder."""
+    """Write one step as a training does; return the folder."""
     drawn = blobs(**options)
     folder.mkdir(parents=True, exist_ok=True)
     np.save(features_file(folder, step), drawn[0] if points is None else points)
@@ -95,7 +95,7 @@ def test_the_scores_are_their_definitions(apart):
 def test_the_purity_never_counts_an_example_as_its_own_neighbour():
     points = np.repeat(np.arange(6.0), 2)[:, None] * [1.0, 0.0]  # every point twice, once in each class
     labels = np.tile([0, 1], 6)
-    assert scores(points, labels)["knn_purity"] < 0.5  # 5 of the 11 others are of the same class
+    assert scores(points, labels)["knn_purity"] < 0.5  # 5 of the 11 others have the same class
 
 
 def test_blobs_far_apart_score_near_1_and_shuffled_labels_near_0():
@@ -281,7 +281,7 @@ def test_what_was_not_saved_is_named_with_what_was(tmp_path):
         ({"labels": np.linspace(0, 5, 60)}, "no class numbers .* regression"),
         ({"labels": np.full(60, np.nan)}, "no class numbers"),
         ({"labels": np.full(60, -1)}, "no class numbers .* unlabelled"),
-        ({"labels": np.zeros(60, int)}, "all 60 examples are entailment; two classes"),
+        ({"labels": np.zeros(60, int)}, "all 60 examples are entailment; at least two classes"),
         ({"labels": np.arange(60) % 4}, "is 3 and features.json names 3 classes"),
         ({"points": np.ones((60, 4))}, "same features, so there is nothing to draw"),
     ],
@@ -303,7 +303,7 @@ def test_a_broken_file_is_refused(tmp_path):
     whole = features_file(folder, "final").read_bytes()
     for content in (b"", b"features", whole[:-100]):
         features_file(folder, "final").write_bytes(content)
-        refused("features_step_final.npy is no array that can be read", [folder], tmp_path / "out")
+        refused("features_step_final.npy is not a readable array", [folder], tmp_path / "out")
     with open(features_file(folder, "final"), "wb") as file:
         np.savez(file, one=np.zeros(3))
     refused("archive of arrays", [folder], tmp_path / "out")
@@ -314,7 +314,7 @@ def test_too_few_examples_are_refused_with_the_remedy(tmp_path):
     refused("29 examples are too few for perplexity 10, which needs 30; give --perplexity 9", [folder], tmp_path / "o")
     refused("20 examples .* give --perplexity 6 or raise --limit", [folder], tmp_path / "o", limit=20)
     refused(
-        "10 examples are too few, the scores look at 10 neighbours", [folder], tmp_path / "o", limit=10, perplexity=2
+        "10 examples are too few, the scores use 10 neighbours", [folder], tmp_path / "o", limit=10, perplexity=2
     )
 
 
@@ -325,7 +325,7 @@ def test_runs_that_cannot_be_compared_are_refused(tmp_path):
     other = save(tmp_path / "four")
     write_json(other / "features.json", {"classes": ["no", "yes", "maybe"]})
     refused("different classes", [one, other], out)
-    refused("--names with a name of its own", [one, one], out)
+    refused("--names with a different name", [one, one], out)
     refused("2 folders have the names a; give --names", [one, other], out, names=["a"])
     for classes in (["no", "yes"], ["no", "yes", "yes"]):
         refused(r"--labels names \d classes .*the features have 3; name each once", [one], out, classes=classes)

@@ -1,4 +1,4 @@
-"""One file of each kind that the project writes and reads again, and how each is read: what test_damage.py damages."""
+"""One file of each kind that the project writes and reads again, and how each is read: the files that test_damage.py damages."""
 
 import json
 import os
@@ -60,11 +60,11 @@ WANTED = {(str(number), 0): Request(number, f"What is {number}?", [1], None) for
 TRAINED_ON = [exchange(f"What is {number} + {number}?", f"It is {2 * number}.") for number in range(8)]
 
 
-# What is damaged: made once, by the project itself.
+# The files to be damaged: written once, by the project itself.
 
 
 def make_home(home):
-    """Fill a folder with one file of each kind at least, and a second one of each that belongs to something else."""
+    """Fill a folder with at least one file of each kind, and a second one of each that belongs to something else."""
     (home / "small.yaml").write_text(EXPERIMENT)
     experiment = read_experiment(home / "small.yaml", home / "runs")
     before = os.environ["BA_LORA_CACHE"]
@@ -94,7 +94,7 @@ def make_home(home):
 
 
 def _models(folder, seed):
-    """adapters in our own form and of a classifier, and a whole model."""
+    """Adapters, in our own format and of a classifier, and a whole model."""
     for name, model in (("bitfit", small_llama(attention_bias=True)), ("full", small_llama(seed))):
         student = attach(model, name, rank=2, alpha=2)
         move(student)
@@ -109,7 +109,7 @@ def _models(folder, seed):
 
 
 def _evaluation(folder, said, config):
-    """A generations.jsonl that grows and one that is complete, a judgment, and a classifier's predictions with their score."""
+    """A growing and a complete generations.jsonl, a judgment, and a classifier's predictions with their score."""
     made = {"completion": said, "finish_reason": "stop", "tokens": 4}
     records = [{"id": request.id, "prompt": request.prompt} | made for request in WANTED.values()]
     for place in (folder, folder / "ended"):
@@ -149,7 +149,7 @@ def _features(folder, seed):
     saver.on_train_end(None, TrainerState(is_world_process_zero=True), None)
 
 
-# How each is read, as the commands read it. The result has to be that of whole files, unless something was said.
+# How the commands read each file. The result must equal that of intact files, unless a message was given.
 
 
 def opened(home):
@@ -182,7 +182,7 @@ def table(home):
 
 
 def continued(home):
-    """The checkpoint that `train --resume` goes on from."""
+    """The checkpoint from which `train --resume` continues."""
     arguments = read_experiment(home / "small.yaml", home / "runs").runs[0].arguments
     record = read_json(home / RUN / "run.json")
     found = run._checkpoint(replace(arguments, resume=True), home / RUN, True, record)
@@ -250,7 +250,7 @@ def featured(home):
 
 
 class Kind(NamedTuple):
-    """file, other: of the home, as patterns. read: what is made of it. parts: what of the home is copied for it."""
+    """file, other: patterns of files in the home. read: the reader's result. parts: the parts of the home copied for it."""
 
     file: str
     other: str
@@ -326,4 +326,4 @@ def _kinds():
 
 
 KINDS = dict(_kinds())
-GROWING = (unfinished, unscored, judgments)  # what lacks a line is asked again
+GROWING = (unfinished, unscored, judgments)  # lines that are missing are requested again

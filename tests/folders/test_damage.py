@@ -1,9 +1,9 @@
 """Every kind of file that the project writes and reads again × truncated, a bit flipped, emptied, swapped with another run's.
 
-Each is refused in one line that names it, or made again or left aside with a line that says so, or it changes nothing. None is
-silent. What no checksum of the project's can see is a file of the user's own that stays readable: a flipped bit in a text or a
-value of the data, in a YAML file or in a foreign model. It is read as it stands; run.json keeps the hash of what was trained on,
-and a resumed run compares it.
+Each damaged file is refused in one line that names it, rebuilt or skipped with a line that says so, or makes no difference. None
+is silent. The project's checksums cannot protect the user's own files that stay readable: a flipped bit in a text or value of the
+data, in a YAML file or in a foreign model. Such a file is read as it is; run.json keeps the hash of the training data, and a
+resumed run compares it.
 """
 
 import json
@@ -42,7 +42,7 @@ def home(tmp_path_factory):
     return home
 
 
-FLIPS = (0.0, 0.2, 0.5, 0.8, 1.0)  # where in the file
+FLIPS = (0.0, 0.2, 0.5, 0.8, 1.0)  # position in the file
 
 
 def _flip(content, share):
@@ -95,7 +95,7 @@ def test_no_damage_goes_unnoticed(home, tmp_path, monkeypatch, caplog, name, dam
             missing = kind.read in GROWING and value.items() <= right.items()
             assert said or missing or _same(value, right), f"{kind.file}, {damage}: another value without a word"
             if said and not name.startswith(("checkpoint", "start", "t-SNE")):
-                assert _same(value, right), "what is made again is what was there"
+                assert _same(value, right), "a rebuilt file equals the original"
         if said:
             assert any(part in said for file in files for part in (file.name, file.parent.name)), said
             noticed += 1
@@ -105,7 +105,7 @@ def test_no_damage_goes_unnoticed(home, tmp_path, monkeypatch, caplog, name, dam
 
 
 def _put(files, contents):
-    """Write the files anew, not into the old ones: tensors and tables may be mapped to those."""
+    """Write new files instead of changing the old ones: tensors and tables may be mapped to those."""
     for file, content in zip(files, contents, strict=True):
         file.parent.mkdir(parents=True, exist_ok=True)
         file.unlink(missing_ok=True)
@@ -117,7 +117,7 @@ def _put(files, contents):
 
 @pytest.fixture
 def copied(home, tmp_path, monkeypatch):
-    """The home again, to be damaged."""
+    """A copy of the home, to be damaged."""
     shutil.copytree(home, tmp_path / "home")
     monkeypatch.setenv("BA_LORA_CACHE", str(tmp_path / "home/cache"))
     return tmp_path / "home"
@@ -164,7 +164,7 @@ def test_a_checkpoint_of_another_run_is_left_aside_and_named(copied, caplog):
     _replace(kept / "checkpoint-4", copied / OTHER / "checkpoints/checkpoint-4")
     shutil.copy(
         copied / OTHER / "checkpoints" / checkpoints.START, kept
-    )  # with its start, so that the two fit each other
+    )  # with its start, so that the two match
     assert continued(copied) is None
     said = [record.getMessage() for record in caplog.records]
     assert "it belongs to another run: method is ba-lora there and lora here" in said[0]
@@ -198,7 +198,7 @@ def test_a_whole_folder_of_another_run_is_refused(copied):
     for read in (opened, lambda home: load(home / RUN / "adapter"), lambda home: write_card(home / RUN)):
         with pytest.raises(DamagedFile, match="adapter/checksums.json does not belong to the run in"):
             read(copied)
-    shutil.copy(copied / OTHER / "run.json", copied / RUN)  # the run that it belongs to now
+    shutil.copy(copied / OTHER / "run.json", copied / RUN)  # the run it now belongs to
     assert opened(copied).shape == (1, 8, 768)
 
 
@@ -242,7 +242,7 @@ def test_metrics_that_were_altered_are_put_back_from_the_checkpoint(copied, capl
         assert [row["step"] for row in forget_after(metrics, 2, copy)] == [1, 2]
         assert (
             metrics.read_text() == "".join(lines[:2])
-            and "metrics.jsonl was altered; it is put back from" in caplog.text
+            and "metrics.jsonl was altered; it is restored from" in caplog.text
         )
     for whole in ("".join(lines), "".join(lines[:3]) + '{"step": 4, "lo'):
         metrics.write_text(whole)
@@ -268,7 +268,7 @@ def test_a_damaged_package_is_fetched_again(tmp_path, monkeypatch, capsys):
     )
 
 
-# The whole command: a run that was cut short after step 2 of 4 goes on to the same weights, or is refused by name
+# The whole command: a run that was cut short after step 2 of 4 continues to the same weights, or is refused by name
 
 
 def _flipped(file, share=0.99):
@@ -277,7 +277,7 @@ def _flipped(file, share=0.99):
     file.write_bytes(_flip(content, share))
 
 
-RESUMED = {  # what is damaged: (how, what is said, whether the run ends)
+RESUMED = {  # the damage: (how, the message, True if the run finishes)
     "nothing": (lambda home: None, "", True),
     "start": (
         lambda home: _flipped(home / OTHER / "checkpoints/start.safetensors"),
@@ -292,7 +292,7 @@ RESUMED = {  # what is damaged: (how, what is said, whether the run ends)
     ),
     "metrics": (
         lambda home: _flipped(home / OTHER / "metrics.jsonl", 0.1),
-        "metrics.jsonl was altered; it is put back",
+        "metrics.jsonl was altered; it is restored",
         True,
     ),
     "samples": (
@@ -349,7 +349,7 @@ def test_a_run_on_a_damaged_teacher_cache_builds_it_again_and_ends_with_the_same
     assert "cache.json is damaged; it is written again" in caplog.text
 
 
-# What was made before there were checksums, or is changed on purpose
+# Files from before there were checksums, or changed on purpose
 
 
 def _bare_tensors(file):
@@ -358,7 +358,7 @@ def _bare_tensors(file):
     save_file(tensors, file)
 
 
-NEWER = {  # keys that earlier versions did not write
+NEWER = {  # earlier versions did not write these keys
     "run.json": ("files",),
     "score.json": ("files", "weights"),
     "scores.json": ("files",),

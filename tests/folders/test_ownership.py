@@ -1,6 +1,6 @@
-"""Every command that writes a folder: a stranger's folder survives it, and two of them do not write into one folder at once.
+"""Every command that writes a folder leaves a stranger's folder intact, and two commands never write into one folder at once.
 
-The commands are found by their parsers: an option that may name an output is in WRITES, with a case, or in READS.
+The commands are found by their parsers: an option that may name an output is listed in WRITES, with a case, or in READS.
 """
 
 import argparse
@@ -35,7 +35,7 @@ NAMES_AN_OUTPUT = re.compile(r"output|_dir$|_cache$|^runs?$|results|folder")
 TINY = ["--config", "configs/nlg/tiny.yaml"]
 SCORE_AGAIN = ["--rescore", "AWAY/given.jsonl"]
 
-# (command, option) → its words; STRANGER is the stranger's folder, IN the folder that holds it, AWAY a folder of its own.
+# (command, option) → its words; STRANGER is the stranger's folder, IN the folder that contains it, AWAY a separate folder.
 WRITES = {
     ("train.py", "output_dir"): [*TINY, "--output_dir", "STRANGER"],
     ("train.py", "teacher_cache"): [*TINY, "--output_dir", "AWAY/run", "--teacher_cache", "STRANGER"],
@@ -65,7 +65,7 @@ WRITES = {
     ("eval.glue", "output_dir"): [*SCORE_AGAIN, "--task", "cola", "--output_dir", "STRANGER"],
     ("eval.gluex", "output_dir"): ["--model", "AWAY/classifier", "--output_dir", "STRANGER"],
 }
-MORE = {  # other ways into the same options
+MORE = {  # other paths to the same options
     "a submission": ["eval.glue", "--model", "AWAY/classifier", "--submission", "--output_dir", "STRANGER"],
     "a model's own folder": ["eval.gsm8k", "--model", "tiny", "--output_dir", "STRANGER"],
     "features": ["tsne_visualization.py", "--features_dir", "AWAY/classifier", "--output_dir", "STRANGER"],
@@ -81,7 +81,7 @@ READS = {
 
 
 class Caught(SystemExit):
-    """A command that has been stopped at its parser."""
+    """Raised when a command reaches its parser."""
 
 
 def parsers(*words):
@@ -89,7 +89,7 @@ def parsers(*words):
     caught, real = [], argparse.ArgumentParser.parse_known_args
 
     def catch(self, *arguments, **options):
-        if not self.add_help:  # looks for --config alone
+        if not self.add_help:  # this parser only looks for --config
             return real(self, *arguments, **options)
         caught.append(self)
         raise Caught(0)
@@ -102,7 +102,7 @@ def parsers(*words):
 
 
 def commands():
-    """The words of every command of the repository: a file that ends in run_cli(main)."""
+    """The words of every command of the repository, that is, every file that ends in run_cli(main)."""
     for file in [*ROOT.glob("*.py"), *(ROOT / "ba_lora").rglob("*.py"), *(ROOT / "eval").rglob("*.py")]:
         text = file.read_text(encoding="utf-8")
         if "run_cli(main)" in text and ("ArgumentParser" in text or file.name == "train.py" or "tsne" in file.name):
@@ -124,7 +124,7 @@ def test_every_option_that_names_an_output_has_a_case():
 
 
 def rich(folder):
-    """Ordinary files, hidden ones, some under the names of temporary files, and links that lead out of the folder."""
+    """Ordinary files, hidden ones, some with the names of temporary files, and links that lead out of the folder."""
     outside = folder.parent.parent / "outside"
     (folder / "work").mkdir(), outside.mkdir(exist_ok=True)
     for name in ("thesis.txt", ".bashrc", ".x.tmp", ".y.old", ".run.json.4711.tmp", "work/draft.txt", ".ba-lora.json"):
@@ -144,7 +144,7 @@ def hidden(folder):
 
 
 def names_of_ours(folder):
-    """What another tool, or its user, may call its files."""
+    """File names that another tool, or its user, may use."""
     texts = {
         "run.json": {"config": {"lr": 1}, "status": "finished", "objective": "map"},
         "cache.json": {"complete": True},
@@ -173,7 +173,7 @@ def names_of_ours(folder):
 
 
 def seen(place):
-    """Everything about what lies in `place`: kinds, modes, times, contents."""
+    """Everything about the content of `place`: kinds, modes, times, contents."""
     found = {}
     for path in [place, *sorted(place.rglob("*"))]:
         state = path.lstat()
@@ -184,7 +184,7 @@ def seen(place):
 
 @pytest.fixture(scope="module")
 def away(tmp_path_factory):
-    """What the commands read, so that they come as far as they can."""
+    """Inputs for the commands, so that they get as far as possible."""
     folder = tmp_path_factory.mktemp("away")
     (folder / "small.yaml").write_text(EXPERIMENT.replace("CONFIG", str(ROOT / "configs/nlg/tiny.yaml")))
     (folder / "classifier").mkdir()

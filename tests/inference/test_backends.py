@@ -1,5 +1,5 @@
-"""The transformers backend on a random Llama of a few thousand parameters, and on the embedded model where it is there;
-the openai backend against a server of this file that fails, waits and answers in any order."""
+"""The transformers backend on a random Llama of a few thousand parameters, and on the embedded model if it is present; the
+openai backend against a server in this file that fails, delays and answers in any order."""
 
 import argparse
 import json
@@ -31,7 +31,7 @@ EOS = 2
 
 @pytest.fixture(scope="module", autouse=True)
 def one_thread():
-    """A model this small is slowed down by threads, a hundredfold where other processes want the cores too."""
+    """Threads slow down a model this small, a hundredfold if other processes want the cores too."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -43,7 +43,7 @@ class Special(str):
 
 
 class Letters:
-    """A tokenizer of 30 letters; token 2 ends a text, and token 5 is a special one beside it."""
+    """A tokenizer of 30 letters; token 2 ends a text, and token 5 is another special token."""
 
     added_tokens_decoder: ClassVar = {5: Special("<five>")}
     unk_token_id = unk_token = None
@@ -87,7 +87,7 @@ def run(model, prompts, tokenizer=None, **options):
 
 
 def one_by_one(model, prompt, steps):
-    """Greedy tokens without padding or cache: the definition that the backend must meet."""
+    """Greedy tokens without padding or cache: the definition that the backend must match."""
     ids = list(prompt)
     with torch.no_grad():
         while len(ids) < len(prompt) + steps and (len(ids) == len(prompt) or ids[-1] != EOS):
@@ -167,7 +167,7 @@ def test_no_prompts_give_no_completions(llama):
 
 
 def first_stop(tokens, stop):
-    """(text, number of tokens) up to the first stop string, a token at a time: the definition."""
+    """(text, number of tokens) up to the first stop string, token by token: the definition."""
     for count in range(1, len(tokens) + 1):
         text = Letters().decode(tokens[:count], True)
         places = [text.index(string) for string in stop if string in text]
@@ -260,11 +260,11 @@ def test_the_embedded_model_answers_alike_in_a_batch_and_alone():
     assert any(completion.finish_reason == "stop" for completion in batched)
 
 
-# The openai backend, against a server of ours
+# The openai backend, against our own server
 
 
 class Server(ThreadingHTTPServer):
-    """Answers /v1/completions with the prompt's letters backwards; `script` says what befalls the first requests."""
+    """Answers /v1/completions with the prompt's letters reversed; `script` says what happens to the first requests."""
 
     daemon_threads = True
 
@@ -301,7 +301,7 @@ class Handler(BaseHTTPRequestHandler):
             self.server.now += 1
             self.server.most = max(self.server.most, self.server.now)
         prompt = request["prompt"]
-        time.sleep(0.01 * (len(prompt) % 5))  # so that answers come in another order
+        time.sleep(0.01 * (len(prompt) % 5))  # so that answers arrive in another order
         with self.server.lock:
             self.server.now -= 1
         if fate != 200:

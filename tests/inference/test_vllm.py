@@ -1,7 +1,7 @@
-"""vLLM on a processor, on the embedded model: the offline engine, an adapter as LoRA and merged, and the server over loopback.
+"""vLLM on a CPU, with the embedded model: the offline engine, an adapter as LoRA and merged, and the server over loopback.
 
-Its environment is the one of scripts/install_vllm_cpu.sh. Where that is not there the tests are skipped with the command,
-except under CI=true, which installs it.
+The environment comes from scripts/install_vllm_cpu.sh. If it is missing, the tests are skipped with that command, except under
+CI=true, which installs it.
 """
 
 import json
@@ -48,7 +48,7 @@ def one_thread():
 
 @pytest.fixture(scope="module")
 def adapters(tmp_path_factory):
-    """What a PiSSA run exports (rank 2r), and an adapter with a trained head, which vLLM cannot serve as LoRA."""
+    """The export of a PiSSA run (rank 2r), and an adapter with a trained head, which vLLM cannot serve as LoRA."""
     import peft
 
     folder = tmp_path_factory.mktemp("adapters")
@@ -80,7 +80,7 @@ def score(folder):
 
 @pytest.fixture(scope="module")
 def expected(adapters, tmp_path_factory):
-    """What transformers writes, for the base model and under each adapter: name → its folder of results."""
+    """The output of transformers for the base model and under each adapter: name → its folder of results."""
     folders = {}
     for name in ("base", "pissa", "head"):
         folders[name] = tmp_path_factory.mktemp(f"transformers-{name}")
@@ -92,7 +92,7 @@ def expected(adapters, tmp_path_factory):
 
 
 def call(python, *words, **variables):
-    """Run a command with vLLM's interpreter; hardly longer than a minute on one core."""
+    """Run a command with vLLM's interpreter; takes about a minute on one core."""
     environment = os.environ | {"HF_HUB_OFFLINE": "1"} | variables
     done = subprocess.run([python, *words], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=400)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
@@ -104,7 +104,7 @@ def evaluate(python, folder, *words):
 
 
 def assert_same(found, folder, expected):
-    """Every completion, its end and its length, and the score."""
+    """Compare every completion, its end and its length, and the score."""
     assert found == read(expected)
     scores = [
         {key: score(place)[key] for key in ("score", "n", "n_unparsable", "n_truncated")}

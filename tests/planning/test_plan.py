@@ -1,4 +1,4 @@
-"""--dry_run: the plan says what the run would be, needs nothing but the options, and writes nothing."""
+"""--dry_run: the plan describes the run, needs only the options, and writes nothing."""
 
 import json
 import shlex
@@ -77,7 +77,7 @@ def test_the_plan_of_the_embedded_model_is_what_its_run_makes(tmp_path, monkeypa
     words += ["--decomposition_cache", str(tmp_path / "cache")]
     made, prune, most = planned(*words), checkpoints.prune, []
 
-    def measured(folder, *options):  # at the end of each checkpoint, before the oldest goes
+    def measured(folder, *options):  # at the end of each checkpoint, before the oldest is removed
         most.append(size_of(folder))
         prune(folder, *options)
 
@@ -201,7 +201,7 @@ def test_the_command_prints_the_plan_and_writes_nothing(tmp_path, monkeypatch):
     for line in (
         "233,472 (11.30 %",
         "2,560 rows",
-        "32 = 16 a micro-batch × 2 accumulated × 1 process",
+        "32 = 16 per micro-batch × 2 accumulated × 1 process",
         "memory per GPU, predicted",
     ):
         assert line in done.stdout
@@ -219,8 +219,8 @@ def test_a_mixture_of_experts_is_predicted_where_its_experts_are_one_product(tmp
     assert "mlp.experts.gate_up_proj, mlp.experts.down_proj: 3,145,728 parameters" in render(grouped)
     assert grouped["memory_is_whole"] and grouped["memory"]["activations"] > 0
     assert not loop["memory_is_whole"] and "activations" not in loop["memory"]
-    assert "GB: what an expert gets" in render(loop) or "MB: what an expert gets" in render(loop)
-    assert "what passes through the layers was not predicted" in render(planned(*words, "--devices", "A40"))
+    assert "GB: the load of each expert" in render(loop) or "MB: the load of each expert" in render(loop)
+    assert "the memory that passes through the layers was not predicted" in render(planned(*words, "--devices", "A40"))
 
 
 def test_mixtral_fits_eight_a40_in_pieces_only():
@@ -229,10 +229,10 @@ def test_mixtral_fits_eight_a40_in_pieces_only():
     sizes = placements(held(model), {}, read_devices("8xA40"), cast=True)
     available = room(read_devices("A40").memory)
     assert [name for name, size in sizes.items() if size <= available] == ["ZeRO-3", "ZeRO-3, offloaded"]
-    # transformers stacks the experts, so 4 bits reach q, k, v and o of 32 layers alone
+    # transformers stacks the experts, so only q, k, v and o of the 32 layers are in 4 bits
     attention = 32 * 4096 * (2 * 4096 + 2 * 1024)
     saved = attention * (2 - 0.5 - 4 / 64) - 2 * 4096 * 4096
-    assert sizes["a replica each"] - sizes["a replica each, base in 4 bits"] == pytest.approx(saved, rel=1e-3)
+    assert sizes["one replica per device"] - sizes["one replica per device, base in 4 bits"] == pytest.approx(saved, rel=1e-3)
 
 
 def test_llama_3_70b_fits_eight_a40_in_pieces_only():
@@ -249,10 +249,10 @@ def test_llama_3_70b_fits_eight_a40_in_pieces_only():
     )
     assert sizes["ZeRO-3, offloaded"] == pytest.approx(2 * embedding + 2 * 2e8, rel=1e-6)
     replica = 2 * weights + (4 + 4 + 4 + 8 + 4) * trained  # the adapter in float32, and the buckets of its gradients
-    assert sizes["a replica each"] == pytest.approx(replica, rel=1e-6)
+    assert sizes["one replica per device"] == pytest.approx(replica, rel=1e-6)
     linear = 80 * 8192 * (2 * 8192 + 2 * 1024 + 3 * 28_672)
     saved = linear * (2 - 0.5 - 4 / 64) - 2 * 8192 * 28_672
-    assert sizes["a replica each, base in 4 bits"] == pytest.approx(replica - saved, rel=1e-6)
+    assert sizes["one replica per device, base in 4 bits"] == pytest.approx(replica - saved, rel=1e-6)
     available = room(read_devices("A40").memory)
     assert [name for name, size in sizes.items() if size <= available] == ["ZeRO-3", "ZeRO-3, offloaded"]
 
@@ -284,15 +284,15 @@ def test_devices_say_how_many_processes_there_are_and_what_a_machine_must_hold(m
     host = made["devices"]["host"]
     assert host["loading"] == 8 * whole
     assert host["decomposition"] == 8 * 4 * (rows * columns + (rows + columns + 1) * min(rows, columns))
-    assert "memory of a machine" in (text := render(made)) and "8 processes, a whole model in each" in text
-    assert "unknown: so is the number of rows" in text
+    assert "memory per machine" in (text := render(made)) and "8 processes, each with a whole model" in text
+    assert "unknown, because the number of rows is unknown" in text
     monkeypatch.setenv("NNODES", "2")
     assert planned("--rank", "4", "--devices", "8xA40", memory=False)["devices"]["host"]["loading"] == 4 * whole
 
 
 def test_devices_that_are_not_known_or_not_planned_for_are_refused():
     for text, hint in (("8xA41", "did you mean 'A40'"), ("0xA40", "as in 8xA40"), ("A40x8", "as in 8xA40")):
-        with pytest.raises(UserError, match=f"--devices '{text}' is no COUNTxNAME of configs/devices.yaml.*{hint}"):
+        with pytest.raises(UserError, match=f"--devices '{text}' is not a COUNTxNAME of configs/devices.yaml.*{hint}"):
             planned("--rank", "4", "--devices", text, memory=False)
     with pytest.raises(UserError, match="--devices A40 goes with --dry_run, which plans for them"):
         parse(["--devices", "A40", "--output_dir", "unused"])
@@ -300,7 +300,7 @@ def test_devices_that_are_not_known_or_not_planned_for_are_refused():
 
 def test_what_fits_is_printed_beside_the_reserve():
     text = render(planned("--rank", "4", "--devices", "2xA40"))
-    assert f"{(1 - RESERVE) * 48:.1f} GB of 48.0 GB a device" in text
+    assert f"{(1 - RESERVE) * 48:.1f} GB of 48.0 GB per device" in text
     line = next(line for line in text.splitlines() if line.startswith("  ZeRO-2 "))
     assert line.count(": fits") == 2 and "with --gradient_checkpointing" in line
 
@@ -308,7 +308,7 @@ def test_what_fits_is_printed_beside_the_reserve():
 def test_a_base_in_4_bits_is_placed_so_and_in_no_other_way():
     words = ["--config", str(ROOT / "configs/nlg/llama-2-7b-nf4-metamath.yaml"), "--devices", "8xA40"]
     made = planned(*words)
-    assert list(made["devices"]["forms"]["as planned"]["placements"]) == ["a replica each, base in 4 bits"]
+    assert list(made["devices"]["forms"]["as planned"]["placements"]) == ["one replica per device, base in 4 bits"]
     assert "ZeRO-3" not in render(made)
     assert "  ZeRO-3, offloaded" in render(planned(*words, "--quantize", "none"))
 
@@ -317,10 +317,10 @@ def test_a_classification_says_how_long_its_samples_are_taken_to_be():
     words = ["--config", str(ROOT / "configs/nlu/bert-large-mnli.yaml"), "--devices", "1xA40"]
     made = planned(*words)
     devices = made["devices"]
-    assert made["memory_is_whole"] and devices["forms"]["as planned"]["placements"]["a replica each"] < 20e9
+    assert made["memory_is_whole"] and devices["forms"]["as planned"]["placements"]["one replica per device"] < 20e9
     assert (devices["tokens_a_sample"], devices["trained_a_sample"]) == (82, None)
     assert (
-        "1,963,510 samples, taken to have 82 tokens each with their padding, from the published size of mnli"
+        "1,963,510 samples, assumed to have 82 tokens each, including padding, from the published size of mnli"
         in render(made)
     )
     short = planned(*words, "--max_length", "41", memory=False)["devices"]

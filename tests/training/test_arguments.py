@@ -1,4 +1,4 @@
-"""Options: every shipped config parses, every bad value ends in one line that names it and the remedy."""
+"""Options: every shipped config parses; every bad value ends in one line that names it and the remedy."""
 
 from pathlib import Path
 

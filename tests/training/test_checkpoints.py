@@ -1,7 +1,7 @@
-"""Runs that survive: killed at any moment, out of disk or memory, stopped by a signal; each goes on to the same bits.
+"""Runs that survive being killed at any moment, out of disk or memory, or stopped by a signal; each continues to the same bits.
 
-A life is train.py itself in a process of its own, forked so that the libraries are imported once; what kills it is put there by
-the test, never by the product.
+A life is train.py itself in a separate process, forked so that the libraries are imported only once. The test, never the
+product, installs what kills it.
 """
 
 import contextlib
@@ -41,7 +41,7 @@ SAME = ("step", "loss", "task", "consistency", "diversity", "spectrum", "lambda1
 
 
 def life(folder, *words, before=lambda: None, resume=True):
-    """(exit status, what it wrote to stderr) of train.py; `before` runs in its process."""
+    """(exit status, stderr) of train.py; `before` runs in its process."""
     said = folder.with_suffix(".txt")
     child = os.fork()
     if child == 0:
@@ -51,10 +51,10 @@ def life(folder, *words, before=lambda: None, resume=True):
                 os.dup2(nowhere.fileno(), 1), os.dup2(file.fileno(), 2)
             sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")
             disable_progress_bar()
-            torch.set_num_threads(1)  # the parent's threads are not here
+            torch.set_num_threads(1)  # the parent's threads do not exist here
             logging.getLogger().handlers.clear()  # pytest's
             default_signals()
-            signal.signal(signal.SIGINT, signal.default_int_handler)  # as Python starts
+            signal.signal(signal.SIGINT, signal.default_int_handler)  # Python's default at start
             before()
             sys.argv = ["train.py", *SHORT, "--output_dir", str(folder), *(["--resume"] if resume else []), *words]
             runpy.run_path(str(ROOT / "train.py"), run_name="__main__")
@@ -70,7 +70,7 @@ def life(folder, *words, before=lambda: None, resume=True):
 
 
 def on_call(owner, name, number, action=lambda: os.kill(os.getpid(), signal.SIGKILL)):
-    """A `before` that does `action` when owner.name is called for the number-th time (from 1), before it does its work."""
+    """A `before` that runs `action` at the number-th call (from 1) of owner.name, before the call does its work."""
 
     def put():
         original, calls = getattr(owner, name), []
@@ -99,7 +99,7 @@ def assert_same(folder, whole):
     assert metrics(folder) == metrics(whole)
     assert weights(folder) == weights(whole)
     assert json.loads((folder / "run.json").read_text())["status"] == "finished"
-    assert not [path for path in folder.rglob(".*")]  # nothing is left under a temporary name
+    assert not [path for path in folder.rglob(".*")]  # no temporary name is left
 
 
 def steps_in(folder):
@@ -107,7 +107,7 @@ def steps_in(folder):
 
 
 def write(file):
-    """Take all the space that is left."""
+    """Use up all the space that is left."""
     with open(file, "wb", buffering=0) as out, contextlib.suppress(OSError):
         while True:
             out.write(b"x" * 4096)
@@ -128,15 +128,15 @@ def test_a_run_killed_in_a_step_and_in_its_checkpoint_ends_as_the_uninterrupted_
     folder = tmp_path / "run"
     words = [*ADAPTIVE, "--save_steps", "2"]
     kills = [
-        (on_call(StepModel, "begin_step", 6), [2, 4]),  # the first is the model's own; in step 5
-        (on_call(os, "rename", 1), [2, 4]),  # checkpoint-6 is filled and has not its name yet
-        (on_call(checkpoints, "prune", 1), [2, 4, 6]),  # it has, and the old one is not gone yet
+        (on_call(StepModel, "begin_step", 6), [2, 4]),  # the first call is the model's own; this is in step 5
+        (on_call(os, "rename", 1), [2, 4]),  # checkpoint-6 is filled but not yet renamed
+        (on_call(checkpoints, "prune", 1), [2, 4, 6]),  # it is renamed, but the old one is not yet removed
     ]
     for number, (kill, left) in enumerate(kills):
         assert life(folder, *words, before=kill)[0] == -signal.SIGKILL
         assert steps_in(folder) == left, number
         with open(folder / "metrics.jsonl", "a") as file:
-            file.write('{"step": 9, "lo')  # as a kill within a line leaves it
+            file.write('{"step": 9, "lo')  # as left by a kill within a line
     assert life(folder, *words)[0] == 0
     assert_same(folder, whole)
     assert steps_in(folder) == [6, 8]
@@ -158,7 +158,7 @@ def test_a_signal_gets_a_checkpoint_and_a_status_of_its_own(whole, tmp_path):
     assert life(folder, *ADAPTIVE, before=note)[0] == 75 and steps_in(folder) == [3, 5]
     assert life(folder, *ADAPTIVE)[0] == 0
     assert_same(folder, whole)
-    assert not (folder / "checkpoints").exists()  # nobody asked for them
+    assert not (folder / "checkpoints").exists()  # not requested
 
 
 def send(number):
@@ -243,7 +243,7 @@ def test_a_resumed_run_decomposes_nothing(whole, tmp_path):
     assert life(tmp_path / "other", *words, before=decomposes)[0] == -signal.SIGKILL
     assert life(folder, *words, before=decomposes)[0] == 0
     assert_same(folder, whole)
-    assert json.loads((folder / "run.json").read_text())["decomposition"]["decomposed"] > 0  # of the first start
+    assert json.loads((folder / "run.json").read_text())["decomposition"]["decomposed"] > 0  # from the first start
 
 
 def test_another_start_is_refused(tmp_path):
@@ -267,13 +267,13 @@ def test_another_start_is_refused(tmp_path):
     start.write_bytes(bits)
     last = on_call(
         StepModel, "begin_step", 5, lambda: os.kill(os.getpid(), signal.SIGTERM)
-    )  # of 6; the run ends by itself
+    )  # of 6 steps; the run ends by itself
     assert life(folder, before=last)[0] == 0
     assert json.loads((folder / "run.json").read_text())["status"] == "finished"
 
 
 def poison(step):
-    """A `before` that makes a trained value not finite at the end of `step`."""
+    """A `before` that makes a trained value non-finite at the end of `step`."""
 
     def put():
         end = interruptions.StopSignals.on_step_end
@@ -291,7 +291,7 @@ def poison(step):
 FAILURES = {
     "NaN in a step": (poison(3), "error: the task term is nan at step 4; lower --learning_rate"),
     "NaN in a checkpoint": (poison(4), "is not finite, so no checkpoint is written; continue from the one before"),
-    "memory": (  # in the third step, of two micro-batches each
+    "memory": (  # in the third step; each step has two micro-batches
         on_call(StepModel, "record", 6, lambda: torch.zeros(10**14)),
         "error: after step 2: out of memory; lower --micro_batch_size (the step stays as it is)",
     ),
@@ -348,7 +348,7 @@ def test_an_unreadable_shard_is_named(tmp_path):
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """A function that mounts an empty disk of so many kilobytes."""
+    """A function that mounts an empty disk of the given number of kilobytes."""
     if os.geteuid() or not os.environ.get("CI"):
         pytest.skip("needs to mount a small disk: run as root with CI=true")
     place = tmp_path / "disk"
@@ -380,7 +380,7 @@ def test_a_full_disk_keeps_the_checkpoint_before(small_disk):
 
 @pytest.mark.slow
 def test_twenty_random_kills_lose_nothing(tmp_path):
-    """Half of them by a clock, on the plain command; half at a random call within the writing of a checkpoint."""
+    """Half of the kills come by a timer, on the plain command; half at a random call while a checkpoint is written."""
     words = ["--logging_steps", "1", "--save_steps", "1", "--limit", "640", "--epochs", "4", "--max_length", "128"]
     words += ["--effective_batch_size", "32", "--micro_batch_size", "16"]  # 80 steps
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
@@ -405,7 +405,7 @@ def test_twenty_random_kills_lose_nothing(tmp_path):
             process = start(folder)
             while process.poll() is None and not (
                 lines.exists() and lines.stat().st_mtime_ns != before and lines.read_bytes().count(b"\n") >= wanted
-            ):  # the training begins with a file of the lines that it keeps
+            ):  # training begins by writing the metrics lines that it keeps
                 time.sleep(0.02)
             time.sleep(chance.uniform(0, 0.3))
             process.kill()
@@ -441,7 +441,7 @@ def test_two_processes_stop_after_the_same_step_and_continue(tmp_path, whom, mor
         time.sleep(0.1)
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     os.kill(int(children[-1]) if whom == "a process" else process.pid, signal.SIGTERM)
-    assert process.wait() == 1  # torchrun's own
+    assert process.wait() == 1  # torchrun's own status
     said = folder.with_suffix(".txt").read_text()
     assert said.count("stopped: SIG") + said.count("stopped: a signal to another process") == 1
     (checkpoint,) = checkpoints.saved(folder / "checkpoints")

@@ -1,4 +1,4 @@
-"""The objective of a classifier against numpy, finite differences and the published formulas; what cannot act on few classes."""
+"""The objective of a classifier against numpy, finite differences and the published formulas; terms without effect on few classes."""
 
 import logging
 
@@ -36,7 +36,7 @@ def draw(rows, classes, seed=0, dtype=torch.float64):
 
 
 def by_numpy(z, z0, labels, form):
-    """The four terms, written from the equations."""
+    """The four terms, written directly from the equations."""
     z, z0, labels = (np.asarray(array) for array in (z, z0, labels))
     rows, classes = z.shape
 
@@ -200,7 +200,7 @@ def test_without_dropout_consistency_starts_at_exactly_zero_and_with_it_does_not
 
 @pytest.mark.parametrize("kind", ["bert", "roberta", "deberta", "gpt2"])
 def test_the_models_own_dropout_can_be_taken_away(kind):
-    """Of every kind of model, wherever it keeps its rates: then two forwards in training mode are equal."""
+    """For every kind of model, wherever it keeps its rates, two forwards in training mode are then equal."""
     sizes = {"vocab_size": VOCABULARY, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
     sizes |= {"intermediate_size": 48, "max_position_embeddings": 32, "num_labels": 3, "pad_token_id": 0}
     noisy = {"hidden_dropout_prob": 0.3, "attention_probs_dropout_prob": 0.3}
@@ -245,7 +245,7 @@ def test_the_features_are_what_the_heads_last_layer_gets(kind):
     last = getattr(made.student.get_base_model(), head)
     assert features.shape == (10, 32)
     assert torch.allclose(last(features), logits, atol=1e-6)
-    for row in range(10):  # alone, without padding
+    for row in range(10):  # one at a time, without padding
         length = int(inputs["attention_mask"][row].sum())
         alone, _ = made._forward({key: value[row : row + 1, :length] for key, value in inputs.items()})
         assert torch.allclose(alone[0], logits[row], atol=1e-5)

@@ -20,7 +20,7 @@ def result(folder):
 
 
 def launch(folder, *words):
-    """What two processes train."""
+    """The result of training with two processes."""
     folder.mkdir()
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     command += ["-m", "tests.training.two_processes", str(folder), "2", *words]
@@ -32,7 +32,7 @@ def launch(folder, *words):
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory):
-    """{method: what one process, this one, trains}"""
+    """{method: the result of training in this single process}"""
     runs = {}
 
     def run(method):
@@ -46,7 +46,7 @@ def alone(tmp_path_factory):
 
 
 def assert_trained_alike(one, two):
-    """20 steps of 4 micro-batches at learning rate 1e-3, all terms active: within 1e-5 of the update's norm."""
+    """20 steps of 4 micro-batches at learning rate 1e-3, all terms active: equal within 1e-5 of the update's norm."""
     (one, metrics_one), (two, metrics_two) = one, two
     assert torch.equal(one["start"], two["start"])
     update = (one["end"] - one["start"]).norm()
@@ -67,7 +67,7 @@ def test_two_processes_train_as_one(alone, tmp_path, method):
 
 
 def cut_finely(file, stage):
-    """A ZeRO config for a small model: of stage 3 the smallest tensor is cut too, and only the next few are fetched ahead."""
+    """A ZeRO config for a small model: at stage 3 even the smallest tensor is split, and only the next few are prefetched."""
     config = json.loads((ROOT / f"configs/deepspeed/zero{stage}.json").read_text())
     if stage == 3:
         config["zero_optimization"] |= {"stage3_param_persistence_threshold": 0, "stage3_prefetch_bucket_size": 1000}
@@ -75,7 +75,7 @@ def cut_finely(file, stage):
     return str(file)
 
 
-@pytest.mark.parametrize("stage", [pytest.param(2, marks=pytest.mark.slow), 3])  # test_launch.py has stage 2 too
+@pytest.mark.parametrize("stage", [pytest.param(2, marks=pytest.mark.slow), 3])  # test_launch.py also covers stage 2
 def test_two_processes_under_zero_train_as_one(alone, tmp_path, stage):
     config = cut_finely(tmp_path / "zero.json", stage)
     assert_trained_alike(alone("ba-lora"), launch(tmp_path / "two", "ba-lora", config))

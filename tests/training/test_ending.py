@@ -1,5 +1,5 @@
-"""No training is lost at its end: what cannot be saved is repaired or told before the first step, and what fails after the
-last one leaves trained tensors from which --resume ends the run."""
+"""No training is lost at its end: problems with saving are repaired or reported before the first step, and a failure after the
+last step leaves trained tensors from which --resume finishes the run."""
 
 import errno
 import json
@@ -45,7 +45,7 @@ def model(base, tmp_path):
 
 @pytest.fixture(scope="module")
 def whole(base, tmp_path_factory):
-    """A function from options to the folder of a run that nothing disturbed."""
+    """A function from options to the folder of an undisturbed run."""
     made = {}
 
     def of(words):
@@ -58,7 +58,7 @@ def whole(base, tmp_path_factory):
 
 
 class Steps(TrainerCallback):
-    """Counts the steps that are trained."""
+    """Count the trained steps."""
 
     def __init__(self):
         self.begun = 0
@@ -68,18 +68,18 @@ class Steps(TrainerCallback):
 
 
 def train_on(model, folder, *words, callbacks=()):
-    """How many steps a run on `model` trains."""
+    """The number of steps that a run on `model` trains."""
     steps = Steps()
     train(parse([*WORDS, "--model", str(model), "--output_dir", str(folder), *words]), callbacks=[steps, *callbacks])
     return steps.begun
 
 
-# What a base says → what is saved of it, and what the line says.
+# Generation settings of a base → the settings that are saved, and the content of the warning.
 GENERATION = {
     "sampling": ({"temperature": 0.9, "top_p": 0.6}, {"do_sample": True, "temperature": 0.9, "top_p": 0.6}),
     "one sampling option": ({"top_k": 20}, {"do_sample": True, "top_k": 20}),
     "rare sampling options": ({"min_p": 0.1, "typical_p": 0.9}, {"do_sample": True, "min_p": 0.1, "typical_p": 0.9}),
-    "greedy by its word": ({"do_sample": False, "temperature": 0.9}, {"do_sample": False}),
+    "greedy by its flag": ({"do_sample": False, "temperature": 0.9}, {"do_sample": False}),
     "greedy by its temperature": ({"temperature": 0.0, "top_p": 0.9}, {}),
     "a text for a number": ({"temperature": "0.7"}, {}),
     "a share above 1": ({"top_p": 7.0}, {}),
@@ -139,14 +139,14 @@ def steps_of(folder):
 
 
 class FailsAtTheEnd(TrainerCallback):
-    """A reporter or a saver that fails after the last step."""
+    """A reporter or saver that fails after the last step."""
 
     def on_step_end(self, args, state, control, **objects):
         if state.global_step == state.max_steps:
             raise OSError(errno.EIO, "Input/output error")
 
 
-# What fails after the last step: (options of the run, name in run.py or None for a callback, error, what the line says)
+# Failures after the last step: (options of the run, name in run.py or None for a callback, error, content of the message)
 FAILURES = {
     "the export of an adapter": (LORA, "export", ValueError("a\nb"), "ValueError: a b"),
     "the export of a model": (FULL, "export", RuntimeError("shared"), "RuntimeError: shared"),
@@ -176,7 +176,7 @@ def test_what_fails_after_the_last_step_leaves_a_run_that_resume_ends(
     assert train_on(base, folder, *words, "--resume") == 0
     record = read_json(folder / "run.json")
     assert (record["status"], record["steps"]) == ("finished", 2)
-    assert record["train_seconds"] > 0.01  # those of the first life
+    assert record["train_seconds"] > 0.01  # includes the first life
     for part in ("adapter", "model", "merged"):
         for file in (whole(words) / part).glob("*.safetensors"):
             assert (folder / part / file.name).read_bytes() == file.read_bytes(), file

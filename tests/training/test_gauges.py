@@ -1,4 +1,4 @@
-"""Where a logged step's time goes, its speed and its memory: the phases are the right ones, and lose nothing."""
+"""Time per phase of a logged step, speed and memory: each phase is the right one, and no time is lost."""
 
 import json
 import time
@@ -21,7 +21,7 @@ TAKES = {
     "forward": 4.0,
     "backward": 8.0,
     "optimizer": 16.0,
-}  # of a micro-batch, or the step
+}  # per micro-batch or per step
 
 
 def phases(row):
@@ -29,7 +29,7 @@ def phases(row):
 
 
 def test_what_takes_time_shows_in_its_phase_and_in_no_other(tmp_path, monkeypatch):
-    """By a clock that stands still but where the phases move it on."""
+    """Use a clock that advances only when a phase moves it."""
     now = [0.0]
 
     def take(phase):
@@ -51,8 +51,8 @@ def test_what_takes_time_shows_in_its_phase_and_in_no_other(tmp_path, monkeypatc
         data_collator=lambda samples: (take("data"), collate(samples))[1],
     )
     trainer.train()
-    times = {phase: 1 if phase == "optimizer" else 2 for phase in PHASES}  # two micro-batches a step
-    _, second, _ = lines(tmp_path)  # the first has a look at the head too, and the loader fetches one batch ahead
+    times = {phase: 1 if phase == "optimizer" else 2 for phase in PHASES}  # two micro-batches per step
+    _, second, _ = lines(tmp_path)  # the first step also inspects the head, and the loader fetches one batch ahead
     assert phases(second) == {phase: times[phase] * TAKES[phase] for phase in PHASES}
 
 

@@ -1,4 +1,4 @@
-"""One launcher: what it starts, what it refuses, and that two processes, also as two machines, train as one process does."""
+"""The launcher: what it starts and what it refuses; two processes, also as two machines, train as one process does."""
 
 import json
 import os
@@ -163,7 +163,7 @@ time.sleep(60)
 
 
 def interrupt(monkeypatch, folder, number, status):
-    """What `start` raises when this process gets a signal while a launcher's only process trains, which then ends so."""
+    """The exception of `start` when a signal arrives while a launcher's only process trains and ends with `status`."""
     (folder / "train.py").write_text(TRAINING)
     monkeypatch.setattr(launch, "TRAIN", folder / "train.py")
     monkeypatch.setenv("NPROC", "1")
@@ -174,7 +174,7 @@ def interrupt(monkeypatch, folder, number, status):
             time.sleep(0.01)
         os.kill(os.getpid(), number)
 
-    if signal.getsignal(number) == signal.SIG_IGN:  # as in the background of a script, where `start` leaves it ignored
+    if signal.getsignal(number) == signal.SIG_IGN:  # as in a script's background job, where `start` leaves it ignored
         signal.signal(number, signal.SIG_DFL)
     sender, before = threading.Thread(target=send), signal.getsignal(number)
     sender.start()
@@ -200,7 +200,7 @@ def test_a_launched_training_that_fails_ends_with_its_own_status(tmp_path, statu
     (tmp_path / "fail.py").write_text(f"import sys; sys.exit({status})")
     words = ["-m", "ba_lora.training.torchrun", "--standalone", "--nproc_per_node", "2", str(tmp_path / "fail.py")]
     with pytest.raises(
-        UserError, match=f"the training ended with status {status}; its own error stands above"
+        UserError, match=f"the training ended with status {status}; see its own error above"
     ) as raised:
         launch.start([sys.executable, *words])
     assert type(raised.value) is kind
@@ -217,7 +217,7 @@ def test_deepspeed_without_a_launcher_or_its_file_is_refused(tmp_path, monkeypat
     with pytest.raises(UserError, match="--log_gradient_norms needs whole gradients, which ZeRO-3 cuts; use ZeRO-2"):
         parse([*words, "--deepspeed", zero3, "--log_gradient_norms"])
     broken.write_text("{")
-    with pytest.raises(UserError, match=r"--deepspeed .*broken\.json is no DeepSpeed config") as raised:
+    with pytest.raises(UserError, match=r"--deepspeed .*broken\.json is not a DeepSpeed config") as raised:
         parse([*words, "--deepspeed", str(broken), "--save_steps", "5"])
     assert "\n" not in str(raised.value) and not (tmp_path / "run").exists()
 
@@ -264,7 +264,7 @@ def run(folder, *words, **environment):
 
 
 def updates(adapter):
-    """(B·A − B0·A0 of every layer, the trained tensors' way from their start) as one vector each; A is (2r, in), B (out, 2r)."""
+    """(B·A − B0·A0 of every layer, the trained tensors' difference from their start), as one vector each; A is (2r, in), B (out, 2r)."""
     products, ways = [], []
     for name, a in adapter.items():
         if "lora_A" in name:
@@ -275,10 +275,10 @@ def updates(adapter):
 
 
 def same(one, two):
-    """The same 20 steps: the update within 1e-5 of its norm, and the change of the base's logits too.
+    """Check that the same 20 steps were trained: the update and the change of the base's logits agree within 1e-5 of the update's norm.
 
-    DistributedDataParallel gives the very same numbers, and so does ZeRO-2 without clipping; what differs is the rounding of
-    the norm that gradients are clipped by, and of products of ZeRO-3's pieces.
+    DistributedDataParallel gives identical numbers, and so does ZeRO-2 without clipping. The remaining differences are the
+    rounding of the norm used for clipping, and of products of ZeRO-3's pieces.
     """
     for a, b in zip(one[1], two[1], strict=True):
         for name in ("loss", "task", "consistency", "diversity", "spectrum", "lambda1", "lambda3", "lr", "tokens"):
@@ -294,14 +294,14 @@ def alone(tmp_path_factory):
     return run(tmp_path_factory.mktemp("runs") / "alone", sys.executable, "train.py", "--config", TINY)
 
 
-ONE = [sys.executable, "-m", "ba_lora.experiments", "one", TINY, "--eval_limit", "4"]  # what scripts/ba-lora.sh does
+ONE = [sys.executable, "-m", "ba_lora.experiments", "one", TINY, "--eval_limit", "4"]  # as in scripts/ba-lora.sh
 
 
-@pytest.mark.slow  # offloading builds DeepSpeed's AdamW the first time: some minutes
+@pytest.mark.slow  # offloading builds DeepSpeed's AdamW on first use: some minutes
 @pytest.mark.parametrize("config", ["zero2", "zero3", "zero2-offload", "zero3-offload"])
 def test_zero_on_two_processes_trains_and_evaluates_as_one_process(alone, tmp_path, config):
     """The script's own path: launch, train under DeepSpeed, evaluate in the starting process."""
-    merge = ["--merge"] if config == "zero3" else []  # opens the original base beside the one that is cut
+    merge = ["--merge"] if config == "zero3" else []  # opens the original base beside the split one
     two = run(tmp_path / "zero", *ONE, "--deepspeed", ZERO2.replace("zero2", config), *merge, NPROC="2")
     same(alone, two)
     assert (tmp_path / "zero" / "merged" / "model.safetensors").is_file() == (config == "zero3")
@@ -326,8 +326,8 @@ def test_a_run_under_zero_is_resumed_from_its_pieces(tmp_path, config):
 
 
 def two_machines(folder, *words, second=(), **where):
-    """Two launchers on this machine stand for two machines, each with its own cache and output folder. Of each (status,
-    output, errors); `second`: options of the second one alone."""
+    """Two launchers on this machine act as two machines, each with its own cache and output folder. Returns (status, output,
+    errors) for each; `second`: options of the second one only."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         where |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
@@ -339,7 +339,7 @@ def two_machines(folder, *words, second=(), **where):
         outputs = [machine.communicate(timeout=1000) for machine in machines]
     finally:
         for machine in machines:
-            if machine.poll() is None:  # the other one failed: this one would wait for it
+            if machine.poll() is None:  # the other one failed, and this one would wait for it
                 os.killpg(machine.pid, signal.SIGKILL)
     return [(machine.returncode, *output) for machine, output in zip(machines, outputs, strict=True)]
 

@@ -1,4 +1,4 @@
-"""TensorBoard gets the terms and weights of every logged step, in the run folder; a missing package is said before training."""
+"""TensorBoard gets the terms and weights of every logged step, in the run folder; a missing package is reported before training."""
 
 import importlib.util
 import json

@@ -1,4 +1,4 @@
-"""A run that is resumed on anything else than what it was begun with is refused, names what changed, and stays as it is."""
+"""Resuming a run with changed inputs is refused, names what changed, and leaves the run as it is."""
 
 import json
 import os
@@ -50,7 +50,7 @@ def rows(count=8, what="is"):
 
 
 def begin(words, home):
-    """In the folder `home`: run/ stopped after step 1, and done/ the same run, finished."""
+    """In the folder `home`, create run/, stopped after step 1, and done/, the same run finished."""
     before = os.getcwd()
     os.chdir(home)
     try:
@@ -80,7 +80,7 @@ def classification(tmp_path_factory):
 
 @pytest.fixture
 def here(tmp_path, monkeypatch, request):
-    """A copy of a fixture's folder, which is the current one."""
+    """A copy of a fixture's folder, as the current directory."""
     home = tmp_path / "home"
 
     def copy(name):
@@ -96,7 +96,7 @@ def contents(folder):
 
 
 def change_one_value(file, name):
-    """Change one number of one tensor in its last bits; not one of those that a sample would look at."""
+    """Change one number of one tensor in its last bits, avoiding those that a sample would read."""
     tensors = load_file(file)
     flat = tensors[name].view(-1)
     flat[1] = torch.nextafter(flat[1], torch.tensor(9.0))
@@ -141,7 +141,7 @@ OF_GENERATION = {
 
 
 def cases(changes, *of_finished):
-    """(change, what is named, folder): each change of a run that was stopped, some of a finished one."""
+    """(change, what is named, folder): each change of a stopped run, and some of a finished one."""
     stopped = [pytest.param(*case, "run", id=name) for name, case in changes.items()]
     return stopped + [pytest.param(*changes[name], "done", id=f"finished, {name}") for name in of_finished]
 
@@ -218,7 +218,7 @@ def test_another_start_is_refused_before_anything_is_written(here):
         (
             True,
             "run holds checkpoints but no run.json, which says what they belong to",
-        ),  # as a killed run leaves its folder
+        ),  # as left by a killed run
     ],
 )
 def test_checkpoints_without_a_record_of_what_they_are_of_are_not_continued(here, is_marked, message):
@@ -368,7 +368,7 @@ def matrix(folder):
 
 
 def same_time(file, change):
-    """As a copy that keeps times does it."""
+    """Apply `change`, then restore the file's times, as a copy that keeps times does."""
     was = os.stat(file)
     change()
     os.utime(file, ns=(was.st_atime_ns, was.st_mtime_ns))
@@ -415,7 +415,7 @@ def test_a_matrix_measures_again_what_was_measured_with_other_files(here, name, 
     assert set(made["inputs"]) == {"M", "d.jsonl"} and run.state(experiment.evaluations) == "measured"
     MEASURED[change]()
     assert run.state(experiment.evaluations) == ("measured" if change == "nothing" else "trained")
-    del made["inputs"]  # of an earlier version
+    del made["inputs"]  # an earlier version lacked this
     write_json(run.folder / "measures.json", made | {"scores": {"test": 0.5}})
     assert run.state(experiment.evaluations) == "measured"
 

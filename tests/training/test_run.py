@@ -1,4 +1,4 @@
-"""A whole run on the embedded model: what it writes, what it refuses, and that it gives the same numbers again."""
+"""A whole run on the embedded model: what it writes, what it refuses, and that it reproduces its numbers."""
 
 import json
 import math
@@ -89,7 +89,7 @@ def test_the_same_seed_gives_the_same_run_and_another_seed_another_order(tmp_pat
     assert record(other)["data"]["hash"] == record(one)["data"]["hash"]
     pissa = run(tmp_path / "pissa", "--method", "pissa")
     assert record(pissa)["order_hash"] == record(one)["order_hash"]
-    assert record(pissa)["decomposition"]["from_cache"] == 28  # which BA-LoRA's runs have filled
+    assert record(pissa)["decomposition"]["from_cache"] == 28  # BA-LoRA's runs have filled it
     aside = run(tmp_path / "aside", "--method", "pissa", "--decomposition_cache", "none", "--max_steps", "1")
     assert record(aside)["decomposition"]["decomposed"] == 28
 
@@ -117,7 +117,7 @@ def test_a_run_on_conversations_records_what_was_read_left_out_and_grouped(tmp_p
         return {"conversations": [{"from": who, "value": text} for who, text in turns]}
 
     rows = [talk(number, ("human", "Sure?"), ("gpt", "Yes.")) for number in range(70)]
-    rows[5] = talk(5, ("human", "and then?"))  # ends with the user
+    rows[5] = talk(5, ("human", "and then?"))  # ends with the user's turn
     data = tmp_path / "talk.jsonl"
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
     words = ["--data", "someone/talk:part", "--data_path", str(data), "--template", "alpaca", "--max_length", "512"]
@@ -191,7 +191,7 @@ def test_the_command_ends_with_status_2_and_one_line(tmp_path):
 
 
 def test_a_trained_model_ends_its_answers_when_pad_equals_eos(tmp_path, tiny_model, tiny_tokenizer):
-    """The embedded model was trained to end; the backend must stop there whatever the padding token is."""
+    """The embedded model was trained to end its answers; the backend must stop there for any padding token."""
     tiny_tokenizer.pad_token = tiny_tokenizer.eos_token
     problems = generate("pretrain-test", 12)
     prompts = [encode_prompt(tiny_tokenizer, TEMPLATES["plain"], item["question"]) for item in problems]
@@ -200,8 +200,8 @@ def test_a_trained_model_ends_its_answers_when_pad_equals_eos(tmp_path, tiny_mod
     assert all("The answer is:" in completion.text for completion in done if completion.finish_reason == "stop")
 
 
-# Losses of the first 20 optimiser steps of `configs/nlg/tiny.yaml`, as first measured. A change here is a change of the
-# method, the data, the embedded model or a library: find out which before the numbers are replaced.
+# Losses of the first 20 optimiser steps of `configs/nlg/tiny.yaml`, as first measured. A change here means that the method, the
+# data, the embedded model or a library changed: find out which before replacing the numbers.
 TRAJECTORY = [
     1.8857,
     1.9467,

@@ -1,4 +1,4 @@
-"""The teacher's cache: the same training as with the teacher online, made once, read by every later run, never mistaken."""
+"""The teacher's cache: it gives the same training as the online teacher, is built once, shared by later runs, and never mistaken."""
 
 import json
 import shutil
@@ -28,7 +28,7 @@ from tests.common import TokenIds, collate, ragged_samples, small_llama
 
 ROOT = Path(__file__).parents[2]
 TINY = ["--config", str(ROOT / "configs/nlg/tiny.yaml"), "--progress", "false", "--logging_steps", "1"]
-# a quarter of the config's rate: at the full one, batches so small make of any rounding 2e-6 within 20 steps
+# a quarter of the config's rate: at the full rate, such small batches amplify any rounding to 2e-6 within 20 steps
 TINY += ["--effective_batch_size", "4", "--micro_batch_size", "2", "--rank", "8", "--learning_rate", "1e-3"]
 SAMPLES = ragged_samples(40)
 WIDTH = 32  # of small_llama
@@ -73,7 +73,7 @@ def assert_same_training(online, cached):
 
 @pytest.fixture
 def no_teacher(monkeypatch):
-    """From here on a forward of the teacher, online or in a build, is a failure."""
+    """Fail on any later forward of the teacher, online or in a build."""
 
     def never(*_, **__):
         raise AssertionError("the teacher ran")
@@ -132,7 +132,7 @@ def test_rows_are_what_the_original_model_gives_in_the_order_that_the_batch_coun
 
 
 def moved(model):
-    """The small model adapted, away from its start."""
+    """The small model, adapted and moved away from its start."""
     student = attach(model, "ba-lora", rank=4, alpha=4)
     generator = torch.Generator().manual_seed(3)
     with torch.no_grad():
@@ -193,7 +193,7 @@ def test_two_builders_at_once_share_the_shards(tmp_path, monkeypatch):
 
     def shard(*arguments):
         if threading.get_ident() not in made:
-            meet.wait(timeout=60)  # both are at a shard: not the same one
+            meet.wait(timeout=60)  # both are at a shard, and not the same one
         made.append(threading.get_ident())
         return real(*arguments)
 
@@ -215,7 +215,7 @@ def edited(model):
 
 
 def relabelled(samples):
-    """The same token ids; one token less is trained."""
+    """The same token ids, with one trained token fewer."""
     longest = max(range(len(samples)), key=lambda n: sum(label >= 0 for label in samples[n]["labels"]))
     first = next(i for i, label in enumerate(samples[longest]["labels"]) if label >= 0)
     labels = [-100 if i == first else label for i, label in enumerate(samples[longest]["labels"])]
@@ -236,7 +236,7 @@ OTHERS = {
 @pytest.mark.parametrize("reason", OTHERS)
 def test_a_cache_of_something_else_is_refused_with_what_differs(tmp_path_factory, reason):
     folder = tmp_path_factory.getbasetemp() / "teacher-cache-of-the-small-model"
-    make(folder)  # once
+    make(folder)  # build it once
     changes = {name: value() if callable(value) else value for name, value in OTHERS[reason].items()}
     with pytest.raises(UserError) as error:
         make(folder, **changes)
@@ -311,14 +311,14 @@ def test_the_dry_run_prints_the_size():
     words = ["--config", str(ROOT / "configs/nlg/llama-2-7b-metamath-iclr.yaml"), "--dry_run", "--teacher_cache", "c"]
     made = plan(parse(words), memory=False)
     assert made["teacher_cache"]["bytes"] == 100_000 * 200 * (4096 * 4 + 8)
-    assert "327.84 GB in c if a sample has 200 trained tokens" in render(made)
+    assert "327.84 GB in c assuming 200 trained tokens per sample" in render(made)
     halved = plan(parse([*words, "--teacher_cache_dtype", "bfloat16", "--max_length", "101"]), memory=False)
     assert halved["teacher_cache"]["bytes"] == 100_000 * 100 * (4096 * 2 + 8)
     assert plan(parse([*words, "--lambda1", "0"]), memory=False)["teacher_cache"] is None
 
 
 def test_deepspeed_does_not_round_what_the_teacher_contributes(tmp_path, monkeypatch):
-    """Transformers casts floating-point inputs to DeepSpeed's precision; a bfloat16 one needs a GPU, so it is pretended."""
+    """Transformers casts floating-point inputs to DeepSpeed's precision; bfloat16 needs a GPU, so it is simulated."""
     trainer = BALoRATrainer(moved(small_llama()), Objective(0.1), TrainingArguments(str(tmp_path), use_cpu=True))
     monkeypatch.setattr(trainer, "is_deepspeed_enabled", True)
     config = SimpleNamespace(hf_ds_config=SimpleNamespace(dtype=lambda: torch.bfloat16))

@@ -1,4 +1,4 @@
-"""The trainer: the steps it takes, what it logs, how it stops, how it resumes; and a stock Trainer with our objective."""
+"""The trainer: its steps, what it logs, how it stops and resumes; and a stock Trainer with our objective."""
 
 import json
 import random
@@ -72,7 +72,7 @@ def lines(folder):
 
 
 def by_hand(objective, samples, steps, accumulation, learning_rate):
-    """The same training without Trainer: Adam on the objective, the batch of a step in one piece."""
+    """The same training without Trainer: Adam on the objective, with each step's batch in one piece."""
     model = student()
     wrapped = ObjectiveModel(model, objective).train()
     parameters = [p for p in model.parameters() if p.requires_grad]
@@ -91,7 +91,7 @@ def by_hand(objective, samples, steps, accumulation, learning_rate):
 
 
 def test_trainer_takes_the_steps_that_a_plain_loop_takes(tmp_path):
-    """Accumulation included: token means are over the step, and nothing is divided or multiplied twice."""
+    """With accumulation: token means are over the step, and nothing is divided or multiplied twice."""
     objective = Objective(0.3, 0.2, 0.0, temperature=2.0, top_k=5, lambda1_schedule="cosine")
     ours = run(tmp_path, objective, lr_scheduler_type="constant")
     loop = by_hand(objective, ragged_samples(24), 6, 2, 1e-3)
@@ -210,7 +210,7 @@ def test_grouping_by_length_cuts_the_padding_and_keeps_every_sample_once(count):
         set(plain[start : start + 400]) for start in range(0, count, 400)
     ]  # the same data at the same time
     firsts = [lengths[i] for i in order.order(0)[:400:4]]
-    assert firsts != sorted(firsts)  # long and short micro-batches follow each other
+    assert firsts != sorted(firsts)  # long and short micro-batches alternate
 
 
 def test_grouped_micro_batches_are_the_same_for_one_process_and_for_two(tmp_path):
@@ -298,7 +298,7 @@ def test_a_resumed_classifier_ends_as_the_uninterrupted_one(tmp_path):
 
 
 def test_a_run_resumed_after_its_last_step_takes_no_more(tmp_path):
-    """24 samples are 6 steps of 4: the run ends within an epoch."""
+    """24 samples make 6 steps of 4: the run ends within an epoch."""
     options = {"save_strategy": "steps", "save_steps": 4, "max_steps": 4, "lr_scheduler_type": "constant"}
     whole = run(tmp_path, **options)
     assert torch.equal(run(tmp_path, resume=str(tmp_path / "checkpoint-4"), **options), whole)
@@ -354,5 +354,5 @@ def test_gradient_checkpointing_gives_the_same_run_with_the_teacher_inside(tmp_p
         )
         assert model.base_model.model.model.gradient_checkpointing is recompute
     torch.testing.assert_close(rows[True][0], rows[False][0], rtol=1e-5, atol=1e-7)
-    assert rows[True][0][2][2] > 0  # the student has left the teacher
+    assert rows[True][0][2][2] > 0  # the student has moved away from the teacher
     torch.testing.assert_close(trained(rows[True][1]), trained(rows[False][1]), rtol=1e-5, atol=1e-7)

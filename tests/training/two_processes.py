@@ -1,7 +1,7 @@
-"""Train the small model and save its trained tensors and its losses; test_distributed.py starts it under torchrun, or calls it.
+"""Train the small model and save its trained tensors and losses; test_distributed.py starts it under torchrun, or calls it.
 
-Arguments: a folder, the accumulation, the method, "classifier" (BA-LoRA on one) or "delayed" (BA-LoRA whose teacher comes
-after some steps), and a DeepSpeed config or nothing.
+Arguments: a folder, the accumulation, the method, "classifier" (BA-LoRA on one) or "delayed" (BA-LoRA whose teacher starts
+after some steps), and optionally a DeepSpeed config.
 """
 
 import sys
@@ -57,7 +57,7 @@ if __name__ == "__main__":
     if len(sys.argv) > 4:
         import deepspeed
 
-        # gloo reduces what DeepSpeed's own operator would, which takes minutes to compile; test_launch.py has that one
+        # replaces DeepSpeed's own operator, which takes minutes to compile; test_launch.py covers that one
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     main(Path(sys.argv[1]), int(sys.argv[2]), *sys.argv[3:])
     leave_processes()
