@@ -47,7 +47,7 @@ class Bars:
 
 @dataclass(frozen=True)
 class Lines:
-    """lines: name → its points, by x. levels: values without an x, drawn across. ticks: positions on the x axis and their names."""
+    """lines: name → its points, by x. levels: values without an x, drawn across. ticks: x positions and their names."""
 
     x_label: str
     y_label: str
@@ -100,7 +100,7 @@ def save(figure, stem: Path) -> list[Path]:
 
 
 def write(figure, file: Path) -> Path:
-    """Write a matplotlib figure in the format given by the file's suffix; return the file. Raises UserError for an unknown suffix."""
+    """Write a matplotlib figure in the format of its suffix; return the file. Raises UserError for an unknown suffix."""
     ending = choose("format of a figure", file.suffix[1:], FORMATS)
     with atomic_write(file) as opened:
         figure.savefig(opened.buffer, format=ending, metadata=FORMATS[ending])
@@ -183,8 +183,8 @@ def _range(estimate: Estimate) -> tuple[float, float]:
 
 
 def _limit(axis, panel: Bars) -> None:
-    """Start the axis at 0, unless all values are so close together that their errors would be invisible: then cut and mark it. Leave
-    space for the numbers on the right."""
+    """Start the axis at 0, unless all values are so close that their errors would be invisible: then cut and mark it.
+    Leave space for the numbers on the right."""
     ranges = [_range(estimate) for _, estimate in panel.rows if estimate]
     low, high = min(low for low, _ in ranges), max(0, *(high for _, high in ranges))
     spread = high - low

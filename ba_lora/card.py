@@ -46,7 +46,7 @@ def saved_in(run: str | Path) -> Path:
     for name in ("adapter", "model"):
         if (run / name).is_dir():
             if not is_ours(run, "run"):
-                raise UserError(f"{run / 'run.json'} is damaged or was not written by this project; give another run folder")
+                raise UserError(f"{run / 'run.json'} is damaged or not from this project; give another run folder")
             checksums.verify(run / name)
             return run / name
     raise UserError(f"run folder {run} has neither adapter/ nor model/: the run has not ended")
@@ -223,7 +223,7 @@ def _source(config: dict) -> str:
 
 
 def _prompt(template: dict) -> str:
-    text = template["prompt"] if template["name"] != "chat" else None  # otherwise the tokenizer's own, which is a program
+    text = template["prompt"] if template["name"] != "chat" else None  # a chat template is a program
     return f", written out:\n\n```text\n{text}\n```" if text else "."
 
 

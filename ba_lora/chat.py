@@ -93,7 +93,7 @@ def voices_of(subject: Subject, args: argparse.Namespace) -> list[Voice]:
     if hasattr(subject.model, "disable_adapter"):
         base = Voice(label, subject.model, subject.model.disable_adapter)
     else:
-        logger.warning("the weights of this run cannot be switched off; its base %s is loaded as a second model", subject.base)
+        logger.warning("this run's weights cannot be switched off; its base %s is loaded as well", subject.base)
         base = Voice(label, load_model(subject.base, args.dtype).to(subject.model.device))
     return [base] if args.only == "base" else [base, tuned]
 
@@ -170,7 +170,7 @@ class Chat:
         with voice.around():
             try:
                 voice.model.generate(input_ids=inputs, attention_mask=mask, max_new_tokens=room, streamer=stream)
-            except KeyboardInterrupt:  # caught here: an exception that passed through PEFT's block would leave the adapter off
+            except KeyboardInterrupt:  # if it left PEFT's block, the adapter would stay off
                 stream.end()
                 print("(stopped)")
         signals.check()  # at the keyboard Ctrl-C only stops the answer; otherwise it ends the command

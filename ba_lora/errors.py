@@ -30,7 +30,7 @@ class DamagedFile(UserError, ValueError):
 
 
 class Stopped(SystemExit):
-    """A signal ended the run after a checkpoint was written. Not an Exception, so that nothing treats it as a failed run and continues."""
+    """A signal ended the run after a checkpoint was written. Not an Exception, so that nothing treats it as a failed run."""
 
     STATUS = os.EX_TEMPFAIL
 

@@ -103,7 +103,7 @@ def bears(name: str, patterns: Collection[str]) -> bool:
 
 
 def remove_own(folder: Path, names: Collection[str]) -> None:
-    """Remove the entries of `folder` that match `names` (patterns), then the folder if it is empty. If `folder` is a file, remove it.
+    """Remove the entries of `folder` that match `names` (patterns), then the folder if it is empty. A file is itself removed.
 
     A link is removed, never followed.
     """

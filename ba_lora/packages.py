@@ -225,7 +225,7 @@ def convert_gguf(gguf: Path, folder: Path, name: str) -> None:
     tokenizer.save_pretrained(folder)
     quantised = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
     config = quantised.config
-    del config.quantization_config  # the weights are no longer quantised; save_pretrained refuses a config with this key
+    del config.quantization_config  # no longer quantised; save_pretrained refuses this key
     config._name_or_path = name
     config.__dict__.pop("_model_name_or_path", None)  # the title in the GGUF file
     with torch.device("meta"):

@@ -122,7 +122,7 @@ class Ending:
         number = self.received or number or signal.SIGTERM
         if not self.told and os.environ.get("RANK", "0") == "0":
             self.told = True
-            os.write(2, f"{describe(number)}\n".encode())  # bypasses Python's buffers, which another thread may have locked
+            os.write(2, f"{describe(number)}\n".encode())  # bypass Python's buffers, which may be locked
         kill_children()
         if threading.current_thread() is threading.main_thread():
             for stream in (sys.stdout, sys.stderr):
@@ -215,7 +215,7 @@ def run(words: list[str], whom: Callable[[int], list] = lambda pid: tree(pid)[:1
     """Run a command to its end → (its status, the first signal that this process got meanwhile).
 
     The command has its own session, so that a terminal's Ctrl-C reaches it only once, through this process. Signals are forwarded
-    to the processes that `whom` returns; then the command's end is awaited. A second Ctrl-C, or the death of this process, kills it.
+    to the processes that `whom` returns; its end is awaited. A second Ctrl-C, or the death of this process, kills it.
     options: for subprocess.Popen.
     """
     import psutil

@@ -1,14 +1,14 @@
 #!/bin/sh
 # The main job. Without a config: base, full fine-tuning, LoRA, PiSSA and BA-LoRA on the embedded model, then the table.
 #   sh scripts/ba-lora.sh [--seeds 1]                       the comparison
-#   sh scripts/ba-lora.sh CONFIG [--option value ...]       that one run, trained and evaluated (options of train.py)
-#   sh scripts/ba-lora.sh CONFIG --dry_run                  what it would do, without weights or data
-# lora.sh, pissa.sh and full.sh run a CONFIG with that method. The environment says where (ba_lora/training/launch.py):
-#   NPROC=2                                                 processes; by default one for each GPU, else one
+#   sh scripts/ba-lora.sh CONFIG [--option value ...]       train and evaluate that one run (options of train.py)
+#   sh scripts/ba-lora.sh CONFIG --dry_run                  print the plan, without weights or data
+# lora.sh, pissa.sh and full.sh run a CONFIG with that method. Environment variables (ba_lora/training/launch.py):
+#   NPROC=2                                                 processes; default: one per GPU, or one without GPUs
 #   LAUNCHER=deepspeed                                      instead of torchrun
-#   NNODES=2 NODE_RANK=0 MASTER_ADDR=first-machine          several machines, the same command on each with its NODE_RANK;
-#                                                           MASTER_PORT where 29500 is taken
-#   HOSTFILE=hosts                                          a line "HOST slots=PROCESSES" each, in place of NNODES, NPROC and
+#   NNODES=2 NODE_RANK=0 MASTER_ADDR=first-machine          several machines: the same command on each with its NODE_RANK;
+#                                                           set MASTER_PORT if 29500 is taken
+#   HOSTFILE=hosts                                          one line "HOST slots=PROCESSES" each; replaces NNODES, NPROC and
 #                                                           MASTER_ADDR; LAUNCHER=deepspeed then starts them all over ssh
 # docs/nodes.md has examples.
 # Without a POSIX shell: pip install -r requirements.txt, then python -m ba_lora.experiments run (or: one CONFIG).

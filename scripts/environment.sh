@@ -1,5 +1,5 @@
 # Sourced by the other scripts, from the repository's root: sets PYTHON to an interpreter that has requirements.txt.
-# An active virtual environment is used; otherwise .venv is made. What is installed already is not installed again.
+# Uses an active virtual environment, or creates .venv. Packages that are already installed are not installed again.
 
 if [ -n "${VIRTUAL_ENV:-}" ]; then
     environment=$VIRTUAL_ENV

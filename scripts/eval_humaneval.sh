@@ -1,5 +1,5 @@
 #!/bin/sh
-# HumanEval of one model, into eval/humaneval of its run folder (else runs/eval/MODEL/humaneval); see scripts/eval_all.sh.
+# Evaluate one model on HumanEval, into eval/humaneval of its run folder (or runs/eval/MODEL/humaneval); see scripts/eval_all.sh.
 #   sh scripts/eval_humaneval.sh MODEL [ADAPTER] [--option value ...]
 set -eu
 exec sh "$(dirname "$0")/eval_all.sh" "$@" --benchmarks humaneval

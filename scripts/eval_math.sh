@@ -1,5 +1,5 @@
 #!/bin/sh
-# MATH of one model, into eval/math of its run folder (else runs/eval/MODEL/math); see scripts/eval_all.sh.
+# Evaluate one model on MATH, into eval/math of its run folder (or runs/eval/MODEL/math); see scripts/eval_all.sh.
 #   sh scripts/eval_math.sh MODEL [ADAPTER] [--option value ...]
 set -eu
 exec sh "$(dirname "$0")/eval_all.sh" "$@" --benchmarks math

@@ -1,5 +1,5 @@
 #!/bin/sh
-# MT-Bench of one model, into eval/mt_bench of its run folder (else runs/eval/MODEL/mt_bench); see scripts/eval_all.sh.
+# Evaluate one model on MT-Bench, into eval/mt_bench of its run folder (or runs/eval/MODEL/mt_bench); see scripts/eval_all.sh.
 #   sh scripts/eval_mt_bench.sh MODEL [ADAPTER] [--option value ...]
 set -eu
 exec sh "$(dirname "$0")/eval_all.sh" "$@" --benchmarks mt_bench

@@ -1,6 +1,6 @@
 #!/bin/sh
-# The figures of assets/ from the small result files of results/: assets/NAME for each results/NAME; under the names of the paper's
-# figures assets/ablation and assets/various_ranks, which hold the published values beside ours, and assets/t-sne.
+# Draw the figures of assets/ from the small result files of results/: assets/NAME for each results/NAME; also assets/ablation and
+# assets/various_ranks, named as the paper's figures, with the published values beside ours, and assets/t-sne.
 #   sh scripts/figures.sh [--option value ...]        options of python -m ba_lora.experiments figure
 set -eu
 cd "$(dirname "$0")/.."
@@ -14,7 +14,7 @@ for folder in results/*/; do
     name=$(basename "$folder")
     if [ -f "configs/experiments/$name.yaml" ]; then draw "$name" "$@"; fi
 done
-for name in ablation-embedded ranks-embedded; do # the published values alone, where nothing was measured
+for name in ablation-embedded ranks-embedded; do # only the published values, if nothing was measured
     [ -d "results/$name" ] || draw "$name" "$@"
 done
 for ending in pdf png; do

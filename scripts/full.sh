@@ -1,5 +1,5 @@
 #!/bin/sh
-# Full fine-tuning in place of BA-LoRA, all else equal; see scripts/ba-lora.sh.
+# Full fine-tuning instead of BA-LoRA, all else equal; see scripts/ba-lora.sh.
 #   sh scripts/full.sh [CONFIG] [--option value ...]
 set -eu
 case "${1:-}" in "" | -*) set -- configs/nlg/tiny.yaml "$@" ;; esac

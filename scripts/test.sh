@@ -1,18 +1,18 @@
 #!/bin/sh
-# The tests.
-#   sh scripts/test.sh [PYTEST OPTION ...]     the fast tier: processor only, no downloads, a few minutes
-#   sh scripts/test.sh slow                    the slow tier: the main job and its like
+# Run the tests.
+#   sh scripts/test.sh [PYTEST OPTION ...]     the fast tier: CPU only, no downloads, a few minutes
+#   sh scripts/test.sh slow                    the slow tier: the main job and similar tests
 # Without a POSIX shell: pip install -r requirements.txt, then python -m pytest -n 2 -m "not slow".
 set -eu
 cd "$(dirname "$0")/.."
 . scripts/environment.sh
 tier="not slow"
-workers=3 # for two cores: some tests wait
+workers=3 # on two cores, because some tests wait
 if [ "${1:-}" = slow ]; then
     tier=slow
     workers=2
     shift
 fi
-OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} # workers of one thread each: small models run best so
+OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} # one thread per worker: small models run best that way
 export OMP_NUM_THREADS
 exec "$PYTHON" -m pytest -n "$workers" --dist loadfile -m "$tier" "$@"

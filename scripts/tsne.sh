@@ -1,6 +1,6 @@
 #!/bin/sh
-# The paper's figures 5 to 8: the last hidden layer during training, by t-SNE: LoRA, PiSSA, which has BA-LoRA's start,
-# and BA-LoRA, which adds the terms.
+# The paper's figures 5 to 8: t-SNE of the last hidden layer during training, for LoRA, PiSSA (the same start as BA-LoRA) and
+# BA-LoRA (which adds the terms).
 #   sh scripts/tsne.sh [CONFIG] [--option value ...]        default: the embedded task; options of train.py
 # For example configs/nlu/tsne-bert-large.yaml or tsne-gpt2-xl.yaml, which need a GPU. The figure goes to runs/NAME/figure.
 set -eu

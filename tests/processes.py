@@ -1,4 +1,4 @@
-"""Commands that tests send signals to: started with the signal dispositions of an interactive shell, and with nothing left behind."""
+"""Commands that tests send signals to: started with an interactive shell's signal dispositions, leaving nothing behind."""
 
 import contextlib
 import ctypes

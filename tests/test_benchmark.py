@@ -1,4 +1,4 @@
-"""The benchmark compares like with like: losses are equal where they should be, and the reference is faithful. No time is asserted."""
+"""The benchmark compares like with like: losses that should be equal are, and the reference is faithful. Asserts no times."""
 
 import json
 

@@ -51,7 +51,7 @@ def make_parser() -> argparse.ArgumentParser:
     add("--layers", type=int, default=8, help="layers of the random model (default: %(default)s)")
     add("--rank", type=int, default=32, help="rank of the adapter (default: %(default)s)")
     add("--preset", default="iclr", help="form of the objective: iclr or paper-v5 (default: %(default)s)")
-    add("--dtype", default="float32", help="precision of the model: float32, bfloat16 or float16 (default: %(default)s)")
+    add("--dtype", default="float32", help="precision: float32, bfloat16 or float16 (default: %(default)s)")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu or cuda (default: %(default)s)")
     add("--threads", type=int, default=torch.get_num_threads(), help="threads of torch (default: %(default)s)")
     add("--repeats", type=int, default=5, help="timed rounds after the warm-up (default: %(default)s)")

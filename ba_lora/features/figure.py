@@ -30,7 +30,7 @@ class Panel(NamedTuple):
 
 
 def write_figures(panels: list[Panel], record: dict, output: Path) -> None:
-    """Draw tsne_step_<n> with one panel per run and, for several steps, tsne_evolution with one row per run and one column per step.
+    """Draw tsne_step_<n>, one panel per run; for several steps also tsne_evolution, one row per run and one column per step.
 
     panels: grouped by run, each with the same steps. record: the content of scores.json, for the names and the caption.
     """

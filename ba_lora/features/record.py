@@ -26,7 +26,7 @@ AGAIN = "draw the features again"
 
 
 def write_record(panels: list[Panel], examples: Sequence[int], record: dict, output: Path) -> None:
-    """Write both files. examples: (N,), row numbers of the points in the features file. record: what `redraw` needs beside the panels."""
+    """Write both files. examples: (N,), rows of the points in the features file. record: other data that `redraw` needs."""
     with atomic_write(output / COORDINATES) as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(("run", "step", "example", "label", "x", "y"))
@@ -47,8 +47,8 @@ def redraw(folder: str | Path, output: str | Path) -> list[Panel]:
 
 
 def read_record(folder: Path) -> tuple[list[Panel], dict]:
-    """The panels of a folder's two files, and the content of scores.json. Raises UserError if a file is missing or broken, or if the
-    two do not belong together."""
+    """The panels of a folder's two files, and the content of scores.json. Raises UserError if a file is missing or
+    broken, or if the two do not belong together."""
     for name in (SCORES, COORDINATES):
         if not (folder / name).is_file():
             raise UserError(f"--redraw {folder} holds no {name}; give a folder that holds t-SNE figures")

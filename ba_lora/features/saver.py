@@ -95,7 +95,7 @@ class FeatureSaver(TrainerCallback):
         features, labels, pooling = features_of(self.student, self.examples, self.collate, self.batch_size)
         for path, array in ((labels_file(self.folder, step), labels), (features_file(self.folder, step), features)):
             with atomic_write(path) as file:
-                np.save(file.buffer, array, allow_pickle=False)  # np.save writes bytes, so it needs the buffer below the text file
+                np.save(file.buffer, array, allow_pickle=False)  # bytes, so below the text file
         self.saved = [saved for saved in self.saved if saved != step] + [step]
         facts = {
             "layer": "last hidden",

@@ -173,7 +173,7 @@ def project(features: np.ndarray, perplexity: float = 30.0, seed: int = 42) -> n
     from sklearn.manifold import TSNE
     from threadpoolctl import threadpool_limits
 
-    with threadpool_limits(1):  # with other threads the sums round differently, which t-SNE amplifies to another picture
+    with threadpool_limits(1):  # threads change the sums' rounding, which t-SNE amplifies to another picture
         tsne = TSNE(n_components=2, perplexity=perplexity, init="pca", random_state=seed, n_jobs=1)
         return tsne.fit_transform(features).round(3)
 
@@ -244,9 +244,7 @@ def _sample(labels: np.ndarray, classes: Sequence[str], perplexity: float, seed:
         chosen = np.sort(np.random.default_rng(seed).permutation(len(labels))[:limit])
     more = "raise --limit" if limit is not None and len(chosen) < len(labels) else "save more examples"
     if len(chosen) <= NEIGHBOURS:
-        raise UserError(
-            f"{len(chosen)} examples are too few, the scores use {NEIGHBOURS} neighbours of each; {more}"
-        )
+        raise UserError(f"{len(chosen)} examples are too few, the scores use {NEIGHBOURS} neighbours of each; {more}")
     if len(chosen) < 3 * perplexity:
         raise UserError(
             f"{len(chosen)} examples are too few for perplexity {perplexity:g}, which needs {3 * perplexity:g}; "
@@ -254,9 +252,7 @@ def _sample(labels: np.ndarray, classes: Sequence[str], perplexity: float, seed:
         )
     present = np.unique(labels[chosen])
     if len(present) < 2:
-        raise UserError(
-            f"all {len(chosen)} examples are {classes[present[0]]}; at least two classes are needed"
-        )
+        raise UserError(f"all {len(chosen)} examples are {classes[present[0]]}; at least two classes are needed")
     return chosen
 
 
@@ -271,7 +267,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument(
-        "--features_dir", nargs="+", metavar="DIR", help="folders with saved features, or run folders; one row of panels each"
+        "--features_dir", nargs="+", metavar="DIR", help="folders with saved features, or runs; one row of panels each"
     )
     source.add_argument(
         "--redraw", metavar="FOLDER", help="folder with coordinates.csv and scores.json: draw its figures again"
@@ -287,7 +283,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     add("--labels", nargs="+", metavar="NAME", help="names of the classes 0, 1, ... (default: features.json's)")
     add("--names", nargs="+", metavar="NAME", help="names of the runs, one per folder (default: the folders')")
-    add("--perplexity", type=float, default=30.0, help="approximate number of neighbours of a point (default: %(default)g)")
+    add("--perplexity", type=float, default=30.0, help="approximate neighbours per point (default: %(default)g)")
     add("--seed", type=int, default=42, help="seed of t-SNE and of the sample (default: %(default)s)")
     add("--limit", type=int, metavar="N", help="draw N random examples, the same in every panel (default: all)")
     add("--debug", action="store_true", help="show the traceback of an error")

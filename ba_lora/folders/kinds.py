@@ -128,7 +128,7 @@ IS_RUN = _has("status", "model", config="method", objective="lambda1")
 IS_RESULT = _has("model", "method", "seed", "scores")
 IS_TUNING = _has("learning_rates", "scores", "best")
 IS_GENERATION = _has("model_hash", "backend", "base", "stop")
-MEASURES = ("measures.json", _has("evaluations", "scores"))  # alone: for a base model, which an experiment only measures
+MEASURES = ("measures.json", _has("evaluations", "scores"))  # alone: a base model, which is only measured
 TABLE = ("table.csv", _begins("where,model,method,option,value,seeds"))
 IS_FIGURE = _begins(f"Software\0{MADE_BY}", within=256)
 FIGURES = ("*.png", lambda path: all(map(IS_FIGURE, path.parent.glob("*.png"))))

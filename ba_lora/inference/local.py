@@ -153,9 +153,7 @@ class _Draw(LogitsProcessor):
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         chances = torch.softmax(scores.double() / self.sampling.temperature, dim=-1)  # (B, V)
         chances, tokens = chances.sort(dim=-1, descending=True, stable=True)
-        kept = (
-            chances.cumsum(-1) - chances < self.sampling.top_p
-        )  # the mass of the likelier tokens is below top_p
+        kept = chances.cumsum(-1) - chances < self.sampling.top_p  # the mass of the likelier tokens is below top_p
         mass = (chances * kept).cumsum(-1)
         drawn = torch.tensor([[chance.random()] for chance in self.chances], dtype=mass.dtype, device=mass.device)
         place = torch.searchsorted(mass, drawn * mass[:, -1:], right=True)  # (B, 1)

@@ -46,7 +46,7 @@ class Fit(NamedTuple):
 
 
 class Cost(NamedTuple):
-    """The cost of a run. gpu_hours: (least, most), arithmetic alone; devices, such as 2xA40, and fit: None if nothing is known to fit."""
+    """The cost of a run. gpu_hours: (least, most), arithmetic alone; devices, such as 2xA40, and fit: None if none is known."""
 
     flops: float
     gpu_hours: tuple[float, float]

@@ -20,14 +20,14 @@ from . import flops
 from .memory import standing
 from .shapes import Job, Sizes, job_of, passing_of, read_numbers, sizes
 
-CHECKPOINTS = 3  # at a time: the two that a run keeps (run.training_arguments) and a new one, before the oldest is removed
+CHECKPOINTS = 3  # at a time: two that a run keeps (run.training_arguments), and a new one before the oldest goes
 RESPONSE = 200  # assumed trained tokens per sample, as on MetaMathQA, when the tokenizer is not used
 
 
 def plan(arguments: TrainArguments, *, memory: bool = True) -> dict:
     """The resolved run as plain values; sizes in bytes. memory=False omits the passing part, which takes some seconds.
 
-    steps = ceil(epochs × ceil(samples / effective batch)), or max_steps. Raises UserError for errors that would stop the run early.
+    steps = ceil(epochs × ceil(samples / effective batch)), or max_steps. Raises UserError if the run would stop early.
     """
     devices = capacity.read_devices(arguments.devices) if arguments.devices else None
     world = os.environ.get("WORLD_SIZE")
@@ -189,8 +189,8 @@ def _counted(task: str | None, data: str | None, path: str | None, split: str, l
 
 
 def _disk(arguments: TrainArguments, size: Sizes, start: str, steps: int | None, cast: bool) -> dict[str, int]:
-    """The largest number of bytes that a run occupies on disk at any time. An adapter from a PiSSA start is exported with twice
-    its rank, for the original base. With --save_steps 0 the initial values and a copy of the trained tensors are removed at the end."""
+    """The largest number of bytes that a run occupies on disk at any time. An adapter from a PiSSA start is exported with twice its
+    rank, for the original base. With --save_steps 0, initial values and a copy of the trained tensors are removed at the end."""
     adapter, decomposes = size.held.adapter, start.startswith("pissa")
     disk = {"model" if start == "full" else "adapter": adapter * (2 if decomposes else 1)}
     if start != "full" and size.held.copy:
@@ -208,7 +208,7 @@ def _disk(arguments: TrainArguments, size: Sizes, start: str, steps: int | None,
 
 
 def _checkpoint(arguments: TrainArguments, size: Sizes, cast: bool) -> int:
-    """Bytes of one checkpoint: the trained tensors and AdamW's two moments. DeepSpeed holds the moments and a copy of the tensors in
+    """Bytes of one checkpoint: the trained tensors and AdamW's two moments. DeepSpeed holds the moments and a tensor copy in
     float32 and, except with ZeRO-3, writes the tensors once more; cast: it holds them in bfloat16."""
     adapter, trained = size.held.adapter, size.held.trained
     if not arguments.deepspeed:

@@ -68,7 +68,7 @@ def build(
     """The model `name` on the meta device: every tensor has its shape and dtype, none has storage.
 
     A causal language model, or an encoder's body; with `outputs`, a classifier with that many outputs; with `layers`, only its
-    first layers. Its attention is the one that `load_model` selects; for flash_attention_2, which no CPU has, one that keeps as much.
+    first layers. Its attention is that of `load_model`; for flash_attention_2, which no CPU has, one that keeps as much.
     """
     numbers, source = read_numbers(name)
     numbers = {key: value for key, value in numbers.items() if key not in ("dtype", "architectures")}

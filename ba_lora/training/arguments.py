@@ -83,9 +83,7 @@ class TrainArguments:
         "ba-lora; the adapter is saved for the full-precision base",
         group="model",
     )
-    trust_remote_code: bool = option(
-        False, "run Python code that ships with the model; read it first", group="model"
-    )
+    trust_remote_code: bool = option(False, "run Python code that ships with the model; read it first", group="model")
     method: str = option("ba-lora", f"{', '.join(METHODS)}, or pissa_niter_N", group="method")
     rank: int = option(
         128, "rank of the factors (paper: 128; GLUE: 8); for houlsby and pfeiffer, the bottleneck width", group="method"
@@ -114,7 +112,7 @@ class TrainArguments:
         group="data",
     )
     data_path: str | None = option(
-        None, "local copy (a file, or a folder in the hub's layout) to read instead of the source that data names", group="data"
+        None, "local copy (a file, or a folder in the hub's layout) to read instead of what data names", group="data"
     )
     data_split: str = option("train", "split of a folder or a hub id", group="data")
     fields: list[str] | None = option(
@@ -134,7 +132,7 @@ class TrainArguments:
     skip_bad_rows: bool = option(
         False, "skip rows that are not a conversation and count them in run.json, instead of stopping", group="data"
     )
-    max_length: int = option(512, "maximum tokens per sample; longer ones are cut at the end (paper: 512)", group="data")
+    max_length: int = option(512, "tokens per sample; longer ones are cut at the end (paper: 512)", group="data")
     template: str | None = option(
         None,
         "prompt: alpaca (paper), plain, or chat (the tokenizer's own); none = plain for 'tiny', else alpaca",
@@ -164,9 +162,9 @@ class TrainArguments:
         "dropout of the model itself; 0 makes consistency start at exactly 0; none = the model's own",
         group="classification",
     )
-    label_noise: float = option(0.0, "share of the training labels to corrupt, chosen with the seed", group="classification")
+    label_noise: float = option(0.0, "share of the training labels to corrupt, seeded", group="classification")
     label_noise_kind: str = option(
-        "symmetric", "symmetric: to any other class; otherwise each class to the next one", choices=KINDS, group="classification"
+        "symmetric", "to any other class, or each class to the next", choices=KINDS, group="classification"
     )
     class_shares: list[str] | None = option(
         None, "share of a class's training samples to keep, e.g. negative=0.1", group="classification"
@@ -277,7 +275,7 @@ class TrainArguments:
     )
     devices: str | None = option(
         None,
-        "with --dry_run: predict whether the run fits on these devices, such as 8xA40, and how long it takes (configs/devices.yaml)",
+        "with --dry_run: predict fit and time on these devices, such as 8xA40 (configs/devices.yaml)",
         group="run",
     )
     deepspeed: str | None = option(

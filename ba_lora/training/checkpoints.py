@@ -95,7 +95,7 @@ def _seal(filled: Path, folder: Path) -> None:
     write_json(filled / MANIFEST, {"files": entries, "start": sha256(start) if start.is_file() else None})
     for path in (filled, *(path for path in filled.rglob("*") if path.is_dir())):
         _sync(path)
-    shutil.rmtree(folder, ignore_errors=True)  # a checkpoint of that name was incomplete: the run did not continue from it
+    shutil.rmtree(folder, ignore_errors=True)  # an incomplete one, from which the run did not continue
     os.rename(filled, folder)
     _sync(folder.parent)
 

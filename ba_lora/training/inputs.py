@@ -25,7 +25,7 @@ def input_hashes(arguments: TrainArguments) -> dict[str, str | None]:
 
 
 def measured_hashes(model: str, problems: Iterable[str]) -> dict[str, str]:
-    """{model or problem set: hash of its local files} for what an experiment measures a run with; omits those without local files."""
+    """{model or problem set: hash of its local files} used to measure a run; omits those without local files."""
     found = {model: _base_hash(model)}
     for name in problems:
         place = Path(name) if Path(name).exists() else Path(name.rpartition(":")[0] or name)

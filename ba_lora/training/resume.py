@@ -60,7 +60,7 @@ def tensors_hash(tensors: Iterable[tuple[str, Tensor]], most: int | None = None)
     total = xxhash.xxh3_128()
     for name, tensor in _plain(tensors):
         flat = tensor.detach().reshape(-1)
-        step = 1 if most is None else max(flat.numel() // most, 1) | 1  # odd, so that the samples are not all from one column
+        step = 1 if most is None else max(flat.numel() // most, 1) | 1  # odd: not only one column
         total.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
         total.update(flat[::step].contiguous().cpu().view(torch.uint8).numpy().data)
     return total.hexdigest()

@@ -67,7 +67,7 @@ def _train(arguments: TrainArguments, folder: Path, callbacks: Sequence) -> Path
     if arguments.decomposition_cache not in (None, "auto"):
         refuse_foreign(arguments.decomposition_cache, "decompositions", "--decomposition_cache")
     if not torch.cuda.is_available():
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # otherwise DeepSpeed prints at import that it found no accelerator
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else DeepSpeed reports at import that it found none
     refuse_fsdp()
     if not is_first:  # rank 0 alone reports what concerns the whole run
         logging.getLogger("ba_lora").setLevel(logging.ERROR)
@@ -135,7 +135,7 @@ def _train(arguments: TrainArguments, folder: Path, callbacks: Sequence) -> Path
         data_collator=work.collate,
         callbacks=[stop],
     )
-    for callback in (keeper, *work.callbacks, *callbacks):  # after the trainer's own callback, which writes metrics.jsonl
+    for callback in (keeper, *work.callbacks, *callbacks):  # after the trainer's own, which writes metrics.jsonl
         trainer.add_callback(callback)
     keeper.trainer, main = trainer, trainer.is_world_process_zero()
     with stop, explained(lambda: f"after step {trainer.state.global_step}", folder), told(trainer, folder):

@@ -58,7 +58,7 @@ class StepModel(nn.Module):
         self.share = 1.0 / (micro_batches * ranks)  # the weight of one micro-batch in the step's mean
         self.logged = logged
         self.keep_gradients = logged and self.gradient_norms
-        self.sums: dict[str, Tensor] = {}  # over this process's micro-batches; micro-batch statistics are already averaged
+        self.sums: dict[str, Tensor] = {}  # over this process's micro-batches; statistics are already averaged
         self.rows: Tensor | int = 0  # trained tokens, summed in the same way
         self.gradients: dict[str, list[Tensor]] = {}
         self.clock.begin(logged)

@@ -205,7 +205,7 @@ def weights_hash(model: nn.Module, head: nn.Linear) -> str:
     total = hashlib.sha256(digest(config).encode())
     for name, parameter in model.named_parameters():
         flat = parameter.detach().reshape(-1)
-        step = 1 if parameter is head.weight else max(flat.numel() // SAMPLED, 1) | 1  # odd, so that the samples are not all from one column
+        step = 1 if parameter is head.weight else max(flat.numel() // SAMPLED, 1) | 1  # odd: not only one column
         total.update(f"{name} {tuple(parameter.shape)} {parameter.dtype}".encode())
         total.update(flat[::step].contiguous().cpu().view(torch.uint8).numpy().data)
     return total.hexdigest()

@@ -110,7 +110,7 @@ class ObjectiveCallback(TrainerCallback):
         self.started = time.perf_counter() - done["seconds"]
 
     def progress(self, device: torch.device) -> dict:
-        """The counters a resumed run continues from: seconds, and trained tokens of all processes. Every process has to call this."""
+        """Seconds, and trained tokens of all processes, from which a resumed run continues. Every process has to call this."""
         rows = torch.as_tensor(self.rows, dtype=torch.float64, device=device).clone()
         if distributed.is_available() and distributed.is_initialized():
             distributed.all_reduce(rows)
@@ -161,7 +161,7 @@ class ObjectiveCallback(TrainerCallback):
             return
         if (
             args.logging_strategy != "no"
-        ):  # transformers would skip a last step that is not a multiple of logging_steps
+        ):  # transformers would not log a last step that is not a multiple of logging_steps
             control.should_log = True
         self.row = {"step": state.global_step, **self._reduced()}
         self.row |= {"lr": self.learning_rate, "seconds": time.perf_counter() - self.started, "tokens": self.tokens}
@@ -209,7 +209,7 @@ def forget_after(metrics: Path, step: int, copy: Path) -> list[dict]:
     """Keep the lines of metrics.jsonl up to `step`, since a resumed run rewrites the later ones; return their rows.
 
     copy: metrics.jsonl as it was after `step`, from the checkpoint. If the file differs, it is restored with a warning. Runs of
-    earlier versions have no copy; lines that cannot be read are then dropped, because a killed process may leave the last unfinished.
+    earlier versions have no copy; unreadable lines are then dropped, because a killed process may leave the last one unfinished.
     """
     there = metrics.read_bytes() if metrics.is_file() else b""
     if step and copy.is_file():

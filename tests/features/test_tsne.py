@@ -313,9 +313,7 @@ def test_too_few_examples_are_refused_with_the_remedy(tmp_path):
     folder = save(tmp_path / "features", count=29)
     refused("29 examples are too few for perplexity 10, which needs 30; give --perplexity 9", [folder], tmp_path / "o")
     refused("20 examples .* give --perplexity 6 or raise --limit", [folder], tmp_path / "o", limit=20)
-    refused(
-        "10 examples are too few, the scores use 10 neighbours", [folder], tmp_path / "o", limit=10, perplexity=2
-    )
+    refused("10 examples are too few, the scores use 10 neighbours", [folder], tmp_path / "o", limit=10, perplexity=2)
 
 
 def test_runs_that_cannot_be_compared_are_refused(tmp_path):

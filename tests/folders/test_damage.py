@@ -162,9 +162,7 @@ def test_a_manifest_that_lists_nothing_or_too_little_is_not_a_whole_checkpoint(c
 def test_a_checkpoint_of_another_run_is_left_aside_and_named(copied, caplog):
     kept = copied / RUN / "checkpoints"
     _replace(kept / "checkpoint-4", copied / OTHER / "checkpoints/checkpoint-4")
-    shutil.copy(
-        copied / OTHER / "checkpoints" / checkpoints.START, kept
-    )  # with its start, so that the two match
+    shutil.copy(copied / OTHER / "checkpoints" / checkpoints.START, kept)  # with its start, so that the two match
     assert continued(copied) is None
     said = [record.getMessage() for record in caplog.records]
     assert "it belongs to another run: method is ba-lora there and lora here" in said[0]

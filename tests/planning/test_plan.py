@@ -232,7 +232,9 @@ def test_mixtral_fits_eight_a40_in_pieces_only():
     # transformers stacks the experts, so only q, k, v and o of the 32 layers are in 4 bits
     attention = 32 * 4096 * (2 * 4096 + 2 * 1024)
     saved = attention * (2 - 0.5 - 4 / 64) - 2 * 4096 * 4096
-    assert sizes["one replica per device"] - sizes["one replica per device, base in 4 bits"] == pytest.approx(saved, rel=1e-3)
+    assert sizes["one replica per device"] - sizes["one replica per device, base in 4 bits"] == pytest.approx(
+        saved, rel=1e-3
+    )
 
 
 def test_llama_3_70b_fits_eight_a40_in_pieces_only():

@@ -1,4 +1,4 @@
-"""The objective of a classifier against numpy, finite differences and the published formulas; terms without effect on few classes."""
+"""The objective of a classifier against numpy, finite differences and published formulas; terms without effect on few classes."""
 
 import logging
 

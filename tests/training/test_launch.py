@@ -199,9 +199,7 @@ def test_a_training_that_a_signal_ended_at_once_is_no_failed_one(monkeypatch, tm
 def test_a_launched_training_that_fails_ends_with_its_own_status(tmp_path, status, kind):
     (tmp_path / "fail.py").write_text(f"import sys; sys.exit({status})")
     words = ["-m", "ba_lora.training.torchrun", "--standalone", "--nproc_per_node", "2", str(tmp_path / "fail.py")]
-    with pytest.raises(
-        UserError, match=f"the training ended with status {status}; see its own error above"
-    ) as raised:
+    with pytest.raises(UserError, match=f"the training ended with status {status}; see its own error above") as raised:
         launch.start([sys.executable, *words])
     assert type(raised.value) is kind
 
@@ -264,7 +262,7 @@ def run(folder, *words, **environment):
 
 
 def updates(adapter):
-    """(B·A − B0·A0 of every layer, the trained tensors' difference from their start), as one vector each; A is (2r, in), B (out, 2r)."""
+    """(B·A − B0·A0 of every layer, the trained tensors minus their start), as one vector each; A is (2r, in), B (out, 2r)."""
     products, ways = [], []
     for name, a in adapter.items():
         if "lora_A" in name:
@@ -275,7 +273,7 @@ def updates(adapter):
 
 
 def same(one, two):
-    """Check that the same 20 steps were trained: the update and the change of the base's logits agree within 1e-5 of the update's norm.
+    """Check that two runs trained the same 20 steps: the update agrees within 1e-5 of its norm, and so does the change of the base's logits.
 
     DistributedDataParallel gives identical numbers, and so does ZeRO-2 without clipping. The remaining differences are the
     rounding of the norm used for clipping, and of products of ZeRO-3's pieces.

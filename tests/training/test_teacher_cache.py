@@ -1,4 +1,4 @@
-"""The teacher's cache: it gives the same training as the online teacher, is built once, shared by later runs, and never mistaken."""
+"""The teacher's cache: the same training as with the online teacher, built once, shared by later runs, never mistaken."""
 
 import json
 import shutil
