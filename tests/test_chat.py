@@ -77,7 +77,7 @@ def test_full_fine_tuning_loads_its_base_beside_it_and_says_so(tmp_path, caplog,
     main(["--run", full, "--prompt", QUESTION, *SHORT])
     template = template_of(full)
     assert said(capsys.readouterr().out) == [expected("tiny", template), expected(full, template)]
-    assert any("its base tiny is loaded beside it" in message for message in caplog.messages)
+    assert any("its base tiny is loaded as well" in message for message in caplog.messages)
 
 
 def test_one_model_can_be_asked_alone(run, capsys):

@@ -31,7 +31,7 @@ from .subject import Subject
 
 RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # values vLLM accepts as max_lora_rank
 POSITIONS = 16384  # prompt plus completion, unless --max_model_len is set: the cache must hold one such row
-DEFAULTS = {  # of vLLM's environment; the user's settings take precedence
+DEFAULTS = {  # vLLM's environment; the user's settings take precedence
     "VLLM_LOGGING_LEVEL": "ERROR",
     "VLLM_NO_USAGE_STATS": "1",
     "VLLM_CPU_KVCACHE_SPACE": "1",  # GiB

@@ -81,9 +81,9 @@ def room(memory: int) -> float:
 def host(whole: Held, start: str, target: tuple[int, int], rank: int, processes: int) -> dict[str, int]:
     """Bytes of CPU memory that one machine with so many processes needs.
 
-    loading: every process reads the whole model, whatever ZeRO divides later. decomposition: for the largest target (m, n) and
-    in addition, per process: a float32 copy and its factors U, S and V (for a randomised start, `rank` columns of each), without
-    the libraries' workspace. offloaded: what ZeRO-3 keeps there when it offloads, if this is the only machine.
+    loading: every process reads the whole model, whatever ZeRO divides later. decomposition: in addition, per process, for the
+    largest target (m, n): a float32 copy and its factors U, S and V (for a randomised start, `rank` columns of each), without the
+    libraries' workspace. offloaded: what ZeRO-3 keeps there when it offloads, if this is the only machine.
     """
     m, n = target
     kept = 0

@@ -428,7 +428,7 @@ def test_an_adapter_that_is_changed_on_purpose_opens_without_its_checksums(copie
         opened(copied)
     (weights.parent / "checksums.json").unlink()
     opened(copied)
-    assert "checksums.json is missing, so whether" in caplog.text
+    assert "checksums.json is missing, so " in caplog.text
 
 
 # The user's own files
