@@ -11,40 +11,40 @@ DEFAULT = "configs/experiments/nlg-main-embedded.yaml"
 
 EXAMPLES = """\
 examples:
-  the main job: five models, five seeds, learning rates chosen on validation problems, and the table
+  the main job: five models, five seeds, learning rates chosen on validation problems; then the table
     python -m ba_lora.experiments run
   the same with one seed, in about three minutes
     python -m ba_lora.experiments run --seeds 1
-  what a file would run, and what that would cost on GPUs
+  list the runs of a file; estimate their cost on GPUs
     python -m ba_lora.experiments run configs/experiments/nlg-main.yaml --list
     python -m ba_lora.experiments run configs/experiments/nlg-main.yaml --dry_run
-  choose each method's learning rate again
+  choose the learning rate of each method again
     python -m ba_lora.experiments tune
-  the table from the results that are there, the paper's numbers beside; as Markdown, CSV or LaTeX
+  the table from the results so far, beside the paper's numbers; as Markdown, CSV or LaTeX
     python -m ba_lora.experiments table configs/experiments/nlg-main.yaml --format latex
-  its figures; or the weights and terms of one run over its steps
+  its figures; or the weights and terms of one run by step
     python -m ba_lora.experiments figure configs/experiments/ranks-embedded.yaml
     python -m ba_lora.experiments figure runs/nlg-embedded/ba-lora-s42
-  one page of everything in results/, to open in a browser
+  one page with everything in results/, to open in a browser
     python -m ba_lora.experiments report
-  keep what was measured as small files in results/
+  save the measurements as small files in results/
     python -m ba_lora.experiments collect
-  one run, trained and evaluated, with options of train.py
+  train and evaluate one run, with options of train.py
     python -m ba_lora.experiments one configs/nlg/tiny.yaml --output_dir runs/mine --method pissa
 """
 
-FIGURE = "draw an experiment's figures, or the terms and weights of one run over its steps"
+FIGURE = "draw an experiment's figures, or the terms and weights of one run by step"
 REPORT = "write one HTML page with the tables, figures and provenance of several experiments"
 COMMANDS = {
-    "run": "train and measure what is not done yet, then print the table",
-    "tune": "choose learning rates on validation problems, the same grid for every method",
-    "table": "print the table of what has been measured, the paper's numbers beside it",
-    "collect": "write what has been measured into the results folder, a small file a run",
+    "run": "train and measure the runs that are not done, then print the table",
+    "tune": "choose learning rates on validation problems, with the same grid for every method",
+    "table": "print the table of the results so far beside the paper's numbers",
+    "collect": "write the measurements into the results folder, one small file per run",
 }
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """The commands and their options."""
+    """Return the parser of the commands and their options."""
     parser = argparse.ArgumentParser(
         prog="python -m ba_lora.experiments",
         description="Run an experiment file, or one training with its evaluations, and show the results.",
@@ -59,7 +59,9 @@ def make_parser() -> argparse.ArgumentParser:
         if name != "tune":
             command.add_argument("--methods", nargs="+", metavar="NAME", help="only these methods of the file")
             command.add_argument("--seeds", type=int, help="use the first N seeds of the file")
-            command.add_argument("--untuned", action="store_true", help="the config's learning rates, not the tuned")
+            command.add_argument(
+                "--untuned", action="store_true", help="use the config's learning rates, not the tuned ones"
+            )
             command.add_argument(
                 "--set",
                 nargs="+",
@@ -72,23 +74,23 @@ def make_parser() -> argparse.ArgumentParser:
                 "--format", choices=("markdown", "csv", "latex"), default="markdown", help="what to print"
             )
             command.add_argument("--output", help="folder for the table in all three formats [runs/NAME]")
-            command.add_argument("--quiet", action="store_true", help="print the files' names alone")
+            command.add_argument("--quiet", action="store_true", help="print only the names of the files")
             command.add_argument(
                 "--average_with_mt_bench",
                 action="store_true",
                 help="average the percentages with MT-Bench's 1 to 10, as the paper does",
             )
         if name in ("run", "tune"):
-            command.add_argument("--jobs", type=int, default=os.cpu_count(), help="workers at once [one per core]")
+            command.add_argument("--jobs", type=int, default=os.cpu_count(), help="parallel workers [one per core]")
             command.add_argument("--overwrite", action="store_true", help="repeat finished runs")
-            command.add_argument("--retry", action="store_true", help="try runs again that failed before")
+            command.add_argument("--retry", action="store_true", help="try failed runs again")
         if name == "run":
-            command.add_argument("--list", action="store_true", help="print the runs and their state, do nothing")
-            command.add_argument("--dry_run", action="store_true", help="print what the runs would cost, do nothing")
+            command.add_argument("--list", action="store_true", help="only print the runs and their state")
+            command.add_argument("--dry_run", action="store_true", help="only print what the runs would cost")
     figure = commands.add_parser("figure", help=FIGURE, description=FIGURE)
-    figure.add_argument("target", help="experiment file, or run folder, or a metrics.jsonl")
+    figure.add_argument("target", help="experiment file, run folder, or metrics.jsonl")
     figure.add_argument(
-        "--output", help="folder for an experiment's figures [runs/NAME]; file of a run [RUN/terms.png]"
+        "--output", help="folder for an experiment's figures [runs/NAME]; file for a run's figure [RUN/terms.png]"
     )
     _add_places(figure)
     report = commands.add_parser("report", help=REPORT, description=REPORT)
@@ -98,18 +100,18 @@ def make_parser() -> argparse.ArgumentParser:
     one = commands.add_parser(
         "one", help="train one config and evaluate it", description="train one config and evaluate it"
     )
-    one.add_argument("config", help="a config file of train.py; its options may follow")
+    one.add_argument("config", help="a config file of train.py; options of train.py may follow")
     return parser
 
 
 def _add_places(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--runs", default="runs", help="folder that holds the runs [runs]")
-    command.add_argument("--results", default="results", help="folder that holds the small result files [results]")
+    command.add_argument("--runs", default="runs", help="folder of the runs [runs]")
+    command.add_argument("--results", default="results", help="folder of the small result files [results]")
     command.add_argument("--debug", action="store_true", help="show the traceback of an error")
 
 
 def _changes(words: list[str]) -> dict[str, str]:
-    """{option: value} from NAME=VALUE words."""
+    """Return {option: value} from NAME=VALUE words."""
     from ..training.arguments import TrainArguments
 
     pairs = dict(word.partition("=")[::2] for word in words)
@@ -121,7 +123,7 @@ def _changes(words: list[str]) -> dict[str, str]:
 
 
 def main() -> int:
-    """Returns 0 when everything asked for was done, 1 when a run failed."""
+    """Return 0 if everything succeeded, 1 if a run failed."""
     arguments, rest = make_parser().parse_known_args()
     if arguments.command == "one":
         from .single import train_and_evaluate
@@ -176,7 +178,7 @@ def _report(arguments: argparse.Namespace) -> int:
     if Path(arguments.output).is_dir():
         raise UserError(f"--output {arguments.output} is a folder; name a file")
     named = [FOLDER / f"{folder.name}.yaml" for folder in sorted(Path(arguments.results).glob("*")) if folder.is_dir()]
-    files = arguments.files or [file for file in named if file.is_file()]  # results/t-sne is points, of no experiment
+    files = arguments.files or [file for file in named if file.is_file()]  # results/t-sne is not an experiment
     if not files:
         raise UserError(f"{arguments.results} holds no results; run an experiment and collect them, or name files")
     found = []
@@ -235,7 +237,7 @@ def _on_experiment(arguments: argparse.Namespace) -> int:
 
 
 def _show(experiment, arguments: argparse.Namespace) -> None:
-    """Print the table and save it in every format."""
+    """Print the table and save it in all formats."""
     from pathlib import Path
 
     from .examples import examples
@@ -244,7 +246,7 @@ def _show(experiment, arguments: argparse.Namespace) -> None:
     from .tables.formats import render, write_tables
 
     averaged = getattr(arguments, "average_with_mt_bench", False)
-    others = arguments.results if arguments.command == "table" else None  # of `run`: what was run here, nothing else
+    others = arguments.results if arguments.command == "table" else None  # `run` shows only the runs of this machine
     found = read_results(experiment, others)
     if arguments.methods:
         found = [result for result in found if result.variant.method in arguments.methods]
@@ -262,19 +264,19 @@ def _show(experiment, arguments: argparse.Namespace) -> None:
 
 
 def _place(arguments: argparse.Namespace) -> tuple[str, str]:
-    """(kind of the folder that tables and figures go to, the option that names it), as `claimed` takes them."""
+    """Return (kind of the folder for tables and figures, the option that names it), as `claimed` takes them."""
     return ("tables", "--output") if getattr(arguments, "output", None) else ("experiment", "--runs")
 
 
 def _with_rates(experiment, arguments: argparse.Namespace, read):
-    """The experiment with its learning rates chosen, which is done now where it has not been."""
+    """Return the experiment with its learning rates, running the tuning first if it has not been done."""
     from .tuning import tune
 
     if arguments.untuned or experiment.is_tuned:
         return experiment
     if not experiment.tuning:
         raise UserError(
-            f"{experiment.file} takes the learning rates of {experiment.rates_of}, which has none yet; first run: "
+            f"{experiment.file} takes the learning rates of {experiment.rates_of}, which is not tuned yet; first run: "
             f"python -m ba_lora.experiments tune configs/experiments/{experiment.rates_of}.yaml (or add --untuned)"
         )
     tune(arguments.file, arguments.runs, arguments.jobs, retry=arguments.retry)
@@ -282,7 +284,7 @@ def _with_rates(experiment, arguments: argparse.Namespace, read):
 
 
 def _list(experiment) -> int:
-    """Print every run: its state and its plain command."""
+    """Print the state and the plain command of every run."""
     for run in experiment.runs:
         words = f"one {' '.join(run.words)}" if run.arguments else f"(measures {run.model} as it is)"
         print(f"{run.state(experiment.evaluations):9} {run.name}: {words}")

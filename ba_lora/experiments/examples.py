@@ -1,4 +1,4 @@
-"""The first test problems with each model's answer, from the run folders: what the scores of a table are made of."""
+"""The first test problems with each model's answer, from the run folders: examples of the answers behind the scores."""
 
 import json
 
@@ -9,7 +9,7 @@ SHOWN = 3  # problems
 
 
 def examples(experiment: Experiment) -> str:
-    """Markdown; "" where no run here has answers. Each model with its first seed."""
+    """Return Markdown, or "" if no run here has answers. Each model is shown with its first seed."""
     name = experiment.evaluations[0].name if experiment.evaluations else ""
     answers, right = {}, {}
     for run in experiment.runs:

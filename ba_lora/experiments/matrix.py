@@ -3,24 +3,24 @@
 name: ranks                           # results go to results/NAME
 title: Rank                           # heading of its table and figure
 paper: [ranks]                        # published numbers to show beside (configs/paper)
-folder: nlg-embedded                  # the runs go to runs/FOLDER [NAME]; experiments may share runs of the same name
+folder: nlg-embedded                  # runs go to runs/FOLDER [NAME]; experiments may share runs of the same name
 config: configs/nlg/{model}-{data}-v5.yaml   # options of every run, as train.py takes them
-models: [llama-2-7b, mistral-7b]      # fill {model}; a mapping gives options of each: {mistral-7b: {rank: 64}}, its config too
-data: [metamath, code]                # fill {data}: a run for each, and one row of the table for all
-methods:                              # name → what differs; {} without a method is the untouched base model
+models: [llama-2-7b, mistral-7b]      # fill {model}; a mapping adds options per model: {mistral-7b: {rank: 64}}, also its config
+data: [metamath, code]                # fill {data}: one run per data set, together one row of the table
+methods:                              # name → its options; {} without a method is the unchanged base model
   base: {}
   ba-lora: {method: ba-lora, learning_rate: 0.002}
-vary:                                 # each method with each value, one at a time; METHOD-OPTION=VALUE
+vary:                                 # each method with each value, one option at a time; METHOD-OPTION=VALUE
   rank: [1, 2, 4]
   imbalance: {"0.5": {class_shares: ["negative=0.5"]}}   # or a label and its options
 seeds: [42, 1024, 2024]
-evaluate:                             # name → problems; of a classifier "split:test" or "shift:products"
+evaluate:                             # name → problems; for classifiers "split:test" or "shift:products"
   test: {data: "tinymath:test", limit: 500}   # without `evaluate`: the benchmarks that the config names
-reference: pissa                      # the method that the others are compared with [pissa, where it is there]
-note: One generated task.             # what a reader should know, printed below the table
+reference: pissa                      # the method that the others are compared with [pissa, if present]
+note: One generated task.             # printed below the table
 tuning: {seed: 7, data: "tinymath:validation", limit: 300, learning_rates: [0.001, 0.002]}
-rates_of: nlg-main-embedded           # or the rates that another experiment's tuning chose
-devices: 2xA40                        # what --dry_run prices the runs on
+rates_of: nlg-main-embedded           # or: the rates chosen by the tuning of another experiment
+devices: 2xA40                        # GPUs for which --dry_run estimates the cost
 """
 
 import itertools
@@ -47,7 +47,7 @@ KEYS = (
 
 @dataclass(frozen=True)
 class Evaluation:
-    """A set of problems that every run answers: its name in the table, its data, and how many."""
+    """A set of problems that every run answers: its name in the table, its data, and the number of problems."""
 
     name: str
     data: str
@@ -55,7 +55,7 @@ class Evaluation:
 
 
 class Variant(NamedTuple):
-    """What stands in one row of a table: the runs of one model and method, over data and seeds. varied: (option, value)."""
+    """One row of a table: the runs of one model and method over data and seeds. varied: (option, value)."""
 
     model: str
     method: str
@@ -64,7 +64,7 @@ class Variant(NamedTuple):
 
 @dataclass(frozen=True)
 class Run:
-    """One training (arguments) or the base model (None), and where it is kept."""
+    """One training (arguments) or the base model (None), and its folder."""
 
     variant: Variant
     data: str | None
@@ -73,8 +73,8 @@ class Run:
     model: str  # as --model takes it
     words: tuple[str, ...]  # config and options, as `python -m ba_lora.experiments one` takes them
     arguments: TrainArguments | None
-    is_tuned: bool = False  # its learning rate was chosen on validation data
-    is_trial: bool = False  # of a tuning, which wants its scores alone
+    is_tuned: bool = False  # True if its learning rate was chosen on validation data
+    is_trial: bool = False  # True for a trial of a tuning, which needs only scores
 
     @property
     def name(self) -> str:
@@ -86,16 +86,16 @@ class Run:
 
     @property
     def failure(self) -> Path:
-        """The file that says why the run failed the last time."""
+        """The file that says why the run last failed."""
         return self.folder.with_name(f"{self.name}.failed")
 
     @property
     def log(self) -> Path:
-        """What it printed; beside the folder, which is the training's own."""
+        """The log of the run; it lies beside the folder, which belongs to the training."""
         return self.folder.with_name(f"{self.name}.log")
 
     def status(self) -> str | None:
-        """That of the training in its folder; None if there is none with exactly these options, on the files as they are now."""
+        """The status of the training in its folder; None unless it has exactly these options and the files are unchanged."""
         record = self.folder / "run.json"
         before = read_json(record, "status", "config") if record.is_file() else None
         if (
@@ -107,11 +107,11 @@ class Run:
         return before["status"]
 
     def is_trained(self) -> bool:
-        """Whether its training, if it has one, is finished."""
+        """True if its training, if any, is finished."""
         return self.arguments is None or self.status() == "finished"
 
     def state(self, evaluations: list[Evaluation]) -> str:
-        """ "measured" when training and measurements stand for exactly this run, "trained", "failed", or "missing"."""
+        """ "measured" if training and measurements match exactly this run, else "trained", "failed" or "missing"."""
         if self.failure.is_file():
             return "failed"
         if not self.is_trained():
@@ -121,18 +121,18 @@ class Run:
             return "measured" if all(file.is_file() for file in scores) else "trained"
         file = self.folder / "measures.json"
         made, wanted = read_json(file) if file.is_file() else {}, self.measured_with(evaluations)
-        before = made.get("inputs") or {}  # of an earlier version: none
+        before = made.get("inputs") or {}  # earlier versions wrote none
         changed = [name for name, value in wanted["inputs"].items() if before.get(name, value) != value]
         return "measured" if made.get("evaluations") == wanted["evaluations"] and not changed else "trained"
 
     def measured_with(self, evaluations: list[Evaluation]) -> dict:
-        """For measures.json: the evaluations, and hashes of the local files of the base model and of the problems."""
+        """The evaluations and the hashes of the local files of the base model and the problems, for measures.json."""
         inputs = measured_hashes(self.model, [evaluation.data for evaluation in evaluations])
         return {"evaluations": [vars(evaluation) for evaluation in evaluations], "inputs": inputs}
 
     @property
     def benchmarks(self) -> list[str]:
-        """Those of its config."""
+        """The benchmarks that its config names."""
         return list(self.arguments.benchmarks or ()) if self.arguments else []
 
 
@@ -143,7 +143,7 @@ class Experiment:
     name: str
     title: str
     file: Path
-    home: Path  # where the runs stand
+    home: Path  # folder of the runs
     runs: list[Run]
     evaluations: list[Evaluation]
     seeds: list[int]
@@ -156,7 +156,7 @@ class Experiment:
 
     @property
     def is_tuned(self) -> bool:
-        """Whether the learning rates that its runs should have are known: chosen, or all given."""
+        """True if the learning rates of its runs are known: chosen by tuning, or all given."""
         return not (self.tuning or self.rates_of) or any(run.is_tuned for run in self.runs)
 
     @property
@@ -175,9 +175,9 @@ def read_experiment(
     tuned: bool = True,
     methods: list[str] | None = None,
 ) -> Experiment:
-    """Parse `file`; its runs stand under the folder `runs`; `seeds` keeps the first so many; `changes`: options of every run,
-    in place of the file's. The rates that a tuning chose are taken from `runs`, else from `results`; tuned=False leaves the
-    config's. methods: only these of the file. Raises UserError."""
+    """Parse `file`; its runs go under the folder `runs`. seeds: keep the first N. changes: options of every run that override
+    the file's. Tuned rates are read from `runs`, else from `results`; with tuned=False the config's rates stay. methods: only
+    these methods of the file. Raises UserError."""
     content = read_file(file)
     for method in methods or ():
         choose("method", method, content["methods"])
@@ -213,7 +213,7 @@ def read_experiment(
 
 
 def tuning_runs(file: str | Path, runs: str | Path = "runs") -> Experiment:
-    """The runs that choose a learning rate for each method: one seed, a grid, judged on validation problems."""
+    """Return the runs that choose a learning rate for each method: one seed, a grid, scored on validation problems."""
     content = read_file(file)
     tuning = content.get("tuning")
     if not tuning:
@@ -234,7 +234,7 @@ def tuning_runs(file: str | Path, runs: str | Path = "runs") -> Experiment:
 
 
 def tuned_rates(name: str, runs: str | Path, results: str | Path) -> dict[str, float]:
-    """{group: learning rate} that the tuning of the experiment `name` chose; {} where it has not been done."""
+    """Return {group: learning rate} chosen by the tuning of experiment `name`; {} if it has not been done."""
     for file in (Path(runs) / name / "tuning.json", Path(results) / name / "tuning.json"):
         if file.is_file():
             tuned = read_json(file)
@@ -247,7 +247,7 @@ def tuned_rates(name: str, runs: str | Path, results: str | Path) -> dict[str, f
 
 
 class _Cell(NamedTuple):
-    """The runs that differ in their seed alone. own: the method's options, {} of the base; options: all, over the config's."""
+    """Runs that differ only in their seed. own: the method's options, {} for the base; options: all that override the config."""
 
     variant: Variant
     data: str | None
@@ -257,12 +257,12 @@ class _Cell(NamedTuple):
 
     @property
     def group(self) -> str:
-        """What one learning rate is chosen for: model, data and method."""
+        """Model, data and method: one learning rate is chosen for each group."""
         return "-".join(part for part in (self.variant.model, self.data, self.variant.method) if part)
 
 
 def _cells(content: dict) -> list[_Cell]:
-    """Every combination of model, data, method and varied value."""
+    """Return every combination of model, data, method and varied value."""
     models, data = _axis(content.get("models")), _axis(content.get("data"))
     cells = []
     for (model, of_model), (method, own) in itertools.product(models.items(), content["methods"].items()):
@@ -275,22 +275,22 @@ def _cells(content: dict) -> list[_Cell]:
 
 
 def _fill(config: str, model: str | None, data: str | None) -> str:
-    """The config's name with {model} and {data} filled in. Raises UserError."""
+    """Fill {model} and {data} into the config's name. Raises UserError."""
     try:
         return config.format(model=model, data=data)
     except (AttributeError, IndexError, KeyError, ValueError):
-        raise UserError(f"config: {config!r} is not a file's name, in which {{model}} and {{data}} may stand") from None
+        raise UserError(f"config: {config!r} is not a file name with optional {{model}} and {{data}}") from None
 
 
 def _axis(given: list | dict | None) -> dict:
-    """{name: its options}; one without a name where the file has no such axis."""
+    """Return {name: its options}; a single entry without a name if the file lacks this axis."""
     if isinstance(given, list):
         return {name: {} for name in given}
     return given or {None: {}}
 
 
 def _values(vary: dict, own: dict) -> list[tuple]:
-    """[((option, value), options)] of a method: first as it is, then each value of each option."""
+    """Return [((option, value), options)] of a method: first unvaried, then each value of each option."""
     made = [(None, {})]
     for option, values in vary.items() if own else ():
         labelled = values if isinstance(values, dict) else {str(value): {option: value} for value in values}
@@ -301,7 +301,7 @@ def _values(vary: dict, own: dict) -> list[tuple]:
 def _runs(
     cell: _Cell, changes: dict, seeds: list[int], home: Path, rate: float | None = None, suffix: str = ""
 ) -> list[Run]:
-    """A run a seed, or the base model: the config's options, the cell's, the tuned rate where nothing else gives one, `changes`."""
+    """Return one run per seed, or the base model: the config's options, the cell's, the tuned rate if no other is given, `changes`."""
     varied = f"-{'='.join(cell.variant.varied)}" if cell.variant.varied else ""
     name = f"{cell.group}{varied}{suffix}"
     is_tuned = rate is not None and "learning_rate" not in cell.options
@@ -318,7 +318,7 @@ def _runs(
 
 
 def _words(options: dict) -> list[str]:
-    """{option: value} as command-line words."""
+    """Return {option: value} as command-line words."""
     words = []
     for key, value in options.items():
         values = (value or [None]) if isinstance(value, list) else [value]
@@ -331,7 +331,7 @@ def _evaluations(content: dict) -> list[Evaluation]:
 
 
 def read_file(file: str | Path) -> dict:
-    """The content of an experiment file, its keys checked. Raises UserError naming file and key."""
+    """Return the content of an experiment file after checking its keys. Raises UserError naming file and key."""
     path = Path(file)
     if not path.is_file():
         raise UserError(f"experiment file {file} does not exist")

@@ -1,9 +1,9 @@
-"""Runs of an experiment on local worker processes: each carries many runs, because loading the libraries takes seconds.
+"""Runs of an experiment on local worker processes: each worker does many runs, because loading the libraries takes seconds.
 
 A worker calls the same functions as `python train.py` and `python -m eval.gsm8k`. Its output goes to RUN.log.
 
-SIGINT and SIGTERM to the parent, or to its process group, stop the matrix: the parent passes SIGTERM on to every worker, which
-takes no further run, and kills what has not ended in time. A run that was stopped has not failed; the next start does it.
+SIGINT and SIGTERM to the parent, or to its process group, stop the matrix: the parent forwards SIGTERM to every worker, which
+starts no further run, and kills those that do not end in time. A stopped run has not failed; the next start does it.
 """
 
 import contextlib
@@ -30,17 +30,17 @@ from ..folders.ownership import claimed
 from .matrix import Evaluation, Experiment, Run
 
 TRAIN_SHARE = 0.75  # of a run's time, for the progress bar
-# Seconds that workers have after a signal. A command may need a long step to write its checkpoint; a worker that trains by itself
-# would start its run again anyway.
+# Seconds that workers have after a signal. A command may need a long step to write its checkpoint; a worker that trains in its
+# own process would start its run again anyway.
 GRACE, COMMAND_GRACE = 30, 300
 INTERRUPTED = (Stopped.STATUS, *signals.ENDED, *(-number for number in signals.STOP))
 
 
 def run_all(experiment: Experiment, jobs: int, overwrite: bool = False, retry: bool = False) -> list[Run]:
-    """Do every run that is not done; returns the runs that failed, now or before.
+    """Do every run that is not done; return the runs that failed, now or before.
 
-    Finished runs are kept unless `overwrite`; those that failed before are left alone unless `retry` (or `overwrite`). Raises
-    Stopped after SIGINT or SIGTERM, with no worker left.
+    Finished runs are kept unless `overwrite`; failed runs are skipped unless `retry` (or `overwrite`). Raises Stopped after
+    SIGINT or SIGTERM, when all workers have ended.
     """
     states = [(run, run.state(experiment.evaluations)) for run in experiment.runs]
     kept = [run for run, state in states if state == "measured" and not overwrite]
@@ -70,7 +70,7 @@ def run_all(experiment: Experiment, jobs: int, overwrite: bool = False, retry: b
                     worker.start()
             done, failed = _watch(todo, workers, events, stop)
             for worker in workers:
-                # let it end by itself: one that is killed leaves its locks to be complained of
+                # let it end by itself: a killed process leaves its locks behind, and Python warns about them
                 worker.join(max(0, min(10, stop.deadline - time.monotonic())))
         finally:
             signals.kill(process for worker in workers if worker.is_alive() for process in signals.tree(worker.pid))
@@ -79,7 +79,7 @@ def run_all(experiment: Experiment, jobs: int, overwrite: bool = False, retry: b
         name = signal.Signals(stop.received).name
         raise Stopped(
             f"{name} after {len(done)} of {len(todo)} runs; the same command"
-            f"{' without --overwrite' if overwrite else ''} goes on where it stopped",
+            f"{' without --overwrite' if overwrite else ''} continues where it stopped",
             Stopped.STATUS if stop.received == signal.SIGTERM else 128 + stop.received,
         )
     return left + [todo[index] for index in failed]
@@ -101,7 +101,7 @@ class _Stop:
 
 @contextlib.contextmanager
 def _held_back():
-    """Hold Ctrl-C back until the end of the block, and in processes started in it until they are ready (`_work`)."""
+    """Block Ctrl-C until the end of the block, and in processes started in it until they are ready (`_work`)."""
     if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "pthread_sigmask"):
         yield
         return
@@ -114,7 +114,7 @@ def _held_back():
 
 @contextlib.contextmanager
 def _threads(share: int):
-    """Processes started in the block get `share` threads, or OMP_NUM_THREADS if that is less."""
+    """Give processes started in the block `share` threads, or OMP_NUM_THREADS if that is fewer."""
     asked = os.environ.get("OMP_NUM_THREADS")
     os.environ["OMP_NUM_THREADS"] = str(min(share, int(asked)) if (asked or "").isdigit() else share)
     try:
@@ -125,9 +125,9 @@ def _threads(share: int):
 
 
 def _watch(todo: list[Run], workers: list, events, stop: _Stop) -> tuple[set[int], list[int]]:
-    """Show the workers' progress until every run is done, or `stop` was asked for and they are gone or out of time.
+    """Show the workers' progress until every run is done, or until `stop` was requested and they have ended or run out of time.
 
-    Returns the indices of the runs that are done and of those that failed.
+    Returns the indices of the finished runs and of the failed runs.
     """
     fractions, done, failed, told = [0.0] * len(todo), set(), [], False
     shown = sys.stderr.isatty()
@@ -147,7 +147,7 @@ def _watch(todo: list[Run], workers: list, events, stop: _Stop) -> tuple[set[int
                     worker.terminate()
             alive = any(
                 worker.is_alive() for worker in workers
-            )  # before the queue is read, so that the last worker's events are in it
+            )  # before the queue is read, so that it contains the last worker's events
             try:
                 index, kind, value = events.get(timeout=0.2)
             except queue.Empty:
@@ -165,7 +165,9 @@ def _watch(todo: list[Run], workers: list, events, stop: _Stop) -> tuple[set[int
             else:
                 if kind == "done":
                     done.add(index)
-                elif kind == "failed" or stop.received is None:  # a run that was stopped on its own is not done either
+                elif (
+                    kind == "failed" or stop.received is None
+                ):  # a run that was stopped individually is not done either
                     failed.append(index)
                 fractions[index] = 1.0 if index in (*done, *failed) else fractions[index]
                 tqdm.write(f"{todo[index].name:24} {value}", file=sys.stdout)
@@ -176,8 +178,8 @@ def _watch(todo: list[Run], workers: list, events, stop: _Stop) -> tuple[set[int
 
 
 def _work(tasks, events, evaluations: list[Evaluation]) -> None:
-    """A worker: take a run, do it and report, until none is left or SIGTERM comes. The parent passes Ctrl-C on as SIGTERM."""
-    # tqdm's own lock is a system semaphore; if this process is killed, Python's tracker warns that it leaked
+    """Run a worker: take a run, do it, report; until no run is left or SIGTERM comes. The parent forwards Ctrl-C as SIGTERM."""
+    # tqdm's own lock is a system semaphore; if this process is killed, Python's resource tracker warns that it leaked
     tqdm.set_lock(threading.RLock())
     threading.Thread(target=_end_with_parent, daemon=True).start()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -208,19 +210,19 @@ def _work(tasks, events, evaluations: list[Evaluation]) -> None:
                 events.put((index, "failed", f"failed: {line} (see {run.log})"))
         if (
             ending.received is not None
-        ):  # end after queues and locks, without the seconds that libraries take to shut down
+        ):  # exit once queues and locks are closed, without the seconds that libraries take to shut down
             multiprocessing.util.Finalize(None, os._exit, args=(128 + ending.received,), exitpriority=-100)
 
 
 def _end_with_parent() -> None:
-    """End with a killed parent. Otherwise its workers would train on, beside those of its next start."""
+    """End when the parent is killed. Otherwise its workers would continue to train beside those of its next start."""
     multiprocessing.connection.wait([multiprocessing.parent_process().sentinel])
     signals.kill_children()
     os._exit(1)
 
 
 def do_run(run: Run, evaluations: list[Evaluation], retrain: bool, report=lambda fraction: None) -> str:
-    """Train (unless it stands) and measure one run; returns a line that says what came out."""
+    """Train one run, unless that is done, and measure it; return a one-line summary."""
     from ..training.run import train
     from .measures.classifier import measure_classifier
     from .measures.generator import measure
@@ -248,20 +250,20 @@ def do_run(run: Run, evaluations: list[Evaluation], retrain: bool, report=lambda
 
 
 def command_of(run: Run, overwrite: bool = False) -> list[str]:
-    """The command that trains and evaluates one run. It goes on with a training of the same options and files, unless `overwrite`."""
+    """Return the command that trains and evaluates one run. It resumes a training of the same options and files, unless `overwrite`."""
     again = "--overwrite" if overwrite or run.status() is None else "--resume"
     return [sys.executable, "-m", "ba_lora.experiments", "one", *run.words, again]
 
 
 def do_command(run: Run, overwrite: bool = False) -> str:
-    """Train and evaluate one run by its command, on as many processes as the environment says; returns what came out."""
+    """Train and evaluate one run by its command, on as many processes as the environment sets; return a one-line summary."""
     words = command_of(run, overwrite)
     run.log.parent.mkdir(parents=True, exist_ok=True)
     started = time.perf_counter()
     with open(run.log, "w", encoding="utf-8") as log:
         status, _ = signals.run(words, stdout=log, stderr=subprocess.STDOUT)
     if status in INTERRUPTED:
-        raise Stopped("by a signal; the next start goes on from its newest checkpoint")
+        raise Stopped("by a signal; the next start continues from its newest checkpoint")
     lines = run.log.read_text(encoding="utf-8").splitlines()
     if status:
         raise RunFailure(f"status {status}: {lines[-1] if lines else 'no output'}")

@@ -1,9 +1,9 @@
-"""What an experiment file would take, before anything is loaded: python -m ba_lora.experiments run FILE --dry_run.
+"""Cost estimate of an experiment file, before anything is loaded: python -m ba_lora.experiments run FILE --dry_run.
 
-The table of docs/reproduction.md, a row for each file that needs GPUs: python -m ba_lora.experiments.price [FILE ...]
+The table of docs/reproduction.md, one row per file that needs GPUs: python -m ba_lora.experiments.price [FILE ...]
 
-`check` asks whether the data, the model's numbers and the evaluations of every run are known; `price` asks the planner for the work
-of each. Both need neither weights nor hub.
+`check` verifies that the data, the model's numbers and the evaluations of every run are known; `price` asks the planner for the
+work of each run. Neither needs weights or the hub.
 """
 
 import importlib
@@ -25,15 +25,15 @@ from ..planning.shapes import read_numbers
 from ..training.arguments import TrainArguments
 from .matrix import FOLDER, Evaluation, Experiment, Run, read_experiment
 
-DEVICES = "1xA40"  # of a file that names none; several take as many GPU-hours
+DEVICES = "1xA40"  # if the file names none; several GPUs take the same number of GPU-hours
 CLASSIFICATION = {"glue": "eval.glue", "gluex": "eval.gluex"}  # benchmark → module
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(:[\w.-]+)?")
 
 
 class Line(NamedTuple):
-    """The runs of one model, data set and method. each: GPU-hours of one, lowest and highest of all; total: of all of them.
+    """The runs of one model, data set and method. each: GPU-hours of one run, lowest and highest; total: of all of them.
 
-    Both are None where `reason` says why they are not predicted.
+    Both are None if they cannot be predicted; `reason` says why.
     """
 
     model: str
@@ -46,7 +46,7 @@ class Line(NamedTuple):
 
 
 class Price(NamedTuple):
-    """Of a whole file. hours: GPU-hours (low, high) of the runs that are predicted."""
+    """The estimate for a whole file. hours: GPU-hours (low, high) of the predicted runs."""
 
     name: str
     devices: str
@@ -58,7 +58,7 @@ class Price(NamedTuple):
 
     @property
     def predicted(self) -> int:
-        """Runs whose hours are known."""
+        """Number of runs with predicted hours."""
         return sum(line.runs for line in self.lines if line.total)
 
     @property
@@ -68,13 +68,13 @@ class Price(NamedTuple):
 
 
 def price(experiment: Experiment) -> Price:
-    """The GPU-hours of an experiment's trainings on its devices: arithmetic alone, no loading and no evaluation."""
+    """Return the GPU-hours of an experiment's trainings on its devices: only arithmetic, without loading and evaluation."""
     devices = experiment.devices or DEVICES
     groups: dict[tuple, dict[tuple, list[Run]]] = {}
     for run in experiment.runs:
         if run.arguments:
             cells = groups.setdefault((run.variant.model, run.data, run.method), {})
-            cells.setdefault(run.variant.varied, []).append(run)  # that differ in their seed alone
+            cells.setdefault(run.variant.varied, []).append(run)  # runs that differ only in their seed
     return Price(
         experiment.name, devices, [_line(*group, list(cells.values()), devices) for group, cells in groups.items()]
     )
@@ -92,7 +92,7 @@ def _line(model: str, data: str | None, method: str, cells: list[list[Run]], dev
 
 
 def _hours(arguments: TrainArguments, devices: str) -> tuple[float, float]:
-    """GPU-hours (low, high) of one run. Raises UserError, saying why, where they cannot be predicted."""
+    """Return the GPU-hours (low, high) of one run. Raises UserError with the reason if they cannot be predicted."""
     made = plan(replace(arguments, output_dir=None, dry_run=True, devices=devices), memory=False)["devices"]
     hours = made["forms"]["as planned"]["hours"]
     if hours is None:
@@ -101,7 +101,7 @@ def _hours(arguments: TrainArguments, devices: str) -> tuple[float, float]:
 
 
 def render(priced: Price) -> str:
-    """A price as lines of text: a table, its sum, and what it leaves out."""
+    """Return a price as lines of text: a table, its sum, and what is not included."""
     rows = [("model", "data", "method", "trainings", "GPU-h each", "GPU-h in all")]
     for line in priced.lines:
         hours = ("not predicted", "") if line.reason else (_range(line.each), _range(line.total))
@@ -117,13 +117,13 @@ def render(priced: Price) -> str:
             *lines,
             f"{priced.name}: {summary(priced)}",
             f"Predicted from shapes: the arithmetic of training, at {high} to {low} of the peak. Loading, starts, communication and",
-            "evaluation come on top. No GPU was here to compare this with. Nothing was loaded or written.",
+            "evaluation are extra. This was not compared with a GPU. Nothing was loaded or written.",
         ]
     )
 
 
 def summary(priced: Price) -> str:
-    """A price in a line."""
+    """Return a price as one line."""
     unknown = priced.runs - priced.predicted
     if not priced.predicted:
         return f"{priced.runs} trainings, none of them predicted"
@@ -139,7 +139,7 @@ def _range(hours: tuple[float, float]) -> str:
 
 
 def check(experiment: Experiment) -> None:
-    """Look that what every run reads is known, without reading it. Raises UserError naming the file and the run."""
+    """Check that all inputs of every run are known, without reading them. Raises UserError naming the file and the run."""
     for run in experiment.runs:
         try:
             read_numbers(run.model)
@@ -164,11 +164,11 @@ def _check_data(arguments: TrainArguments) -> None:
 
 
 def _check_place(place: str) -> None:
-    """A path that is there, a split of the generated problems, or something of the form of a hub id."""
+    """Accept an existing path, a split of the generated problems, or something that looks like a hub id."""
     if place.startswith("tinymath:"):
         choose("tinymath split", place.split(":")[1], TINYMATH)
     elif not Path(place).exists() and not HUB_ID.fullmatch(place):
-        raise UserError(f"data {place} is no path that exists and no hub id (OWNER/NAME or OWNER/NAME:PART)")
+        raise UserError(f"data {place} is neither an existing path nor a hub id (OWNER/NAME or OWNER/NAME:PART)")
 
 
 def _check_benchmarks(run: Run) -> None:
@@ -194,13 +194,13 @@ def _splits(task: str) -> dict:
 
 
 def needs_gpus() -> list[Path]:
-    """The experiment files that are not embedded twins."""
+    """Return the experiment files that are not embedded twins."""
     files = (file for file in FOLDER.glob("*.yaml") if not file.stem.endswith("-embedded"))
     return sorted(files, key=lambda file: file.stem)
 
 
 def row(file: Path) -> str:
-    """One line of the table of docs/reproduction.md, in Markdown."""
+    """Return one line of the table of docs/reproduction.md, in Markdown."""
     priced = price(read_experiment(file, tuned=False))
     hours = _range(priced.hours) if priced.predicted else "not predicted"
     unknown = priced.runs - priced.predicted

@@ -1,7 +1,7 @@
-"""Experiments as one HTML page: tables, figures, where each number comes from, and a filter by model and method.
+"""Experiments as one HTML page: tables, figures, the origin of each number, and a filter by model and method.
 
-The page needs no network and no other file. It is report.html beside this module, filled in by Jinja2, which escapes whatever
-a result file says.
+The page needs no network and no other file. The template is report.html beside this module, filled in by Jinja2, which escapes
+the content of result files.
 """
 
 import base64
@@ -32,7 +32,7 @@ CAPTIONS = {
 
 
 class Number(NamedTuple):
-    """A cell: its text, what its column is sorted by, and "best", "second" or None."""
+    """A cell: its text, its sort key, and "best", "second" or None."""
 
     text: str
     value: float | None = None
@@ -40,7 +40,7 @@ class Number(NamedTuple):
 
 
 class Line(NamedTuple):
-    """A row. where: "here", "not run here", or which paper's; numbers: one a column, none where nothing was run."""
+    """A row. where: "here", "not run here", or the paper's version; numbers: one per column, empty if nothing was run."""
 
     variant: Variant
     where: str
@@ -49,7 +49,7 @@ class Line(NamedTuple):
 
 
 class Grid(NamedTuple):
-    """A table of the page. titles: of the columns of numbers; source: of a table of the paper alone; errors: known ones."""
+    """A table of the page. titles: of the number columns; source: set for a table of the paper; errors: known errors."""
 
     titles: list[str]
     lines: list[Line]
@@ -64,9 +64,9 @@ class Grid(NamedTuple):
 def write_report(
     experiments: Iterable[tuple[Experiment, list[Result]]], output: Path, figures: Path | None = None
 ) -> Path:
-    """Write the page about the experiments that have results or published numbers to `output`, atomically; returns it.
+    """Write the page about the experiments with results or published numbers to `output`, atomically; return the path.
 
-    figures: the folder whose NAME/*.png are shown with the experiment NAME. Raises UserError when there is nothing to show.
+    figures: the folder whose NAME/*.png are shown with the experiment NAME. Raises UserError if there is nothing to show.
     """
     tables = [build(experiment, results) for experiment, results in experiments]
     sections = [_section(table, figures) for table in tables if table.results or table.beside or table.published]
@@ -94,7 +94,7 @@ def write_report(
 
 
 def _section(table: Table, figures: Path | None) -> dict:
-    """What the template shows of one experiment."""
+    """Return the template's values for one experiment."""
     environments = _environments(table.results)
     return {
         "experiment": table.experiment,
@@ -147,7 +147,7 @@ def _printed(cell: Printed | None) -> Number:
 
 
 def _figures(folder: Path) -> list[tuple[str, str]]:
-    """(caption, base64) of the PNG files in `folder`."""
+    """Return (caption, base64) of the PNG files in `folder`."""
     found = []
     for file in sorted(folder.glob("*.png")):
         option = file.stem.removeprefix("curves_")
@@ -157,7 +157,7 @@ def _figures(folder: Path) -> list[tuple[str, str]]:
 
 
 def _scored(results: list[Result]) -> list[str]:
-    """How each column was scored, a line each; read_results has made sure that it is one way."""
+    """Return how each column was scored, one line per column; read_results has checked that it is consistent."""
     scores = {name: score for result in results for name, score in result.scores.items()}
     return [
         f"{name}: {score.metric} on {score.n:,} items, protocol {score.protocol}, data hash {score.data_hash}"
@@ -166,7 +166,7 @@ def _scored(results: list[Result]) -> list[str]:
 
 
 def _environments(results: list[Result]) -> dict[str, int]:
-    """{commit, versions and machine as JSON: its number, from 1}, each once."""
+    """Return {commit, versions and machine as JSON: its number, from 1}, each environment once."""
     return {key: number for number, key in enumerate(dict.fromkeys(filter(None, map(_key, results))), start=1)}
 
 

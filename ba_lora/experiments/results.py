@@ -1,4 +1,4 @@
-"""One small JSON file a run: what tables, figures and the report are made from.
+"""One small JSON file per run: the source of tables, figures and the report.
 
     {"model": "llama-2-7b", "method": "ba-lora", "varied": ["rank", "4"], "data": "metamath", "seed": 42,
      "scores": {"gsm8k": {"score": 0.545, "n": 1319, "metric": "accuracy", "protocol": "ba-lora 2", "data_hash": "…",
@@ -6,9 +6,9 @@
      "measures": {"text_loss": 0.71, …}, "training": {"learning_rate": 2e-5, "seconds": 16000, …}, "curves": {…},
      "provenance": {…}}
 
-`scores` has a column of the table each; model, method, seed and a score with n, protocol and data_hash are needed, the rest
-is shown where it is there. `collect` writes the files of an experiment from its run folders into results/NAME, which is
-committed; the runs are not. A file made by hand or on another machine is read like any other.
+`scores` has one entry per column of the table. Required: model, method, seed, and a score with n, protocol and data_hash; the
+rest is shown if present. `collect` writes the files of an experiment from its run folders into results/NAME. The results are
+committed, the runs are not. A file made by hand or on another machine is read like any other.
 """
 
 import json
@@ -24,7 +24,7 @@ from ..folders import checksums
 from ..folders.ownership import claimed
 from .matrix import Experiment, Run, Variant
 
-CURVE = 24  # steps of a run's curve that are kept
+CURVE = 24  # number of steps kept of a run's curve
 CURVES = ("loss", "task", "consistency", "diversity", "spectrum", "lambda1", "lambda2", "lambda3", "lr")
 MEASURES = (
     *("text_loss", "kl_to_base", "spectra"),
@@ -36,7 +36,7 @@ SCORES = ("score", "n", "metric", "protocol", "data_hash")
 
 @dataclass(frozen=True)
 class Score:
-    """One column's result. score: a fraction, of MT-Bench 1 to 10; correct: (n,) of 0 and 1, where each item was judged so."""
+    """The result in one column. score: a fraction, or 1 to 10 for MT-Bench; correct: (n,) of 0 and 1, if items are right or wrong."""
 
     score: float | None
     n: int
@@ -48,7 +48,7 @@ class Score:
 
 @dataclass(frozen=True)
 class Result:
-    """One run's file. source: where it was read."""
+    """The file of one run. source: the path it was read from."""
 
     source: str
     variant: Variant
@@ -62,7 +62,7 @@ class Result:
 
 
 def columns(experiment: Experiment) -> list[str]:
-    """The columns of its table, known before anything has run."""
+    """Return the columns of its table, known before anything has run."""
     if experiment.evaluations:
         return [evaluation.name for evaluation in experiment.evaluations]
     found = {}
@@ -73,9 +73,9 @@ def columns(experiment: Experiment) -> list[str]:
 
 
 def read_results(experiment: Experiment, results: str | Path | None = "results") -> list[Result]:
-    """What was measured: of its run folders, and of `results`/NAME where a run is not here; None: of the run folders alone.
+    """Return the measurements of the run folders and, for runs that are not here, of `results`/NAME (None: only the run folders).
 
-    Raises UserError for a file that is not a result, and for one that does not belong in a column with the others.
+    Raises UserError for a file that is not a result, and for one that is not comparable with the others in its column.
     """
     here = [of_run(run, experiment) for run in experiment.runs if run.state(experiment.evaluations) == "measured"]
     known = {(each["model"], each["method"], _varied(each), each["data"], each["seed"]) for each in here}
@@ -84,9 +84,7 @@ def read_results(experiment: Experiment, results: str | Path | None = "results")
         if file.name != "tuning.json":
             content = _read(file)
             if content.get("experiment", experiment.name) != experiment.name:
-                raise UserError(
-                    f"{file} is a result of {content['experiment']}, not of {experiment.name}; take it away"
-                )
+                raise UserError(f"{file} is a result of {content['experiment']}, not of {experiment.name}; remove it")
             if (content["model"], content["method"], _varied(content), content["data"], content["seed"]) not in known:
                 found.append(_result(content, str(file)))
     _check_once(found)
@@ -96,7 +94,7 @@ def read_results(experiment: Experiment, results: str | Path | None = "results")
 
 
 def collect(experiment: Experiment, results: str | Path = "results") -> list[Path]:
-    """Write a file for each measured run, and the tuning, into `results`/NAME; returns the files. UserError where that folder is not ours."""
+    """Write one file per measured run, and the tuning, into `results`/NAME; return the files. UserError if the folder is not ours."""
     folder, files = Path(results) / experiment.name, []
     with claimed(folder, "results", "--results"):
         for run in experiment.runs:
@@ -111,7 +109,7 @@ def collect(experiment: Experiment, results: str | Path = "results") -> list[Pat
 
 
 def of_run(run: Run, experiment: Experiment) -> dict:
-    """The content of a measured run's file."""
+    """Return the content of a measured run's file."""
     measures = run.folder / "measures.json"
     measured = read_json(measures) if measures.is_file() else {}
     record = read_json(run.folder / "run.json") if run.arguments else {}
@@ -124,7 +122,7 @@ def of_run(run: Run, experiment: Experiment) -> dict:
         training |= {"rank": run.arguments.rank, "effective_batch_size": run.arguments.effective_batch_size}
         training |= {"data_hash": record["data"].get("hash") if "data" in record else None}
     names = [evaluation.name for evaluation in experiment.evaluations]
-    is_point = bool(run.variant.varied)  # of a curve over an option, which needs the scores alone
+    is_point = bool(run.variant.varied)  # a point of a curve over an option, which needs only scores
     return {
         "model": run.variant.model,
         "method": run.method,
@@ -141,7 +139,7 @@ def of_run(run: Run, experiment: Experiment) -> dict:
 
 
 def _benchmarks(folder: Path) -> dict:
-    """The scores of a run's benchmarks: a column each, of GLUE the task, out of domain TASK-SET."""
+    """Return the scores of a run's benchmarks, one column each: for GLUE the task, out of domain TASK-SET."""
     scores = {}
     for file in sorted(folder.glob("*/score.json")) + sorted(folder.glob("gluex/*/score.json")):
         name = read_json(file)["benchmark"].partition("/")[2]
@@ -152,7 +150,7 @@ def _benchmarks(folder: Path) -> dict:
 
 
 def _score_of(folder: Path, run: Path) -> dict:
-    """The score in an evaluation's folder, with the hash of its problems and each one's outcome."""
+    """Return the score in an evaluation's folder, with the hash of its problems and the outcome of each."""
     if not (folder / "score.json").is_file():
         raise UserError(
             f"{folder / 'score.json'} is missing; put it back from a copy, or measure the run again with --overwrite"
@@ -173,7 +171,7 @@ def _score_of(folder: Path, run: Path) -> dict:
 
 
 def _curves(file: Path) -> dict:
-    """{name: values} at up to CURVE of the logged steps, the first and the last among them."""
+    """Return {name: values} at up to CURVE of the logged steps, including the first and the last."""
     rows = _lines(file) if file.is_file() else []
     if len(rows) > CURVE:
         rows = [rows[round(place)] for place in np.linspace(0, len(rows) - 1, CURVE)]
@@ -196,7 +194,7 @@ def _lines(file: Path) -> list[dict]:
 
 
 def write_compact(path: Path, content: dict) -> None:
-    """Write `content` atomically, a line a key, so that a change shows as such."""
+    """Write `content` atomically, one line per key, so that diffs are readable."""
     lines = [f"{json.dumps(key)}: {json.dumps(value, ensure_ascii=False)}" for key, value in content.items()]
     with atomic_write(path) as file:
         file.write("{\n" + ",\n".join(lines) + "\n}\n")
@@ -207,7 +205,7 @@ def _varied(content: dict) -> tuple | None:
 
 
 def _read(file: Path) -> dict:
-    """A result file, checked. Raises UserError naming the file and what it lacks."""
+    """Read and check a result file. Raises UserError naming the file and what is missing."""
     content = read_json(file)
     for key in ("model", "method", "seed", "scores"):
         if key not in content:
@@ -231,19 +229,19 @@ def _result(content: dict, source: str) -> Result:
 
 
 def _check_once(results: list[Result]) -> None:
-    """Refuse a result that is there twice, as when a file stands under another's name."""
+    """Refuse a duplicate result, for example a copy under another name."""
     seen = {}
     for result in results:
         key = (result.variant, result.data, result.seed)
         if result.seed is not None and key in seen:
             raise UserError(
-                f"{result.source} and {seen[key]} hold the same result ({result.variant.method}, seed {result.seed}); take one away"
+                f"{result.source} and {seen[key]} hold the same result ({result.variant.method}, seed {result.seed}); remove one"
             )
         seen[key] = result.source
 
 
 def _check_columns(results: list[Result]) -> None:
-    """Refuse a result whose protocol or problems are not those of most in its column."""
+    """Refuse a result whose protocol or problems differ from those of most results in its column."""
     for name in {name for result in results for name in result.scores}:
         there = [(result, result.scores[name]) for result in results if name in result.scores]
         for what, of in (
@@ -256,6 +254,6 @@ def _check_columns(results: list[Result]) -> None:
                 if of(score) != usual:
                     label = f"{result.variant.method}, seed {result.seed}"
                     raise UserError(
-                        f"{result.source} ({label}): {name} has {what} '{of(score)}', the other results '{usual}'; they do not "
-                        f"compare: score it again (--rescore, --data) or take the file away"
+                        f"{result.source} ({label}): {name} has {what} '{of(score)}', the other results '{usual}'; they are not "
+                        f"comparable: score it again (--rescore, --data) or remove the file"
                     )

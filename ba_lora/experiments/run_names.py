@@ -1,8 +1,8 @@
-"""Names in an experiment file: what cannot name a folder inside the runs folder, and runs that would share one, are refused.
-So are seeds, options, evaluations and tunings that no run can have.
+"""Checks of an experiment file: names that cannot name a folder inside the runs folder, runs that would share a folder, and
+invalid seeds, options, evaluations and tunings are refused.
 
-A run's folder is MODEL-DATA-METHOD-OPTION=VALUE-sSEED, with NAME.failed and NAME.log beside it. All checks are made before
-anything runs, also for file systems that do not tell upper from lower case.
+A run's folder is MODEL-DATA-METHOD-OPTION=VALUE-sSEED, with NAME.failed and NAME.log beside it. All checks happen before
+anything runs, and also cover file systems that ignore case.
 """
 
 import unicodedata
@@ -13,7 +13,7 @@ from pathlib import Path
 from ..errors import UserError, nearest
 from ..training.arguments import changed_options
 
-# options that the matrix itself gives to every run, and where it takes them from
+# options that the matrix sets for every run, and where they come from
 OWN = {
     "seed": "seeds: lists the seeds",
     "output_dir": "the matrix names each run's folder",
@@ -23,11 +23,11 @@ OWN = {
 }
 BESIDE = (".failed", ".log")  # files of a run beside its folder
 RESERVED = ("tuning", "tuning.json", "table.md", "table.csv", "table.tex")  # files of the experiment beside its runs
-LONGEST = 255 - len(".failed..4194304.tmp")  # bytes of a run's name: most systems allow 255, of temporary files too
+LONGEST = 255 - len(".failed..4194304.tmp")  # bytes of a run's name: most systems allow 255, also for temporary files
 
 
 def check_content(content: dict, file: str | Path) -> None:
-    """Refuse names, seeds and options of a parsed experiment file that no run can have. Raises UserError naming them."""
+    """Refuse invalid names, seeds and options of a parsed experiment file. Raises UserError naming them."""
     for key in ("name", "folder", "rates_of"):
         if content.get(key) is not None:
             _check_name(file, key, content[key])
@@ -59,7 +59,7 @@ def check_content(content: dict, file: str | Path) -> None:
 
 
 def check_options(given: Iterable[str], where: str) -> None:
-    """Refuse an option that the matrix gives itself. Raises UserError."""
+    """Refuse an option that the matrix itself sets. Raises UserError."""
     for name in given:
         if name in OWN:
             raise UserError(f"{where}: '{name}' cannot be given here; {OWN[name]}")
@@ -72,7 +72,7 @@ def _check_options(file, where: str, options, own) -> None:
 
 
 def _check_names(file, where: str, names: Iterable, remedy: str = "") -> None:
-    """Every name can name a folder, and all folders differ."""
+    """Check that every name can name a folder and that all folders differ."""
     seen: dict[str, str] = {}
     for name in names:
         _check_name(file, where, name, remedy)
@@ -110,7 +110,7 @@ def _check_seeds(file, seeds) -> None:
 
 
 def _check_problems(where: str, given: dict, more: Sequence[str] = ()) -> None:
-    """{data, limit} and `more`: which problems are to be answered."""
+    """Check {data, limit} and `more`, which say which problems to answer."""
     for key in given:
         if key not in ("data", "limit", *more):
             raise UserError(f"{where}: unknown key '{key}'{nearest(key, ('data', 'limit', *more))}")
@@ -136,7 +136,7 @@ def _check_tuning(where: str, given) -> None:
 
 
 def _is_number(value) -> bool:
-    """Also for what YAML reads as a text, such as 1e-3."""
+    """Return True also for numbers that YAML reads as text, such as 1e-3."""
     try:
         return not isinstance(value, bool) and float(value) > 0
     except (TypeError, ValueError):
@@ -144,7 +144,7 @@ def _is_number(value) -> bool:
 
 
 def check_runs(runs: Sequence, file: str | Path) -> None:
-    """Refuse two runs that would write to one place, or that are the same under two labels. Raises UserError naming both."""
+    """Refuse runs that would share a folder, or that are the same under two labels. Raises UserError naming both."""
     taken = {}
     for run in runs:
         if _folded(run.name) in RESERVED:
@@ -171,12 +171,12 @@ def check_runs(runs: Sequence, file: str | Path) -> None:
 
 
 def _folded(name: str) -> str:
-    """The name as a file system that ignores case sees it."""
+    """Return the name as a file system that ignores case sees it."""
     return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
 
 
 def _told(run) -> str:
-    """What a run is made of."""
+    """Return a description of a run for error messages."""
     parts = {"model": run.variant.model, "data": run.data, "method": run.method}
     parts |= dict([run.variant.varied]) if run.variant.varied else {}
     parts |= {"learning rate": run.arguments.learning_rate} if run.is_trial else {}

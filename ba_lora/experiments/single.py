@@ -1,4 +1,4 @@
-"""One config: train it, on as many processes as the environment says, then run the evaluations that it names."""
+"""One config: train it on as many processes as the environment sets, then run the evaluations that it names."""
 
 from pathlib import Path
 
@@ -19,10 +19,10 @@ CLASSIFICATION = ("glue", "gluex")  # the benchmarks of a run with --task
 
 
 def train_and_evaluate(config: str, words: list[str]) -> int:
-    """Train `config` with the options `words`, then each of its benchmarks into RUN/eval/; returns 0.
+    """Train `config` with the options `words`, then run each of its benchmarks into RUN/eval/; return 0.
 
-    Of several machines (launch.py) only the first evaluates, and only it needs the run folder and the benchmarks' data.
-    Without --output_dir the run goes to runs/NAME OF THE CONFIG, with the method behind it where it is not the config's.
+    With several machines (launch.py) only the first evaluates, and only it needs the run folder and the benchmarks' data.
+    Without --output_dir the run goes to runs/NAME OF THE CONFIG, followed by the method if it differs from the config's.
     """
     if "--dry_run" in words:
         from ..planning.plan import show
@@ -41,7 +41,7 @@ def train_and_evaluate(config: str, words: list[str]) -> int:
         launch.start(command)
         print(f"The first machine evaluates and holds the run folder: {arguments.output_dir}")
         return 0
-    for name in () if arguments.task else benchmarks:  # what cannot be read is said before the training
+    for name in () if arguments.task else benchmarks:  # report unreadable data before the training
         eval.all.check_data(name, tests.get(name), arguments.model, arguments.eval_limit)
     if arguments.push_to_hub:
         reserve(arguments.push_to_hub, arguments.hub_public)
@@ -62,7 +62,7 @@ def train_and_evaluate(config: str, words: list[str]) -> int:
         options += ["--limit", str(arguments.eval_limit)] if arguments.eval_limit else []
         try:
             eval.all.main([str(folder), *options])
-        except UserError as error:  # the others' results are in the card all the same
+        except UserError as error:  # the card still shows the other results
             failure = error
     write_card(folder)  # again, now with the results
     push_after(folder, arguments)
@@ -73,7 +73,7 @@ def train_and_evaluate(config: str, words: list[str]) -> int:
 
 
 def _classify(arguments: TrainArguments, benchmarks: list[str]) -> None:
-    """The evaluations of a classifier; the out-of-domain sets that are at hand."""
+    """Run the evaluations of a classifier, with the out-of-domain sets that are available."""
     limit = ["--limit", str(arguments.eval_limit)] if arguments.eval_limit else []
     options = ["--model", arguments.output_dir, "--overwrite", "--dtype", arguments.dtype, *limit]
     if "glue" in benchmarks:
@@ -84,13 +84,13 @@ def _classify(arguments: TrainArguments, benchmarks: list[str]) -> None:
 
 
 def _name(config: str, words: list[str]) -> str:
-    """The config's name, with the method behind it where the options change that."""
+    """Return the config's name, followed by the method if the options change it."""
     own, now = (parse([*given, "--output_dir", "unnamed"]).method for given in (["--config", config], words))
     return Path(config).stem if now == own else f"{Path(config).stem}-{now}"
 
 
 def _test_data(arguments: TrainArguments, benchmarks: list[str]) -> dict[str, str]:
-    """{benchmark: its data} from --eval_data, for GSM8K else the test split beside a local copy; others have their own."""
+    """Return {benchmark: its data} from --eval_data, or for GSM8K the test split beside a local copy; others have their own."""
     if arguments.eval_data:
         if len(benchmarks) == 1 and len(arguments.eval_data) == 1 and "=" not in arguments.eval_data[0]:
             return {benchmarks[0]: arguments.eval_data[0]}

@@ -1,4 +1,4 @@
-"""Each method's learning rate, chosen on validation problems under one budget: the same grid, seed and steps for all."""
+"""Chooses each method's learning rate on validation problems under one budget: the same grid, seed and steps for all."""
 
 from pathlib import Path
 
@@ -12,8 +12,8 @@ from .pool import run_all
 def tune(file: str, runs: str, jobs: int, overwrite: bool = False, retry: bool = False) -> Path:
     """Run the grid of `file`, print every score and the best rate of each method, and write RUNS/NAME/tuning.json.
 
-    The choice is the highest validation accuracy; of equal ones, the smaller rate. A rate at which a run diverged has no
-    score. Raises UserError where a method has none at all.
+    The choice is the highest validation accuracy; ties go to the smaller rate. A rate at which a run diverged has no score.
+    Raises UserError if a method has no score at all.
     """
     experiment = tuning_runs(file, runs)
     path = Path(runs) / experiment.name / "tuning.json"

@@ -80,11 +80,11 @@ def test_runs_of_classifiers_are_measured_and_shown(tmp_path):
     for text in (
         "| silhouette | kNN purity % |",
         f"| {np.mean(seeds):.3f} ± {np.std(seeds, ddof=1):.3f} |",
-        "of the last hidden layer at the end",
+        "last hidden layer, end of training",
         "| method | seeds | test % | first % | macro-F1 % |",
         "| ba-lora-noise | 2 |",
         "| test | ba-lora − lora |",
-        f"right for the commonest class alone: test {100 * counts.max() / 60:.1f}",
+        f"always predicting the most common class, in percent: test {100 * counts.max() / 60:.1f}",
     ):
         assert text in table
     assert len(collect(made, home / "results")) == 6
@@ -101,7 +101,7 @@ def test_a_regression_has_a_table_without_classes(tmp_path):
         do_run(run, made.evaluations, retrain=True)
     table = render(build(made, read_results(made, tmp_path / "none")), "markdown")
     assert (made.runs[0].folder / "features/features_step_final.npy").is_file()
-    assert "| lora | here | 1 |" in table and "commonest class" not in table and "silhouette" not in table
+    assert "| lora | here | 1 |" in table and "most common class" not in table and "silhouette" not in table
 
 
 @pytest.mark.parametrize("labels", [[0, 1] * 5, [0] * 12, [-1] * 12], ids=["few", "one class", "unlabelled"])

@@ -165,7 +165,11 @@ def test_a_run_without_a_known_number_of_rows_is_not_priced(tmp_path):
 @pytest.mark.parametrize(
     ("before", "after", "message"),
     [
-        ("OWNER/NAME:part", "nowhere.jsonl", "tiny-lora-s42: data nowhere.jsonl is no path that exists and no hub id"),
+        (
+            "OWNER/NAME:part",
+            "nowhere.jsonl",
+            "tiny-lora-s42: data nowhere.jsonl is neither an existing path nor a hub id",
+        ),
         ("OWNER/NAME:part", "tinymath:tran", "tinymath split 'tran' is not known, did you mean 'train'"),
         ("limit: 64", "benchmarks: [gsm9k]", "benchmark 'gsm9k' is not known, did you mean 'gsm8k'"),
         ("deepseek-ai/deepseek-moe-16b-base", "OWNER/NAME", "odd-base: no numbers of the model 'OWNER/NAME' are here"),

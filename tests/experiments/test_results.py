@@ -72,7 +72,7 @@ def row_of(text, method, where="here"):
 
 def test_without_runs_the_table_is_the_papers_and_says_so(large, tmp_path):
     text = render(build(large, read_results(large, tmp_path / "none")), "markdown")
-    assert "Nothing of this was run here: the numbers are the paper's." in text
+    assert "None of this was run here: the numbers are the paper's." in text
     assert columns(large) == ["gsm8k", "math", "humaneval", "mbpp", "mt_bench"]
     ours, theirs = (row_of(text, "ba-lora", where) for where in ("not run here", "paper: BA-LoRA, arXiv v3 to v5"))
     assert set(ours.values()) == {"ba-lora", "not run here", "–"}
@@ -150,7 +150,7 @@ def test_differences_are_paired_by_seed_and_item(large, tmp_path):
     assert (
         ours.corrected == ours.p and made["lora"].p is None
     )  # one seed has no p, and does not count in the correction
-    assert ours.verdict == "not told apart" and made["lora"].verdict == "one seed"
+    assert ours.verdict == "not significant" and made["lora"].verdict == "one seed"
     text = render(table, "markdown")
     assert "| GSM8K | ba-lora − pissa | +25.0 |" in text
     assert name_of(ours.variant._replace(varied=("rank", "4"))) == "ba-lora rank = 4"

@@ -209,7 +209,7 @@ def test_the_longest_name_leaves_room_for_the_temporary_files_beside_it(tmp_path
 def test_a_config_with_other_braces_is_refused(tmp_path, config):
     file = written(tmp_path)
     file.write_text(file.read_text().replace(f"config: {ROOT}/configs/nlg/tiny.yaml", f"config: '{config}'"))
-    with pytest.raises(UserError, match="is not a file's name, in which {model} and {data} may stand"):
+    with pytest.raises(UserError, match="is not a file name with optional {model} and {data}"):
         read_experiment(file, tmp_path)
 
 

@@ -1,4 +1,4 @@
-"""What figures show of results: quantities with their units, as means over seeds with their deviation."""
+"""Quantities shown in figures, with their units, as mean and standard deviation over seeds."""
 
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING, NamedTuple
 from ...canvas import Estimate
 from ..tables.statistics import mean_sd
 
-if TYPE_CHECKING:  # it imports torch, which no figure needs
+if TYPE_CHECKING:  # it imports torch, which figures do not need
     from ..results import Result
 
 
 class Quantity(NamedTuple):
-    """Something measured of each run. label: with its unit; of: its number or None; digits: after the point."""
+    """A quantity measured in each run. label: includes the unit; of: result → number or None; digits: after the point."""
 
     label: str
     of: Callable[["Result"], float | None]
@@ -19,7 +19,7 @@ class Quantity(NamedTuple):
 
 
 def quantities(results: Sequence["Result"]) -> list[Quantity]:
-    """The scores that any result has, then what was measured beside them; of classes for the first score."""
+    """Return the scores that any result has, then the other measurements; for classifiers, those of the first score."""
     metrics = {name: score.metric for result in results for name, score in result.scores.items()}
     made = [_score(name, metric) for name, metric in metrics.items()]
     first = next(iter(metrics), None)
@@ -31,7 +31,7 @@ def quantities(results: Sequence["Result"]) -> list[Quantity]:
 
 
 def _score(name: str, metric: str) -> Quantity:
-    """A judge's rating as it is, everything else in percent."""
+    """Show a judge's rating as it is and everything else in percent."""
     is_rating = "1 to 10" in metric
     scale = 1 if is_rating else 100
 
@@ -55,7 +55,7 @@ def _of_classes(key: str, name: str | None) -> Callable:
 
 
 def estimate(results: Sequence["Result"], quantity: Quantity) -> Estimate | None:
-    """Mean and deviation over seeds; None where nothing was measured. Of two results of a seed the first counts."""
+    """Return mean and deviation over seeds, or None without data. If a seed has two results, the first counts."""
     by_seed = {}
     for result in results:
         value = quantity.of(result)
@@ -69,12 +69,12 @@ def estimate(results: Sequence["Result"], quantity: Quantity) -> Estimate | None
 
 
 def group_of(result: "Result") -> str:
-    """Model and data: what runs must share to be compared by their course or cost."""
+    """Return model and data, which runs must share for their curves and costs to be compared."""
     return ", ".join(part for part in (result.variant.model, result.data) if part)
 
 
 def about_seeds(results: Sequence["Result"], error: str = "error bars") -> str:
-    """How many seeds are behind a mean, and what its error is: a sentence for a caption."""
+    """Return a sentence for a caption: how many seeds are behind a mean, and what the error bars are."""
     seeds = {}
     for result in results:
         if result.seed is not None:

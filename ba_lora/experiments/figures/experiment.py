@@ -1,7 +1,7 @@
 """The figures of an experiment, from its results: bars or curves, terms, schedules, spectra, cost; each as PDF and PNG.
 
-What is drawn follows from what the results have. Scores become bars, or where an option was varied curves over its values alone. The
-paper's numbers stand in sections of their own, as printed and labelled so, because models, tasks and protocols differ.
+The results decide what is drawn. Scores become bars, or, if an option was varied, curves over its values. The paper's numbers
+stand in sections of their own, as printed and labelled as such, because models, tasks and protocols differ.
 """
 
 from collections.abc import Iterator, Sequence
@@ -14,7 +14,7 @@ from . import option_curves as curves
 from . import training_curves as courses
 from .estimates import Quantity, about_seeds, estimate, group_of, quantities
 
-if TYPE_CHECKING:  # they import torch, which no figure needs
+if TYPE_CHECKING:  # they import torch, which figures do not need
     from ..matrix import Experiment
     from ..results import Result
 
@@ -22,13 +22,13 @@ COST = (
     Quantity("training, s", lambda result: result.training.get("train_seconds"), 0),
     Quantity("peak memory, GB", lambda result: _gigabytes(result.training.get("peak_memory")), 2),
 )
-REFERENCE = "pissa"  # what costs are compared to
+REFERENCE = "pissa"  # the method that costs are compared with
 CUT = "An axis marked // is cut: lengths of bars do not compare there."
 
 
 def draw(experiment: "Experiment", results: Sequence["Result"], output: str | Path) -> list[Path]:
-    """Draw every figure that `results` and the published numbers of `experiment` support into the folder `output`; returns the
-    files. Raises UserError when the experiment names a published table that does not exist."""
+    """Draw every figure that `results` and the published numbers of `experiment` support into the folder `output`; return the
+    files. Raises UserError if the experiment names a published table that does not exist."""
     files = []
     with style():
         for name, sections in compose(experiment, results):
@@ -38,7 +38,7 @@ def draw(experiment: "Experiment", results: Sequence["Result"], output: str | Pa
 
 
 def compose(experiment: "Experiment", results: Sequence["Result"]) -> Iterator[tuple[str, list[Section]]]:
-    """(file name, sections) of each figure; no section where there is nothing to draw."""
+    """Yield (file name, sections) of each figure; a figure with nothing to draw has no sections."""
     printed = [read_paper(name) for name in experiment.paper]
     costs = [each for each in printed if all(column.better == "lower" for column in each.columns.values())]
     ranks = [each for each in printed if each not in costs and curves.is_by_rank(each)]
@@ -46,7 +46,7 @@ def compose(experiment: "Experiment", results: Sequence["Result"]) -> Iterator[t
     options = list(dict.fromkeys(result.variant.varied[0] for result in results if result.variant.varied))
     plain = (
         [] if options else results
-    )  # curves are over the unvaried runs too, which an experiment of their own shows whole
+    )  # curves include the unvaried runs, which an experiment of their own shows in full
     theirs = [curves.published_section(each) for each in ranks]
     for option in options:
         section = curves.section(experiment, results, option)
@@ -62,7 +62,7 @@ def compose(experiment: "Experiment", results: Sequence["Result"]) -> Iterator[t
 
 
 def _bars(title: str, results: Sequence["Result"], shown: Sequence[Quantity]) -> list[Section]:
-    """Bars of each quantity by model and method."""
+    """Return bars of each quantity by model and method."""
     groups = {}
     for result in results:
         groups.setdefault(result.variant.model, {}).setdefault(result.variant.method, []).append(result)
@@ -80,7 +80,7 @@ def _estimates(methods: dict[str, list["Result"]], quantity: Quantity) -> dict[s
 
 
 def _rows(groups: dict[str, dict[str, Estimate]]) -> list[tuple[str, Estimate | None]]:
-    """The bars of each group under its name, which is left out where there is one group."""
+    """Return the bars of each group under the group's name, which is omitted if there is only one group."""
     headed = len(groups) > 1
     return [
         row for name, bars in groups.items() if bars for row in [*([(name, None)] if headed else []), *bars.items()]
@@ -88,7 +88,7 @@ def _rows(groups: dict[str, dict[str, Estimate]]) -> list[tuple[str, Estimate | 
 
 
 def _cost(title: str, results: Sequence["Result"]) -> list[Section]:
-    """Seconds and memory by method, beside each its ratio to PiSSA's."""
+    """Return seconds and memory by method, each with its ratio to PiSSA's."""
     groups = {}
     for result in results:
         methods = groups.setdefault(group_of(result), {})
@@ -113,7 +113,7 @@ def _gigabytes(value: float | None) -> float | None:
 
 
 def _published_bars(published: Published) -> Section:
-    """A published table as hollow bars, each with its number as printed."""
+    """Return a published table as hollow bars, each with its number as printed."""
     panels = []
     for key, column in published.columns.items():
         groups = {row.model: {} for row in published.rows}
@@ -131,7 +131,7 @@ def _published_bars(published: Published) -> Section:
 
 
 def _printed(cell: Cell) -> Estimate:
-    """A published number; of a misprinted one what should stand there in brackets."""
+    """Return a published number; if it was misprinted, with the correct number in brackets."""
     text = str(cell)
     if cell.corrected:
         is_mean = cell.corrected.mean != cell.mean

@@ -1,4 +1,4 @@
-"""Scores over the values of a varied option, ours and the published ones over the rank."""
+"""Scores over the values of a varied option, ours and the published ones over rank."""
 
 from collections import defaultdict
 from collections.abc import Sequence
@@ -8,12 +8,12 @@ from ...canvas import ELSEWHERE, Estimate, Lines, Section
 from ..paper.published import METHODS, Published
 from .estimates import Quantity, about_seeds, estimate, quantities
 
-if TYPE_CHECKING:  # they import torch, which no figure needs
+if TYPE_CHECKING:  # they import torch, which figures do not need
     from ..matrix import Experiment
     from ..results import Result
 
 ZERO_IS_ALL = ("top_k",)
-WIDE = 8  # largest over smallest value, from which on the axis is logarithmic
+WIDE = 8  # ratio of the largest to the smallest value from which the axis is logarithmic
 LABELS = {
     "learning_rate": "learning rate",
     "effective_batch_size": "samples per optimiser step",
@@ -29,14 +29,14 @@ LABELS = {
 
 
 def section(experiment: "Experiment", results: Sequence["Result"], option: str) -> Section:
-    """Every quantity over the option's values, a panel for each and each model, a line a method."""
+    """Return every quantity over the option's values: one panel per quantity and model, one line per method."""
     some = _of_option(results, option)
     panels = _panels(experiment, some, option, quantities(some))
     return _section(experiment.title, some, panels)
 
 
 def overview(experiment: "Experiment", results: Sequence["Result"], options: Sequence[str]) -> Section:
-    """The first score over each option, a panel each."""
+    """Return the first score over each option, one panel per option."""
     panels = []
     for option in options:
         some = _of_option(results, option)
@@ -51,7 +51,7 @@ def _section(heading: str, results: Sequence["Result"], panels: Sequence[Lines])
 
 
 def _of_option(results: Sequence["Result"], option: str) -> list["Result"]:
-    """Those that vary it, and those that vary nothing."""
+    """Return the results that vary this option and those that vary nothing."""
     return [result for result in results if not result.variant.varied or result.variant.varied[0] == option]
 
 
@@ -90,7 +90,7 @@ def _estimates(by_place: dict[float, list["Result"]], quantity: Quantity) -> lis
 def _places(
     option: str, values: Sequence[float | None], results: Sequence["Result"]
 ) -> tuple[list[float], dict[float, str], dict]:
-    """(x of each result, the ticks, the scale): values as numbers, or where one is no number labels side by side."""
+    """Return (x of each result, ticks, scale): numeric values, or evenly spaced labels if a value is not a number."""
     if any(value is None for value in values):
         labels = [result.variant.varied[1] if result.variant.varied else "unvaried" for result in results]
         order = list(dict.fromkeys(["unvaried", *labels]))
@@ -104,7 +104,7 @@ def _places(
 
 
 def _scale(values: Sequence[float]) -> dict:
-    """Logarithmic over a wide range; a zero then stands left of the smallest value."""
+    """Return a logarithmic scale for a wide range; zero then stands left of the smallest value."""
     positive = [value for value in values if value > 0]
     if min(values) < 0 or not positive or max(positive) < WIDE * min(positive):
         return {"value": "linear"}
@@ -114,7 +114,7 @@ def _scale(values: Sequence[float]) -> dict:
 
 
 def _value(experiment: "Experiment", result: "Result", option: str) -> float | None:
-    """The option's value in a run; None where it is no number or not known."""
+    """Return the option's value in a run, or None if it is unknown or not a number."""
     value = result.variant.varied[1] if result.variant.varied else _own_value(experiment, result, option)
     try:
         return float(value)
@@ -123,7 +123,7 @@ def _value(experiment: "Experiment", result: "Result", option: str) -> float | N
 
 
 def _own_value(experiment: "Experiment", result: "Result", option: str) -> object:
-    """What a run that does not vary `option` has for it: from its result, else from the experiment's file."""
+    """Return the value of `option` in a run that does not vary it: from its result, else from the experiment's file."""
     name = _field(experiment, option)
     if name in result.training:
         return result.training[name]
@@ -136,7 +136,7 @@ def _own_value(experiment: "Experiment", result: "Result", option: str) -> objec
 
 
 def _field(experiment: "Experiment", option: str) -> str:
-    """The option of train.py that `option` is or, as a label of several, has the value of where it is varied and only there."""
+    """Return the option of train.py behind `option`, which is either that option or a label that sets only that option."""
     trained = [run for run in experiment.runs if run.arguments]
     varied = [run for run in trained if (run.variant.varied or ("",))[0] == option]
     plain = [run for run in trained if not run.variant.varied]
@@ -150,13 +150,13 @@ def _field(experiment: "Experiment", option: str) -> str:
 
 
 def is_by_rank(published: Published) -> bool:
-    """Whether it has a method at several ranks."""
+    """Return True if a method appears at several ranks."""
     rows = {(row.model, row.method) for row in published.rows}
     return len(rows) < len(published.rows)
 
 
 def published_section(published: Published) -> Section:
-    """A published figure over the rank, a panel for each model and column; what has no rank is a line across."""
+    """Return a published figure over rank, one panel per model and column; results without a rank are horizontal lines."""
     panels, names = [], {}
     for model in dict.fromkeys(row.model for row in published.rows):
         for key, column in published.columns.items():

@@ -1,4 +1,4 @@
-"""The course of one run as a figure: its loss and terms, the weights in force, and what each term adds to the loss."""
+"""Figure of one run by step: its loss and terms, the weights in force, and the contribution of each term to the loss."""
 
 import json
 from pathlib import Path
@@ -14,7 +14,7 @@ WEIGHTS = {"consistency": "lambda1", "diversity": "lambda2", "spectrum": "lambda
 
 
 def draw_terms(where: str, output: str | None = None) -> Path:
-    """Draw `where`/metrics.jsonl into `where`/terms.png (or `output`); returns the file. UserError when there is nothing to draw."""
+    """Draw `where`/metrics.jsonl into `where`/terms.png (or `output`); return the file. Raises UserError if it is empty or missing."""
     source = Path(where) / "metrics.jsonl" if Path(where).is_dir() else Path(where)
     if not source.is_file():
         raise UserError(f"{source} does not exist; give the folder of a training run")
@@ -34,12 +34,12 @@ def draw_terms(where: str, output: str | None = None) -> Path:
 
 
 def _figure(rows: list[dict], run: dict | None):
-    """rows: lines of metrics.jsonl. run: the run.json beside it, from which the axes have their units."""
+    """rows: lines of metrics.jsonl. run: the run.json beside it, which gives the units of the axes."""
     from matplotlib.figure import Figure
 
     steps, names = [row["step"] for row in rows], ["loss", *TERMS]
     styles = looks(names)
-    for number, name in enumerate(names):  # lines that lie on each other have their markers in different places
+    for number, name in enumerate(names):  # stagger the markers of lines that coincide
         every = max(1, len(steps) // 8)
         styles[name] = styles[name] | {"markevery": (number % every, every)}
     figure = Figure(figsize=(10, 5.5))

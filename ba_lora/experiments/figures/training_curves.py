@@ -1,4 +1,4 @@
-"""What goes on inside runs: the loss and its terms over the steps, the weights' schedules, and singular values."""
+"""Curves of training: the loss and its terms by step, the schedules of the weights, and singular values."""
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -8,25 +8,25 @@ from ...canvas import BEFORE, Estimate, Lines, Section
 from ..tables.statistics import mean_sd
 from .estimates import about_seeds, group_of
 
-if TYPE_CHECKING:  # they import torch, which no figure needs
+if TYPE_CHECKING:  # they import torch, which figures do not need
     from ..matrix import Experiment
     from ..results import Result
 
 STEP = "optimiser step"
 LOSSES = ("loss", "task")  # see loss_unit
-# Each term with its option and the unit of each form.
+# Each term: its option and the unit of each form.
 FORMS = {
     "consistency": ("consistency", {"kl": "T²·KL, nats", "mse": "squared error"}),
     "diversity": ("diversity", {"entropy": "−entropy, nats", "covariance": "squared covariances"}),
     "spectrum": ("svd_norm", {"nuclear": "−Σσ / nuclear norm", "frobenius": "−Σσ / Frobenius norm"}),
 }
 LAMBDAS = {"lambda1": "λ1, consistency", "lambda2": "λ2, diversity", "lambda3": "λ3, spectrum"}
-WIDE = 30  # largest over smallest value, from which on the axis is logarithmic
-SMALLEST = 1e-6  # of a weight's norm: what is below it in an update is float32's rounding
+WIDE = 30  # ratio of the largest to the smallest value from which the axis is logarithmic
+SMALLEST = 1e-6  # relative to a weight's norm; anything smaller in an update is float32 rounding
 
 
 def figures(experiment: "Experiment", results: Sequence["Result"]) -> Iterator[tuple[str, list[Section]]]:
-    """(file name, sections) of the trained runs' figures, one of each for each model and data."""
+    """Yield (file name, sections) of the trained runs' figures, one of each per model and data set."""
     groups = defaultdict(list)
     for result in results:
         groups[group_of(result)].append(result)
@@ -51,7 +51,7 @@ def _by_method(results: Sequence["Result"]) -> dict[str, list["Result"]]:
 
 
 def _terms(experiment: "Experiment", title: str, results: Sequence["Result"]) -> list[Section]:
-    """A panel for the loss, the task's, each term, and each form of a term, which have units of their own; a line a method."""
+    """Return panels for the loss, the task loss, and each form of each term (forms have different units), one line per method."""
     trained = [run for run in experiment.runs if run.arguments]
     objectives = {run.method: run.arguments.objective() for run in trained}
     task = next((run.arguments.task for run in trained if run.data == results[0].data), None)
@@ -70,18 +70,18 @@ def _terms(experiment: "Experiment", title: str, results: Sequence["Result"]) ->
 
 
 def loss_unit(task: str | None) -> str:
-    """Of the loss of generation (None) or of a task of classification."""
+    """Return the unit of the loss: of generation (None) or of a classification task."""
     return {None: "nats per token", "stsb": "squared error"}.get(task, "nats per example")
 
 
 def _is_wide(lines: dict[str, list[tuple[float, Estimate]]]) -> bool:
-    """Whether one line would press the others flat."""
+    """Return True if one line would flatten the others."""
     means = [point.mean for line in lines.values() for _, point in line]
     return max(means) > WIDE * min(means) > 0
 
 
 def _over_steps(results: Sequence["Result"], name: str) -> list[tuple[float, Estimate]]:
-    """The mean over the seeds at each logged step."""
+    """Return the mean over seeds at each logged step."""
     values = defaultdict(list)
     for result in results:
         for step, value in zip(result.curves.get("step", ()), result.curves.get(name, ()), strict=False):
@@ -91,7 +91,7 @@ def _over_steps(results: Sequence["Result"], name: str) -> list[tuple[float, Est
 
 
 def _schedules(title: str, results: Sequence["Result"]) -> list[Section]:
-    """A panel for each course that the three weights take, under the names of the methods that take it."""
+    """Return one panel per distinct schedule of the three weights, titled with the methods that use it."""
     courses = {}
     for method, some in _by_method(results).items():
         lines = {label: tuple(_over_steps(some, name)) for name, label in LAMBDAS.items()}
@@ -107,7 +107,7 @@ def _schedules(title: str, results: Sequence["Result"]) -> list[Section]:
 
 
 def _spectra(title: str, results: Sequence["Result"]) -> list[Section]:
-    """Singular values before and after: of the logits, and of the weights beside their update."""
+    """Return singular values before and after training: of the logits, and of the weights beside their update."""
     spectra = [
         (result.variant.method, result.measures["spectra"]) for result in results if "spectra" in result.measures
     ]
@@ -132,6 +132,6 @@ def _spectra(title: str, results: Sequence["Result"]) -> list[Section]:
 
 
 def _over_numbers(rows: Sequence[Sequence[float]]) -> list[tuple[float, Estimate]]:
-    """The mean of each singular value over the seeds, as far as it is more than rounding."""
+    """Return the mean of each singular value over seeds, while it is above rounding error."""
     columns = [Estimate(*mean_sd(column)) for column in zip(*rows, strict=False)]
     return [(number, each) for number, each in enumerate(columns, 1) if each.mean > SMALLEST]

@@ -1,1 +1,1 @@
-"""What is measured of a finished run."""
+"""Measurements of a finished run."""

@@ -1,4 +1,4 @@
-"""What is measured of a classifier: its metrics on a split of its task ("split:test") or out of domain ("shift:products")."""
+"""Measures a classifier: its metrics on a split of its task ("split:test") or out of domain ("shift:products")."""
 
 import json
 from pathlib import Path
@@ -14,11 +14,10 @@ from ..matrix import Evaluation, Run
 
 
 def measure_classifier(run: Run, evaluations: list[Evaluation], extra: dict, report=lambda fraction: None) -> dict:
-    """Measure a finished run and write its measures.json and eval/NAME/; returns the measures.
+    """Measure a finished run, write its measures.json and eval/NAME/, and return the measures.
 
-    scores: the task's headline metric. Beside it macro-F1, the recall of the class that is rarest in the set, and the share of
-    the commonest class, which a classifier reaches without looking; and how far apart the classes lie, of a run that saved its
-    features.
+    scores: the task's headline metric. Also: macro-F1, the recall of the rarest class in the set, the share of the most common
+    class (the accuracy of always predicting it), and, if the run saved its features, how well the classes separate.
     """
     from eval.classifiers import classify, metrics
 
@@ -60,7 +59,7 @@ def _add_classes(measures: dict, name: str, computed: dict, logits: np.ndarray, 
 
 
 def _separation(folder: Path) -> dict[str, float]:
-    """Silhouette and kNN purity of the last hidden layer at the end; {} of no features, of few, and of one class."""
+    """Return silhouette and kNN purity of the last hidden layer at the end; {} without features, with too few, or with one class."""
     if not features_file(folder, FINAL).is_file():
         return {}
     checksums.verify(folder)

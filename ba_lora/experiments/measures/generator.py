@@ -1,4 +1,4 @@
-"""What is measured of a run, beside its training: answers, forgetting, distance from the base."""
+"""Measures a generator beside its training: answers, forgetting, distance from the base."""
 
 import torch
 from torch.nn.functional import cross_entropy, log_softmax
@@ -15,14 +15,14 @@ from ...models import load_model, load_tokenizer
 from ..matrix import Evaluation, Run
 from .spectra import logits_spectrum, update_spectra
 
-TEXTS = 200  # held-out pre-training texts, for the loss
-KL_PROBLEMS = 200  # test problems with their worked responses, for the KL to the base
-SPECTRUM_PROBLEMS = 50  # of them, for the singular values of the logits
+TEXTS = 200  # held-out pre-training texts for the loss
+KL_PROBLEMS = 200  # test problems with worked responses, for the KL to the base
+SPECTRUM_PROBLEMS = 50  # the first of these, for the singular values of the logits
 MAX_NEW_TOKENS = 96  # twice the longest worked response
 
 
 def measure(run: Run, evaluations: list[Evaluation], extra: dict, report=lambda fraction: None) -> dict:
-    """Measure a finished run (or the base model) and write its measures.json and eval/NAME/; returns the measures.
+    """Measure a finished run (or the base model), write its measures.json and eval/NAME/, and return the measures.
 
     extra: figures of the training (seconds, peak memory, trained parameters). report: called with the fraction done.
     """
@@ -68,7 +68,7 @@ def measure(run: Run, evaluations: list[Evaluation], extra: dict, report=lambda 
 
 
 def _distances(run: Run, base, model, tokenizer, template) -> dict:
-    """How far the model has gone from the base: its loss on pre-training text, its KL, its spectra."""
+    """Return how far the model has moved from the base: its loss on pre-training text, its KL, its spectra."""
     problems = generate("test", KL_PROBLEMS)
     exchanges = [exchange(item["question"], item["answer"]) for item in problems]
     samples = [encode_sample(tokenizer, template, conversation, max_length=512) for conversation in exchanges]
@@ -83,7 +83,7 @@ def _distances(run: Run, base, model, tokenizer, template) -> dict:
 
 @torch.inference_mode()
 def text_loss(model, tokenizer, texts: list[str], batch_size: int = 50) -> float:
-    """Mean negative log-likelihood of the texts and their end, nats per token."""
+    """Return the mean negative log-likelihood of the texts and their end token, in nats per token."""
     samples = []
     for text in texts:
         ids = [*tokenizer(text, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
@@ -100,7 +100,7 @@ def text_loss(model, tokenizer, texts: list[str], batch_size: int = 50) -> float
 
 @torch.inference_mode()
 def kl_to_base(base, model, collator, samples: list[dict], batch_size: int = 50) -> float:
-    """Mean KL(base ‖ model) over the response tokens of `samples`, nats per token."""
+    """Return the mean KL(base ‖ model) over the response tokens of `samples`, in nats per token."""
     total, count = 0.0, 0
     for start in range(0, len(samples), batch_size):
         batch = collator(samples[start : start + batch_size])

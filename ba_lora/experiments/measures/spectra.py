@@ -1,4 +1,4 @@
-"""Singular values of what a run has changed: the logits before and after, the weights, and their update."""
+"""Singular values of what a run changed: the logits before and after, the weights, and their update."""
 
 import torch
 from torch import Tensor, nn
@@ -7,12 +7,12 @@ from ...data.collator import counted
 from ...methods.targets import linear_layers
 from ...objective.spectrum import singular_values
 
-KEPT = 48  # leading values; an update of rank 16 has 16
+KEPT = 48  # leading values; an update of rank 16 has 16 nonzero ones
 
 
 @torch.inference_mode()
 def logits_spectrum(model: nn.Module, collator, samples: list[dict]) -> list[float]:
-    """Leading singular values of the (N, V) logits of the samples' response tokens, as a share of their Frobenius norm."""
+    """Return the leading singular values of the (N, V) logits of the samples' response tokens, relative to their Frobenius norm."""
     batch = collator(samples)
     rows = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits[:, :-1]
     return _shares(singular_values(rows[counted(batch["labels"])].float()))
@@ -20,8 +20,8 @@ def logits_spectrum(model: nn.Module, collator, samples: list[dict]) -> list[flo
 
 @torch.inference_mode()
 def update_spectra(base: nn.Module, model: nn.Module) -> dict[str, list[float]]:
-    """{"weights", "update"}: leading singular values of the base's linear weights W and of W' − W, each as a share of ‖W‖_F, mean
-    over the layers. model: the tuned one; an adapter is folded into it. Layers of which nothing changed count with zeros."""
+    """Return {"weights", "update"}: leading singular values of the base's linear weights W and of W' − W, relative to ‖W‖_F and
+    averaged over layers. model: the tuned model; an adapter is merged into it. Unchanged layers count as zeros."""
     if hasattr(model, "merge_and_unload"):
         model = model.merge_and_unload()
     tuned = dict(model.named_modules())

@@ -1,7 +1,7 @@
-"""What in the published numbers does not agree: with their own average, with another table, with the model's shape.
+"""Disagreements in the published numbers: with their own average, with another table, with the model's shape.
 
-Every disagreement that is found here stands among the file's `errors`, in our words, and every error with a `check` is found
-here: tests/experiments/test_paper.py holds both. Figures that were digitised may be off by their reading error.
+Every disagreement found here is listed among the file's `errors`, in our words, and every error with a `check` is found here;
+tests/experiments/test_paper.py checks both. Digitised figures may be off by their reading error.
 """
 
 from collections.abc import Iterator
@@ -15,13 +15,13 @@ from .published import CONFIGS, Published, Row, read_paper
 
 OURS = ("cr", "dr", "svdr", "ba-lora", "ba-lora-entropy")
 BASELINES = ("lora", "pissa")
-FACTORED = (*BASELINES, "corda", "ba-lora")  # with rank · (in + out) trained parameters a matrix
+FACTORED = (*BASELINES, "corda", "ba-lora")  # with rank · (in + out) trained parameters per matrix
 NO_RESULT = ("parameters", "average")
 Found = Iterator[tuple[str, str]]  # (where, what)
 
 
 class Disagreement(NamedTuple):
-    """check: which of CHECKS found it. where: the name of a row, a column or a cell."""
+    """check: the one of CHECKS that found it. where: the name of a row, a column or a cell."""
 
     check: str
     where: str
@@ -29,17 +29,17 @@ class Disagreement(NamedTuple):
 
 
 def disagreements(published: Published) -> list[Disagreement]:
-    """All that is found in one table or figure."""
+    """Yield everything found in one table or figure."""
     return [Disagreement(name, *found) for name, find in CHECKS.items() for found in find(published)]
 
 
 def rounded(value: Decimal, printed: Decimal) -> Decimal:
-    """`value` with as many digits as `printed` has, halves upwards."""
+    """Round `value` to as many digits as `printed` has, halves up."""
     return value.quantize(printed, ROUND_HALF_UP)
 
 
 def recomputed_average(published: Published, row: Row) -> Decimal | None:
-    """The mean of the averaged columns; None where one was not recovered."""
+    """Return the mean of the averaged columns, or None if one was not recovered."""
     cells = [row.cells.get(key) for key, column in published.columns.items() if column.averaged]
     return sum(cell.mean for cell in cells) / len(cells) if cells and all(cells) else None
 
@@ -64,7 +64,7 @@ def _described(model: str) -> dict:
 
 
 def matrices(model: str) -> list[tuple[int, int]]:
-    """(in, out) of every linear layer of a dense model of configs/models but its head."""
+    """Return (in, out) of every linear layer, except the head, of a dense model of configs/models."""
     numbers = _described(model)["numbers"]
     hidden, inner, heads = (numbers[key] for key in ("hidden_size", "intermediate_size", "num_attention_heads"))
     size = numbers.get("head_dim", hidden // heads)
@@ -75,7 +75,7 @@ def matrices(model: str) -> list[tuple[int, int]]:
 
 
 def trained_parameters(model: str, method: str, rank: int) -> int | None:
-    """Parameters that a method trains on all linear layers; of full fine-tuning the model's; None for other methods."""
+    """Return the parameters that a method trains on all linear layers; for full fine-tuning, the model's; None for other methods."""
     if method == "full":
         return _described(model)["parameters"]
     if method not in (*FACTORED, "dora"):
@@ -85,7 +85,7 @@ def trained_parameters(model: str, method: str, rank: int) -> int | None:
 
 
 def implied_rank(published: Published, row: Row) -> int | None:
-    """The rank at which LoRA has the printed number of parameters; None without one."""
+    """Return the rank at which LoRA has the printed number of parameters; None without such a number."""
     if row.method not in FACTORED or "parameters" not in row.cells:
         return None
     return round(row.cells["parameters"].mean * 10**6 / sum(map(sum, matrices(row.model))))
@@ -100,8 +100,8 @@ def _parameters(published: Published) -> Found:
 
 
 def _equal_results(published: Published) -> Iterator[tuple[str, Row, Row, list[str], bool]]:
-    """(file, row, its row there, columns with the same mean, whether these are all that both have), where two or more are
-    the same: one alone may be chance."""
+    """Yield (file, row, the row there, columns with the same mean, whether these are all the common columns) if two or more are
+    the same; a single match may be chance."""
     for name in published.apart_from:
         for row in published.rows:
             theirs = read_paper(name).row(row.model, row.method)
@@ -126,7 +126,7 @@ def _deviations(published: Published) -> Found:
 
 
 def _repeated(published: Published) -> Iterator[tuple[str, Row, str, bool]]:
-    """(file, its row, column, whether the two agree) of each result of `published` that another file prints too."""
+    """Yield (file, its row, column, whether the two agree) for each result of `published` that another file prints too."""
     for name in () if published.gain_over else published.same_as:
         other = read_paper(name)
         for row in published.rows:
@@ -174,7 +174,7 @@ def _gains(published: Published) -> Found:
 
 
 def _behind(published: Published) -> Found:
-    """A result of the method that a plain adapter reaches, here or where it was published first."""
+    """Find results of the method that a plain adapter matches, here or in its first publication."""
     tables = [published, *map(read_paper, published.apart_from)]
     for row in published.rows if not published.gain_over else ():
         for key, cell in row.cells.items() if row.method in OURS else ():
@@ -185,7 +185,7 @@ def _behind(published: Published) -> Found:
 
 
 def _teacher(published: Published) -> Found:
-    """Memory beside PiSSA's for which there is no second model in bfloat16."""
+    """Find memory beyond PiSSA's that is too small for a second model in bfloat16."""
     for row in published.rows:
         plain = published.value(row.model, "pissa", "memory")
         if row.method == "ba-lora" and plain:

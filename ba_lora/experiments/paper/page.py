@@ -9,16 +9,16 @@ from .published import KnownError, all_published
 HEAD = """\
 # The published numbers
 
-`configs/paper/*.yaml` has every table and figure of the paper whose numbers could be had, as they were printed, and the tables that
+`configs/paper/*.yaml` holds every table and figure of the paper whose numbers were available, as printed, and the tables that
 its baselines come from. **None of them was measured here.** No complete text of any version of BA-LoRA was readable; each file
-says where its numbers were read. This page is made from the files: `python -m ba_lora.experiments.paper.page > docs/published.md`.
+says where its numbers were read. This page is generated from the files: `python -m ba_lora.experiments.paper.page > docs/published.md`.
 """
 ERRORS = """\
 ## Known errors
 
-Errors of the printed numbers, and what makes them hard to compare. "Found by" names the computation of
-`ba_lora/experiments/paper/checks.py` that finds it; `tests/experiments/test_paper.py` holds that nothing else is found. What has none cannot be
-computed from the numbers alone.
+Errors in the printed numbers, and obstacles to comparing them. "Found by" names the computation in
+`ba_lora/experiments/paper/checks.py` that finds the error; `tests/experiments/test_paper.py` checks that it finds no others. Errors without
+one cannot be computed from the numbers alone.
 """
 PARAMETERS = """\
 ## Trained parameters
@@ -30,13 +30,13 @@ MISSING = """\
 
 The tables by task of BERT-large and GPT-2-XL (GLUE, GLUE-X) and of RoBERTa-large; SST-2, MRPC, QNLI and STS-B of the ICLR version; its
 other baselines for generation, and its standard deviations; the figure of model sizes and types; the sensitivity to the weights, T, K
-and k; the runs in 4 bits and those of the terms with LoRA's start; ratios and seeds of the imbalanced MNLI. No result on a bias
+and k; the runs in 4 bits and the runs of single terms with LoRA's start; ratios and seeds of the imbalanced MNLI. No result on a bias
 benchmark (CrowS-Pairs, BBQ, StereoSet) was found in any version.
 """
 
 
 def page() -> str:
-    """The page in Markdown."""
+    """Return the page in Markdown."""
     tables = list(all_published())
     files = [(f"`{table.name}`", table.title, table.version, table.source) for table in tables]
     errors = [(f"`{table.name}`", *_error(error)) for table in tables for error in table.errors]

@@ -1,18 +1,18 @@
-"""The published numbers, as they were printed: a file of configs/paper for each table or figure.
+"""The published numbers as printed: one file of configs/paper per table or figure.
 
-title: …                  # and version: of the paper; source: where it was read, and how surely
-rank: 128                 # of the low-rank methods, as the text says; a row may have its own
+title: …                  # also version: of the paper; source: where it was read, and how reliably
+rank: 128                 # of the low-rank methods, according to the text; a row may have its own
 same_as: [nlg-v5]         # files that print the same results again
-apart_from: [nlg-pissa]   # files of other runs: what equals theirs to the last digit was copied
+apart_from: [nlg-pissa]   # files of other runs: values that equal theirs to the last digit were copied
 gain_over: pissa          # the numbers are differences to this method
-columns:                  # averaged: part of the column "average"; reading_error: of a figure that was digitised
+columns:                  # averaged: part of the column "average"; reading_error: for digitised figures
   gsm8k: {label: GSM8K, unit: "%", better: higher, averaged: true}
-rows:                     # mean, [mean, standard deviation], ">96" for more than it, null where not recovered
+rows:                     # mean, [mean, standard deviation], ">96" for more than 96, null if not recovered
   - {model: llama-2-7b, method: lora, gsm8k: [42.47, 0.29], second: [gsm8k]}   # second: marked as second best
-errors:                   # where: words out of model, method, rank and column; check: the computation that finds it
+errors:                   # where: words from model, method, rank and column; check: the computation that finds it
   - {where: [deberta-v3-base full average], check: average, what: …, follows: …, corrected: 88.65}
 
-Numbers are Decimals: they print as published, trailing zeros too, and averages of them are exact.
+Numbers are Decimals: they print as published, including trailing zeros, and averages of them are exact.
 """
 
 from collections.abc import Iterator, Mapping
@@ -27,7 +27,7 @@ from ...errors import UserError, choose, nearest
 
 CONFIGS = Path(__file__).resolve().parents[3] / "configs"
 FOLDER = CONFIGS / "paper"
-# Methods and what the papers call them; the terms alone are added to a PiSSA start.
+# Methods and their names in the papers; single terms are added to a PiSSA start.
 METHODS = {
     "full": "Full FT",
     "bitfit": "BitFit",
@@ -51,7 +51,7 @@ MODELS = (*sorted(file.stem for file in (CONFIGS / "models").glob("*.yaml")), "r
 
 @dataclass(frozen=True)
 class Cell:
-    """A printed number. above: it is more than `mean`. corrected: what should stand there, where that is known."""
+    """A printed number. above: the value exceeds `mean`. corrected: the correct value, if known."""
 
     mean: Decimal
     sd: Decimal | None = None
@@ -64,7 +64,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Column:
-    """better: higher, lower, or None where neither is. averaged: whether it is in the average."""
+    """better: higher, lower, or None for neither. averaged: True if the average includes it."""
 
     label: str
     unit: str
@@ -75,7 +75,7 @@ class Column:
 
 @dataclass(frozen=True)
 class Row:
-    """cells: by column, without what was not recovered. rank: where the row has its own."""
+    """cells: by column, without values that were not recovered. rank: set if the row has its own."""
 
     model: str
     method: str
@@ -90,7 +90,7 @@ class Row:
 
 @dataclass(frozen=True)
 class KnownError:
-    """where: names of rows, columns or cells. check: one of paper_checks.CHECKS, or None where nothing here can compute it."""
+    """where: names of rows, columns or cells. check: one of paper_checks.CHECKS, or None if nothing here can compute it."""
 
     where: tuple[str, ...]
     what: str
@@ -116,7 +116,7 @@ class Published:
     gain_over: str | None = None
 
     def row(self, model: str, method: str, rank: int | None = None) -> Row | None:
-        """The row of a model and a method; with `rank` the row of that rank, or one that is said of no other."""
+        """Return the row of a model and a method; with `rank`, the row of that rank or one without a rank."""
         for row in self.rows:
             known = row.rank or (self.rank if rank else None)
             if (row.model, row.method) == (model, method) and (known == rank or known is None):
@@ -124,20 +124,20 @@ class Published:
         return None
 
     def value(self, model: str, method: str, column: str, rank: int | None = None) -> Cell | None:
-        """What was printed there; None where nothing was, or where it was not recovered."""
+        """Return the printed value; None if nothing was printed or it was not recovered."""
         row = self.row(model, method, rank)
         return row.cells.get(column) if row else None
 
 
 def names(folder: Path = FOLDER) -> list[str]:
-    """The tables and figures that there are."""
+    """Return the names of the available tables and figures."""
     return sorted(file.stem for file in folder.glob("*.yaml"))
 
 
 @cache
 def read_paper(name: str, folder: Path = FOLDER) -> Published:
-    """The table or figure `name`. Raises UserError naming the file and the place: an unknown name, key, model or method, a
-    number that is none, an error that points at nothing."""
+    """Return the table or figure `name`. Raises UserError naming the file and the place for an unknown name, key, model or method,
+    a value that is not a number, or an error that points at nothing."""
     path = folder / f"{choose('published table', name, names(folder))}.yaml"
     try:
         content = yaml.load(path.read_text(encoding="utf-8"), _Loader)  # a SafeLoader
@@ -158,17 +158,17 @@ def read_paper(name: str, folder: Path = FOLDER) -> Published:
 
 
 class _Loader(yaml.SafeLoader):
-    """Numbers with a point are read as Decimals."""
+    """Reads numbers with a decimal point as Decimals."""
 
 
 _Loader.add_constructor("tag:yaml.org,2002:float", lambda _, node: Decimal(node.value))
 
 
 def _checked(place: str | Path, given: object, kind: type, without: tuple[str, ...] = ()) -> dict:
-    """`given` when it is a mapping with the fields of `kind`, those without a default all there."""
+    """Return `given` if it is a mapping with the fields of `kind`, including all fields without a default."""
     known = {field.name: field.default for field in fields(kind) if field.name not in without}
     if not isinstance(given, dict):
-        raise UserError(f"{place}: '{given}' is no mapping of {', '.join(known)}")
+        raise UserError(f"{place}: '{given}' is not a mapping of {', '.join(known)}")
     for key in given:
         if key not in known:
             raise UserError(f"{place}: unknown key '{key}'{nearest(key, known)} (one of: {', '.join(known)})")
@@ -187,12 +187,12 @@ def _read_column(place: str, given: dict) -> Column:
 
 def _read_row(place: str, given: dict, columns: dict[str, Column], corrected: dict[str, Cell]) -> Row:
     if not isinstance(given, dict):
-        raise UserError(f"{place}: '{given}' is no row; write - {{model: …, method: …, COLUMN: …}}")
+        raise UserError(f"{place}: '{given}' is not a row; write - {{model: …, method: …, COLUMN: …}}")
     model = choose(f"{place}: model", given.get("model"), MODELS)
     method = choose(f"{place}: method", given.get("method"), METHODS)
     rank, second = given.get("rank"), tuple(given.get("second", ()))
     if not isinstance(rank, int | None):
-        raise UserError(f"{place}, {model} {method}: rank '{rank}' is no whole number")
+        raise UserError(f"{place}, {model} {method}: rank '{rank}' is not a whole number")
     name, cells = Row(model, method, {}, rank).name, {}
     for key, value in given.items():
         if key in ("model", "method", "rank", "second"):
@@ -206,7 +206,7 @@ def _read_row(place: str, given: dict, columns: dict[str, Column], corrected: di
 
 
 def read_cell(value: object, place: str, corrected: Cell | None = None) -> Cell | None:
-    """mean, [mean, sd], ">mean", or None for null. Raises UserError for anything else."""
+    """Parse mean, [mean, sd], ">mean", or null (None). Raises UserError for anything else."""
     if value is None:
         return None
     above = isinstance(value, str) and value.startswith(">")
@@ -216,24 +216,24 @@ def read_cell(value: object, place: str, corrected: Cell | None = None) -> Cell 
     except InvalidOperation:
         numbers = []
     if len(numbers) not in (1, 2) or not all(number.is_finite() for number in numbers):
-        raise UserError(f"{place}: '{value}' is no number; write a mean, [mean, deviation], '>number' or null")
+        raise UserError(f"{place}: '{value}' is not a number; write a mean, [mean, deviation], '>number' or null")
     return Cell(*numbers, above=above, corrected=corrected)
 
 
 def _read_error(place: str, given: dict) -> KnownError:
     given = _checked(place, given, KnownError)
     if not isinstance(given["where"], list):
-        raise UserError(f"{place}: where '{given['where']}' is no list; write [{given['where']}]")
+        raise UserError(f"{place}: where '{given['where']}' is not a list; write [{given['where']}]")
     corrected = read_cell(given.get("corrected"), f"{place}, corrected")
     return KnownError(**{**given, "where": tuple(given["where"]), "corrected": corrected})
 
 
 def _check_places(path: Path, published: Published) -> None:
-    """UserError for a row that stands twice, and for an error that points at nothing."""
+    """Raise UserError for a duplicate row and for an error that points at nothing."""
     rows = [row.name for row in published.rows]
     for name in rows:
         if rows.count(name) > 1:
-            raise UserError(f"{path}: the row {name} stands twice; remove one")
+            raise UserError(f"{path}: the row {name} is there twice; remove one")
     known = {*rows, *published.columns, *(f"{row.name} {key}" for row in published.rows for key in row.cells)}
     for error in published.errors:
         for where in error.where:
@@ -241,5 +241,5 @@ def _check_places(path: Path, published: Published) -> None:
 
 
 def all_published() -> Iterator[Published]:
-    """Every table and figure."""
+    """Yield every table and figure."""
     return (read_paper(name) for name in names())

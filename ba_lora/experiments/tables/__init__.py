@@ -1,1 +1,1 @@
-"""The tables: rows, statistics, and their formats."""
+"""Tables: rows, statistics and formats."""

@@ -1,8 +1,8 @@
-"""The table of an experiment: what was measured here, the paper's numbers beside it, and what can be said of the differences.
+"""The table of an experiment: our results beside the paper's numbers, and statistics of the differences.
 
-Columns are scores in percent (MT-Bench 1 to 10), then what else was measured, then what training took. In a group of rows that
-differ in their method alone the best mean is bold and the second underlined, as printed, so equal ones share a mark; the
-untouched base takes no part. Rendering is in formats.py.
+The columns are scores in percent (MT-Bench 1 to 10), then other measurements, then costs of training. In a group of rows that
+differ only in their method the best mean is bold and the second underlined, as printed, so equal means share a mark; the
+unchanged base is not marked. Rendering is in formats.py.
 """
 
 from dataclasses import dataclass, field
@@ -28,8 +28,8 @@ LABELS = {
 
 
 class Column(NamedTuple):
-    """better: higher, lower, or None where neither is; scale: what a value is multiplied by; kind: score, average, printed (the paper's alone), measure
-    or cost."""
+    """better: higher, lower, or None for neither; scale: factor applied to a value; kind: score, average, printed (only the
+    paper's), measure or cost."""
 
     key: str
     title: str
@@ -40,13 +40,13 @@ class Column(NamedTuple):
 
 
 class Cell(NamedTuple):
-    """Mean over seeds and its standard deviation, as stored: not yet scaled."""
+    """Mean over seeds and its standard deviation, as stored (before scaling)."""
 
     mean: float
     sd: float | None
 
 
-# Of a generator; of a classifier on the first evaluation; of its features at the end.
+# For generators; for classifiers, on the first evaluation; for features, at the end of training.
 MEASURES = (
     Column("text_loss", "text loss", 1, 3, "lower", "measure"),
     Column("kl_to_base", "KL to base", 1, 3, None, "measure"),
@@ -77,7 +77,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Comparison:
-    """`variant` minus `reference` in one column, a fraction. interval: over items and seeds; p: over seeds; corrected: after Holm."""
+    """`variant` minus `reference` in one column, a fraction. interval: over items and seeds; p: over seeds; corrected: by Holm."""
 
     column: str
     variant: Variant
@@ -92,12 +92,12 @@ class Comparison:
     def verdict(self) -> str:
         if self.seeds == 1:
             return "one seed"
-        return "told apart" if is_apart(self.interval, self.corrected) else "not told apart"
+        return "significant" if is_apart(self.interval, self.corrected) else "not significant"
 
 
 @dataclass(frozen=True)
 class Table:
-    """published: tables of the paper that do not fit between these rows; beside: those whose rows stand between them."""
+    """published: tables of the paper that do not fit between these rows; beside: those whose rows do."""
 
     experiment: Experiment
     columns: list[Column]
@@ -106,11 +106,11 @@ class Table:
     beside: list[Published]
     published: list[Published]
     results: list[Result]
-    with_mt_bench: bool = False  # in the average
+    with_mt_bench: bool = False  # True if the average includes MT-Bench
 
 
 def build(experiment: Experiment, results: list[Result], average_with_mt_bench: bool = False) -> Table:
-    """The table of `results`. average_with_mt_bench: average percentages with MT-Bench's 1 to 10, as the paper does."""
+    """Return the table of `results`. average_with_mt_bench: average percentages with MT-Bench's 1 to 10, as the paper does."""
     names = columns(experiment)
     names += [name for result in results for name in result.scores if name not in names]
     names = list(dict.fromkeys(names))
@@ -146,7 +146,7 @@ def _score_column(name: str) -> Column:
 
 
 def _row(variant: Variant, results: list[Result], shown: list[Column], averaged: list[str]) -> Row:
-    """Mean and deviation over the seeds; the results of one seed on several data make one row."""
+    """Return mean and deviation over seeds; the results of one seed on several data sets make one row."""
     seeds = {result.seed for result in results}
     cells = {}
     for column in shown:
@@ -163,14 +163,14 @@ def _values(results: list[Result], column: Column) -> list[float]:
             value = result.scores[column.key].score if column.key in result.scores else None
         else:
             value = (result.measures if column.kind == "measure" else result.training).get(column.key)
-            if isinstance(value, dict):  # of a classifier: by evaluation
+            if isinstance(value, dict):  # classifiers: one value per evaluation
                 value = value.get(next(iter(result.scores)))
         values += [] if value is None else [value]
     return values
 
 
 def _averages(results: list[Result], averaged: list[str]) -> list[float]:
-    """Of each seed that has all columns. MT-Bench's score counts as that many percent."""
+    """Return the average of each seed that has all columns. MT-Bench's score counts as percent."""
     by_seed: dict = {}
     for result in results:
         by_seed.setdefault(result.seed, {}).update({name: score.score for name, score in result.scores.items()})
@@ -184,7 +184,7 @@ def _rank(variant: Variant) -> int | None:
 
 
 def _paper_row(paper: Published, variant: Variant, names: list[str], averaged: list[str]) -> Row | None:
-    """The paper's row of a variant; None without a number in our columns."""
+    """Return the paper's row of a variant; None without a number in our columns."""
     if variant.varied and variant.varied[0] != "rank":
         return None
     row = paper.row(variant.model, variant.method, _rank(variant))
@@ -192,7 +192,7 @@ def _paper_row(paper: Published, variant: Variant, names: list[str], averaged: l
         return None
     printed = {name: cell for name, cell in row.cells.items() if name in (*names, "parameters", "average")}
     if set(averaged) != {name for name, column in paper.columns.items() if column.averaged}:
-        printed.pop("average", None)  # of other columns than ours
+        printed.pop("average", None)  # it averages other columns than ours
         if all(name in printed for name in averaged):
             mean = sum(printed[name].mean for name in averaged) / len(averaged)
             printed["average"] = Printed(mean.quantize(Decimal("0.01"), ROUND_HALF_UP))
@@ -200,8 +200,8 @@ def _paper_row(paper: Published, variant: Variant, names: list[str], averaged: l
 
 
 def _compare(reference: str | None, by_variant: dict, names: list[str]) -> list[Comparison]:
-    """Every other method against the reference, on the same model and value; where all rows are of the reference, each value
-    against the one that is not varied. Holm's correction is over the rows of one column."""
+    """Compare every other method with the reference, at the same model and value; if all rows are of the reference, compare each
+    value with the unvaried row. Holm's correction covers the rows of one column."""
     others = {variant.method for variant in by_variant} - {reference, BASE}
     made = []
     for name in names:
@@ -223,7 +223,7 @@ def _with(comparison: Comparison, corrected: float | None) -> Comparison:
 
 
 def _comparison(name, variant, opposite, results: list[Result], against: list[Result]) -> Comparison | None:
-    """None where no seed has both."""
+    """Return None if no seed has both."""
     sides = [{r.seed: r.scores[name] for r in side if name in r.scores} for side in (results, against)]
     shared = sorted(
         seed for seed in set(sides[0]) & set(sides[1]) if None not in (sides[0][seed].score, sides[1][seed].score)
@@ -240,7 +240,7 @@ def _comparison(name, variant, opposite, results: list[Result], against: list[Re
 
 
 def marks(table: Table) -> dict[tuple[int, str], str]:
-    """{(row, column): "best" or "second"} by the rule of this file's head, of ours and of the paper's rows apart."""
+    """Return {(row, column): "best" or "second"} by the rule in the module docstring, separately for our rows and the paper's."""
     groups: dict = {}
     for number, row in enumerate(table.rows):
         if row.source != NOT_RUN and row.variant.method != BASE:

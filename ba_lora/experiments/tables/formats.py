@@ -14,13 +14,13 @@ FILES = {"markdown": "table.md", "csv": "table.csv", "latex": "table.tex"}
 EMPTY = "–"
 STATISTICS = ("column", "difference", "points", "95 % interval", "p over seeds", "p after Holm", "seeds", "verdict")
 STATISTICS_NOTE = (
-    "Differences, paired by seed and test item: a bootstrap interval over items and seeds, a t-test over seeds, corrected for "
-    "the number of rows of a column. Told apart: the interval excludes 0 and the corrected p is below 0.05."
+    "Differences are paired by seed and test item: a bootstrap interval over items and seeds, and a t-test over seeds, corrected for "
+    "the number of rows in a column. Significant: the interval excludes 0 and the corrected p is below 0.05."
 )
 
 
 def write_tables(table: Table, folder: Path) -> list[Path]:
-    """The table in every format, into `folder`."""
+    """Write the table in every format into `folder`."""
     made = []
     for kind, name in FILES.items():
         made.append(folder / name)
@@ -30,7 +30,7 @@ def write_tables(table: Table, folder: Path) -> list[Path]:
 
 
 def render(table: Table, kind: str) -> str:
-    """The table in one format of FILES."""
+    """Return the table in one format of FILES."""
     return RENDER[kind](table)
 
 
@@ -39,7 +39,7 @@ def _titles(table: Table) -> list[str]:
 
 
 def _leading(rows: list[Row]) -> list[tuple[str, object]]:
-    """The columns that say what a row is: (title, row → text); those that are the same everywhere are left out."""
+    """Return the columns that identify a row: (title, row → text); columns that are the same everywhere are omitted."""
     parts = [("model", lambda row: row.variant.model), ("method", lambda row: row.variant.method)]
     if len({row.variant.model for row in rows}) == 1:
         parts.pop(0)
@@ -53,7 +53,7 @@ def _leading(rows: list[Row]) -> list[tuple[str, object]]:
 
 
 def text_of(cell: Cell, column: Column) -> str:
-    """A mean and its deviation as printed."""
+    """Return a mean and its deviation as printed."""
     if column.digits < 0:
         return f"{cell.mean * column.scale:g}"
     mean = f"{cell.mean * column.scale:,.{column.digits}f}"
@@ -63,7 +63,7 @@ def text_of(cell: Cell, column: Column) -> str:
 
 
 def _texts(table: Table, row: Row) -> dict[str, str]:
-    """{column: its text} of one row."""
+    """Return {column: its text} of one row."""
     texts = {}
     for column in table.columns:
         printed = row.printed.get(column.key)
@@ -76,7 +76,7 @@ def _texts(table: Table, row: Row) -> dict[str, str]:
 
 
 def to_markdown(table: Table) -> str:
-    """The whole: table, statistics, the paper's other tables, notes."""
+    """Return everything: table, notes, statistics, the paper's other tables."""
     found, leading = marks(table), _leading(table.rows)
     marked = {"best": "**{}**", "second": "<u>{}</u>", None: "{}"}
     lines = []
@@ -86,7 +86,7 @@ def to_markdown(table: Table) -> str:
         lines.append(cells + [marked[found.get((number, key))].format(text) for key, text in texts.items()])
     parts = [f"# {table.experiment.title}"]
     if not table.results:
-        parts.append("Nothing of this was run here: the numbers are the paper's.")
+        parts.append("None of this was run here: the numbers are the paper's.")
     parts.append(_grid(_titles(table), lines, len(leading)))
     parts += [notes(table), _statistics(table)]
     parts += [_errors(paper) for paper in table.beside]
@@ -100,45 +100,45 @@ def _grid(titles: Sequence[str], lines: list[list[str]], leading: int) -> str:
 
 
 def notes(table: Table) -> str:
-    """What the numbers are, and what they are not."""
+    """Return the notes below the table: what the numbers are, and what they are not."""
     experiment, said = table.experiment, []
     if table.results:
         said.append(
-            "Mean ± standard deviation over the seeds; bold is the best mean of a group, underlined the second, as printed."
+            "Mean ± standard deviation over seeds. Bold: the best mean of a group; underlined: the second best, as printed."
         )
     for evaluation in experiment.evaluations if table.results else ():
         limit = f"{evaluation.limit} of " if evaluation.limit else ""
         said.append(f"{evaluation.name}: {limit}{evaluation.data}.")
     keys = {column.key for column in table.columns}
     if "text_loss" in keys:
-        said.append("Text loss: nats per token on held-out pre-training text; higher is more forgotten.")
+        said.append("Text loss: nats per token on held-out pre-training text; higher means more forgetting.")
     if "kl_to_base" in keys:
         said.append("KL to base: mean KL(base ‖ model) on the response tokens of test problems, nats per token.")
     if "macro_f1" in keys:
         said.append(f"Macro-F1, recall and calibration error (15 bins): on {experiment.evaluations[0].name}.")
         shares = table.results[0].measures.get("majority") or {}
         listed = ", ".join(f"{name} {100 * share:.1f}" for name, share in shares.items())
-        said.append(f"In percent right for the commonest class alone: {listed}.")
+        said.append(f"Accuracy of always predicting the most common class, in percent: {listed}.")
     if "silhouette" in keys:
         said.append(
-            "Silhouette (1 apart, 0 mixed) and purity of the 10 nearest neighbours: of the last hidden layer at the end."
+            "Silhouette (1: separated, 0: mixed) and purity of the 10 nearest neighbours: last hidden layer, end of training."
         )
     if "train_seconds" in keys:
-        said.append("Seconds include what else the machine did meanwhile; the cost experiment has it to itself.")
+        said.append("Seconds include other load on the machine; the cost experiment has the machine to itself.")
     if "peak_memory" in keys:
-        said.append("Peak: resident memory of the training process, libraries included.")
+        said.append("Peak: resident memory of the training process, including libraries.")
     if "average" in keys:
         which = "all columns" if table.with_mt_bench else "the columns in percent"
-        said.append(f"Average: over {which}, of the paper's rows too.")
+        said.append(f"Average: over {which}, also for the paper's rows.")
     if experiment.tuning and any(result.training.get("tuned") for result in table.results):
         tuning = experiment.tuning
         rates = ", ".join(f"{float(rate):g}" for rate in tuning["learning_rates"])
         said.append(
-            f"Learning rates: for each method the best of {rates} on {tuning.get('limit') or 'all'} problems of "
-            f"{tuning['data']}, one run each with seed {tuning['seed']}; the intervals do not cover that choice."
+            f"Learning rates: the best of {rates} for each method, chosen on {tuning.get('limit') or 'all'} problems of "
+            f"{tuning['data']} in one run each with seed {tuning['seed']}; the intervals do not account for this choice."
         )
     elif experiment.rates_of and any(result.training.get("tuned") for result in table.results):
-        said.append(f"Learning rates: those that the tuning of {experiment.rates_of} chose, unless varied.")
+        said.append(f"Learning rates: chosen by the tuning of {experiment.rates_of}, unless varied.")
     return " ".join([*said, experiment.note or ""]).strip()
 
 
@@ -149,14 +149,14 @@ def _statistics(table: Table) -> str:
 
 
 def comparison_lines(table: Table) -> list[list[str]]:
-    """The texts under STATISTICS of each comparison."""
+    """Return the texts under STATISTICS of each comparison."""
     columns = {column.key: column for column in table.columns}
     several = len({each.variant.model for each in table.comparisons}) > 1
     return [_comparison_line(each, columns[each.column], several) for each in table.comparisons]
 
 
 def name_of(variant: Variant) -> str:
-    """A method and what was varied, in a line of text."""
+    """Return a method and what was varied, as one line of text."""
     return variant.method + (f" {variant.varied[0]} = {variant.varied[1]}" if variant.varied else "")
 
 
@@ -174,19 +174,19 @@ def _comparison_line(made: Comparison, column: Column, several: bool) -> list[st
 
 
 def _errors(paper: Published) -> str:
-    """Known errors of a table of the paper."""
+    """Return the known errors of a table of the paper."""
     head = f"The paper's numbers: {paper.title}; {paper.version}; source: {paper.source}."
     lines = [f"- {error}" for error in known_errors(paper)]
     return "\n".join([head, *(["", "Known errors and doubts:", "", *lines] if lines else [])])
 
 
 def known_errors(paper: Published) -> list[str]:
-    """Where, what and what follows, a line each."""
+    """Return where, what and what follows, one line per error."""
     return [f"{', '.join(error.where)}: {error.what} {error.follows}".rstrip() for error in paper.errors]
 
 
 def _published(paper: Published) -> str:
-    """A table of the paper, whole, marked as such."""
+    """Return a whole table of the paper, marked as such."""
     columns = paper.columns
     is_ranked = any(row.rank for row in paper.rows)
     titles = ["model", "method", *(["rank"] if is_ranked else [])]
@@ -204,7 +204,7 @@ def _published(paper: Published) -> str:
 
 
 def to_csv(table: Table) -> str:
-    """A line a row; of each column mean and deviation, scaled as in the titles."""
+    """Return one line per row, with mean and deviation of each column, scaled as in the titles."""
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
     head = ["where", "model", "method", "option", "value", "seeds"]
@@ -226,7 +226,7 @@ def to_csv(table: Table) -> str:
 
 
 def to_latex(table: Table) -> str:
-    """A booktabs tabular, to be put into a table environment; needs \\usepackage{booktabs}."""
+    """Return a booktabs tabular to put into a table environment; needs \\usepackage{booktabs}."""
     found, leading = marks(table), _leading(table.rows)
     marked = {"best": r"\textbf{{{}}}", "second": r"\underline{{{}}}", None: "{}"}
     lines = [r"\begin{tabular}{" + "l" * len(leading) + "r" * len(table.columns) + "}", r"\toprule"]

@@ -1,24 +1,24 @@
-"""Means over seeds, and what can be said of a difference between two methods on the same problems."""
+"""Means over seeds, and tests of the difference between two methods on the same problems."""
 
 import numpy as np
 from scipy.stats import ttest_rel
 
 RESAMPLES = 10_000
-LEVEL = 0.05  # of the corrected p below which two methods are told apart
+LEVEL = 0.05  # two methods differ significantly if the corrected p is below this
 
 
 def mean_sd(values: list[float]) -> tuple[float, float | None]:
-    """Mean and sample standard deviation over seeds; no deviation from one seed."""
+    """Return mean and sample standard deviation over seeds; the deviation of one seed is None."""
     array = np.asarray(values, dtype=np.float64)
     return float(array.mean()), float(array.std(ddof=1)) if len(array) > 1 else None
 
 
 def paired_interval(ours: np.ndarray, theirs: np.ndarray, seed: int = 0) -> tuple[float, float, float]:
-    """(difference, low, high): mean accuracy of `ours` minus `theirs`, with a 95% bootstrap interval.
+    """Return (difference, low, high): mean accuracy of `ours` minus `theirs`, with a 95% bootstrap interval.
 
-    ours, theirs: (seeds, problems) of 0 and 1, the same problems and the same seeds in the same order. Problems and seeds
-    are both drawn with replacement, pairs kept together; from one seed only the problems vary. Few seeds make the interval
-    too narrow rather than too wide. Raises ValueError when the shapes differ.
+    ours, theirs: (seeds, problems) of 0 and 1, the same problems and the same seeds in the same order. Both problems and seeds
+    are drawn with replacement and pairs are kept together; with one seed only the problems vary. With few seeds the interval
+    tends to be too narrow. Raises ValueError if the shapes differ.
     """
     if ours.shape != theirs.shape or ours.ndim != 2:
         raise ValueError(f"paired results need equal (seeds, problems) shapes, got {ours.shape} and {theirs.shape}")
@@ -35,7 +35,7 @@ def paired_interval(ours: np.ndarray, theirs: np.ndarray, seed: int = 0) -> tupl
 
 
 def paired_p(ours: list[float], theirs: list[float]) -> float | None:
-    """Two-sided p of the paired t-test over seeds. None from fewer than two seeds, or where every difference is the same.
+    """Return the two-sided p of the paired t-test over seeds; None for fewer than two seeds, or if all differences are equal.
 
     ours, theirs: (seeds,) scores of the same seeds in the same order.
     """
@@ -46,7 +46,7 @@ def paired_p(ours: list[float], theirs: list[float]) -> float | None:
 
 
 def holm(values: list[float | None]) -> list[float | None]:
-    """p values corrected for their number, after Holm (1979): the smallest times n, the next times n − 1, never decreasing.
+    """Correct p values for their number, after Holm (1979): the smallest times n, the next times n − 1, never decreasing.
 
     None stays None and does not count.
     """
@@ -59,6 +59,6 @@ def holm(values: list[float | None]) -> list[float | None]:
 
 
 def is_apart(interval: tuple[float, float] | None, corrected: float | None) -> bool:
-    """Whether two methods are told apart: the corrected p is below LEVEL and the interval, where there is one, excludes 0."""
+    """Return True if two methods differ significantly: the corrected p is below LEVEL and the interval, if any, excludes 0."""
     excludes = interval is None or not interval[0] <= 0 <= interval[1]
     return excludes and corrected is not None and corrected < LEVEL
