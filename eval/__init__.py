@@ -1,7 +1,7 @@
-"""Evaluation: one file a benchmark, each a command that generates completions and then scores them from the file.
+"""Evaluation: one file per benchmark, each a command that generates completions and then scores them from the file.
 
-Every benchmark shares the option names, the two parts and the output files of `eval.harness`, takes its completions from
-`ba_lora.inference.backends`, and states its protocol (prompt, stop, extraction, metric, version) in score.json.
+All benchmarks share the option names, the two steps and the output files of `eval.harness`, get their completions from
+`ba_lora.inference.backends`, and state their protocol (prompt, stop, extraction, metric, version) in score.json.
 """
 
-import ba_lora  # noqa: F401  its commands' answer to signals holds from here on
+import ba_lora  # noqa: F401  installs the signal handling of its commands

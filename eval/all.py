@@ -1,8 +1,8 @@
-"""Several benchmarks on one model, and their row of the paper's table for generation.
+"""Several benchmarks on one model, and its row of the paper's table for generation.
 
-Each benchmark is the command of its own (python -m eval.gsm8k and the others), with results in a folder of its own. Those
-that have a score already are kept, those that were interrupted go on. A benchmark that fails is named at the end, and the
-status is then not 0; the others are done all the same. Without a --judge MT-Bench's answers are written, to be judged later.
+Each benchmark is its own command (python -m eval.gsm8k and the others), with results in its own folder. Benchmarks with a
+score are kept, and interrupted ones continue. If a benchmark fails, the others still run; it is named at the end, and the
+exit status is not 0. Without a --judge, MT-Bench's answers are written, to be judged later.
 """
 
 import argparse
@@ -26,22 +26,22 @@ BENCHMARKS = {
     "mbpp": ("eval.mbpp", "MBPP"),
     "mt_bench": ("eval.mt_bench", "MT-Bench"),
 }
-# Options of some benchmarks alone, by their beginning; all others go to every benchmark.
+# Prefixes of options that only some benchmarks take; all other options go to every benchmark.
 OF_SOME = {"--judge": ("mt_bench",), "--generate_only": ("mt_bench",), "--unsafe_execution": ("humaneval", "mbpp")}
 
 EXAMPLES = """\
-MODEL: 'tiny', a model folder, a hub id, or the folder of a training run (its base and adapter). ADAPTER: adapter folder or
-run folder to put on MODEL.
+MODEL: 'tiny', a model folder, a hub id, or the folder of a training run (its base and adapter). ADAPTER: an adapter folder or
+run folder to load on MODEL.
 
 examples:
-  the embedded model, 20 tasks each; no hub
+  the embedded model, 20 tasks each, without the hub
     python -m eval.all tiny --limit 20 --benchmarks gsm8k humaneval
   a training run on local copies of the data, with vLLM
     python -m eval.all runs/ba-lora --data gsm8k=test.jsonl math=math.jsonl mbpp=mbpp.jsonl --backend vllm
   with MT-Bench, judged by a model behind an OpenAI-compatible endpoint
     python -m eval.all runs/ba-lora --judge JUDGE --judge_url http://host:8000/v1
 
-Every further option goes to the benchmarks as it is: python -m eval.gsm8k --help."""
+All other options are passed to the benchmarks: python -m eval.gsm8k --help."""
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -55,22 +55,25 @@ def make_parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add(
-        "--benchmarks", nargs="+", metavar="NAME", help=f"of {', '.join(BENCHMARKS)} (default: mt_bench with a --judge)"
+        "--benchmarks",
+        nargs="+",
+        metavar="NAME",
+        help=f"from {', '.join(BENCHMARKS)} (default: mt_bench with a --judge)",
     )
     add("--data", nargs="+", default=[], metavar="NAME=FILE", help="data of a benchmark (default: its own)")
     add("--output_dir", metavar="D", help="results go to D/NAME (default: eval/ of a run, else runs/eval/MODEL)")
-    add("--overwrite", action="store_true", help="do again what has a score")
+    add("--overwrite", action="store_true", help="repeat benchmarks that have a score")
     add("--debug", action="store_true", help="show the traceback of an error")
     return parser
 
 
 def main(argv: list[str] | None = None) -> int:
-    """The command. Returns 0 when every benchmark has its score; raises UserError otherwise."""
+    """Run the command. Returns 0 if every benchmark has its score; raises UserError otherwise."""
     words = sys.argv[1:] if argv is None else argv
     named = list(itertools.takewhile(lambda word: not word.startswith("-"), words))
     args, more = make_parser().parse_known_args(words[len(named) :])
     if not 1 <= len(named) <= 2:
-        raise UserError(f"name a model, and an adapter if there is one, before the options; got {len(named)} names")
+        raise UserError(f"name a model, and optionally an adapter, before the options; got {len(named)} names")
     model, adapter = named[0], named[1] if len(named) > 1 else None
     chosen = args.benchmarks or [name for name in BENCHMARKS if name != "mt_bench" or _has(more, "--judge")]
     chosen = [choose("--benchmarks", name, BENCHMARKS) for name in chosen]
@@ -85,7 +88,7 @@ def _evaluate(args: argparse.Namespace, folder: Path, model: str, adapter: str |
     failed = {}
     for name in chosen:
         if (folder / name / SCORE).is_file() and not args.overwrite:
-            print(f"{name}: kept {folder / name / SCORE}; --overwrite does it again")
+            print(f"{name}: kept {folder / name / SCORE}; --overwrite repeats it")
             continue
         words = ["--model", model, *(["--adapter", adapter] if adapter else [])]
         words += ["--output_dir", str(folder / name), *(["--overwrite"] if args.overwrite else [])]
@@ -106,7 +109,7 @@ def _evaluate(args: argparse.Namespace, folder: Path, model: str, adapter: str |
 
 
 def default_folder(model: str, adapter: str | None = None) -> Path:
-    """Where results go when nothing is said: into a run's own folder, else under runs/eval."""
+    """Return the default folder for results: in the run's own folder, else under runs/eval."""
     place = Path(adapter or model)
     if (place / "run.json").is_file():
         return place / "eval"
@@ -114,9 +117,9 @@ def default_folder(model: str, adapter: str | None = None) -> Path:
 
 
 def row(folder: Path, name: str) -> str:
-    """The paper's row from the scores in `folder`, as a table, with what each figure is below it.
+    """Return the paper's row from the scores in `folder`, as a table, followed by what each figure is.
 
-    Percent, MT-Bench's first turn from 1 to 10, and the mean of all five where all are there: a mix, as in the paper.
+    Percent, MT-Bench's first turn from 1 to 10, and the mean of all five if all are present: a mix, as in the paper.
     """
     scores = {bench: read_record(folder / bench / SCORE) for bench in BENCHMARKS if (folder / bench / SCORE).is_file()}
     if "mt_bench" in scores:
@@ -145,7 +148,7 @@ def _error(bench: str, score: dict) -> str:
 
 
 def read_pair(option: str, text: str) -> tuple[str, str]:
-    """("gsm8k", "test.jsonl") of "gsm8k=test.jsonl"."""
+    """Split "gsm8k=test.jsonl" into ("gsm8k", "test.jsonl")."""
     name, sign, file = text.partition("=")
     if not sign or not file:
         raise UserError(f"{option} takes NAME=FILE, got '{text}'; for example gsm8k=test.jsonl")
@@ -153,7 +156,7 @@ def read_pair(option: str, text: str) -> tuple[str, str]:
 
 
 def check_data(name: str, data: str | None, base: str, limit: int | None = None) -> None:
-    """Read the data of a benchmark; raises its UserError where that cannot be done. base: the model that will be asked."""
+    """Read the data of a benchmark; raises its UserError if that fails. base: the model that will be asked."""
     module = importlib.import_module(BENCHMARKS[name][0])
     if name == "gsm8k":
         module.load_problems(data or module.default_data(base), limit)
@@ -170,7 +173,7 @@ def _has(words: list[str], option: str) -> bool:
 
 
 def options_for(name: str, words: list[str]) -> list[str]:
-    """Of the options that were given, with their values, those that the benchmark `name` takes."""
+    """Return the given options, with their values, that the benchmark `name` takes."""
     kept, takes = [], True
     for word in words:
         if word.startswith("--"):

@@ -1,8 +1,8 @@
-"""A trained classifier on a GLUE task, or on the embedded one ("reviews"): all metrics of the task and how sure it is.
+"""A trained classifier on a GLUE task, or on the embedded one ("reviews"): all metrics of the task, and calibration.
 
 The score is the task's headline metric as GLUE reports it (Matthews for CoLA, Pearson for STS-B, accuracy for the others; QQP
-and MRPC give F1 beside). Written to D: predictions.jsonl (id, logits, label), score.json, and for classes
-reliability.png. With --submission the unlabelled test split is predicted in the format that gluebenchmark.com takes.
+and MRPC also report F1). Written to D: predictions.jsonl (id, logits, label), score.json, and for classes reliability.png.
+With --submission the unlabelled test split is predicted in the format that gluebenchmark.com takes.
 """
 
 import argparse
@@ -16,7 +16,7 @@ from ba_lora.folders.checksums import weights_of_run, write_record
 from .classifiers import classify, metrics
 
 SCORE = "score.json"
-SUBMISSION = {  # task and split → file of a submission; the classes of the last three are written by name
+SUBMISSION = {  # task and split → file of a submission; the last three contain class names
     **{("cola", "test"): "CoLA.tsv", ("sst2", "test"): "SST-2.tsv", ("mrpc", "test"): "MRPC.tsv"},
     **{("stsb", "test"): "STS-B.tsv", ("qqp", "test"): "QQP.tsv", ("wnli", "test"): "WNLI.tsv"},
     **{("mnli", "test"): "MNLI-m.tsv", ("mnli", "test_mismatched"): "MNLI-mm.tsv"},
@@ -26,18 +26,18 @@ BY_NAME = ("mnli", "qnli", "rte")
 
 EXAMPLES = """\
 examples:
-  the validation split, of a run on CoLA
+  the validation split, for a run on CoLA
     python -m eval.glue --model runs/cola
   a local copy in GLUE's own format, and MNLI's mismatched split
     python -m eval.glue --model runs/mnli --data glue/MNLI --split validation_mismatched
-  the metrics again, from the logits
+  the metrics again, from the saved logits
     python -m eval.glue --rescore runs/cola/eval/glue/predictions.jsonl --task cola --output_dir out
-  what gluebenchmark.com takes
+  a submission for gluebenchmark.com
     python -m eval.glue --model runs/cola --submission --output_dir submission"""
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """The options."""
+    """Return the parser of the options."""
     parser = argparse.ArgumentParser(
         prog="python -m eval.glue",
         description=__doc__,
@@ -54,7 +54,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """The command. Returns 0 when everything asked for is written; raises UserError otherwise."""
+    """Run the command. Returns 0 when everything requested is written; raises UserError otherwise."""
     args = make_parser().parse_args(argv)
     classify.check_options(args)
     if bool(args.model) == bool(args.rescore):
@@ -70,7 +70,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _evaluate(args: argparse.Namespace, folder: Path) -> int:
-    """Predict if need be, and score, or write a submission."""
+    """Predict if necessary, then score or write a submission."""
     if args.rescore:
         return _rescore(args, folder)
     classifier = classify.open_classifier(args.model, args.dtype)
@@ -106,7 +106,7 @@ def _rescore(args: argparse.Namespace, folder: Path) -> int:
 
 
 def _score(folder: Path, benchmark: str, task, logits, labels, facts: dict) -> dict:
-    """Write score.json and the reliability diagram, and print the line that ends the command."""
+    """Write score.json and the reliability diagram, and print the final line of the command."""
     computed = metrics.compute(task, logits, labels)
     headline = task.metrics[0]
     score = {"benchmark": benchmark, "metric": headline, "score": computed[headline], **computed, **facts}
@@ -120,11 +120,11 @@ def _score(folder: Path, benchmark: str, task, logits, labels, facts: dict) -> d
 
 
 def _submit(args: argparse.Namespace, classifier: classify.Classifier, data: str) -> int:
-    """Write the test predictions of the task, one file a test split."""
+    """Write the test predictions of the task, one file per test split."""
     task = classifier.task
     splits = [split for name, split in SUBMISSION if name == task.name]
     if not splits:
-        raise UserError(f"{task.name} is no task of GLUE, so there is nothing to submit")
+        raise UserError(f"{task.name} is not a GLUE task, so there is nothing to submit")
     for split in splits:
         examples = load_examples(task.name, split, data, args.limit, numbered=True)
         logits, _ = classify.predict(classifier, examples, args.batch_size)

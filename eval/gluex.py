@@ -1,8 +1,8 @@
 """A trained classifier out of domain: the sets of GLUE-X for its task, or those of the embedded task ("reviews").
 
-Nothing is trained on them. A set's labels are mapped to the task's classes (`ba_lora.data.gluex` has the table, with the
+Nothing is trained on them. A set's labels are mapped to the task's classes (`ba_lora.data.gluex` has the table and its
 sources); the score is the task's headline metric unless the set has another. Written to D: NAME/predictions.jsonl and
-NAME/score.json of each set, and scores.json with all of them beside the reason for each that was left out.
+NAME/score.json for each set, and scores.json with all scores, and the reason for each set that was left out.
 """
 
 import argparse
@@ -21,12 +21,12 @@ examples:
     python -m eval.gluex --model runs/sst2
   two of them, one from a local copy
     python -m eval.gluex --model runs/sst2 --sets imdb flipkart --data flipkart=flipkart.csv
-  those whose data can be had here; the others are listed with the reason
+  the sets whose data is available here; the others are listed with the reason
     python -m eval.gluex --model runs/sst2 --at_hand"""
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """The options."""
+    """Return the parser of the options."""
     parser = argparse.ArgumentParser(
         prog="python -m eval.gluex",
         description=__doc__,
@@ -37,13 +37,13 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--sets", nargs="+", metavar="NAME", help="(default: all of the run's task)")
     parser.add_argument("--data", nargs="+", metavar="NAME=PATH", help="local copies of sets")
     parser.add_argument(
-        "--at_hand", action="store_true", help="leave out the sets whose data cannot be had, and say which"
+        "--at_hand", action="store_true", help="leave out the sets whose data is not available, and say which"
     )
     return parser
 
 
 def main(argv: list[str] | None = None) -> int:
-    """The command. Returns 0 when everything asked for is written; raises UserError otherwise."""
+    """Run the command. Returns 0 when everything requested is written; raises UserError otherwise."""
     args = make_parser().parse_args(argv)
     classify.check_options(args)
     if not args.model:
@@ -58,7 +58,7 @@ def _evaluate(args: argparse.Namespace, folder: Path) -> int:
     task = classifier.task
     shifts = {shift.name: shift for shift in SHIFTS.get(task.name, ())}
     if not shifts:
-        raise UserError(f"there is no out-of-domain set for {task.name}; there are some for {', '.join(SHIFTS)}")
+        raise UserError(f"there is no out-of-domain set for {task.name}; there are sets for {', '.join(SHIFTS)}")
     names = [choose("set", name, shifts) for name in args.sets or shifts]
     places = _places(args.data, shifts)
     scores, left_out = {}, {}
@@ -81,7 +81,7 @@ def _evaluate(args: argparse.Namespace, folder: Path) -> int:
 
 
 def _places(words: list[str] | None, shifts: dict[str, Shift]) -> dict[str, str]:
-    """{set: its local copy} from NAME=PATH words."""
+    """Return {set: its local copy} from NAME=PATH words."""
     pairs = [word.partition("=") for word in words or ()]
     for name, sign, _ in pairs:
         if not sign:
@@ -91,7 +91,7 @@ def _places(words: list[str] | None, shifts: dict[str, Shift]) -> dict[str, str]
 
 
 def _score(args: argparse.Namespace, classifier, shift: Shift, examples, folder: Path) -> dict:
-    """Predict one set and write its files; returns what scores.json has of it."""
+    """Predict one set and write its files; return its entry in scores.json."""
     logits, seconds = classify.predict(classifier, examples, args.batch_size)
     folder.mkdir(parents=True, exist_ok=True)
     classify.write_predictions(folder, examples, logits)
@@ -107,7 +107,7 @@ def _score(args: argparse.Namespace, classifier, shift: Shift, examples, folder:
         "seconds": round(seconds, 2),
     }
     unlabelled, rows = examples.report.get("unlabelled"), len(examples.labels)
-    if unlabelled and "accuracy" in computed:  # as published: over all rows, those without a label counted as wrong
+    if unlabelled and "accuracy" in computed:  # as published: over all rows, with unlabelled ones counted as wrong
         score["accuracy_unfiltered"] = computed["accuracy"] * rows / (rows + unlabelled)
     write_record(folder / "score.json", score, (classify.PREDICTIONS,))
     shown = "undefined" if computed[headline] is None else f"{computed[headline]:.4f}"

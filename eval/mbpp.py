@@ -1,11 +1,11 @@
-"""MBPP: short Python functions to write from a sentence and their tests, judged by running these (Austin et al. 2021, arXiv 2108.07732).
+"""MBPP: short Python functions to write from a sentence and tests, judged by running the tests (Austin et al. 2021, arXiv 2108.07732).
 
 Protocol "ba-lora": the sentence and the tests in the training prompt, the 500 test tasks (11 to 510); greedy; pass@1. Protocol
-"upstream": the same prompt for every task of --data, which should be the 378 tasks of evalplus's MBPP+; their own tests,
+"upstream": the same prompt for every task of --data, which should be the 378 tasks of evalplus's MBPP+; with their own tests,
 not the added ones. Protocol "base", for models that were not fine-tuned: three worked examples (tasks 2, 3 and 4) before the
-task, in the form of the paper. --shots asks either kind of model with none to three of them; a fine-tuned one gets them as
-earlier turns of the conversation. The score is the mean over the tasks of the unbiased pass@1; programs run in the sandbox
-of `eval.execution.sandbox`.
+task, in the form of the paper. --shots sets zero to three examples for either kind of model; a fine-tuned one gets them as
+earlier turns of the conversation. The score is the mean over tasks of the unbiased pass@1; programs run in the sandbox of
+`eval.execution.sandbox`.
 """
 
 import argparse
@@ -42,7 +42,7 @@ examples:
     python -m eval.mbpp --model runs/ba-lora --data mbpp.jsonl --output_dir runs/ba-lora/eval/mbpp
   a base model, with three examples before each task
     python -m eval.mbpp --model BASE --data mbpp.jsonl --protocol base --output_dir out
-  completions from anywhere, one {"id": 11, "completion": "..."} a line; no model
+  completions from anywhere, one {"id": 11, "completion": "..."} per line; no model
     python -m eval.mbpp --rescore completions.jsonl --data mbpp.jsonl --output_dir out
 
 --data: a file (mbpp.jsonl of github.com/google-research/google-research) or a hub id with the fields text or prompt, code,
@@ -52,9 +52,9 @@ task_id and test_list, and test_setup_code or test_imports if the tests need the
 def load_tasks(
     data: str | None = None, span: tuple[int, int] | None = None, split: str = "test"
 ) -> list[programs.Task]:
-    """The tasks of a file or a hub id whose number lies in `span` (both ends count), in the order of the data.
+    """Return the tasks of a file or a hub id whose number lies in `span` (inclusive), in the order of the data.
 
-    Raises UserError naming the row that lacks a field, and when no task is left.
+    Raises UserError naming the row that lacks a field, and if no task is left.
     """
     table = read_table(data, split=split)
     tasks = [_task(row, f"{table.source}, row {number}") for number, row in table.rows]
@@ -67,7 +67,7 @@ def load_tasks(
 
 
 def _number(key: str | int, source: str) -> int:
-    """11 of 11, "11" and "Mbpp/11"."""
+    """Return 11 for 11, "11" and "Mbpp/11"."""
     found = re.fullmatch(r"(?:\w+/)?(\d+)", str(key))
     if not found:
         raise UserError(f"{source}: task_id {key!r} is not a number, so tasks cannot be chosen by it; add --tasks all")
@@ -75,7 +75,7 @@ def _number(key: str | int, source: str) -> int:
 
 
 def _task(row: dict, place: str) -> programs.Task:
-    """The task of a row. `test_imports` may be one text, as files have it that went through a table."""
+    """Return the task of a row. `test_imports` may be one text, as in files that went through a table."""
     imports = row.get("test_imports")
     row = row | {"test_imports": [imports] if isinstance(imports, str) else imports}
     kinds = dict.fromkeys(("text", "prompt", "code", "test_setup_code"), "a text")
@@ -100,7 +100,7 @@ def _task(row: dict, place: str) -> programs.Task:
 
 
 def read_span(value: str | None, protocol: str) -> tuple[int, int] | None:
-    """The task numbers of --tasks: "11-510", "7", or "all" (None). Default: the test tasks, for "upstream" all of the data."""
+    """Return the task numbers of --tasks: "11-510", "7", or "all" (None). Default: the test tasks, for "upstream" all of the data."""
     if value is None:
         return None if protocol == "upstream" else TEST
     if value == "all":
@@ -112,7 +112,7 @@ def read_span(value: str | None, protocol: str) -> tuple[int, int] | None:
 
 
 def worked_examples(data: str, shots: int) -> list[programs.Task]:
-    """The first `shots` examples that a prompt can show. Raises UserError where the data lacks one."""
+    """Return the first `shots` examples that a prompt can show. Raises UserError if the data lacks one."""
     tasks = {_number(task.id, data): task for task in load_tasks(data, split="prompt")} if shots else {}
     if lacking := [number for number in EXAMPLE_TASKS[:shots] if number not in tasks or not tasks[number].reference]:
         raise UserError(
@@ -123,7 +123,7 @@ def worked_examples(data: str, shots: int) -> list[programs.Task]:
 
 
 def make_requests(subject: Subject, tasks: list[programs.Task], protocol: str, examples: list) -> list:
-    """The training prompt after the examples as turns, or for "base" the examples and the task as plain text."""
+    """Return requests with the training prompt after the examples as turns, or for "base" examples and task as plain text."""
     if protocol != "base":
         before = [
             message for task in examples for message in exchange(_asked(INSTRUCTION, task), task.reference.rstrip())
@@ -145,22 +145,22 @@ def _asked(form: str, task: programs.Task) -> str:
 
 
 def read_shots(args: argparse.Namespace) -> int:
-    """How many examples a prompt shows. Raises UserError for a number that cannot be, and for options without use."""
+    """Return the number of examples in a prompt. Raises UserError for an invalid number, and for options without effect."""
     shots = SHOTS[args.protocol] if args.shots is None else args.shots
     if not 0 <= shots <= len(EXAMPLE_TASKS):
         raise UserError(f"--shots is {shots}; it must be from 0 to {len(EXAMPLE_TASKS)}")
     for option in ("shots", "shots_data"):
         if getattr(args, option) is not None and args.rescore:
             raise UserError(
-                f"--{option} {getattr(args, option)} has no use with --rescore, which asks no model; leave it out"
+                f"--{option} {getattr(args, option)} has no effect with --rescore, which asks no model; leave it out"
             )
     if args.shots_data and not shots:
-        raise UserError(f"--shots_data {args.shots_data} has no use where no example is shown; add --shots 3")
+        raise UserError(f"--shots_data {args.shots_data} has no effect if no example is shown; add --shots 3")
     return shots
 
 
 def main(argv: list[str] | None = None) -> int:
-    """The command. Returns 0 when everything asked for is written; raises UserError otherwise."""
+    """Run the command. Returns 0 when everything requested is written; raises UserError otherwise."""
     parser = argparse.ArgumentParser(
         prog="python -m eval.mbpp",
         description=__doc__,
@@ -171,14 +171,14 @@ def main(argv: list[str] | None = None) -> int:
     programs.add_options(parser)
     parser.add_argument("--tasks", metavar="A-B", help="task numbers, or all (default: 11-510; upstream: all)")
     parser.add_argument("--shots", type=int, metavar="N", help="worked examples in a prompt (default: 0; base: 3)")
-    parser.add_argument("--shots_data", metavar="FILE", help="where the examples are (default: --data)")
+    parser.add_argument("--shots_data", metavar="FILE", help="file with the examples (default: --data)")
     args = parser.parse_args(argv)
     with output_folder(args, PROTOCOLS) as folder:
         return _evaluate(args, folder)
 
 
 def _evaluate(args: argparse.Namespace, folder: Path) -> int:
-    """Generate if need be, and score."""
+    """Generate if necessary, then score."""
     span = read_span(args.tasks, args.protocol)
     shots = read_shots(args)
     find_box(args.unsafe_execution)
@@ -201,10 +201,10 @@ def _evaluate(args: argparse.Namespace, folder: Path) -> int:
 
 
 def _in_span(records: list[dict], tasks: list[programs.Task], span, data: str, *, chosen: bool) -> tuple[list, list]:
-    """(the records to score, the ids that should be there).
+    """Return (the records to score, the ids that should be there).
 
-    Every record is scored unless --tasks chose some; without it the test tasks should be there, or, where the file has none
-    of them, all tasks.
+    Every record is scored unless --tasks chose some; without it the test tasks should be there, or all tasks if the file has
+    none of the test tasks.
     """
     everything = {str(task.id): task.id for task in tasks}
     inside = {key for key in everything if span is None or span[0] <= _number(key, data) <= span[1]}

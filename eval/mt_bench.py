@@ -1,10 +1,10 @@
 """MT-Bench: 80 questions of two turns, each answer rated from 1 to 10 by a judge (Zheng et al. 2023, arXiv 2306.05685).
 
-Generation: one answer a turn in the template of the training (or of --template, or of --fastchat_template), sampled at its
-category's published temperature; the second prompt holds the first answer. Grading: every answer by itself, see `eval.judging.judge`; the two protocols
-differ in how the judge's reply is read. The score is the mean of all ratings, as published; the first and the second turn
-are given too, because some papers print the first alone. The same judgments are never asked for twice, not even with
---overwrite: remove D/judgments.jsonl to have them made anew.
+Generation: one answer per turn in the template of the training (or of --template, or of --fastchat_template), sampled at its
+category's published temperature; the second prompt contains the first answer. Grading: each answer separately, see
+`eval.judging.judge`; the two protocols differ in how the judge's reply is read. The score is the mean of all ratings, as
+published; the scores of the first and the second turn are also given, because some papers print only the first. Existing
+judgments are never requested again, not even with --overwrite: to repeat them, remove D/judgments.jsonl.
 """
 
 import argparse
@@ -42,14 +42,14 @@ TEMPERATURES = {  # of generation, by category, as published
     **{"writing": 0.7, "roleplay": 0.7, "stem": 0.1, "humanities": 0.1},
     **{"reasoning": 0.0, "math": 0.0, "coding": 0.0, "extraction": 0.0},
 }
-OTHER_TEMPERATURE = 0.7  # of a category that is not among the published ones
+OTHER_TEMPERATURE = 0.7  # of a category without a published one
 PARTS, JUDGMENTS, GENERATION, RADAR = "turns", "judgments.jsonl", "generation.json", "radar.png"
 
 EXAMPLES = """\
 examples:
   a training run, judged by GPT-4 (OPENAI_API_KEY is set)
     python -m eval.mt_bench --model runs/ba-lora --judge gpt-4 --output_dir runs/ba-lora/eval/mt_bench
-  judged by a model that a server of one's own serves
+  judged by a model on your own server
     python -m eval.mt_bench --model runs/ba-lora --judge NAME --judge_url http://localhost:8000/v1 --output_dir out
   the answers on one machine, the judging on another
     python -m eval.mt_bench --model runs/ba-lora --generate_only --output_dir out
@@ -58,17 +58,17 @@ examples:
     python -m eval.mt_bench --rescore out/generations.jsonl --protocol fastchat --output_dir out-fastchat
 
 --data: a folder in FastChat's layout (question.jsonl, judge_prompts.jsonl, reference_answer/gpt-4.jsonl), or a file or hub id with
-questions alone (fields turns or prompt, category, reference), as HuggingFaceH4/mt_bench_prompts; those are judged with the
+questions alone (fields turns or prompt, category, reference), such as HuggingFaceH4/mt_bench_prompts; those are judged with the
 package's prompts and reference answers. Default: the registry package """
 
 
-# The first part: answers
+# The first step: answers
 
 
 def generate(args: argparse.Namespace, folder: Path, questions: list[dict], data: str) -> tuple[list[dict], dict]:
-    """Answer both turns of every question → (the records of generations.jsonl, how they came about).
+    """Answer both turns of every question → (the records of generations.jsonl, how they were generated).
 
-    Each turn and temperature is generated in a folder of its own under D/turns, and goes on there after an interruption.
+    Each turn and temperature is generated in its own folder under D/turns, and continues there after an interruption.
     """
     subject = subject_with_template(args)
     _check_prompts(args, subject, questions)
@@ -99,7 +99,7 @@ def _temperature(args: argparse.Namespace, question: dict) -> float:
 
 
 def subject_with_template(args: argparse.Namespace) -> Subject:
-    """What is evaluated, with FastChat's template where --fastchat_template names one."""
+    """Return the evaluated model, with FastChat's template if --fastchat_template names one."""
     subject = subject_of(args)
     if args.fastchat_template:
         subject = subject._replace(template=fastchat.template_of(args.fastchat_template, subject.tokenizer))
@@ -123,12 +123,12 @@ def _request(subject: Subject, question: dict, turn: int, records: dict) -> Requ
 
 
 def _text(completion: str) -> str:
-    """An answer as the next prompt and the judge get it: without blanks around it, and text that UTF-8 can hold."""
+    """Return an answer for the next prompt and the judge: stripped, and valid UTF-8."""
     return completion.strip().encode("utf-8", "replace").decode()
 
 
 def _check_prompts(args: argparse.Namespace, subject: Subject, questions: list[dict]) -> None:
-    """Say before anything is generated what would fail later: a template without a second turn, too few positions."""
+    """Refuse, before anything is generated, what would fail later: a template without a second turn, too few positions."""
     positions = getattr(getattr(subject.model, "config", None), "max_position_embeddings", None)
     for question in questions:
         asked = len(_request(subject, question, 2, {(question["id"], 1): {"completion": "Yes."}}).ids)
@@ -143,7 +143,7 @@ def _check_prompts(args: argparse.Namespace, subject: Subject, questions: list[d
 
 
 def _join_facts(args: argparse.Namespace, folder: Path, questions: list[dict], parts: list[dict]) -> dict:
-    """One record of how all answers came about; the earlier one where this run had nothing left to generate."""
+    """Return one record of how all answers were generated; the earlier one if this run had nothing left to generate."""
     seconds = sum(part["seconds"] for part in parts)
     tokens = sum(part["seconds"] * (part["tokens_per_second"] or 0) for part in parts)
     temperatures = {question["category"]: _temperature(args, question) for question in questions}
@@ -162,11 +162,11 @@ def _join_facts(args: argparse.Namespace, folder: Path, questions: list[dict], p
     return joined | timing
 
 
-# The second part: judging and the score
+# The second step: judging and the score
 
 
 def make_tasks(records: list[dict], questions: list[dict], prompts: dict[str, dict]) -> list[Task]:
-    """The judgments to be made of the answers that are there; a second turn needs the first one's answer too."""
+    """Return the judgments to make of the available answers; a second turn also needs the first one's answer."""
     answers = {(str(record["id"]), record["turn"]): _text(record["completion"]) for record in records}
     tasks = []
     for question in questions:
@@ -178,7 +178,7 @@ def make_tasks(records: list[dict], questions: list[dict], prompts: dict[str, di
 
 
 def judge_records(args: argparse.Namespace, folder: Path, tasks: list[Task]) -> tuple[Judge, dict, dict]:
-    """Have `tasks` judged, all but those whose judgment is on file → (the judge, key → judgment, key → why refused)."""
+    """Have `tasks` judged, except those whose judgment is on file → (the judge, key → judgment, key → why refused)."""
     beside = [Path(args.rescore).with_name(JUDGMENTS)] if args.rescore else []
     known = read_judgments([*beside, folder / JUDGMENTS])
     if args.judge:
@@ -188,7 +188,7 @@ def judge_records(args: argparse.Namespace, folder: Path, tasks: list[Task]) -> 
     missing = sum(key_of(judge, task) not in known for task in tasks)
     if missing and not args.judge:
         raise UserError(
-            f"{missing} of {len(tasks)} judgments are not on file; name the judge that is to make them by --judge"
+            f"{missing} of {len(tasks)} judgments are not on file; name the judge that should make them by --judge"
         )
     client = _connect(args) if missing else None
     options = {"protocol": args.protocol, "attempts": args.judge_attempts, "concurrency": args.judge_concurrency}
@@ -201,13 +201,13 @@ def _connect(args: argparse.Namespace):
 
 
 def read_options(text: str | None) -> dict:
-    """--judge_options over the published ones; null leaves one out of the request."""
+    """Override the published request options by --judge_options; null removes one from the request."""
     try:
         given = json.loads(text or "{}")
     except ValueError as error:
         raise UserError(f"--judge_options {text} is not valid JSON ({error}); write '{{\"temperature\": 0}}'") from None
     if not isinstance(given, dict):
-        raise UserError(f"--judge_options {text} is no object; write '{{\"temperature\": 0}}'")
+        raise UserError(f"--judge_options {text} is not an object; write '{{\"temperature\": 0}}'")
     return OPTIONS | given
 
 
@@ -219,45 +219,45 @@ def add_judge_options(parser: argparse.ArgumentParser) -> None:
     add(
         "--fastchat_template",
         metavar="NAME",
-        help="write the prompts in this conversation template of FastChat's, as vicuna_v1.1, in place of --template",
+        help="write the prompts in this conversation template of FastChat, such as vicuna_v1.1, instead of --template",
     )
     add(
         "--judge",
         metavar="MODEL",
-        help="the judge's name at its endpoint, as gpt-4 (default: that of the judgments on file)",
+        help="the judge's name at its endpoint, such as gpt-4 (default: that of the judgments on file)",
     )
     add(
         "--judge_url",
         metavar="URL",
-        help="its endpoint, as http://host:8000/v1 (default: OpenAI's); its key is $OPENAI_API_KEY",
+        help="its endpoint, such as http://host:8000/v1 (default: OpenAI's); its key is $OPENAI_API_KEY",
     )
-    add("--judge_options", metavar="JSON", help=f"what a request to the judge holds (default: {json.dumps(OPTIONS)})")
-    add("--judge_concurrency", type=int, default=8, metavar="N", help="answers judged at once (default: %(default)s)")
+    add("--judge_options", metavar="JSON", help=f"options of a request to the judge (default: {json.dumps(OPTIONS)})")
+    add("--judge_concurrency", type=int, default=8, metavar="N", help="concurrent requests (default: %(default)s)")
     add(
         "--judge_attempts",
         type=int,
         default=3,
         metavar="N",
-        help="replies until one has a rating (default: %(default)s)",
+        help="request up to this many replies until one has a rating (default: %(default)s)",
     )
     add(
         "--judge_retries",
         type=int,
         default=10,
         metavar="N",
-        help="of a request that fails, waiting ever longer (default: %(default)s)",
+        help="retries of a failed request, with growing delays (default: %(default)s)",
     )
     add("--judge_timeout", type=float, default=300, metavar="S", help="seconds for one reply (default: %(default)s)")
-    add("--generate_only", action="store_true", help="write the answers, and have them judged later by --rescore")
+    add("--generate_only", action="store_true", help="only write the answers; judge them later with --rescore")
 
 
 def check_judge_options(args: argparse.Namespace) -> None:
-    """Refuse what cannot work before anything slow starts."""
+    """Refuse invalid options before anything slow starts."""
     for option, least in (("judge_concurrency", 1), ("judge_attempts", 1), ("judge_timeout", 1), ("judge_retries", 0)):
         if not getattr(args, option) >= least:
             raise UserError(f"--{option} is {getattr(args, option):g}; it must be at least {least}")
     if args.samples not in (None, 1):
-        raise UserError(f"--samples {args.samples}: MT-Bench judges one answer a turn; leave it out")
+        raise UserError(f"--samples {args.samples}: MT-Bench judges one answer per turn; leave it out")
     if args.generate_only and (args.rescore or args.judge):
         raise UserError("--generate_only goes with --model and without --judge and --rescore; leave one of them out")
     if args.model and not args.judge and not args.generate_only:
@@ -265,16 +265,16 @@ def check_judge_options(args: argparse.Namespace) -> None:
             "--judge is missing; name the judge's model (--judge gpt-4), or add --generate_only to judge later"
         )
     if not args.judge and (args.judge_url or args.judge_options):
-        raise UserError("--judge_url and --judge_options have no use without --judge; name the judge's model")
+        raise UserError("--judge_url and --judge_options have no effect without --judge; name the judge's model")
     if args.fastchat_template and (args.rescore or args.template):
         raise UserError(
-            f"--fastchat_template {args.fastchat_template} goes with --model, in place of --template; leave one of them out"
+            f"--fastchat_template {args.fastchat_template} goes with --model, instead of --template; leave one of them out"
         )
     read_options(args.judge_options)
 
 
 def main(argv: list[str] | None = None) -> int:
-    """The command. Returns 0 when everything asked for is written; raises UserError otherwise."""
+    """Run the command. Returns 0 when everything requested is written; raises UserError otherwise."""
     parser = argparse.ArgumentParser(
         prog="python -m eval.mt_bench",
         description=__doc__,
@@ -289,7 +289,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _evaluate(args: argparse.Namespace, folder: Path) -> int:
-    """Generate if need be, have it judged, and score."""
+    """Generate if necessary, have it judged, and score."""
     check_judge_options(args)
     data = args.data or PACKAGE_DATA
     questions, prompts = load_bench(data, args.limit)
@@ -301,7 +301,7 @@ def _evaluate(args: argparse.Namespace, folder: Path) -> int:
         facts["data"] = args.data or facts.get("data") or data
     else:
         if args.judge:
-            _connect(args)  # a missing key is said before hours of work
+            _connect(args)  # report a missing key before hours of work
         records, facts = generate(args, folder, questions, data)
     if args.generate_only:
         written = folder / GENERATIONS
@@ -324,7 +324,7 @@ def _evaluate(args: argparse.Namespace, folder: Path) -> int:
     folder.mkdir(parents=True, exist_ok=True)
     draw_radar(statistics["by_category"], folder / RADAR)
     write_score(folder, score, facts, scored)
-    shutil.rmtree(folder / PARTS, ignore_errors=True)  # generations.jsonl holds it all
+    shutil.rmtree(folder / PARTS, ignore_errors=True)  # generations.jsonl holds everything
     first, second = (statistics[turn]["score"] for turn in ("first_turn", "second_turn"))
     print(
         f"mt_bench {statistics['score']:.2f} of 10 over {len(tasks)} answers (first turn {_shown(first)}, "
@@ -334,7 +334,7 @@ def _evaluate(args: argparse.Namespace, folder: Path) -> int:
 
 
 def facts_of_answers(path: str) -> dict:
-    """How the answers of a generations.jsonl came about, from the score.json or else the generation.json beside it."""
+    """Return how the answers of a generations.jsonl were generated, from the score.json or else the generation.json beside it."""
     known = facts_beside(path)
     beside = Path(path).with_name(GENERATION)
     return known or (read_record(beside) if Path(path).name == GENERATIONS and beside.is_file() else {})

@@ -59,9 +59,7 @@ def make_parser() -> argparse.ArgumentParser:
         if name != "tune":
             command.add_argument("--methods", nargs="+", metavar="NAME", help="only these methods of the file")
             command.add_argument("--seeds", type=int, help="use the first N seeds of the file")
-            command.add_argument(
-                "--untuned", action="store_true", help="use the config's learning rates, not the tuned ones"
-            )
+            command.add_argument("--untuned", action="store_true", help="keep the config's learning rates (no tuning)")
             command.add_argument(
                 "--set",
                 nargs="+",

@@ -165,9 +165,7 @@ def _watch(todo: list[Run], workers: list, events, stop: _Stop) -> tuple[set[int
             else:
                 if kind == "done":
                     done.add(index)
-                elif (
-                    kind == "failed" or stop.received is None
-                ):  # a run that was stopped individually is not done either
+                elif kind == "failed" or stop.received is None:  # a run that was stopped by itself is not done either
                     failed.append(index)
                 fractions[index] = 1.0 if index in (*done, *failed) else fractions[index]
                 tqdm.write(f"{todo[index].name:24} {value}", file=sys.stdout)

@@ -1,1 +1,1 @@
-"""Reading numbers and formulas from answers, and comparing them."""
+"""Reads numbers and formulas from answers, and compares them."""

@@ -1,14 +1,14 @@
-"""An answer in LaTeX as one value, read whole or not at all, and whether two values are the same.
+"""Reads an answer in LaTeX as one value, completely or not at all, and compares two values.
 
 math-verify's own extraction takes what it can parse: of "3+\\foo{x}" the 3, of "1-\\frac{1}{\\mathrm{e}}" the 1. Here its parser gets
-the whole answer, after what has no value was taken off by rules that are plain to see: delimiters, space, a unit at the end, the
-period of a sentence. Where the parser does not take all of the rest, the answer is `Unread`.
+the whole answer, after simple rules have removed parts without a value: delimiters, space, a unit at the end, the period of a
+sentence. If the parser does not consume all of the rest, the answer is `Unread`.
 
-Its comparison takes any two exact values for equal whose difference is below 2^-54, and any two decimals that agree in six
-places. Here exact values are compared with a thousand digits, and decimals by their size too. It takes i for a variable; here
-i^2 is -1.
+Its comparison treats any two exact values as equal if they differ by less than 2^-54, and any two decimals if they agree in six
+places. Here exact values are compared with a thousand digits, and decimals also by relative size. It treats i as a variable;
+here i^2 is -1.
 
-Runs in a worker only (`eval.answers.latex_worker`): a hostile answer may take any time.
+Runs only in a worker (`eval.answers.latex_worker`): a hostile answer may take any amount of time.
 """
 
 import re
@@ -22,15 +22,15 @@ from math_verify import grader, verify
 
 from .numeric import all_numbers
 
-DIGITS = 1000  # with which the difference of exact values is computed
-CLOSE = 2e-4  # relative difference of a decimal to what it stands for, beside math-verify's six places
+DIGITS = 1000  # for the difference of exact values
+CLOSE = 2e-4  # relative difference between a decimal and its exact value, in addition to math-verify's six places
 APPROXIMATE = 0.01  # relative difference of the two sides of "\\approx"
 
 _CLEANUP = NormalizationConfig(units=False, malformed_operators=False, boxed="none")
 _FORMULA = re.compile(
     r"(?<!\\)\$\$(.+?)(?<!\\)\$\$|(?<!\\)\$((?:\\.|[^$\\])+)\$|\\\[(.+?)\\\]|\\\((.+?)\\\)", re.DOTALL
 )
-# what may stand between the formulas of one answer
+# separators between the formulas of one answer
 _BETWEEN = re.compile(r"(?:[\s,;.]|\band\b|\bor\b)*", re.IGNORECASE)
 _CHANGES_MEANING = re.compile(
     r"\b(?:not?|never|none|neither|nor|or|and|if|when|where|for|mod|modulo|base|to|from|between|than|less|more|fewer|greater|least"
@@ -55,7 +55,7 @@ _SYNONYMS = (  # commands that the parser does not know
     (re.compile(r"\\\\\s*\[\s*-?[\d.]+\s*(?:pt|em|ex|mm)\s*\]"), r"\\\\"),  # space between rows
     (re.compile(r"\\\\\s*$"), ""),
 )
-_PRIME = re.compile(r"(?<!\\)['\"′″]|\\prime")  # the parser drops them
+_PRIME = re.compile(r"(?<!\\)['\"′″]|\\prime")  # the parser drops primes
 _SPACE = re.compile(
     r"(?<!\\)\\[,;: ]|\\q?quad(?![A-Za-z])|\\(?:thin|med|thick)?space(?![A-Za-z])|~|[\u00a0\u2009\u202f]|\n"
 )
@@ -67,7 +67,7 @@ _BASE = re.compile(
     r"(?<![\w}])(\()?([0-9A-F]*\d[0-9A-F]*)(?(1)\))\s*_\s*(\d|\{[^{}]*(?:\{[^{}]*\})?[^{}]*\}|\\(?:text|mathrm)\s*\{[^{}]*\})"
 )
 _BASES = "two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen".split()
-# the parser drops the subscript of a number, and the T of a transpose where there is no matrix
+# the parser drops the subscript of a number, and the T of a transpose if there is no matrix
 _SUBSCRIPT = re.compile(r"[\d)]\s*_")
 _TRANSPOSE = re.compile(
     r"\^\s*(?:T(?![A-Za-z])|\{\s*(?:T|\\(?:text|mathrm)\s*\{\s*T\s*\})\s*\}|\\(?:text|mathrm)\s*\{\s*T\s*\})"
@@ -86,7 +86,7 @@ _LETTER = re.compile(r"\\(?:text|mathrm)\s*\{\s*([A-Za-z])\s*\}")
 _MORE_UNITS = set("degree dollar cent euro mile oz mg ml mL yd mi in km/h m/s".split())
 _NO_UNITS = set("ab bc th st by rd rs mp lt mt are per sue pie more less prime ratio multiple".split())
 _KNOWN = {unit for unit in UNITS if re.fullmatch("[A-Za-z]{2,}", unit)} - _NO_UNITS | _MORE_UNITS
-# "3cm" is no product, "3pm" is one
+# "3cm" is not a product, "3pm" is
 _GLUED = {"cm", "mm", "km", "kg", "mph"} | {unit for unit in _KNOWN if len(unit) > 3}
 _ONE_OF = {
     name: "|".join(sorted(map(re.escape, units), key=len, reverse=True))
@@ -100,11 +100,11 @@ _PLAIN_UNIT = re.compile(
 
 
 class Unread(Exception):
-    """Some of an answer has no value here."""
+    """Part of an answer has no value here."""
 
 
 def same(reference: str, answer: str) -> bool | None:
-    """Whether two answers have the same value; None where one of them could not be read whole."""
+    """Return True if two answers have the same value; None if one of them could not be read completely."""
     complex_ = any(grader.should_treat_as_complex(text) or re.search(r"\di\b", text) for text in (reference, answer))
     try:
         values = [read(text, real=not complex_) for text in (reference, answer)]
@@ -115,7 +115,7 @@ def same(reference: str, answer: str) -> bool | None:
 
 
 def read(text: str, real: bool = True):
-    """The value of an answer, a sympy object; its formulas stand between dollars. Raises Unread."""
+    """Return the value of an answer, a sympy object; its formulas are between dollars. Raises Unread."""
     formulas = [next(filter(None, match.groups())) for match in _FORMULA.finditer(text)]
     outside = _FORMULA.sub(" ", text)
     if not formulas or not _BETWEEN.fullmatch(outside):
@@ -134,7 +134,7 @@ def read(text: str, real: bool = True):
 def _parse(latex: str, real: bool):
     try:
         value = latex2sympy(latex, is_real=real, convert_degrees=False, normalization_config=None)
-    except Exception as error:  # the parser raises Exception itself, and whatever its input leads to
+    except Exception as error:  # the parser raises plain Exception, and whatever its input triggers
         raise Unread(latex) from error
     if value is None or value in (sympy.nan, sympy.zoo):  # "3:00" is a time
         raise Unread(latex)
@@ -142,7 +142,7 @@ def _parse(latex: str, real: bool):
 
 
 def _read_sentence(formulas: list[str], words: str, real: bool):
-    """The one number, or the one formula, in words that do not change its meaning: "that there are 18 eggs"."""
+    """Return the only number, or the only formula, in words that do not change its meaning: "that there are 18 eggs"."""
     numbers = all_numbers(words)
     if _CHANGES_MEANING.search(words) or "\\" in words or len(formulas) + len(numbers) != 1:
         raise Unread(words)
@@ -150,7 +150,7 @@ def _read_sentence(formulas: list[str], words: str, real: bool):
 
 
 def clean(latex: str) -> str:
-    """A formula as math-verify's parser takes it. Nothing with a value is dropped. Raises Unread for what the parser would drop."""
+    """Return a formula as math-verify's parser takes it. Drops nothing with a value; raises Unread for what the parser would drop."""
     text = latex.translate(_SIGNS).strip().removesuffix(".").strip()
     if _LEFT_OUT.search(text) or _PRIME.search(text):
         raise Unread(latex)
@@ -176,7 +176,7 @@ def clean(latex: str) -> str:
 
 
 def _unit(match: re.Match) -> str:
-    """Nothing in place of a unit; what changes a meaning, or could be a variable, is not a unit."""
+    """Remove a unit; words that change the meaning, or that could be variables, are not units."""
     commands = r"\\(?:text|math|operatorname|[mh]box|[dt]?frac)[a-z]*|\\cdot|\\times"
     words = re.sub(rf"{commands}|(?<=[A-Za-z)}}])(?:{_EXPONENT}|[23]\b)", " ", match[0])
     strange = _CHANGES_MEANING.search(words) or re.search(r"[^A-Za-z\s{}().,/°%-]", words)
@@ -186,7 +186,7 @@ def _unit(match: re.Match) -> str:
 
 
 def _in_base(match: re.Match) -> str:
-    """A number in another base as a symbol of its own: the parser would drop the base."""
+    """Return a number in another base as a symbol of its own, because the parser would drop the base."""
     digits, base = match[2], re.sub(r"\\(?:text|mathrm)|[\s{}()]", "", match[3]).lower()
     base = str(_BASES.index(base) + 2) if base in _BASES else base
     if not re.fullmatch("[2-9]|[12][0-9]|3[0-6]", base) or any(int(digit, 36) >= int(base) for digit in digits):
@@ -195,14 +195,14 @@ def _in_base(match: re.Match) -> str:
 
 
 def _repeating(match: re.Match) -> str:
-    """0.1\\overline{6} as the fraction that it is."""
+    """Return 0.1\\overline{6} as an exact fraction."""
     whole, fixed, repeated = match[1], match[2], match[3] or match[4]
     below = 10 ** len(fixed) * (10 ** len(repeated) - 1)
     return f"\\frac{{{int(whole + fixed + repeated) - int('0' + whole + fixed)}}}{{{below}}}"
 
 
 def _brace_arguments(text: str) -> str:
-    """Braces around the arguments of fractions, roots and powers, as TeX takes them: \\frac12, \\frac1{72}, \\sqrt2; also \\sqrt(2)."""
+    """Brace the arguments of fractions, roots and powers, as TeX reads them: \\frac12, \\frac1{72}, \\sqrt2; also \\sqrt(2)."""
     text = re.sub(r"\\[dtc]frac(?![A-Za-z])", r"\\frac", text)
     parts, position = [], 0
     for match in re.finditer(r"\\(frac|sqrt)(?![A-Za-z])\s*|\^\s*(?=\()", text):
@@ -221,7 +221,7 @@ def _brace_arguments(text: str) -> str:
 
 
 def _argument(text: str, position: int) -> tuple[str, int]:
-    """(the argument that begins at `position`, where it ends): a group, a command, or one character. Raises Unread."""
+    """Return (the argument that begins at `position`, its end): a group, a command, or one character. Raises Unread."""
     while text[position : position + 1].isspace():
         position += 1
     first = text[position : position + 1]
@@ -243,7 +243,7 @@ def _argument(text: str, position: int) -> tuple[str, int]:
 
 @contextmanager
 def _leading_digits():
-    """math-verify with this file's comparison of numbers."""
+    """Run math-verify with this file's comparison of numbers."""
     theirs = grader.sympy_numeric_eq, grader.sympy_symbolic_eq
 
     def same_symbols(a, b) -> bool:
@@ -261,7 +261,7 @@ _NOT_COMPUTED = (TypeError, AttributeError, ValueError, NotImplementedError, Ari
 
 
 def _is_infinite(value) -> bool:
-    """Whether infinity occurs in a number or formula."""
+    """Return True if infinity occurs in a number or formula."""
     return isinstance(value, sympy.Expr) and value.has(sympy.oo, -sympy.oo, sympy.zoo)
 
 
@@ -271,7 +271,7 @@ def _same_infinite(a, b) -> bool:
 
 
 def _is_zero(difference) -> bool:
-    """Whether an exact value is 0, or so small beside its terms that none of its digits can be told."""
+    """Return True if an exact value is 0, or so small relative to its terms that none of its digits can be determined."""
     if difference.is_Rational:
         return difference == 0
     value = difference.evalf(15, maxn=DIGITS)
@@ -280,7 +280,7 @@ def _is_zero(difference) -> bool:
 
 
 def _close(a, b, relative) -> bool:
-    """Whether two values differ by less than a share of the larger one; False where that cannot be computed."""
+    """Return True if two values differ by less than a fraction of the larger one; False if that cannot be computed."""
     try:
         return bool(abs(a - b).evalf() <= relative * max(abs(a).evalf(), abs(b).evalf()))
     except _NOT_COMPUTED:
@@ -288,7 +288,7 @@ def _close(a, b, relative) -> bool:
 
 
 def same_number(a, b, rounding: int, precision: int) -> bool:
-    """In place of math-verify's function of these arguments: see the head of this file."""
+    """Replace math-verify's function with these arguments: see the module docstring."""
     matrices = (sympy.MatrixBase, sympy.MatrixExpr)
     if isinstance(a, matrices) or isinstance(b, matrices):
         a, b = grader.safe_sympy_doit(a), grader.safe_sympy_doit(b)
@@ -298,7 +298,7 @@ def same_number(a, b, rounding: int, precision: int) -> bool:
     if _is_infinite(a) or _is_infinite(b):
         return _same_infinite(a, b)
     percent = [grader.get_pct_val(value) for value in (a, b)]
-    if percent != [None, None]:  # 36% is 36, and it is 0.36
+    if percent != [None, None]:  # 36% equals 36, and also 0.36
         plain = [value if number is None else number for value, number in zip((a, b), percent, strict=True)]
         whole = [grader.safe_sympy_doit(value) for value in (a, b)]
         return same_number(*plain, rounding, precision) or (

@@ -1,12 +1,12 @@
 """Answers written in LaTeX: where a completion states one, and whether two are the same, as strings and as values.
 
-Two judges, each with its own weakness. `same_string` is the classical one of the MATH paper (Hendrycks et al. 2021, arXiv
-2103.03874): a fixed list of rewritings, then equal or not; it takes "\\frac{2}{4}" and "\\frac{1}{2}" for different.
-`same_values` asks math-verify, which computes: it takes them for equal, and "10\\%" and "10" too. It has a verdict only where both
-answers were read whole (`eval.answers.formulas`).
+There are two judges, each with its own weakness. `same_string` is the classical one of the MATH paper (Hendrycks et al. 2021,
+arXiv 2103.03874): a fixed list of rewritings, then string equality; to it "\\frac{2}{4}" and "\\frac{1}{2}" differ. `same_values`
+asks math-verify, which computes: to it they are equal, and so are "10\\%" and "10". It has a verdict only if both answers were
+read completely (`eval.answers.formulas`).
 
-Completions are hostile: "9^{9^{9^9}}" never ends. So math-verify lives in a process of its own (`eval.answers.latex_worker`), with a
-time limit a pair; a process that does not answer in time is killed, and the pair has no verdict.
+Completions are hostile: "9^{9^{9^9}}" never finishes. So math-verify runs in its own process (`eval.answers.latex_worker`), with a
+time limit per pair; a process that does not answer in time is killed, and the pair has no verdict.
 """
 
 import re
@@ -18,9 +18,9 @@ from ba_lora.errors import UserError, choose
 from ..harness.workers import ask
 from .numeric import split_questions
 
-PROTOCOLS = {"ba-lora": "2", "upstream": "1"}  # name → version; a change of what is read raises the version
+PROTOCOLS = {"ba-lora": "2", "upstream": "1"}  # name → version; a change in what is read raises the version
 
-CLAIM = 2000  # characters behind a marker in which its answer must end
+CLAIM = 2000  # characters after a marker within which its answer must end
 SECONDS = 10  # for one comparison
 VERSION = "0.9.0"  # of math-verify: `eval.answers.formulas` replaces a function inside it
 
@@ -39,13 +39,13 @@ _WORDS = re.compile(r"(?<![\\A-Za-z])(?:[A-Za-z]{3,}\s+)+[A-Za-z]+")
 
 
 def extract_latex(completion: str, protocol: str = "ba-lora") -> str | None:
-    """The answer that a completion states, as LaTeX without its dollars, or None when it states none.
+    """Return the answer that a completion states, as LaTeX without its dollars, or None if it states none.
 
-    "ba-lora": as in `eval.answers.numeric`, the completion is divided at lines that open another question, and the first part that
+    "ba-lora": as in `eval.answers.numeric`, the completion is split at lines that open another question, and the first part that
     states an answer is read: its last balanced \\boxed{}, else its last "The answer is" or "final answer is" (up to the end
-    of the formula, else of the sentence). What was cut off inside braces is no answer.
+    of the formula, else of the sentence). Text that was cut off inside braces is not an answer.
 
-    "upstream": the text after the last "The answer is: " up to the first period that ends a line, without one last period.
+    "upstream": the text after the last "The answer is: " up to the first period that ends a line, without one final period.
 
     Raises UserError for another protocol.
     """
@@ -60,9 +60,9 @@ def extract_latex(completion: str, protocol: str = "ba-lora") -> str | None:
 
 
 def read_reference(reference: str, protocol: str = "ba-lora") -> str | None:
-    """The answer of a solution: in its last \\boxed{}, or all of the text where there is none (a bare answer).
+    """Return the answer of a solution: in its last \\boxed{}, or the whole text if there is none (a bare answer).
 
-    None if the box is not closed or empty; "upstream" reads "\\boxed{" alone, not \\fbox{} or "\\boxed 5".
+    Returns None if the box is not closed or is empty; "upstream" reads only "\\boxed{", not \\fbox{} or "\\boxed 5".
     """
     if "\\boxed" not in reference and "\\fbox" not in reference:
         return reference.strip().strip("$").strip() or None
@@ -77,7 +77,7 @@ def read_reference(reference: str, protocol: str = "ba-lora") -> str | None:
 
 
 def last_boxed(text: str) -> str | None:
-    """The inside of the last \\boxed{} or \\fbox{} that is closed and not empty, or what "\\boxed 5" holds; else None."""
+    """Return the content of the last \\boxed{} or \\fbox{} that is closed and not empty, or of "\\boxed 5"; else None."""
     boxes = list(_BOXED.finditer(text))
     closing = _closing_braces(text) if boxes else {}
     for match in reversed(boxes):
@@ -88,7 +88,7 @@ def last_boxed(text: str) -> str | None:
 
 
 def _closing_braces(text: str) -> dict[int, int]:
-    """Where each brace that is opened and closed closes: position behind the one → position of the other."""
+    """Return where each pair of braces closes: position after the opening brace → position of the closing one."""
     opened, closing = [], {}
     for match in re.finditer("[{}]", text):
         if match[0] == "{":
@@ -99,7 +99,7 @@ def _closing_braces(text: str) -> dict[int, int]:
 
 
 def _braced(text: str, start: int, closing: dict[int, int]) -> str | None:
-    """The inside of the braces that were opened just before `start`; None when they are not closed within CLAIM characters."""
+    """Return the content of the braces opened just before `start`; None if they are not closed within CLAIM characters."""
     end = closing.get(start)
     return text[start:end] if end is not None and end < start + CLAIM else None
 
@@ -112,7 +112,7 @@ def _last_claim(text: str) -> str | None:
 
 
 def _claim(text: str) -> str | None:
-    """What is claimed at the start of `text`: a formula between its delimiters, else the sentence; None if it is cut off."""
+    """Return the answer at the start of `text`: a formula between its delimiters, else the sentence; None if it is cut off."""
     formula = _MATH.match(text)
     if formula and not _GOES_ON.match(text, formula.end()):
         answer = formula[formula.lastgroup]
@@ -125,7 +125,7 @@ def _claim(text: str) -> str | None:
 
 
 def _sentence(text: str) -> str | None:
-    """Up to the first line end or full stop outside braces and environments; None if these are not closed."""
+    """Return the text up to the first line end or full stop outside braces and environments; None if these are not closed."""
     depth = 0
     for match in _NESTING.finditer(text):
         token = match.group()
@@ -138,7 +138,7 @@ def _sentence(text: str) -> str | None:
     return text if depth == 0 else None
 
 
-# As strings. Order matters: "\\tfrac" and "\\dfrac" become "\\frac" before fractions are looked at.
+# As strings. The order matters: "\\tfrac" and "\\dfrac" become "\\frac" before fractions are rewritten.
 _REWRITINGS = (
     ("\n", ""),
     ("\\!", ""),
@@ -151,11 +151,11 @@ _REWRITINGS = (
     ("^\\circ", ""),
     ("\\$", ""),
 )
-_UNIT = "\\text{ "  # a unit, as the solutions of MATH write it; all that follows it goes
+_UNIT = "\\text{ "  # a unit, as written in MATH's solutions; everything after it is removed
 
 
 def same_string(reference: str, answer: str) -> bool:
-    """Whether two answers are one string after the classical normalisation; as they stand where that fails on either."""
+    """Return True if two answers are one string after the classical normalisation, or unchanged if that fails on either."""
     try:
         return normalise_string(reference) == normalise_string(answer)
     except ValueError:
@@ -163,15 +163,15 @@ def same_string(reference: str, answer: str) -> bool:
 
 
 def same_text(reference: str, answer: str) -> bool:
-    """As `same_string`, but a unit counts: for answers whose value is not known nothing may be cut off."""
+    """Like `same_string`, but units count: nothing may be removed from answers whose value is not known."""
     return same_string(reference.replace(_UNIT, "\\text{"), answer.replace(_UNIT, "\\text{"))
 
 
 def normalise_string(text: str) -> str:
-    """The classical normalisation of MATH's answers, as the published code has it. Raises ValueError where that fails ("x/2").
+    """Apply the classical normalisation of MATH's answers, as in the published code. Raises ValueError if that fails ("x/2").
 
     Removed: white space, \\left and \\right, degrees, dollar and percent signs, a unit in \\text{ }, a short "x =" at the
-    front. One spelling for fractions ("\\dfrac12", "1/2", and 0.5 alone among the decimals), roots ("\\sqrt2") and ".5".
+    front. Rewritten to one form: fractions ("\\dfrac12", "1/2", and 0.5 but no other decimal), roots ("\\sqrt2") and ".5".
     """
     for written, instead in _REWRITINGS:
         text = text.replace(written, instead)
@@ -188,12 +188,12 @@ def normalise_string(text: str) -> str:
         return "\\frac{1}{2}"
     if text.count("/") != 1:
         return text
-    top, bottom = map(int, text.split("/"))  # no integers: ValueError, in the published code too
+    top, bottom = map(int, text.split("/"))  # ValueError if they are not integers, as in the published code
     return f"\\frac{{{top}}}{{{bottom}}}" if text == f"{top}/{bottom}" else text
 
 
 def _brace_roots(text: str) -> str:
-    """ "\\sqrt2x" → "\\sqrt{2}x": the one character behind a root is its radicand, even a blank."""
+    """ "\\sqrt2x" → "\\sqrt{2}x": the character after a root is its radicand, even a blank."""
     first, *others = text.split("\\sqrt")
     if "" in others:
         raise ValueError("a root of nothing")
@@ -201,7 +201,7 @@ def _brace_roots(text: str) -> str:
 
 
 def _brace_fractions(text: str) -> str:
-    """ "\\frac12" → "\\frac{1}{2}" and "\\frac1{23}" → "\\frac{1}{23}"; with a single character behind one, nothing is done."""
+    """ "\\frac12" → "\\frac{1}{2}" and "\\frac1{23}" → "\\frac{1}{23}"; unchanged if only one character follows."""
     first, *others = text.split("\\frac")
     braced = [first]
     for other in others:
@@ -219,7 +219,7 @@ def _brace_fractions(text: str) -> str:
 
 
 def as_formula(answer: str) -> str:
-    """An answer as math-verify finds it: between dollars, but words with a number in them as the sentence that they are."""
+    """Return an answer as math-verify finds it: between dollars, except words with a number, which stay a sentence."""
     prose = _WORDS.search(re.sub(r"\\text\w*\s*\{[^{}]*\}", "", answer)) and re.search(r"\d", answer)
     return answer if prose or _DOLLAR.search(answer) else f"${answer}$"
 
@@ -227,11 +227,11 @@ def as_formula(answer: str) -> str:
 def same_values(
     pairs: Sequence[tuple[str, str]], seconds: float = SECONDS, workers: int | None = None, whole: bool = True
 ) -> list[bool | None]:
-    """math-verify's verdict on each (reference, answer), texts with their formulas between dollars; in order.
+    """Return math-verify's verdict on each (reference, answer), texts with their formulas between dollars; in order.
 
-    None where one of the two could not be read whole (`eval.answers.formulas`), where a pair took more than `seconds`, or its process
-    died. Without `whole` math-verify reads what it finds, as others use it. A pair that comes twice is asked once. Works in any
-    thread. Raises UserError if math-verify is not installed, or in another version than VERSION.
+    A verdict is None if one of the two could not be read completely (`eval.answers.formulas`), if a pair took more than `seconds`,
+    or if its process died. Without `whole`, math-verify reads what it finds, as in other evaluations. Duplicate pairs are asked
+    once. Works in any thread. Raises UserError if math-verify is not installed, or its version is not VERSION.
     """
     try:
         found = version("math-verify")

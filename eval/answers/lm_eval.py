@@ -1,10 +1,10 @@
-"""Few-shot prompts and readings that can be held against lm-evaluation-harness (0.4.13): its gsm8k and minerva_math tasks.
+"""Few-shot prompts and readings comparable with lm-evaluation-harness (0.4.13): its gsm8k and minerva_math tasks.
 
-The examples are in no file of this repository: they come from the training split, or from a file of the user's, when they are
-needed. Of a file with just as many rows as the protocol shows, every problem gets these, in their order (the harness' sampler
-"first_n"). Of more rows, each problem gets its own draw, and the draws are the harness' (its default sampler and seed): with the
-same training split, and the same problems from the first on, every prompt is the harness' to the byte. minerva_math shows
-four fixed examples there, printed in Lewkowycz et al. 2022 (arXiv 2206.14858), appendix D: give a file of these for its prompts.
+No file of this repository contains the examples: they are read when needed, from the training split or a file of the user. If
+the file has exactly as many rows as the protocol shows, every problem gets these rows in their order (the harness' sampler
+"first_n"). If it has more, each problem gets its own draw, and the draws equal the harness' (its default sampler and seed): with
+the same training split and the same problems from the first on, every prompt equals the harness' byte for byte. minerva_math shows
+four fixed examples there, printed in Lewkowycz et al. 2022 (arXiv 2206.14858), appendix D: give a file with these for its prompts.
 """
 
 import argparse
@@ -22,12 +22,12 @@ from ba_lora.inference.subject import Subject
 from ..harness.ask import ask, subject_of
 
 DRAW_SEED = 1234  # the harness' default for few-shot draws
-ENDING = "Final Answer: The final answer is"  # and, behind the answer:
+ENDING = "Final Answer: The final answer is"  # followed by the answer and:
 HOPE = "I hope it is correct."
 
 
 class Layout(NamedTuple):
-    """One task of the harness: `shots` examples with these two fields, its question's form, stop strings, and tokens at most."""
+    """One task of the harness: `shots` examples with two fields, the form of the question, stop strings, and the token limit."""
 
     fields: tuple[str, str]
     form: str
@@ -66,19 +66,19 @@ def add_option(parser: argparse.ArgumentParser, layout: Layout) -> None:
     parser.add_argument(
         "--shots_data",
         metavar="FILE",
-        help=f"few-shot protocol: examples with the fields {' and '.join(layout.fields)}; {layout.shots} rows are shown as "
-        f"they stand, of more each problem gets a draw (default: the training split on the hub)",
+        help=f"few-shot protocol: examples with the fields {' and '.join(layout.fields)}; {layout.shots} rows are shown in "
+        f"order; with more rows each problem gets its own draw (default: the training split on the hub)",
     )
 
 
 def check_option(args: argparse.Namespace, protocol: str) -> None:
-    """Refuse --shots_data where it has no use; `protocol` is the one that has examples."""
+    """Refuse --shots_data if it has no effect; `protocol` is the one with examples."""
     if args.shots_data and (args.rescore or args.protocol != protocol):
         raise UserError(f"--shots_data {args.shots_data} is used when --protocol {protocol} asks a model; leave it out")
 
 
 def load_shots(layout: Layout, data: str | None = None) -> list[tuple[str, str]]:
-    """The examples as (question, answer). Raises UserError naming the source if one lacks a field, or if there are too few."""
+    """Return the examples as (question, answer). Raises UserError naming the source if a field is missing or there are too few."""
     shots = []
     for source in (data,) if data else layout.training:
         table = read_table(source, split="train")
@@ -100,7 +100,7 @@ def load_shots(layout: Layout, data: str | None = None) -> list[tuple[str, str]]
 
 
 def _with_ending(solution: str) -> str:
-    """A solution of MATH with the sentence that the model has to learn from the examples."""
+    """Return a solution of MATH with the sentence that the model has to learn from the examples."""
     from .latex import read_reference
 
     if ENDING in solution:
@@ -109,23 +109,23 @@ def _with_ending(solution: str) -> str:
 
 
 def draw(layout: Layout, shots: Sequence) -> Iterator[list]:
-    """The examples of the first problem, of the second, and so on without end."""
+    """Yield the examples of the first problem, of the second, and so on without end."""
     generator = random.Random(DRAW_SEED)
     while True:
         yield list(shots) if len(shots) == layout.shots else generator.sample(shots, layout.shots)
 
 
 def write_prompt(layout: Layout, shots: Sequence[tuple[str, str]], question: str) -> str:
-    """The examples, each behind the other with a blank line between, and the question."""
+    """Join the examples and the question, separated by blank lines."""
     # not str.format: LaTeX is full of braces
     shown = [layout.form.replace("{}", asked) + " " + answer + "\n\n" for asked, answer in shots]
     return "".join(shown) + layout.form.replace("{}", question)
 
 
 def make_requests(layout: Layout, subject: Subject, problems: Sequence[dict], shots: Sequence) -> list[Request]:
-    """A request a problem ({"id", the layout's first field, "reference"}), in their order.
+    """Return one request per problem ({"id", the layout's first field, "reference"}), in order.
 
-    The text is encoded at once, with the beginning-of-sequence token if the tokenizer adds one; no template is applied.
+    The text is encoded in one piece, with the beginning-of-sequence token if the tokenizer adds one; no template is applied.
     """
     requests = []
     for problem, shown in zip(problems, draw(layout, shots), strict=False):
@@ -137,7 +137,7 @@ def make_requests(layout: Layout, subject: Subject, problems: Sequence[dict], sh
 def ask_with_examples(
     args: argparse.Namespace, folder: Path, layout: Layout, protocol: str, problems: Sequence[dict], data: str
 ) -> tuple[list[dict], dict]:
-    """Ask `problems` with the layout's examples where --protocol is `protocol`, else with the run's template; as `ask`."""
+    """Ask `problems` with the layout's examples if --protocol is `protocol`, else with the run's template; like `ask`."""
     if args.protocol != protocol:
         subject = subject_of(args)
         requests = [make_request(subject, p["id"], p[layout.fields[0]], p["reference"]) for p in problems]
@@ -149,27 +149,27 @@ def ask_with_examples(
     return records, facts | {"template": None}
 
 
-# Reading, as the harness reads.
+# Reading, as in the harness
 
 _STRICT = re.compile(r"#### (-?[0-9.,]+)", re.ASCII)
 _FLEXIBLE = re.compile(r"-?[$0-9.,]{2,}|-?[0-9]+", re.ASCII)
-_MINERVA = re.compile("(.*?). " + HOPE)  # behind ENDING; its periods are any character, there as here
+_MINERVA = re.compile("(.*?). " + HOPE)  # follows ENDING; its periods match any character, as in the harness
 
 
 def read_strict(completion: str) -> str | None:
-    """gsm8k, "strict-match": the first number behind "#### "."""
+    """gsm8k, "strict-match": read the first number after "#### "."""
     found = _STRICT.search(completion)
     return found[1] if found else None
 
 
 def read_flexible(completion: str) -> str | None:
-    """gsm8k, "flexible-extract": the last thing that looks like a number, "$" and "," alike ("1." and "..." too)."""
+    """gsm8k, "flexible-extract": read the last text that looks like a number, including "$", ",", "1." and "..."."""
     found = _FLEXIBLE.findall(completion)
     return found[-1] if found else None
 
 
 def same_gsm8k(answer: str | None, reference: str) -> bool:
-    """Whether an answer and a reference ("… #### N", or N) are one string without commas, dollars and a last period."""
+    """Return True if an answer and a reference ("… #### N", or N) are equal without commas, dollars and a final period."""
     return answer is not None and _bare(answer) == _bare(reference)
 
 
@@ -178,10 +178,10 @@ def _bare(text: str) -> str:
 
 
 def read_minerva(completion: str) -> str | None:
-    """minerva_math: what the first "Final Answer: The final answer is … I hope it is correct." says, without its dollars."""
+    """minerva_math: read the first "Final Answer: The final answer is … I hope it is correct.", without its dollars."""
     for line in (completion + HOPE).split("\n"):
         start = line.find(ENDING)
-        # where the first of a line's sentences does not end on it, no other does: each line is read once
+        # if the first such sentence of a line does not end on that line, no other does: each line is read once
         if start >= 0 and (found := _MINERVA.match(line, start + len(ENDING))):
             return found[1].strip().strip("$")
     return None

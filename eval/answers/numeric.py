@@ -1,16 +1,16 @@
-"""Numbers as people and models write them, and where in a completion the answer stands.
+"""Numbers as people and models write them, and the position of the answer in a completion.
 
-`parse_number` is exact: it gives a Fraction, so 18, "18.0", "18." and "36/2" are one number and 0.1 + 0.2 is never asked.
-Decisions it takes, each of which has its test:
+`parse_number` is exact: it returns a Fraction, so 18, "18.0", "18." and "36/2" are one number, and rounding as in 0.1 + 0.2 does
+not occur. Its decisions, each with a test:
 
 - a comma groups thousands ("1,234,567"); before anything but three digits it ends the number, so "1,5" reads as 1;
 - currency, percent sign and units are dropped: "$5", "50%", "12 apples" are 5, 50, 12, as GSM8K's references are written;
-- "1/2", "\\frac{1}{2}", "½" are a half; "1 1/2", "1 and 1/2" and "1\\frac{1}{2}" are three halves; "1/0" is no number;
-- "1e3" is 1000 (at most two digits of exponent: an answer may not ask for a gigabyte of zeros);
-- a minus is a sign only where it is glued to its number and to nothing before it: "10-7" holds 10 and 7, "- 3" holds 3.
+- "1/2", "\\frac{1}{2}", "½" are a half; "1 1/2", "1 and 1/2" and "1\\frac{1}{2}" are three halves; "1/0" is not a number;
+- "1e3" is 1000 (at most two digits of exponent, so that an answer cannot ask for a gigabyte of zeros);
+- a minus is a sign only if it touches its number and nothing before it: "10-7" holds 10 and 7, "- 3" holds 3.
 
-Two protocols read a completion. "ba-lora" is the correct one, "upstream" repeats what the published code does, flaws
-included, for comparison with published numbers. See `extract_answer`.
+Two protocols read a completion. "ba-lora" is the correct one; "upstream" repeats what the published code does, including its
+flaws, for comparison with published numbers. See `extract_answer`.
 """
 
 import math
@@ -20,10 +20,10 @@ from fractions import Fraction
 
 from ba_lora.errors import choose
 
-PROTOCOLS = {"ba-lora": "2", "upstream": "1"}  # name → version; a change of what is read raises the version
+PROTOCOLS = {"ba-lora": "2", "upstream": "1"}  # name → version; a change in what is read raises the version
 
-MAX_DIGITS = 100  # a model that repeats a digit without end has not written a number
-CLAIM = 300  # characters behind a marker in which its number is looked for
+MAX_DIGITS = 100  # endlessly repeated digits are not a number
+CLAIM = 300  # characters after a marker in which its number is searched
 
 _UNSIGNED = r"""(?:
     (?P<mixed>\d+)(?:[ \t]+and[ \t]+|[ \t]+|(?=\\frac)) (?: (?P<mn>\d+)/(?P<md>\d+) | \\frac\{(?P<mfn>\d+)\}\{(?P<mfd>\d+)\} )
@@ -32,8 +32,8 @@ _UNSIGNED = r"""(?:
 )"""
 _NUMBER = re.compile(r"(?P<sign>(?<![\w)\]}.])[-+])?\$?(?P<inner>(?<=\$)-)?" + _UNSIGNED, re.VERBOSE | re.ASCII)
 
-# What opens another question or turn: a line "Q2: …", "### Instruction:", "**Problem 3:** …", or "Question:" anywhere, or
-# the mark of a turn that chat templates write.
+# Text that opens another question or turn: a line "Q2: …", "### Instruction:", "**Problem 3:** …", or "Question:" anywhere, or
+# the turn markers of chat templates.
 _NEW_QUESTION = re.compile(
     r"^[ \t#*>]*(?:question|q|problem|instruction|response|human|user)[ \t]*\d*[ \t]*\**[ \t]*:|(?-i:\bQuestion)[ \t]*\d*[ \t]*:"
     r"|<\|im_start\|>|\[INST\]|<start_of_turn>",
@@ -42,13 +42,13 @@ _NEW_QUESTION = re.compile(
 _HASHES = re.compile(r"####")
 _ANSWER_IS = re.compile(r"\bthe\s+(?:final\s+)?answer\s+is\b", re.IGNORECASE)
 _BOXED = re.compile(r"\\boxed\s*\{")
-_EQUATION = re.compile(r"^(?:[^A-Za-z\n\\]|\\[A-Za-z]+|\b[A-Za-z]\b)*=")  # "3 + 4 =", "x =": the number is behind it
+_EQUATION = re.compile(r"^(?:[^A-Za-z\n\\]|\\[A-Za-z]+|\b[A-Za-z]\b)*=")  # "3 + 4 =", "x =": the number follows it
 _DIGIT = re.compile("[0-9]")
 _NO_WORDS = re.compile(r"(?:[^A-Za-z0-9\n\\]|\\(?:boxed|text|textbf|mathbf|[dt]?frac(?!\w))?)*")
 
 
 def _normalise(text: str) -> str:
-    """One spelling for what is written in several: minus signs, spaces, LaTeX's thousands and fractions, ½."""
+    """Unify spellings: minus signs, spaces, LaTeX's thousands and fractions, ½."""
     text = re.sub("[\u2012\u2013\u2212\ufe63\uff0d]", "-", text)
     text = re.sub("[€£¥]", "$", text)
     text = re.sub(r"\\([$%])", r"\1", text)
@@ -62,7 +62,7 @@ def _normalise(text: str) -> str:
 
 
 def _value(match: re.Match) -> Fraction | None:
-    """The value of a match of _NUMBER; None for a zero denominator or an absurd length."""
+    """Return the value of a match of _NUMBER; None for a zero denominator or an absurd length."""
     part = match.groupdict()
     if len(match.group()) > MAX_DIGITS:
         return None
@@ -79,7 +79,7 @@ def _value(match: re.Match) -> Fraction | None:
 
 
 def _numbers(text: str) -> list[tuple[str, Fraction]]:
-    """Every number of a normalised text as (text, value), in order."""
+    """Return every number in a normalised text as (text, value), in order."""
     if not _DIGIT.search(text):
         return []
     found = [(match.group(), _value(match)) for match in _NUMBER.finditer(text)]
@@ -87,30 +87,30 @@ def _numbers(text: str) -> list[tuple[str, Fraction]]:
 
 
 def all_numbers(text: str) -> list[Fraction]:
-    """Every number written in `text`, exactly, in order."""
+    """Return every number written in `text`, exactly, in order."""
     return [value for _, value in _numbers(_normalise(text))]
 
 
 def parse_number(text: str) -> Fraction | None:
-    """The first number written in `text`, exactly; None when there is none."""
+    """Return the first number written in `text`, exactly; None if there is none."""
     found = _numbers(_normalise(text))
     return found[0][1] if found else None
 
 
 def same_number(a: str, b: str) -> bool:
-    """Whether the texts `a` and `b` both hold a number, and the same one: "18.0" and "18", "1/2" and "0.5"."""
+    """Return True if the texts `a` and `b` both hold a number, and the same one: "18.0" and "18", "1/2" and "0.5"."""
     first, second = parse_number(a), parse_number(b)
     return first is not None and first == second
 
 
 def extract_answer(completion: str, protocol: str = "ba-lora") -> str | None:
-    """The answer of a completion as text that `parse_number` reads, or None when it states none.
+    """Return the answer of a completion as text that `parse_number` reads, or None if it states none.
 
-    "ba-lora": a model that was not stopped goes on to a new question, so the completion is divided at lines that open one
+    "ba-lora": a model that was not stopped continues with a new question, so the completion is split at lines that open one
     ("Question:", "### Instruction:"), and the first part that states an answer is read. A part states its answer in "#### N",
-    else in "The answer is N" (any case, with or without a colon), else in a balanced \\boxed{N}; of several alike the last one
-    with a number counts, because a model may correct itself. Where no part states one: the last number of the first part
-    that has a number.
+    else in "The answer is N" (any case, with or without a colon), else in a balanced \\boxed{N}; if there are several, the last
+    one with a number counts, because a model may correct itself. If no part states one: the last number of the first part that
+    has a number.
 
     "upstream": the text after the last "The answer is: ", of which the first match of [-+]?\\d*[.,/]?\\d+ is rounded to
     an integer (halves to even). So "1,234,567" is 1234, "18.4" is 18, "1/2" is 0, and every other form has no answer.
@@ -129,7 +129,7 @@ def extract_answer(completion: str, protocol: str = "ba-lora") -> str | None:
 
 
 def split_questions(text: str) -> list[str]:
-    """`text` cut before each line or mark that opens another question."""
+    """Split `text` before each line or marker that opens another question."""
     starts = [match.start() for match in _NEW_QUESTION.finditer(text)]
     return [text[start:end] for start, end in zip([0, *starts], [*starts, len(text)], strict=True)]
 
@@ -142,7 +142,7 @@ def _last_number(text: str) -> str | None:
 
 
 def _stated(text: str) -> str | None:
-    """The answer of one part: "####", else "The answer is", else \\boxed{}; of each the last that holds a number."""
+    """Return the answer of one part: "####", else "The answer is", else \\boxed{}; in each case the last one with a number."""
     hashes, phrases, boxes = (list(mark.finditer(text)) for mark in (_HASHES, _ANSWER_IS, _BOXED))
     # A number that follows directly goes before one after words ("The answer is correct because 3 …"); "#### Step 1" is a heading.
     for marks, read, direct in (
@@ -158,7 +158,7 @@ def _stated(text: str) -> str | None:
 
 
 def _statement(text: str, start: int) -> str:
-    """What is claimed at `start`: the rest of the line or of the next one with text, behind the last "=" of an equation."""
+    """Return the statement at `start`: the rest of the line or of the next nonempty one, after the last "=" of an equation."""
     lines = text[start : start + CLAIM].lstrip(" \t\r\n:*$").split("\n", 1)
     sentence = re.split(r"[.;?!]\s", lines[0], maxsplit=1)[0]
     return _EQUATION.sub("", sentence)
@@ -170,7 +170,7 @@ def _starts_with_number(statement: str) -> bool:
 
 
 def _braced(text: str, start: int) -> str:
-    """The inside of the braces that were opened just before `start`; "" when they are not closed."""
+    """Return the content of the braces opened just before `start`; "" if they are not closed."""
     depth = 1
     for match in re.compile("[{}]").finditer(text, start, start + CLAIM):
         depth += 1 if match[0] == "{" else -1

@@ -1,6 +1,6 @@
-"""What the classification benchmarks share: opening a trained classifier, its logits on labelled texts, and their files.
+"""Shared code of the classification benchmarks: opens a trained classifier, computes its logits on labelled texts, writes files.
 
-D/predictions.jsonl has one line an example, {"id", "logits", "label"}, from which every metric can be computed again.
+D/predictions.jsonl has one line per example, {"id", "logits", "label"}, from which every metric can be recomputed.
 """
 
 import argparse
@@ -24,8 +24,8 @@ PREDICTIONS = "predictions.jsonl"
 
 
 class Classifier(NamedTuple):
-    """model: in evaluation mode. task: what it was trained for. max_length: tokens of an example there, special_tokens_in_text:
-    what special tokens in a text are there."""
+    """model: in evaluation mode. task: the training's. max_length: token limit per example in training. special_tokens_in_text:
+    how training treated special tokens in texts."""
 
     model: object
     tokenizer: object
@@ -36,7 +36,7 @@ class Classifier(NamedTuple):
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options that both commands have."""
+    """Add the options shared by both commands."""
     add = parser.add_argument
     add("--model", metavar="RUN", help="the folder of a training run with --task")
     add("--output_dir", metavar="D", help="folder for the results (default: RUN/eval/NAME)")
@@ -48,7 +48,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def check_options(args: argparse.Namespace) -> None:
-    """Refuse what cannot work before anything slow starts."""
+    """Refuse invalid options before anything slow starts."""
     for option in ("limit", "batch_size"):
         value = getattr(args, option)
         if value is not None and value < 1:
@@ -57,7 +57,7 @@ def check_options(args: argparse.Namespace) -> None:
 
 @contextmanager
 def output_folder(args: argparse.Namespace, default: str, result: str, kind: str = "evaluation") -> Iterator[Path]:
-    """Keep --output_dir, or `default` in the run, for this process while the block runs; the checks are those of
+    """Reserve --output_dir, or `default` in the run, for this process during the block, with the checks of
     `options.output_folder`. result: the file that only --overwrite replaces."""
     if args.model:
         task_in(args.model)
@@ -71,16 +71,18 @@ def output_folder(args: argparse.Namespace, default: str, result: str, kind: str
 
 
 def task_in(run: str) -> dict:
-    """What run.json says of the task of a classifier. Raises UserError for a folder of another kind."""
+    """Return the task in a classifier's run.json. Raises UserError for any other folder."""
     record = Path(run) / "run.json"
     task = read_json(record).get("task") if record.is_file() else None
     if not task:
-        raise UserError(f"--model {run} is no run folder of a classifier; train one with: python train.py --task NAME")
+        raise UserError(
+            f"--model {run} is not a run folder of a classifier; train one with: python train.py --task NAME"
+        )
     return task
 
 
 def open_classifier(run: str, dtype: str = "float32") -> Classifier:
-    """What a run of classification trained. Raises UserError for a folder of another kind."""
+    """Open the classifier of a training run. Raises UserError for any other folder."""
     from ba_lora.methods.save import find_run, load
     from ba_lora.models import load_tokenizer
 
@@ -92,7 +94,7 @@ def open_classifier(run: str, dtype: str = "float32") -> Classifier:
             f"{record}: the labels {described['labels']} are not those of {task.name} ({list(task.labels)})"
         )
     model = load(run, dtype=dtype)
-    in_text = described.get("special_tokens_in_text", "control")  # earlier versions did this and did not record it
+    in_text = described.get("special_tokens_in_text", "control")  # as in earlier versions, which did not record it
     return Classifier(_to_accelerator(model), load_tokenizer(base), task, described["max_length"], base, in_text)
 
 
@@ -103,7 +105,7 @@ def _to_accelerator(model):
 
 
 def predict(classifier: Classifier, examples: Examples, batch_size: int) -> tuple[np.ndarray, float]:
-    """(logits (N, D) in the order of the examples, seconds). Examples of like length go together."""
+    """Return (logits (N, D) in the order of the examples, seconds). Batches hold examples of similar length."""
     import torch
 
     from ba_lora.data.pairs import PadPairs, encode_texts
@@ -128,14 +130,14 @@ def predict(classifier: Classifier, examples: Examples, batch_size: int) -> tupl
 
 
 def write_predictions(folder: Path, examples: Examples, logits: np.ndarray) -> None:
-    """Write D/predictions.jsonl, whole or not at all."""
+    """Write D/predictions.jsonl atomically."""
     with atomic_write(folder / PREDICTIONS) as file:
         for key, row, label in zip(examples.ids, logits.tolist(), examples.labels, strict=True):
             file.write(json.dumps({"id": key, "logits": row, "label": label}) + "\n")
 
 
 def read_predictions(path: str | Path, task: Task) -> tuple[np.ndarray, list]:
-    """(logits (N, D), labels) of a predictions.jsonl. Raises UserError naming the line that does not fit."""
+    """Return (logits (N, D), labels) of a predictions.jsonl. Raises UserError naming an invalid line."""
     logits, labels, width = [], [], len(task.labels) or 1
     if not Path(path).is_file():
         raise UserError(f"--rescore {path} does not exist; give a {PREDICTIONS}")

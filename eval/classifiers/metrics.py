@@ -1,8 +1,8 @@
-"""The metrics of classification and regression from logits and labels, by scikit-learn and scipy; calibration beside them.
+"""Metrics of classification and regression from logits and labels, by scikit-learn and scipy; also calibration.
 
-What is undefined is None, never NaN, and its reason stands under "undefined"; Matthews is 0 where a side has one class only, as
-scikit-learn has it. F1 is that of class 1, as in GLUE. The calibration error (ECE) compares, in 15 bins of equal width over the
-confidence, the mean confidence with the accuracy, weighted by the bins' sizes (Guo et al., 2017).
+An undefined metric is None, never NaN, with its reason under "undefined". Matthews is 0 if the labels or the predictions have
+only one class, as in scikit-learn. F1 is for class 1, as in GLUE. The calibration error (ECE) compares the mean confidence with
+the accuracy in 15 bins of equal width over the confidence, weighted by the bins' sizes (Guo et al., 2017).
 """
 
 from collections.abc import Callable, Sequence
@@ -25,7 +25,7 @@ def _f1(labels: np.ndarray, predicted: np.ndarray) -> float:
 
 def _matthews(labels: np.ndarray, predicted: np.ndarray) -> float:
     if np.ptp(labels) == 0 or np.ptp(predicted) == 0:
-        return 0.0  # as scikit-learn, which warns
+        return 0.0  # as in scikit-learn, which warns
     return matthews_corrcoef(labels, predicted)
 
 
@@ -43,11 +43,11 @@ OF_NUMBERS: dict[str, Callable] = {"pearson": pearsonr, "spearman": spearmanr}
 
 
 def compute(task: Task, logits, labels: Sequence) -> dict:
-    """All metrics of `task`. logits: (N, classes), of a regression (N, 1); labels: N class numbers or targets.
+    """Return all metrics of `task`. logits: (N, classes), for a regression (N, 1); labels: N class numbers or targets.
 
-    Of classes also macro_f1 (over the classes that are in the labels or the predictions), recall {class: its share found, None
-    where the labels have none of it} and ece; of both n. A metric that is undefined is None, with its reason in "undefined"
-    {metric: reason}, which is there only then. Raises UserError for logits and labels that are not the task's.
+    For classes also macro_f1 (over the classes in the labels or the predictions), recall {class: fraction found, None if the
+    labels have no example of it} and ece; always n. An undefined metric is None, with its reason in "undefined"
+    {metric: reason}, a key that exists only then. Raises UserError for logits and labels that do not fit the task.
     """
     logits, labels = _checked(task, logits, labels)
     names = [*task.metrics, "macro_f1"] if task.labels else list(task.metrics)
@@ -64,9 +64,9 @@ def compute(task: Task, logits, labels: Sequence) -> dict:
 
 
 def metric(task: Task, name: str, logits, labels: Sequence) -> float | None:
-    """One metric, a key of OF_CLASSES or OF_NUMBERS; None where it is undefined.
+    """Return one metric, a key of OF_CLASSES or OF_NUMBERS; None if it is undefined.
 
-    Raises UserError when the name is unknown or does not fit the task: a correlation of classes, an accuracy of numbers, F1 of
+    Raises UserError if the name is unknown or does not fit the task: a correlation of classes, an accuracy of numbers, F1 of
     three classes.
     """
     choose("metric", name, [*OF_CLASSES, *OF_NUMBERS])
@@ -85,7 +85,7 @@ def metric(task: Task, name: str, logits, labels: Sequence) -> float | None:
 
 
 def _undefined(name: str, logits: np.ndarray, labels: np.ndarray) -> str | None:
-    """Why a correlation has no value, or None where it has one."""
+    """Return why a correlation is undefined, or None if it is defined."""
     if name not in OF_NUMBERS:
         return None
     if len(labels) < 2:
@@ -97,7 +97,7 @@ def _undefined(name: str, logits: np.ndarray, labels: np.ndarray) -> str | None:
 
 
 def _checked(task: Task, logits, labels: Sequence) -> tuple[np.ndarray, np.ndarray]:
-    """logits (N, D) and labels (N,) in float64, or class numbers. Raises UserError naming the row that does not fit."""
+    """Return logits (N, D) and labels (N,) in float64, or class numbers. Raises UserError naming an invalid row."""
     logits, width = np.asarray(logits, dtype=np.float64), len(task.labels) or 1
     if logits.ndim != 2 or logits.shape[1] != width or len(logits) != len(labels) or not len(labels):
         raise UserError(
@@ -119,8 +119,8 @@ def _checked(task: Task, logits, labels: Sequence) -> tuple[np.ndarray, np.ndarr
 
 
 def reliability(logits, labels: Sequence[int], bins: int = BINS) -> list[dict]:
-    """The table of a reliability diagram: a line a bin of the confidence, (low, high], with its size and, where it is not
-    empty, the mean confidence and the accuracy; else None."""
+    """Return the table of a reliability diagram: one line per bin (low, high] of the confidence, with its size, mean confidence
+    and accuracy; the last two are None for an empty bin."""
     chances = softmax(np.asarray(logits, dtype=np.float64), axis=1)  # (N, D)
     confidence, correct = chances.max(1), chances.argmax(1) == np.asarray(labels)
     edges = np.linspace(0, 1, bins + 1)
@@ -136,14 +136,14 @@ def reliability(logits, labels: Sequence[int], bins: int = BINS) -> list[dict]:
 
 
 def calibration_error(logits, labels: Sequence[int], bins: int = BINS) -> float:
-    """ECE: Σ_bins n_b/N · |accuracy_b - confidence_b|."""
+    """Return the ECE: Σ_bins n_b/N · |accuracy_b - confidence_b|."""
     table = [line for line in reliability(logits, labels, bins) if line["n"]]
     total = sum(line["n"] for line in table)
     return sum(line["n"] * abs(line["accuracy"] - line["confidence"]) for line in table) / total
 
 
 def draw_reliability(logits, labels: Sequence[int], path: str | Path) -> None:
-    """Write the reliability diagram as PNG: the accuracy of each bin beside the diagonal, and how many examples a bin has."""
+    """Write the reliability diagram as PNG: the accuracy of each bin beside the diagonal, and the number of examples per bin."""
     from matplotlib.figure import Figure
 
     table = reliability(logits, labels)

@@ -1,8 +1,8 @@
-"""The program that a completion holds: in a fence, bare, among prose, or the rest of a function that the prompt began.
+"""The program in a completion: in a fence, bare, among prose, or the rest of a function that the prompt began.
 
-Completions are hostile: a sum of 10,000 terms or 100,000 minus signs is more than Python's parser takes, and a long enough text can
-end the interpreter. So `read_all` has them read in processes of their own (`eval.harness.workers`), under limits. Nothing here executes
-anything, and only the standard library is used.
+Completions are hostile: a sum of 10,000 terms or 100,000 minus signs is more than Python's parser handles, and a long enough text
+can crash the interpreter. So `read_all` reads them in separate processes (`eval.harness.workers`), under limits. This module
+executes nothing and uses only the standard library.
 """
 
 import ast
@@ -17,41 +17,41 @@ SECONDS = 10  # for one completion
 
 FENCE = re.compile(r"^\s*(?:```+|~~~+).*$")
 START = re.compile(r"(?:async )?def \w+\s*\(|class \w+\s*[(:]|@\w|(?:import|from) \w|[A-Za-z_]\w*\s*=")
-_MAY_GO_ON = re.compile(r"[:\\@]|'''|\"\"\"")  # in a line whose statement can have more lines
-NOT_PYTHON = (SyntaxError, ValueError, RecursionError, MemoryError)  # what the parser raises
+_MAY_GO_ON = re.compile(r"[:\\@]|'''|\"\"\"")  # in a line whose statement may continue on the next
+NOT_PYTHON = (SyntaxError, ValueError, RecursionError, MemoryError)  # raised by the parser
 
 
 class Reading(NamedTuple):
-    """The program of a completion, and whether it is Python."""
+    """The program of a completion; whether it is valid Python."""
 
     source: str
     parses: bool
 
 
 def read_all(questions: Sequence[tuple[str, Sequence[str], str]], seconds: float = SECONDS) -> list[Reading | None]:
-    """The reading of each (completion, names, prompt), in order; None where it took too long or ended its process."""
+    """Return the reading of each (completion, names, prompt), in order; None if it took too long or ended its process."""
     return [reply and Reading(*reply) for reply in workers.ask("eval.execution.completions", questions, seconds)]
 
 
 def read(question: tuple[str, Sequence[str], str]) -> Reading:
-    """What a worker does: the arguments of `program_of` → its reading."""
+    """Read the arguments of `program_of` in a worker."""
     source = program_of(*question)
     return Reading(source, parses(source))
 
 
 def program_of(completion: str, names: Sequence[str], prompt: str = "") -> str:
-    """The program that a completion holds; it should define `names`.
+    """Return the program in a completion; it should define `names`.
 
-    With a `prompt`, a completion that does not define them continues it, verbatim where the two make Python; one that does
-    follows what the prompt has before the function (imports, helpers). Fenced blocks go before bare text, and of several the
-    first that defines a name counts, after the declarations of those before it. Prose around bare code is cut off, and so are
-    assertions outside of functions: they would test the program by what the model believes.
+    With a `prompt`, a completion that does not define them continues it, verbatim if the two together are Python; one that
+    does follows the part of the prompt before the function (imports, helpers). Fenced blocks take precedence over bare text;
+    the first block that defines a name counts, after the declarations of the blocks before it. Prose around bare code is
+    removed, and so are assertions outside functions: they would test the program against the model's own beliefs.
     """
     text = completion.replace("\r\n", "\n")
     outside, blocks = split_fences(text)
     fenced = any(defines(block, names) for block in blocks)
     if prompt and starts_indented(text) and not fenced:
-        for rest in (text, outside[0]):  # a fence that the prompt is taken to have opened ends after the function
+        for rest in (text, outside[0]):  # the prompt may have opened a fence, which then ends after the function
             if parses(prompt + rest):
                 return prompt + rest
     outside, blocks = split_fences(text.lstrip())
@@ -74,7 +74,7 @@ def _continue(prompt: str, text: str, blocks: list[str]) -> str:
 
 
 def split_fences(text: str) -> tuple[list[str], list[str]]:
-    """(the texts outside of fences, the texts inside); the last fence may be open."""
+    """Return (the texts outside fences, the texts inside); the last fence may be open."""
     parts: list[list[str]] = [[]]
     for line in text.split("\n"):
         if FENCE.match(line):
@@ -91,18 +91,18 @@ def _definition(names: Sequence[str] | None) -> re.Pattern:
 
 
 def defines(text: str, names: Sequence[str] | None = None) -> bool:
-    """Whether a function (or class) of one of these names, or of any, is defined at the left margin."""
+    """Return True if a function (or class) with one of these names (None: any name) is defined at the left margin."""
     return _definition(names).search(text) is not None
 
 
 def starts_indented(text: str) -> bool:
-    """Whether the first line that is not blank is indented."""
+    """Return True if the first nonblank line is indented."""
     first = next((line for line in text.split("\n") if line.strip()), "")
     return first[:1] in (" ", "\t")
 
 
 def before_function(prompt: str, names: Sequence[str]) -> str:
-    """What a prompt has before the function that is to be written."""
+    """Return the part of a prompt before the function to be written."""
     known = "|".join(map(re.escape, names))
     starts = [match.start() for match in re.finditer(rf"^(?:async )?def\s+(?:{known})\b", prompt, re.MULTILINE)]
     return prompt[: starts[-1]] if starts else prompt
@@ -112,11 +112,11 @@ def before_function(prompt: str, names: Sequence[str]) -> str:
 
 
 def bare_code(text: str, names: Sequence[str]) -> str:
-    """The first run of lines that is Python and defines a name; a run begins with a line that looks like code.
+    """Return the first run of lines that is Python and defines a name; a run begins with a line that looks like code.
 
-    From its first line a run goes as far as the parser allows: lines are cut off at the end until the rest is Python. Where no run
-    defines a name: all from the first line that looks like code. Each line is parsed a few times only: a run that defines no
-    name says so for the statements in it too, whose runs would end where it ends.
+    A run extends as far as the parser allows: lines are removed at the end until the rest is Python. If no run defines a name:
+    everything from the first line that looks like code. Each line is parsed only a few times: if a run defines no name, neither
+    do the runs that start at its statements, since they would end where it ends.
     """
     lines = text.split("\n")
     starts = [number for number, line in enumerate(lines) if START.match(line)]
@@ -135,10 +135,10 @@ def bare_code(text: str, names: Sequence[str]) -> str:
 
 
 def _run(lines: list[str], start: int) -> tuple[int, ast.Module]:
-    """(the end of the run that begins at `start`, its tree)."""
+    """Return (the end of the run that begins at `start`, its tree)."""
     end = len(lines)
     while end > start:
-        last = end  # without the blank lines at the end, which would be cut off one by one
+        last = end  # without the blank lines at the end, which would otherwise be removed one by one
         while last > start + 1 and not lines[last - 1].strip() and not lines[last - 2].endswith("\\"):
             last -= 1
         try:
@@ -152,8 +152,8 @@ def _run(lines: list[str], start: int) -> tuple[int, ast.Module]:
 
 
 def _first_too_much(lines: list[str], start: int, end: int) -> int:
-    """The line that is more than the parser takes: it says so without a line number (too deep, a NUL, half a surrogate pair)."""
-    low, high = start, end  # lines[start:low] is no such text, lines[start:high] is
+    """Return the line that exceeds the parser, which reports no line number (too deep, a NUL, half a surrogate pair)."""
+    low, high = start, end  # lines[start:low] is not too much, lines[start:high] is
     while high - low > 1:
         middle = (low + high) // 2
         try:
@@ -165,14 +165,14 @@ def _first_too_much(lines: list[str], start: int, end: int) -> int:
 
 
 def _first_lines(tree: ast.Module) -> Iterator[int]:
-    """The lines, from 0, on which statements begin, their decorators included."""
+    """Yield the lines, from 0, on which statements begin, including their decorators."""
     for node in tree.body:
         yield node.lineno - 1
         yield from (decorator.lineno - 1 for decorator in getattr(node, "decorator_list", ()))
 
 
 def _stands_alone(line: str) -> bool:
-    """Whether a line is a whole statement or none, whatever follows; False where that is not plain to see."""
+    """Return True if a line is a whole statement or none, whatever follows; False if in doubt."""
     if _MAY_GO_ON.search(line):
         return False
     if re.search(r"[(\[{]", line):
@@ -184,7 +184,7 @@ def _stands_alone(line: str) -> bool:
 
 
 def without_asserts(code: str) -> str:
-    """The code without assertions and lone names outside of functions; code that does not parse stays as it is."""
+    """Remove assertions and lone names outside functions; code that does not parse is unchanged."""
 
     def unwanted(node: ast.stmt) -> bool:
         return isinstance(node, ast.Assert) or (isinstance(node, ast.Expr) and isinstance(node.value, ast.Name))
@@ -193,13 +193,13 @@ def without_asserts(code: str) -> str:
 
 
 def _declarations(code: str) -> str:
-    """The imports, functions and classes of a block that comes before the program's."""
+    """Return the imports, functions and classes of a block that precedes the program's."""
     kinds = (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
     return _without(code, lambda node: not isinstance(node, kinds)) if parses(code) else ""
 
 
 def _without(code: str, unwanted) -> str:
-    """Python code without some of its outermost statements. The others keep their text: printing a tree fails on deep ones."""
+    """Remove some top-level statements of Python code. The others keep their text, since unparsing fails on deep trees."""
     lines = [line.encode() for line in re.split("\r\n?|\n", code)]  # the parser counts columns in bytes
     for node in reversed(ast.parse(code).body):
         if not unwanted(node):
@@ -212,7 +212,7 @@ def _without(code: str, unwanted) -> str:
 
 
 def parses(code: str) -> bool:
-    """Whether the text is Python."""
+    """Return True if the text is Python."""
     try:
         ast.parse(code)
     except NOT_PYTHON:

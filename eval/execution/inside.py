@@ -1,11 +1,11 @@
-"""What runs inside the sandbox: the program's process, the checker's process, and the plain values that pass between them.
+"""Runs inside the sandbox: the program's process, the checker's process, and the plain values that pass between them.
 
-`serve` executes the program and answers calls; `check` executes the tests, whose calls of the program's functions go over a
-pipe; `alone` does both in one process. Started by `eval.execution.sandbox` as a file, with the standard library only.
+`serve` executes the program and answers calls; `check` executes the tests, whose calls to the program's functions go over a
+pipe; `alone` does both in one process. `eval.execution.sandbox` starts this file as a script, with only the standard library.
 
-A value crosses as JSON: None, bool, str, float and small int as they are, the rest as [type, ...]. A subclass crosses as the
-plain type that it derives from, so no method of the program crosses: what arrives compares as its content does. Iterators
-cross with their items; anything else as an `Other`, which equals nothing but itself.
+A value is sent as JSON: None, bool, str, float and small int unchanged, everything else as [type, ...]. A subclass is sent as
+the plain type that it derives from, so no method of the program is transferred: received values compare by their content.
+Iterators are sent with their items; anything else as an `Other`, which equals only itself.
 """
 
 import builtins
@@ -24,18 +24,18 @@ VIEWS = {"keys": type({}.keys()), "values": type({}.values()), "items": type({}.
 
 
 class Other:
-    """A value of the program that is no plain value; it has no content here."""
+    """A value of the program that is not a plain value; it has no content here."""
 
 
 class ProgramError(BaseException):
-    """The program raised what is no builtin Exception: no test can expect it, so no `except Exception` takes it."""
+    """The program raised something other than a builtin Exception: tests cannot expect it, so no `except Exception` catches it."""
 
 
 # Values
 
 
 def pack(value, depth: int = 0):
-    """The JSON form of `value`. Raises ValueError when it is nested too deep or an iterator goes on too long."""
+    """Return the JSON form of `value`. Raises ValueError if it is nested too deep or an iterator is too long."""
     kind = type(value)
     if value is None or kind is bool:
         return value
@@ -66,13 +66,13 @@ def pack(value, depth: int = 0):
     if hasattr(kind, "__next__"):
         items = [pack(item, depth + 1) for item in islice(value, MAX_ITEMS + 1)]
         if len(items) > MAX_ITEMS:
-            raise ValueError(f"an iterator goes on after {MAX_ITEMS} items")
+            raise ValueError(f"an iterator does not end within {MAX_ITEMS} items")
         return ["iterator", *items]
     return ["other"]
 
 
 def unpack(data):
-    """The value of a JSON form. Raises ValueError, TypeError, OverflowError or RecursionError for what is none."""
+    """Return the value of a JSON form. Raises ValueError, TypeError, OverflowError or RecursionError for invalid data."""
     if data is None or isinstance(data, (bool, int, float, str)):
         return data
     if not isinstance(data, list) or not data or not isinstance(data[0], str):
@@ -119,7 +119,7 @@ def restore(old, new) -> None:
 
 
 def send(file, message: dict, limit: int | None = None) -> None:
-    """Write one message, or instead of one longer than `limit` that it is."""
+    """Write one message; if it exceeds `limit` bytes, write an error instead."""
     try:
         line = json.dumps(message).encode() + b"\n"
     except MemoryError:
@@ -135,16 +135,16 @@ def send(file, message: dict, limit: int | None = None) -> None:
 
 
 def load(source: str):
-    """Execute a program as a module of its own. What it raises goes to the caller."""
+    """Execute a program as its own module. Its exceptions propagate."""
     program = type(sys)("program")
-    sys.modules["program"] = program  # dataclasses and pickle look their module up
+    sys.modules["program"] = program  # dataclasses and pickle look up their module
     settle_random(source)
     exec(compile(source, "<program>", "exec", dont_inherit=True), vars(program))
     return program
 
 
 def settle_random(source: str) -> None:
-    """The same completions must give the same score again: chance is seeded where the text names it."""
+    """Seed `random` if the source names it, so that the same completions give the same score."""
     if "random" in source:
         import random
 
@@ -152,7 +152,7 @@ def settle_random(source: str) -> None:
 
 
 def describe(error: BaseException) -> dict:
-    """An exception as its nearest builtin class and its text."""
+    """Return an exception as its nearest builtin class and its text."""
     kind = next(kind for kind in type(error).__mro__ if vars(builtins).get(kind.__name__) is kind)
     return {"error": kind.__name__, "text": text_of(error)}
 
@@ -179,7 +179,7 @@ def serve(job: dict, requests: int, replies: int) -> None:
                 answer = {"value": pack(getattr(program, call["name"])(*args, **kwargs))}
             except BaseException as error:
                 answer = describe(error)
-            with suppress(Exception):  # an argument that is no value any more stays as it was
+            with suppress(Exception):  # an argument that is not sendable any more stays as it was
                 after = pack(args)
                 if after != call["args"]:
                     answer["args"] = after
@@ -190,12 +190,12 @@ def serve(job: dict, requests: int, replies: int) -> None:
 
 
 def check(job: dict, replies: int, requests: int, verdict: int) -> None:
-    """Execute the tests; the verdict is "passed" only when their end was reached."""
+    """Execute the tests; the verdict is "passed" only if their end was reached."""
     with os.fdopen(requests, "wb") as requests, os.fdopen(replies, "rb") as replies:
 
         def finish(status: str, detail: str = "") -> None:
             os.write(verdict, f"{job['token']} {status} {detail[:300]}".encode("utf-8", "replace"))
-            os._exit(0)  # whatever the tests would catch
+            os._exit(0)  # regardless of what the tests would catch
 
         def receive() -> dict:
             line = replies.readline(job["output"] + 1)
@@ -209,7 +209,7 @@ def check(job: dict, replies: int, requests: int, verdict: int) -> None:
                 if names - {"value", "args"} and not failed:
                     raise ValueError
             except Exception:
-                finish("ended", "the program's process wrote what is no value")
+                finish("ended", "the program's process wrote something that is not a value")
             return {"value": value, "args": args, "error": reply.get("error"), "text": reply.get("text")}
 
         def function(name: str):
@@ -242,18 +242,18 @@ def check(job: dict, replies: int, requests: int, verdict: int) -> None:
 
 
 def exception(name: str, text: str) -> BaseException:
-    """The builtin exception of that name, else a ProgramError. One that ends a loop in silence is no answer: `all(map(f, xs))`."""
+    """Return the builtin exception of that name, else a ProgramError, also if it would silently end a loop: `all(map(f, xs))`."""
     kind = vars(builtins).get(name)
     if isinstance(kind, type) and issubclass(kind, Exception) and name not in ("StopIteration", "StopAsyncIteration"):
         try:
             return kind(text)
-        except TypeError:  # some want more than a text
+        except TypeError:  # some need more than a text
             pass
     return ProgramError(f"{name}: {text}")
 
 
 def explain(error: BaseException, tests: str) -> str:
-    """The exception and the line of the tests that it came from."""
+    """Return the exception and the line of the tests that raised it."""
     number, trace = 0, error.__traceback__
     while trace:
         if trace.tb_frame.f_code.co_filename == "<tests>":
@@ -268,7 +268,7 @@ def explain(error: BaseException, tests: str) -> str:
 
 
 def alone(job: dict, verdict: int) -> None:
-    """Execute the program and, in its namespace, the tests. A program that looks for it can forge this verdict."""
+    """Execute the program and, in its namespace, the tests. A program that tries can forge this verdict."""
     token, write, leave = job.pop("token"), os.write, os._exit
     tests = compile(job["setup"] + "\n" + job["tests"], "<tests>", "exec", dont_inherit=True)
     try:
@@ -285,7 +285,7 @@ def alone(job: dict, verdict: int) -> None:
 
 
 def limit(limits: dict) -> None:
-    """Set resource limits, {"CPU": [soft, hard], ...}; one that this system lacks or refuses is left out."""
+    """Set resource limits, {"CPU": [soft, hard], ...}; limits that this system lacks or refuses are skipped."""
     import resource
 
     for name, wanted in limits.items():
@@ -297,15 +297,15 @@ def limit(limits: dict) -> None:
 
 
 def end_with(caller: int) -> None:
-    """Let the kernel kill this process when the caller, who alone holds the other end of this pipe, is gone, or is so already.
+    """Let the kernel kill this process when the caller, the only holder of the other end of this pipe, is gone or already gone.
 
-    bubblewrap's own --die-with-parent is set too late for a caller that is killed while the namespaces are made.
+    bubblewrap's own --die-with-parent is set too late if the caller is killed while the namespaces are created.
     """
     import fcntl
     import select
 
     fcntl.fcntl(caller, fcntl.F_SETOWN, os.getpid())
-    if hasattr(fcntl, "F_SETSIG"):  # elsewhere it is SIGIO, which kills too unless the program ignores it
+    if hasattr(fcntl, "F_SETSIG"):  # elsewhere the signal is SIGIO, which also kills unless the program ignores it
         fcntl.fcntl(caller, fcntl.F_SETSIG, 9)
     fcntl.fcntl(caller, fcntl.F_SETFL, os.O_ASYNC)
     poll = select.poll()
@@ -318,13 +318,13 @@ def main() -> None:
     role, caller, *pipes = sys.argv[1:]
     end_with(int(caller))
     job = json.loads(sys.stdin.buffer.read())
-    os.dup2(1, 0)  # the job is read; from here on there is no input
+    os.dup2(1, 0)  # the job has been read; from here on there is no input
     os.environ.clear()
     sys.argv[:] = [""]
-    del sys.path[0]  # this file's folder
+    del sys.path[0]  # the folder of this file
     limit(job["limits"])
     {"serve": serve, "check": check, "alone": alone}[role](job, *map(int, pipes))
-    os._exit(0)  # no atexit, no waiting for threads
+    os._exit(0)  # without atexit handlers and without waiting for threads
 
 
 if __name__ == "__main__":

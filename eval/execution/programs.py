@@ -1,6 +1,6 @@
-"""What the code benchmarks share: tasks, the judgement of their programs in the sandbox, pass@k.
+"""Shared code of the code benchmarks: tasks, judging of their programs in the sandbox, pass@k.
 
-The program in a completion is found by `eval.execution.completions`; a completion that cannot be read is wrong, and its task fails alone.
+`eval.execution.completions` finds the program in a completion; a completion that cannot be read is wrong, and only its task fails.
 """
 
 import argparse
@@ -23,13 +23,13 @@ from .completions import program_of as program_of
 from .sandbox import STATUSES, Job, Limits, Result, find_box, run
 
 UNREAD = Result("error", f"reading the completion took more than {READING_SECONDS} s or ended its process", 0.0)
-KS = (1, 5, 10, 100)  # the k of pass@k that are reported where there are so many samples
+KS = (1, 5, 10, 100)  # the values of k for which pass@k is reported, if there are enough samples
 
 
 class Task(NamedTuple):
-    """One task of a benchmark. The rest is as in Job.
+    """One task of a benchmark. The other fields are as in Job.
 
-    text: the task in words. prompt: the code that a completion may continue, "" where it must be a program.
+    text: the task in words. prompt: the code that a completion may continue, "" if it must be a whole program.
     """
 
     id: str | int
@@ -42,7 +42,7 @@ class Task(NamedTuple):
     reference: str | None = None
 
     def job(self, source: str) -> Job:
-        """A program with this task's tests."""
+        """Return a program with this task's tests."""
         return Job(source, self.tests, self.names, self.setup, self.one_process)
 
 
@@ -50,11 +50,11 @@ class Task(NamedTuple):
 
 
 def names_in_tests(tests: str, setup: str = "", reference: str = "", place: str = "the tests") -> tuple[tuple, bool]:
-    """(the program's names that tests use, whether they need the program in their own process).
+    """Return (the program's names that tests use, whether they need the program in their own process).
 
-    They do where they make objects of its classes, or use one of its names other than to call it. A builtin's name is the
-    program's where the reference defines it, or where the tests call nothing else. Raises UserError naming `place` for tests
-    that are not Python, or that leave open which function is to be written.
+    They need it if they create objects of its classes, or use one of its names other than by calling it. A builtin's name is the
+    program's if the reference defines it, or if the tests call nothing else. Raises UserError naming `place` for tests that
+    are not Python, or that leave open which function is to be written.
     """
     tree = parse_tests(setup + "\n" + tests, place)
     nodes = list(ast.walk(tree))
@@ -81,13 +81,13 @@ def names_in_tests(tests: str, setup: str = "", reference: str = "", place: str 
                 f"{place}: the tests {call}, so the name of the function to write is not known; give the row its 'code', or "
                 f"remove it"
             )
-    if not body and len(names) > 1:  # no reference: beside a function Node is a class, while Sum alone is the function
+    if not body and len(names) > 1:  # no reference: beside a function, Node is a class, but Sum alone is the function
         classes |= {name for name in names if name[:1].isupper()}
     return names, any(name in classes or used[name] != called[name] for name in names)
 
 
 def parse_tests(tests: str, place: str) -> ast.Module:
-    """The tree of a task's tests. Raises UserError naming `place` where they are not Python."""
+    """Return the tree of a task's tests. Raises UserError naming `place` if they are not Python."""
     try:
         return ast.parse(tests)
     except NOT_PYTHON as error:
@@ -99,18 +99,18 @@ def parse_tests(tests: str, place: str) -> ast.Module:
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """The option that the code benchmarks have beside those of `common`."""
+    """Add the option that only the code benchmarks have."""
     parser.add_argument(
         "--unsafe_execution",
         action="store_true",
-        help="where bubblewrap cannot be used: run model-written code with your rights, held by resource limits only",
+        help="without a working bubblewrap: run model-written code with your rights, under resource limits only",
     )
 
 
 def pass_at_k(samples: int, passed: int, k: int) -> float:
-    """The unbiased estimate 1 − C(n − c, k) / C(n, k) of the chance that one of k samples passes (Chen et al. 2021, eq. 1)."""
+    """Return the unbiased estimate 1 − C(n − c, k) / C(n, k) that one of k samples passes (Chen et al. 2021, eq. 1)."""
     if not 0 < k <= samples:
-        raise UserError(f"pass@{k} needs at least {k} samples a task, there are {samples}; raise --samples")
+        raise UserError(f"pass@{k} needs at least {k} samples per task, there are {samples}; raise --samples")
     return 1 - comb(samples - passed, k) / comb(samples, k)
 
 
@@ -123,7 +123,7 @@ def score_records(
 ) -> tuple[dict, list[dict]]:
     """Judge records of {"id", "completion"} → (the statistics of score.json, the lines of scored.jsonl).
 
-    "score" is the mean of pass@1 over the tasks that have a record.
+    "score" is the mean of pass@1 over the tasks with a record.
     """
     if unknown := [record["id"] for record in records if str(record["id"]) not in tasks]:
         raise UserError(f"id {unknown[0]} is not a task of the data ({len(tasks)} tasks, for example {min(tasks)})")
@@ -167,8 +167,8 @@ def score_records(
 def finish(
     args: argparse.Namespace, folder: Path, benchmark: str, version: str, tasks: list[Task], known: list, records, facts
 ) -> int:
-    """Score, write, and print the line that ends a command."""
-    if args.rescore and args.limit:  # the first lines, whichever tasks they are of
+    """Score, write the files, and print the final line of a command."""
+    if args.rescore and args.limit:  # the first lines, of whichever tasks
         known = [record["id"] for record in records]
     missing = count_missing(records, known, args.rescore)
     score, scored = score_records(records, {str(task.id): task for task in tasks}, unsafe=args.unsafe_execution)

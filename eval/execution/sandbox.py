@@ -1,22 +1,22 @@
-"""Runs untrusted programs: each in a sandbox of its own, judged by a checker in another one.
+"""Runs untrusted programs: each in its own sandbox, judged by a checker in another one.
 
-`run` takes jobs, a program and the tests of its functions, and says for each whether the end of the tests was reached. The
-program and the checker are two processes; all that passes between them are plain values over a pipe (`eval.execution.inside`). A job
-whose tests need more than values (the program's own classes) runs in one process, and is worth less: see below.
+`run` takes jobs, each a program and the tests of its functions, and reports for each whether the end of the tests was reached.
+The program and the checker are two processes that exchange only plain values over a pipe (`eval.execution.inside`). A job whose
+tests need more than values (the program's own classes) runs in one process, and its verdict is weaker: see below.
 
-With bubblewrap each process has a fresh interpreter in user, mount, pid, network, ipc and uts namespaces of its own: no
+With bubblewrap each process has a fresh interpreter in its own user, mount, pid, network, ipc and uts namespaces: no
 network, no other process, no /proc, no environment, no open files, read-only standard and shared libraries, no installed
-package, and an empty folder in memory that it may write to. It cannot start a process or a thread (a system call filter on
-x86-64 and aarch64, the limit on processes elsewhere), so its limits on processor time and memory are limits on all it does.
-At the end everything in it is killed.
+package, and an empty, writable folder in memory. It cannot start a process or a thread (a system call filter on x86-64 and
+aarch64, the limit on processes elsewhere), so its limits on CPU time and memory limit everything it does. At the end
+everything in it is killed.
 
-Not protected from: faults of the kernel or of bubblewrap; a program that has learned the answers; a program that waits out
-its limits, once a task; side channels, such as how busy the machine is. In one process a program can forge its verdict if
-it looks for it, and an object of its own can claim to equal anything.
+Not protected from: faults of the kernel or of bubblewrap; a program that has memorised the answers; a program that uses up its
+limits, once per task; side channels, such as how busy the machine is. In one process a program that tries can forge its
+verdict, and an object of its own can claim to equal anything.
 
-Without bubblewrap, which `unsafe` must allow: the same processes in a process group and a temporary folder of their own, with
-the same limits, but with your files, your network and your rights; a process that leaves its group may stay. Where there is no
-filter, the limit on processes counts all of yours, and does not hold for root.
+Without bubblewrap, which `unsafe` must allow: the same processes in their own process group and temporary folder, with
+the same limits, but with your files, your network and your rights; a process that leaves its group may survive. Without a
+filter, the limit on processes counts all of yours, and does not apply to root.
 """
 
 import json
@@ -48,20 +48,20 @@ STATUSES = ("passed", "failed", "error", "ended", "timeout")
 
 
 class Limits(NamedTuple):
-    """What one process may use; `wall` is for program and checker together."""
+    """Limits of one process; `wall` covers program and checker together."""
 
     cpu: int = 10  # seconds
     wall: float = 20.0  # seconds
     memory: int = 1 << 30  # bytes of address space
-    files: int = 16 << 20  # bytes of a file; the folder holds the default in all
-    output: int = 16 << 20  # bytes of a result
+    files: int = 16 << 20  # bytes per file; the folder holds the default in total
+    output: int = 16 << 20  # bytes per result
 
 
 class Job(NamedTuple):
     """A program and the tests that it must pass.
 
-    source: the program, executed as a module. names: its functions that the tests call. setup: code of the benchmark that the
-    tests' namespace starts with. tests: executed last. one_process: program, setup and tests share a namespace.
+    source: the program, executed as a module. names: its functions that the tests call. setup: code of the benchmark that
+    initialises the tests' namespace. tests: executed last. one_process: program, setup and tests share a namespace.
     """
 
     source: str
@@ -73,7 +73,7 @@ class Job(NamedTuple):
 
 class Result(NamedTuple):
     """passed: the tests' end was reached. failed: an assertion was false. error: an exception ended the tests. ended: the program's
-    process did not answer (a limit, or it left). timeout: the wall time was up."""
+    process did not answer (it hit a limit or exited). timeout: the wall time was up."""
 
     status: str
     detail: str
@@ -81,16 +81,16 @@ class Result(NamedTuple):
 
 
 class Box(NamedTuple):
-    """How processes are confined: the name for the score, and the words before the interpreter's."""
+    """The confinement of processes: its name for the score, and the command words before the interpreter's."""
 
     name: str
     words: tuple[str, ...] = ()
 
 
 def run(jobs: Sequence[Job], *, unsafe: bool = False, limits: Limits = Limits(), progress: bool = True) -> list[Result]:  # noqa: B008
-    """Judge all jobs, as many at once as there are processors → their results, in order.
+    """Judge all jobs, one per available CPU at a time → their results, in order.
 
-    Raises UserError where no sandbox can be made and `unsafe` is not given.
+    Raises UserError if no sandbox can be made and `unsafe` is not given.
     """
     box = find_box(unsafe)
     with ExitStack() as stack, ThreadPoolExecutor(processors()) as pool:
@@ -102,18 +102,18 @@ def run(jobs: Sequence[Job], *, unsafe: bool = False, limits: Limits = Limits(),
                 for future in tqdm(waiting, desc="check", unit="program", disable=None if progress else True)
             ]
         finally:
-            running.close()  # after Ctrl-C the programs that run are not waited for
+            running.close()  # after Ctrl-C do not wait for running programs
             pool.shutdown(cancel_futures=True)
 
 
 def processors() -> int:
-    """Those that this process may use."""
+    """Return the number of CPUs that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def judge(job: Job, box: Box, limits: Limits = Limits(), stop=None) -> Result:  # noqa: B008
-    """Run one job. When this returns, its processes are gone. stop: the reading end of a pipe; once the other is closed, the
-    job is given up."""
+    """Run one job. When this returns, its processes are gone. stop: the reading end of a pipe; when its other end is closed, the
+    job is abandoned."""
     start, token = time.monotonic(), secrets.token_hex(16)
     tests = {"setup": job.setup, "tests": job.tests, "names": job.names, "token": token}
     with ExitStack() as stack:
@@ -139,7 +139,7 @@ def judge(job: Job, box: Box, limits: Limits = Limits(), stop=None) -> Result:  
 
 
 def _verdict(said: str, token: str) -> tuple[str, str]:
-    """The checker's status and detail. Whatever does not begin with the token was written by someone else."""
+    """Return the checker's status and detail. Text that does not begin with the token was not written by the checker."""
     sender, _, rest = said.partition(" ")
     status, _, detail = rest.partition(" ")
     if sender != token or status not in STATUSES:
@@ -148,10 +148,10 @@ def _verdict(said: str, token: str) -> tuple[str, str]:
 
 
 def _last_words(program: subprocess.Popen) -> str:
-    """How a process ended, if it did."""
+    """Return how a process ended, if it did."""
     with suppress(subprocess.TimeoutExpired):
         code = program.wait(0.5)
-        number = -code if code < 0 else code - 128  # bubblewrap reports a signal as a shell does
+        number = -code if code < 0 else code - 128  # bubblewrap reports a signal like a shell
         if number > 0:
             with suppress(ValueError):
                 return f" ({signal.Signals(number).name})"
@@ -164,7 +164,7 @@ def _pipe(stack: ExitStack) -> tuple:
 
 
 def _read(pipe, deadline: float, stop=None) -> str | None:
-    """All that is written until the pipe is closed; None when that takes too long, or `stop` is closed before."""
+    """Read until the pipe is closed; None if that takes too long or `stop` is closed first."""
     said = b""
     with selectors.DefaultSelector() as selector:
         for each in (pipe, stop) if stop else (pipe,):
@@ -181,13 +181,13 @@ def _read(pipe, deadline: float, stop=None) -> str | None:
 
 @contextmanager
 def _start(role: str, job: dict, pipes: Sequence, box: Box, limits: Limits) -> Iterator[subprocess.Popen]:
-    """Run `eval.execution.inside` in `role` with a job, in a box; kill it and all that it started at the end."""
+    """Run `eval.execution.inside` in `role` with a job, in a box; at the end kill it and everything that it started."""
     job = job | {"output": limits.output, "limits": _limits(limits)}
     with ExitStack() as stack:
         given = stack.enter_context(tempfile.TemporaryFile())
         given.write(json.dumps(job).encode())
         given.seek(0)
-        alive, _held = _pipe(stack)  # it is killed when the other end closes, at the latest when this process is gone
+        alive, _held = _pipe(stack)  # the process is killed when the other end closes, at the latest with this one
         numbers = [file.fileno() for file in (alive, *pipes)]
         words, folder, passed = list(box.words), None, list(numbers)
         if not words:
@@ -207,7 +207,7 @@ def _start(role: str, job: dict, pipes: Sequence, box: Box, limits: Limits) -> I
             stdin=given,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
-            env={"PYTHONHASHSEED": "0"},  # the order of a set must not differ between two runs
+            env={"PYTHONHASHSEED": "0"},  # the order of a set must be the same in every run
             cwd=folder or "/",
             pass_fds=passed,
             start_new_session=True,
@@ -219,7 +219,7 @@ def _start(role: str, job: dict, pipes: Sequence, box: Box, limits: Limits) -> I
 
 
 def _kill(process: subprocess.Popen, boxed: bool) -> None:
-    """Kill the group. In a box its first process goes first: bubblewrap ends when all of them are gone."""
+    """Kill the group. In a box, its first process is killed first: bubblewrap ends when all of them are gone."""
     if boxed and process.poll() is None:
         with suppress(OSError, ValueError, subprocess.TimeoutExpired):
             children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
@@ -239,7 +239,7 @@ def _limits(limits: Limits) -> dict:
         "FSIZE": [limits.files] * 2,
         "NPROC": [1, 1],
         "NOFILE": [64, 64],
-        "CORE": [1, 1],  # 1 and not 0: with 0 a crash still goes to a program that the system may have set up for it
+        "CORE": [1, 1],  # not 0: with 0, a crash may still be passed to a crash handler of the system
     }
 
 
@@ -247,7 +247,7 @@ def _limits(limits: Limits) -> dict:
 
 
 def find_box(unsafe: bool = False) -> Box:
-    """Bubblewrap where it works, else no box. Raises UserError where it does not and `unsafe` is not given."""
+    """Return bubblewrap if it works, else no box. Raises UserError if it does not work and `unsafe` is not given."""
     box, reason = _bubblewrap()
     if box:
         return box
@@ -260,14 +260,14 @@ def find_box(unsafe: bool = False) -> Box:
 
 @cache
 def _bubblewrap() -> tuple[Box | None, str]:
-    """(the box, "") or (None, why there is none and what to do)."""
+    """Return (the box, "") or (None, why there is none and what to do)."""
     program = shutil.which("bwrap")
     if not program:
         return None, "model-written code needs bubblewrap, which is not installed; run: apt-get install bubblewrap"
     version = subprocess.run([program, "--version"], capture_output=True, text=True, check=False).stdout.split()
     reason = ""
     nobody = "--unshare-user --uid 65534 --gid 65534".split()
-    for user in (nobody, [])[: 2 if os.geteuid() == 0 else 1]:  # root can do without a namespace of users
+    for user in (nobody, [])[: 2 if os.geteuid() == 0 else 1]:  # root can work without a user namespace
         box = Box(" ".join(["bubblewrap", *version[-1:]]), (program, *user, *_options(program)))
         result = judge(Job("def f(x):\n    return x", "assert f(1) == 1", ("f",)), box)
         if result.status == "passed":
@@ -278,7 +278,7 @@ def _bubblewrap() -> tuple[Box | None, str]:
 
 
 def _options(program: str) -> list[str]:
-    """Bubblewrap's options: namespaces, and what a process sees of the disk."""
+    """Return bubblewrap's options: namespaces, and the visible part of the disk."""
     words = "--unshare-ipc --unshare-pid --unshare-net --unshare-uts --unshare-cgroup-try --die-with-parent".split()
     words += ["--cap-drop", "ALL"]
     libraries = list(dict.fromkeys([f"{sys.base_prefix}/lib", sysconfig.get_path("stdlib"), "/usr/lib", "/usr/lib64"]))
@@ -296,11 +296,11 @@ def _options(program: str) -> list[str]:
     shown = subprocess.run([program, "--help"], capture_output=True, text=True, check=False)
     if "--size" in shown.stdout + shown.stderr:
         words += ["--size", str(Limits().files), "--tmpfs", "/tmp"]
-    else:  # before 0.7 nothing would limit the folder: there it stays empty
+    else:  # before 0.7 nothing would limit the size of the folder, so it stays empty
         words += ["--dir", "/tmp"]
     return [*words, "--remount-ro", "/", "--chdir", "/tmp"]
 
 
 def _interpreter() -> str:
-    """The interpreter behind a virtual environment's link."""
+    """Return the interpreter behind a virtual environment's link."""
     return os.path.realpath(getattr(sys, "_base_executable", sys.executable))

@@ -1,8 +1,8 @@
 """The system calls that a sandboxed program may not make, as the filter that bubblewrap installs (seccomp, classic BPF).
 
-It keeps a program to one process and one thread, so that limits on a process are limits on the program; to memory that the
-limit counts; and away from sockets, other processes, mounts and what administers the kernel. A refused call is "not
-permitted", as it is for want of rights.
+It restricts a program to one process and one thread, so that limits on a process are limits on the program, and to memory that
+the limit counts. It blocks sockets, access to other processes, mounts and kernel administration. A refused call fails with "not
+permitted", as without the privilege.
 """
 
 import os
@@ -59,7 +59,7 @@ AUDIT_ARCH = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
 
 @cache
 def system_call_filter() -> bytes:
-    """A classic BPF program that answers SYSTEM_CALLS with "not permitted"; b"" for a machine whose numbers are not listed."""
+    """Return a classic BPF program that answers SYSTEM_CALLS with "not permitted"; b"" for a machine whose numbers are not listed."""
     machine = os.uname().machine
     if machine not in AUDIT_ARCH:
         return b""

@@ -1,1 +1,1 @@
-"""What every benchmark shares: options, asking the model, resuming, and writing scores."""
+"""Shared by every benchmark: options, asking the model, resuming, and writing scores."""

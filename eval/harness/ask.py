@@ -1,4 +1,4 @@
-"""Asking a model every prompt of a benchmark: D/generations.jsonl, appended as completions come, so that a killed run continues."""
+"""Asks a model every prompt of a benchmark; completions are appended to D/generations.jsonl, so that a killed run can continue."""
 
 import argparse
 import logging
@@ -22,11 +22,11 @@ from .scores import GENERATIONS
 
 logger = logging.getLogger(__name__)
 
-IN_TEXT = "special_tokens_in_text"  # what the template says of these; without any it makes no difference
+IN_TEXT = "special_tokens_in_text"  # how the template treats these; without any it makes no difference
 
 
 def subject_of(args: argparse.Namespace) -> Subject:
-    """`open_subject` with the options of a command; only the transformers backend opens the model here."""
+    """Call `open_subject` with the options of a command; only the transformers backend opens the model here."""
     return open_subject(
         args.model,
         adapter=args.adapter,
@@ -38,7 +38,7 @@ def subject_of(args: argparse.Namespace) -> Subject:
 
 
 def sampling_of(args: argparse.Namespace, protocol: Sampling) -> Sampling:
-    """The protocol's sampling, changed by the options that were given. UserError for samples that would all be the same."""
+    """Return the protocol's sampling, changed by the given options. Raises UserError if all samples would be the same."""
     given = {name: getattr(args, name) for name in ("temperature", "top_p", "samples", "seed")}
     sampling = protocol._replace(**{name: value for name, value in given.items() if value is not None})
     if sampling.samples > 1 and not sampling.temperature:
@@ -51,11 +51,11 @@ def sampling_of(args: argparse.Namespace, protocol: Sampling) -> Sampling:
 def ask(
     args: argparse.Namespace, folder: Path, subject: Subject, requests: Sequence[Request], sampling: Sampling, data: str
 ) -> tuple[list[dict], dict]:
-    """Generate what D/generations.jsonl lacks → (its records in the order of the requests, how they came about).
+    """Generate what D/generations.jsonl lacks → (its records in the order of the requests, how they were generated).
 
-    A record is {"id", "prompt", "completion", "reference", "finish_reason", "tokens"}, and "sample" where there are several.
-    Options that were given replace the protocol's `sampling`. Another set of requests takes another `folder`. Raises
-    UserError where the folder's generations were made in another way.
+    A record is {"id", "prompt", "completion", "reference", "finish_reason", "tokens"}, plus "sample" if there are several.
+    Given options override the protocol's `sampling`. Another set of requests needs another `folder`. Raises UserError if the
+    folder's generations were made in another way.
     """
     sampling = sampling_of(args, sampling)
     facts = generation_facts(args, subject, sampling, data)
@@ -65,18 +65,18 @@ def ask(
     config = {name: value for name, value in facts.items() if name != "sampling"} | facts["sampling"]
     special = _say_special(args, subject, requests)
     template = vars(subject.template)
-    if not special or template[IN_TEXT] == "control":  # then the prompts are those of earlier versions
+    if not special or template[IN_TEXT] == "control":  # the prompts are then those of earlier versions
         template = {name: value for name, value in template.items() if name != IN_TEXT}
     config |= {"template_text": template}
     if args.backend != "openai":
         config |= {"settings_hash": settings_hash(subject)}
-    del config["batch_size"]  # no completion depends on it
+    del config["batch_size"]  # completions do not depend on it
     done = {} if args.overwrite else check(folder, config, wanted)
     missing = [key for key in wanted if key not in done]
     facts["resumed"] = len(done)
     jobs = [Job(wanted[key].ids, wanted[key].prompt, _seed(sampling.seed, key)) for key in missing]
     completions = get_backend(args.backend)(args, subject, jobs, sampling) if jobs else ()
-    start, tokens = time.perf_counter(), 0  # what the backend opens is open now
+    start, tokens = time.perf_counter(), 0  # the backend has opened its model now
     with begin(folder, config, fresh=not done) as append:
         for number, completion in tqdm(
             completions, total=len(wanted), initial=len(done), desc="generate", disable=None
@@ -91,13 +91,13 @@ def ask(
     seconds = time.perf_counter() - start
     facts |= {"seconds": round(seconds, 2), "tokens_per_second": round(tokens / seconds, 1) if jobs else None}
     records = [done[key] for key in wanted]
-    write_lines(folder / GENERATIONS, records)  # in the order of the requests, as if nothing had come between
+    write_lines(folder / GENERATIONS, records)  # in the order of the requests, as in an uninterrupted run
     seal(folder, config, records)
     return records, facts
 
 
 def _say_special(args: argparse.Namespace, subject: Subject, requests: Sequence[Request]) -> bool:
-    """Whether there are special tokens in the texts of the prompts; if so, one line says what they are taken for."""
+    """Return True if the texts of the prompts contain special tokens; if so, print one line on how they are treated."""
     from ba_lora.data.special_tokens import report_line
 
     found = Counter(name for request in requests for name in request.special)
@@ -113,12 +113,12 @@ def _say_special(args: argparse.Namespace, subject: Subject, requests: Sequence[
 
 
 def _seed(seed: int, key: tuple[str, int]) -> int:
-    """The seed of one completion: it depends on no other."""
+    """Return the seed of one completion, which is independent of all others."""
     return int(digest([seed, *key])[:8], 16)
 
 
 def generation_facts(args: argparse.Namespace, subject: Subject, sampling: Sampling, data: str) -> dict:
-    """How generations come about, for score.json: what only the generating part knows. The hashes are of what is opened here."""
+    """Return how generations are made, for score.json: facts known only to the generating step. Hashes are of what is opened here."""
     local = args.backend != "openai"
     adapter = Path(subject.adapter) / "adapter_model.safetensors" if subject.adapter else None
     drawn = {name: getattr(sampling, name) for name in ("temperature", "top_p", "samples", "seed")}

@@ -1,8 +1,8 @@
-"""An unfinished generations.jsonl: what it already holds, and how the rest is appended.
+"""An unfinished generations.jsonl: reading what it already holds, and appending the rest.
 
-generation.json beside it says how the lines were made. A killed run leaves whole lines and perhaps one torn at the end, which
-is dropped; a run that would make other lines is refused, with the option that changed. Until the file is complete each line has a
-checksum of itself and of generation.json, so that no line is altered or another run's without a word.
+generation.json beside it says how the lines were made. A killed run leaves complete lines and perhaps a torn last one, which
+is dropped; a run that would make different lines is refused, naming the option that changed. Until the file is complete, each
+line has a checksum of itself and of generation.json, so that altered lines and lines of another run are detected.
 """
 
 import os
@@ -19,9 +19,9 @@ from .lines import read_line, to_line
 from .scores import GENERATIONS, SCORE, SCORED
 
 CONFIG = "generation.json"
-WHOSE = ("model", "model_hash", "adapter_hash", "endpoint", "seed")  # what a line's checksum knows of the config
+WHOSE = ("model", "model_hash", "adapter_hash", "endpoint", "seed")  # the part of the config in a line's checksum
 FIELDS = ("id", "prompt", "completion", "finish_reason", "tokens")
-NOT_OPTIONS = {  # what changes completions beside the options of the same name
+NOT_OPTIONS = {  # keys that affect completions and are not options of the same name
     "model_hash": "the weights of --model",
     "adapter_hash": "the weights of --adapter",
     "weights": "the weights of the run",
@@ -35,9 +35,9 @@ NOT_OPTIONS = {  # what changes completions beside the options of the same name
 
 
 def check(folder: Path, config: dict, wanted: dict[tuple[str, int], Request]) -> dict[tuple[str, int], dict]:
-    """The records that `folder` already holds, by (id, sample). Changes nothing.
+    """Return the records that `folder` already holds, by (id, sample). Changes nothing.
 
-    Raises UserError where they were made with another config, or answer other prompts than those of `wanted`.
+    Raises UserError if they were made with another config, or answer prompts other than those of `wanted`.
     """
     path, remedy = folder / GENERATIONS, "add --overwrite to start afresh, or name another --output_dir"
     if not path.is_file():
@@ -66,7 +66,7 @@ def check(folder: Path, config: dict, wanted: dict[tuple[str, int], Request]) ->
         key = (str(record["id"]), record.get("sample", 0))
         if key not in wanted or wanted[key].prompt != record["prompt"]:
             raise UserError(
-                f"{place}: id {key[0]} is not asked, or not so, now: --data, --limit or --protocol has changed; "
+                f"{place}: id {key[0]} is not asked now, or with another prompt: --data, --limit or --protocol has changed; "
                 f"change it back, {remedy}"
             )
         done[key] = record
@@ -75,9 +75,9 @@ def check(folder: Path, config: dict, wanted: dict[tuple[str, int], Request]) ->
 
 @contextmanager
 def begin(folder: Path, config: dict, fresh: bool) -> Iterator[Callable[[dict], None]]:
-    """Open D/generations.jsonl for the lines that are missing; gives the function that appends a record.
+    """Open D/generations.jsonl for the missing lines; yield the function that appends a record.
 
-    `fresh`: nothing of what lies in the folder is kept. Otherwise a torn last line is cut off.
+    fresh: keep nothing that is in the folder. Otherwise a torn last line is cut off.
     """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / GENERATIONS
@@ -101,7 +101,7 @@ def begin(folder: Path, config: dict, fresh: bool) -> Iterator[Callable[[dict], 
 
 
 def seal(folder: Path, config: dict, records: Iterable[dict]) -> None:
-    """Note in D/generation.json the checksums of the lines of D/generations.jsonl, which are all there and hold none any more."""
+    """Move the checksums of D/generations.jsonl, now complete, into D/generation.json; the lines themselves no longer have any."""
     of = _whose(config)
     write_sealed(folder / CONFIG, config | {"lines": [checked_line(record, of)["check"] for record in records]})
 

@@ -1,4 +1,4 @@
-"""Tasks, completions and results as JSON lines: reading them with clear errors, and writing them whole."""
+"""Tasks, completions and results as JSON lines: reads them with clear errors, and writes them atomically."""
 
 import json
 from collections.abc import Iterable, Sequence
@@ -10,7 +10,7 @@ from ba_lora.data.readers import name_of, parse_json
 from ba_lora.errors import UserError
 from ba_lora.files import atomic_write
 
-SCALARS = (str, int, float, date, Decimal)  # of JSON, and what Parquet has besides
+SCALARS = (str, int, float, date, Decimal)  # of JSON, and the additional ones of Parquet
 _KINDS = {
     "a text": lambda value: isinstance(value, str),
     "a text or a number": lambda value: isinstance(value, SCALARS) and not isinstance(value, bool),
@@ -20,7 +20,7 @@ _KINDS = {
 
 
 def check_field(record: dict, name: str, kind: str, place: str):
-    """The value of a field, None where it is absent or null. Raises UserError naming `place` for one that is not of its kind."""
+    """Return the value of a field, or None if it is absent or null. Raises UserError naming `place` if it is not of its kind."""
     value = record.get(name)
     if value is not None and not _KINDS[kind](value):
         raise UserError(f"{place}: '{name}' is {repr(value)[:60]}, {kind} is needed")
@@ -28,34 +28,34 @@ def check_field(record: dict, name: str, kind: str, place: str):
 
 
 def task_id(value) -> str | int:
-    """The id of a task as the files have it: a text or a whole number; anything else (a date of Parquet) as its text."""
+    """Return the id of a task as in the files: a text or a whole number; anything else (a date of Parquet) as text."""
     return value if isinstance(value, str | int) else str(value)
 
 
 def written(value: object) -> object:
-    """A field as JSON has it: a date or a decimal number of Parquet as its text."""
+    """Return a field as in JSON: a date or a decimal number of Parquet as text."""
     return str(value) if isinstance(value, date | Decimal) else value
 
 
 def to_line(record: dict) -> str:
-    """One JSON object as a line that is always UTF-8: half a surrogate pair, which a model can write, stays an escape."""
+    """Return one JSON object as a line of valid UTF-8: half a surrogate pair, which a model can write, stays an escape."""
     return json.dumps(record, ensure_ascii=False).encode("utf-8", "backslashreplace").decode() + "\n"
 
 
 def write_lines(path: Path, records: Iterable[dict]) -> None:
-    """Write one JSON object a line; the file appears whole or not at all."""
+    """Write one JSON object per line, atomically."""
     with atomic_write(path) as file:
         file.writelines(map(to_line, records))
 
 
 def read_lines(path: str | Path, fields: Sequence[str], limit: int | None = None) -> list[dict]:
-    """The objects of a JSON lines file, of its first `limit` tasks; every line has `fields` and an (id, sample) of its own.
+    """Return the objects of a JSON lines file, of its first `limit` tasks; every line has `fields` and a unique (id, sample).
 
-    Raises UserError naming the file and the line for anything else, an empty file included.
+    Raises UserError naming the file and the line for anything else, including an empty file.
     """
     path, records, seen, tasks = Path(path), [], {}, set()
     if not path.is_file():
-        raise UserError(f"file {path} does not exist; give a file with one JSON object a line ({', '.join(fields)})")
+        raise UserError(f"file {path} does not exist; give a file with one JSON object per line ({', '.join(fields)})")
     with open(path, encoding="utf-8-sig", errors="surrogateescape") as file:
         for number, line in enumerate(file, 1):
             if not line.strip():
@@ -67,17 +67,17 @@ def read_lines(path: str | Path, fields: Sequence[str], limit: int | None = None
             key = (str(record["id"]), record.get("sample", 0))
             if key in seen:
                 raise UserError(
-                    f"{path}, line {number}: id {key[0]} was already on line {seen[key]}; keep one line a task"
+                    f"{path}, line {number}: id {key[0]} was already on line {seen[key]}; keep one line per task"
                 )
             seen[key] = number
             records.append(record)
     if not records:
-        raise UserError(f"{path} has no lines; give a file with one JSON object a line ({', '.join(fields)})")
+        raise UserError(f"{path} has no lines; give a file with one JSON object per line ({', '.join(fields)})")
     return records
 
 
 def read_line(line: str, place: str, fields: Sequence[str]) -> dict:
-    """The object of one line. UserError naming `place` where it is none, lacks a field or has one of another type."""
+    """Return the object of one line. Raises UserError naming `place` if it is not one, or a field is missing or of another type."""
     try:
         line.encode("utf-8")
     except UnicodeEncodeError:
@@ -95,7 +95,7 @@ def read_line(line: str, place: str, fields: Sequence[str]) -> dict:
 
 
 def count_missing(records: list[dict], known_ids: Iterable | None, source: str) -> int | None:
-    """How many of the data's tasks the file lacks; None where the data is not known. UserError if nothing matches."""
+    """Return how many of the data's tasks the file lacks; None if the data is not known. Raises UserError if nothing matches."""
     if known_ids is None:
         return None
     known, there = {str(known_id) for known_id in known_ids}, {str(record["id"]) for record in records}

@@ -1,4 +1,4 @@
-"""The options that every benchmark has, and its output folder. Imports no large library, so that --help answers at once."""
+"""The options and output folder shared by every benchmark. Imports no large library, so that --help answers at once."""
 
 import argparse
 from collections.abc import Iterable, Iterator
@@ -15,14 +15,14 @@ from .scores import GENERATIONS, SCORE, SCORED
 
 
 def add_options(parser: argparse.ArgumentParser, protocols: Iterable[str], max_new_tokens: int) -> None:
-    """Add the options that every benchmark has. Values are checked where they are read, so that errors are one line."""
+    """Add the options that every benchmark has. Values are checked when they are read, so that errors are one line."""
     add = parser.add_argument
     add("--model", help="'tiny', a model folder, a hub id, or the folder of a training run (its base and adapter)")
-    add("--adapter", help="adapter folder or run folder to put on --model")
+    add("--adapter", help="adapter folder or run folder to load on --model")
     add("--data", help="file with the tasks")
     add("--rescore", metavar="FILE", help="score this file of {id, completion, reference} lines again; no model")
     add("--output_dir", metavar="D", help=f"folder for {GENERATIONS}, {SCORED} and {SCORE}")
-    add("--overwrite", action="store_true", help="replace what --output_dir holds (default: an unfinished run goes on)")
+    add("--overwrite", action="store_true", help="start afresh in --output_dir (default: continue an unfinished run)")
     add("--limit", type=int, metavar="N", help="only the first N tasks")
     add("--protocol", default="ba-lora", help=f"one of: {', '.join(protocols)} (default: %(default)s)")
     add(
@@ -32,40 +32,40 @@ def add_options(parser: argparse.ArgumentParser, protocols: Iterable[str], max_n
     add("--samples", type=int, metavar="N", help="completions of each prompt (default: the protocol's)")
     add("--temperature", type=float, help="0 takes the likeliest token (default: the protocol's)")
     add("--top_p", type=float, help="sample from the likeliest tokens up to this mass (default: the protocol's)")
-    add("--seed", type=int, help="of sampling (default: the protocol's)")
+    add("--seed", type=int, help="seed of sampling (default: the protocol's)")
     add("--backend", default="transformers", help="transformers, vllm or openai (default: %(default)s)")
     add(
         "--max_new_tokens",
         type=int,
         default=max_new_tokens,
-        help=f"tokens of a completion at most (default: {max_new_tokens or 'see below'})",
+        help=f"token limit of a completion (default: {max_new_tokens or 'see below'})",
     )
     add("--batch_size", type=int, default=64, help="prompts generated at once (default: %(default)s)")
     add("--tensor_parallel", type=int, default=1, metavar="N", help="vllm: GPUs that share one model (default: 1)")
     add("--data_parallel", type=int, default=1, metavar="N", help="vllm: copies of the model (default: 1)")
     add("--max_model_len", type=int, metavar="N", help="vllm: tokens of prompt and completion (default: the model's)")
-    add("--base_url", metavar="URL", help="openai: the endpoint, as http://host:8000/v1; its key is $OPENAI_API_KEY")
-    add("--served_model", metavar="NAME", help="openai: the model's name there (default: the only one it has)")
-    add("--send", default="ids", help="openai: prompts as token ids, or as text (default: %(default)s)")
+    add("--base_url", metavar="URL", help="openai: the endpoint (http://host:8000/v1); its key is $OPENAI_API_KEY")
+    add("--served_model", metavar="NAME", help="openai: the model's name there (default: its only model)")
+    add("--send", default="ids", help="openai: send prompts as token ids, or as text (default: %(default)s)")
     add("--dtype", default="float32", help="float32, bfloat16, float16, or auto: as saved (default: %(default)s)")
-    add("--trust_remote_code", action="store_true", help="run Python code that comes with the model; read it before")
+    add("--trust_remote_code", action="store_true", help="run Python code that comes with the model; read it first")
     add("--debug", action="store_true", help="show the traceback of an error")
 
 
 @contextmanager
 def output_folder(args: argparse.Namespace, protocols: Iterable[str]) -> Iterator[Path]:
-    """Check the options; keep the output folder for this process while the block runs.
+    """Check the options, and reserve the output folder for this process during the block.
 
-    Raises UserError where another process has it, it is not ours, or it holds results and --overwrite is not given.
+    Raises UserError if another process uses it, if it is not ours, or if it holds results and --overwrite is not given.
     """
     check_options(args, protocols)
     folder = Path(args.output_dir)
     source = Path(args.rescore).resolve() if args.rescore else None
-    beside = (source.name,) if source and source.parent == folder.resolve() else ()  # scored into its own folder
+    beside = (source.name,) if source and source.parent == folder.resolve() else ()  # scored into the file's own folder
     with claimed(folder, "evaluation", passed=beside):
         names = (
             (GENERATIONS, SCORED, SCORE) if args.rescore else (SCORED, SCORE)
-        )  # generations alone: see eval.harness.generations
+        )  # generations alone are allowed: see eval.harness.generations
         there = [name for name in names if (folder / name).exists() and (folder / name).resolve() != source]
         if there and not args.overwrite:
             raise UserError(
@@ -75,11 +75,11 @@ def output_folder(args: argparse.Namespace, protocols: Iterable[str]) -> Iterato
 
 
 def check_options(args: argparse.Namespace, protocols: Iterable[str]) -> None:
-    """Refuse what cannot work before anything slow starts."""
+    """Refuse invalid options before anything slow starts."""
     if bool(args.model) == bool(args.rescore):
         raise UserError("give either --model M to generate and score, or --rescore FILE to score a file again")
     if args.rescore and args.adapter:
-        raise UserError(f"--adapter {args.adapter} has no use with --rescore, which runs no model; leave it out")
+        raise UserError(f"--adapter {args.adapter} has no effect with --rescore, which runs no model; leave it out")
     if not args.output_dir:
         raise UserError("--output_dir is missing; name the folder for the results")
     choose("protocol", args.protocol, protocols)
@@ -101,7 +101,7 @@ def check_options(args: argparse.Namespace, protocols: Iterable[str]) -> None:
 
 
 def _check_backend(args: argparse.Namespace) -> None:
-    """Refuse a backend that is unknown or not installed, and an option of another one."""
+    """Refuse a backend that is unknown or not installed, and an option of another backend."""
     choose("backend", args.backend, BACKENDS)
     choose("--send", args.send, ("ids", "text"))
     for option, backend in (

@@ -1,4 +1,4 @@
-"""score.json: the fraction right with its uncertainty, and how the completions came about."""
+"""score.json: the fraction right with its uncertainty, and how the completions were generated."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -9,7 +9,7 @@ from ba_lora.folders.checksums import read_record, write_record
 
 from .lines import write_lines
 
-GENERATION_FACTS = (  # what `ask` gives; null after --rescore of a file of unknown origin
+GENERATION_FACTS = (  # returned by `ask`; null after --rescore of a file of unknown origin
     "model",
     "model_hash",
     "adapter",
@@ -33,7 +33,7 @@ GENERATIONS, SCORED, SCORE = "generations.jsonl", "scored.jsonl", "score.json"
 
 
 def facts_beside(path: str | Path) -> dict:
-    """The generation facts of a generations.jsonl from the score.json beside it; {} for a file from anywhere else."""
+    """Return the generation facts of a generations.jsonl from the score.json beside it; {} for a file from anywhere else."""
     score = Path(path).with_name(SCORE)
     if Path(path).name != GENERATIONS or not score.is_file():
         return {}
@@ -42,10 +42,10 @@ def facts_beside(path: str | Path) -> dict:
 
 
 def summarise(correct: Sequence[float]) -> dict:
-    """Mean of what each task got, with its standard error and its 95% interval after Wilson (1927).
+    """Return the mean over tasks, with its standard error and its 95% interval after Wilson (1927).
 
-    A task gets 1 or 0, or with several samples their mean; then the interval is that of as many right-or-wrong tasks as
-    have the same standard error.
+    A task counts 1 or 0, or the mean of its samples; in the latter case the interval is that of the number of right-or-wrong
+    tasks with the same standard error.
     """
     n, z = len(correct), 1.959963984540054
     total = sum(correct)
@@ -64,7 +64,7 @@ def summarise(correct: Sequence[float]) -> dict:
 
 
 def write_score(folder: Path, score: dict, facts: dict, scored: Iterable[dict]) -> dict:
-    """Write scored.jsonl and, last, score.json: its presence says that the evaluation is complete."""
+    """Write scored.jsonl and then score.json, whose presence says that the evaluation is complete."""
     (folder / SCORE).unlink(missing_ok=True)
     write_lines(folder / SCORED, scored)
     whole = score | {key: facts.get(key) for key in GENERATION_FACTS} | {"ba_lora_version": ba_lora.__version__}

@@ -1,10 +1,10 @@
-"""Questions answered by worker processes, for text whose reading may take too long, take too much memory or end the interpreter.
+"""Questions answered by worker processes, for text that may take too long, too much memory or crash the interpreter.
 
-`ask` starts processes that run `answer` of a module, each a JSON line in and a JSON line out. A process that does not
-answer within its seconds is killed, and one that died is replaced: that question has no answer, the others have theirs.
+`ask` starts processes that run `answer` of a module, with one JSON line in and one JSON line out per question. A process that
+does not answer within its seconds is killed, and a dead one is replaced: that question has no answer; the others are unaffected.
 
-In the worker `serve` limits memory and stops listening to its own clock: an alarm ends a process that computes on after whoever
-started it is gone.
+In the worker, `serve` limits memory and sets an alarm without a handler, which ends a process that still computes after its
+parent is gone.
 """
 
 import contextlib
@@ -22,14 +22,14 @@ from pathlib import Path
 from ba_lora.errors import RunFailure
 
 MEMORY = 2 << 30  # bytes of address space
-SHARE = 50  # questions that are worth a process of their own
+SHARE = 50  # questions that justify a process of their own
 
 
 def ask(module: str, questions: Sequence, seconds: float, workers: int | None = None) -> list:
-    """The answers of `python -m module SECONDS` to JSON values, in order; None for one without an answer.
+    """Return the answers of `python -m module SECONDS` to JSON values, in order; None for a question without an answer.
 
-    `workers`: processes (default: the cores, but each with at least SHARE questions). Works in any thread. Raises RunFailure
-    where the module does not start.
+    workers: number of processes (default: the cores, but each with at least SHARE questions). Works in any thread. Raises
+    RunFailure if the module does not start.
     """
     count = workers or max(1, min(os.cpu_count() or 1, len(questions) // SHARE))
     answers: list = [None] * len(questions)
@@ -39,7 +39,7 @@ def ask(module: str, questions: Sequence, seconds: float, workers: int | None = 
         try:
             for start, share in enumerate(running):
                 answers[start::count] = share.result()
-        finally:  # Ctrl-C: no share goes on, none waits for its answer
+        finally:  # Ctrl-C: no process continues or waits for its answer
             stop.set()
             for worker in started:
                 worker.kill()
@@ -47,7 +47,7 @@ def ask(module: str, questions: Sequence, seconds: float, workers: int | None = 
 
 
 def _ask(module: str, questions: Sequence, seconds: float, stop: threading.Event, started: list) -> list:
-    """The answers of one process at a time: a new one after each that had to be killed or died. All are listed in `started`."""
+    """Return the answers of one process at a time, replaced after being killed or dying. All processes are listed in `started`."""
     worker, answers = None, []
     try:
         for question in questions:
@@ -78,7 +78,7 @@ def _ask(module: str, questions: Sequence, seconds: float, stop: threading.Event
 
 
 def _start(module: str, seconds: float) -> subprocess.Popen:
-    """A process that has said it is ready: its imports may take seconds, which are nobody's time limit."""
+    """Start a process and wait until it is ready: its imports may take seconds, which count towards no time limit."""
     worker = subprocess.Popen(
         [sys.executable, "-m", module, str(int(seconds) + 5)],
         stdin=subprocess.PIPE,
@@ -98,7 +98,7 @@ def _stop(worker: subprocess.Popen) -> None:
     worker.kill()
     worker.wait()
     worker.stdout.close()
-    with contextlib.suppress(OSError):  # a question that it did not read
+    with contextlib.suppress(OSError):  # a question that the process did not read
         worker.stdin.close()
 
 
@@ -106,8 +106,8 @@ def _stop(worker: subprocess.Popen) -> None:
 
 
 def serve(prepare: Callable[[], Callable]) -> None:
-    """Answer the lines of standard input with the function that `prepare` gives, until the input ends."""
-    answers, sys.stdout = sys.stdout, sys.stderr  # what a library prints is no answer
+    """Answer the lines of standard input with the function returned by `prepare`, until the input ends."""
+    answers, sys.stdout = sys.stdout, sys.stderr  # output of libraries is not an answer
     _limit_memory()
     answer = prepare()
     print("ready", file=answers, flush=True)
@@ -120,7 +120,7 @@ def serve(prepare: Callable[[], Callable]) -> None:
 
 
 def _set_alarm(seconds: int) -> None:
-    """Nobody handles this signal, so that it ends the process whatever it computes."""
+    """Set an alarm without a handler, which ends the process whatever it computes."""
     if hasattr(signal, "alarm"):  # not on Windows
         signal.alarm(seconds)
 

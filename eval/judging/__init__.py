@@ -1,1 +1,1 @@
-"""Answers that another model rates: questions, prompts, replies and their statistics."""
+"""Answers rated by another model: questions, prompts, replies and their statistics."""

@@ -1,6 +1,6 @@
 """FastChat's conversation templates, from its package: a question and its follow-up as FastChat itself would write them.
 
-Of the package one file is run, `fastchat/conversation.py`, which needs the standard library alone.
+Only one file of the package is executed, `fastchat/conversation.py`, which needs only the standard library.
 """
 
 import importlib.util
@@ -16,7 +16,7 @@ from ba_lora.inference.subject import Subject
 from ba_lora.packages import fetch
 
 PACKAGE = ("fschat", "0.2.36")
-FIRST, ANSWER, LATER = "\ue001", "\ue002", "\ue003"  # stand for texts while a template is looked at
+FIRST, ANSWER, LATER = "\ue001", "\ue002", "\ue003"  # placeholders for texts while a template is examined
 
 
 @cache
@@ -24,13 +24,13 @@ def _templates() -> dict:
     file = fetch(*PACKAGE) / "fastchat/conversation.py"
     spec = importlib.util.spec_from_file_location("fastchat_conversation", file)
     module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # its dataclasses look themselves up
+    sys.modules[spec.name] = module  # its dataclasses look up their module
     spec.loader.exec_module(module)
     return module.conv_templates
 
 
 def write(name: str, texts: list[str]) -> str:
-    """The prompt of FastChat's template `name`: `texts` are the user's and the assistant's in turn, the user's last.
+    """Return the prompt of FastChat's template `name`; `texts` alternate between user and assistant and end with the user's.
 
     Raises UserError for a name that FastChat does not have, and for a template of an endpoint, which has no text.
     """
@@ -44,14 +44,14 @@ def write(name: str, texts: list[str]) -> str:
 
 
 def stop_strings(name: str) -> tuple[str, ...]:
-    """The strings that end an answer in FastChat's template `name`."""
+    """Return the strings that end an answer in FastChat's template `name`."""
     stop = _templates()[name].stop_str
     return (stop,) if isinstance(stop, str) else tuple(stop or ())
 
 
 def template_of(name: str, tokenizer) -> Template:
-    """What a run records of FastChat's template `name`. `end`: the tokenizer's token that it writes after an answer, else its
-    end of sequence. Raises UserError where the template does not carry a first question into the second prompt."""
+    """Return the run's record of FastChat's template `name`. `end`: the tokenizer's token that the template writes after an
+    answer, else its end of sequence. Raises UserError if the second prompt does not contain the first question."""
     first, whole = write(name, [FIRST]), write(name, [FIRST, ANSWER, LATER])
     if FIRST not in first or whole.count(ANSWER) != 1 or LATER not in whole:
         raise UserError(f"FastChat's template {name} does not show both turns; name another one")
@@ -66,8 +66,8 @@ def template_of(name: str, tokenizer) -> Template:
 
 
 def make_request(subject: Subject, key: str | int, texts: list[str], reference: object) -> Request:
-    """The request of a conversation in the subject's FastChat template, encoded as one text, as FastChat does; a beginning of
-    sequence that both the template and the tokenizer write stands once."""
+    """Return the request of a conversation in the subject's FastChat template, encoded as one text, as FastChat does. If both the
+    template and the tokenizer write a beginning of sequence, it appears once."""
     name, specials = subject.template.name.partition(":")[2], special_tokens(subject.tokenizer, subject.template)
     prompt, special = write(name, texts), tuple(found for text in texts for found in specials.found(text))
     ids = encode_cut(subject.tokenizer, write(name, [specials.cut(text) for text in texts]), specials)

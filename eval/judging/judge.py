@@ -1,19 +1,19 @@
-"""A judge model grades answers: asked once an answer, over any OpenAI-compatible endpoint; each reply is kept and then read.
+"""A judge model grades answers: each is sent once, to any OpenAI-compatible endpoint; each reply is saved and then read.
 
 Single-answer grading as in Zheng et al. 2023 (arXiv 2306.05685) and FastChat: the judge sees the question, the answer and,
 for math, reasoning and coding, a reference answer, and ends its reply with a rating from 1 to 10 as [[7]]. The replies go to
-judgments.jsonl, a line a judgment, under a key of judge, options and prompt: a judgment that is there is never asked again,
-one whose prompt has changed always is. Ratings are read from that file, so reading it again needs no judge.
+judgments.jsonl, one line per judgment, with a key of judge, options and prompt: an existing judgment is never requested again;
+if its prompt has changed, it always is. Ratings are read from that file, so reading them again needs no judge.
 
-How a reply is read. "ba-lora": the rating is the last number in double brackets, else the last in single ones, because the
+Reading a reply. "ba-lora": the rating is the last number in double brackets, else the last in single ones, because the
 prompt asks for it after the explanation, which may quote another. Blanks and "/10" inside the brackets are allowed; brackets
-that follow a word directly ("list[0]") are code, and the prompt's own example, quoted whole, is not the judge's. Anything
-else is no rating, and neither is a number below 1 or above 10.
+directly after a word ("list[0]") are code, and the prompt's own example, quoted in full, is not the judge's rating. Anything
+else is not a rating, nor is a number below 1 or above 10.
 "fastchat": the first number in double brackets, else the first in single ones, whatever its size, as published.
 
-A reply without a rating is asked for again, at RETRY_TEMPERATURE if the temperature was 0, since the same request could only
-give the same reply; the first reply with a rating counts. A judgment none of whose replies has one stays without, and is
-counted. So is one that the server refuses (HTTP 400, 413, 422: too long, filtered); as it has no reply, the next run asks it again.
+A reply without a rating is requested again, at RETRY_TEMPERATURE if the temperature was 0, since the same request would only
+give the same reply; the first reply with a rating counts. If no reply has a rating, the judgment has none, and is counted as
+such. So is one that the server refuses (HTTP 400, 413, 422: too long, filtered); as it has no reply, the next run asks it again.
 """
 
 import json
@@ -32,7 +32,7 @@ from ba_lora.errors import UserError
 from ba_lora.files import digest
 from ba_lora.folders.checksums import check_line, checked_line
 
-PROTOCOLS = {"ba-lora": "1", "fastchat": "1"}  # how a reply is read; a change of what is read raises the version
+PROTOCOLS = {"ba-lora": "1", "fastchat": "1"}  # how a reply is read; a change in what is read raises the version
 PROMPTS = {  # (with a reference answer, turn) → the published prompt
     (False, 1): "single-v1",
     (True, 1): "single-math-v1",
@@ -44,9 +44,9 @@ OPTIONS = {"temperature": 0, "max_tokens": 2048}  # of a request, as published
 RETRY_TEMPERATURE = 0.7
 LOWEST, HIGHEST = 1, 10
 
-_EXAMPLE = 'for example: "Rating: [[5]]"'  # how the published prompts show the form
+_EXAMPLE = 'for example: "Rating: [[5]]"'  # the example of the form in the published prompts
 _NUMBER = r"(\d+(?:\.\d*)?)"
-_READ = {  # protocol → (double brackets, single brackets, which of several counts)
+_READ = {  # protocol → (double brackets, single brackets, which of several numbers counts)
     "ba-lora": (
         re.compile(rf"\[\[\s*{_NUMBER}\s*(?:/\s*10\s*)?\]\]", re.ASCII),
         re.compile(rf"(?<![\w\])])\[\s*{_NUMBER}\s*(?:/\s*10\s*)?\]", re.ASCII),
@@ -57,14 +57,14 @@ _READ = {  # protocol → (double brackets, single brackets, which of several co
 
 
 class Judge(NamedTuple):
-    """Who judges: the model's name at its endpoint, and what a request holds beside model and messages."""
+    """The judge: the model's name at its endpoint, and the contents of a request besides model and messages."""
 
     model: str
     options: dict
 
 
 class Task(NamedTuple):
-    """One judgment to be made: the answer of `turn` (1 or 2) to the question `id`, asked for with `messages`."""
+    """One judgment to make: of the answer of `turn` (1 or 2) to the question `id`, requested with `messages`."""
 
     id: str | int
     turn: int
@@ -73,7 +73,7 @@ class Task(NamedTuple):
 
 
 class Reading(NamedTuple):
-    """What a reply says: its rating, or why it has none; `several` if it holds different numbers in the same brackets."""
+    """The rating in a reply, or why it has none; `several` if it holds different numbers in the same brackets."""
 
     rating: float | None
     reason: str | None = None
@@ -81,7 +81,7 @@ class Reading(NamedTuple):
 
 
 def read_rating(reply: str, protocol: str = "ba-lora") -> Reading:
-    """The rating in one reply; the rules are in the module's docstring."""
+    """Return the rating in one reply; the rules are in the module docstring."""
     double, single, which = _READ[protocol]
     if protocol != "fastchat":
         reply = reply.replace(_EXAMPLE, "")
@@ -96,16 +96,16 @@ def read_rating(reply: str, protocol: str = "ba-lora") -> Reading:
 
 
 def read_replies(replies: Sequence[str], protocol: str = "ba-lora") -> Reading:
-    """The first reading with a rating, else the last one."""
+    """Return the first reading with a rating, else the last one."""
     readings = [read_rating(reply, protocol) for reply in replies]
     return next((reading for reading in readings if reading.rating is not None), readings[-1])
 
 
 def make_task(prompts: dict[str, dict], question: dict, answers: Sequence[str], turn: int) -> Task:
-    """The judgment of the last of `answers`, those of the turns up to `turn`.
+    """Return the judgment of the last of `answers`, which are those of the turns up to `turn`.
 
     prompts: name → {"system_prompt", "prompt_template"}. question: {"id", "category", "turns", "reference"}. Raises UserError for a
-    prompt with a field that is not known.
+    prompt with an unknown field.
     """
     name = PROMPTS[question["category"] in REFERENCED, turn]
     values = {"question": question["turns"][0], "answer": answers[0]}
@@ -116,20 +116,20 @@ def make_task(prompts: dict[str, dict], question: dict, answers: Sequence[str], 
         text = prompts[name]["prompt_template"].format(**values)
     except (KeyError, IndexError, ValueError) as error:
         known = ", ".join(f"{{{field}}}" for field in values)
-        raise UserError(f"judge prompt {name} has a field that is not known ({error}); it may hold {known}") from None
+        raise UserError(f"judge prompt {name} has an unknown field ({error}); it may hold {known}") from None
     messages = [{"role": "system", "content": prompts[name]["system_prompt"]}, {"role": "user", "content": text}]
     return Task(question["id"], turn, name, messages)
 
 
 def key_of(judge: Judge, task: Task) -> str:
-    """What makes two judgments the same one: judge, options and every word of the prompt, so the answer too."""
+    """Return the key of a judgment: a hash of judge, options and every word of the prompt, including the answer."""
     return digest([judge.model, judge.options, task.messages])
 
 
 def connect(url: str | None, timeout: float, retries: int):
-    """A client of the endpoint; it asks again after HTTP 408, 409, 429, 5xx and lost connections, waiting longer each time.
+    """Return a client of the endpoint; it retries after HTTP 408, 409, 429, 5xx and lost connections, with growing delays.
 
-    Raises UserError when the package openai is not installed, for a strange address, and for neither an address nor a key.
+    Raises UserError if the package openai is not installed, for an invalid address, and if there is neither an address nor a key.
     """
     try:
         from openai import OpenAI
@@ -151,7 +151,7 @@ class Refused(Exception):
 
 
 def ask_once(client, judge: Judge, messages: list[dict], first: bool = True) -> str:
-    """One reply. Raises Refused for a request that the server will not take, UserError for a server that gives no answer."""
+    """Return one reply. Raises Refused for a request that the server rejects, UserError if the server does not answer."""
     import openai
 
     options = {name: value for name, value in judge.options.items() if value is not None}
@@ -174,7 +174,9 @@ def ask_once(client, judge: Judge, messages: list[dict], first: bool = True) -> 
         response = None
     choices = getattr(response, "choices", None)
     if not isinstance(choices, list):
-        raise UserError(f"{place} answers with something that is no chat completion; --judge_url usually ends in /v1")
+        raise UserError(
+            f"{place} answers with something that is not a chat completion; --judge_url usually ends in /v1"
+        )
     content = getattr(getattr(choices[0] if choices else None, "message", None), "content", None)
     return content if isinstance(content, str) else ""
 
@@ -182,15 +184,15 @@ def ask_once(client, judge: Judge, messages: list[dict], first: bool = True) -> 
 def judge_all(
     tasks: Sequence[Task], judge: Judge, known: dict[str, dict], path: Path, *, client, protocol, attempts, concurrency
 ) -> tuple[dict[str, dict], dict[str, str]]:
-    """Ask for what `known` (key → line) lacks, appending to `path` as replies come → (all of it, key → why refused).
+    """Request the judgments that `known` (key → line) lacks, appending replies to `path` → (all of them, key → why refused).
 
-    Raises UserError when the server fails; what came until then is in the file.
+    Raises UserError if the server fails; replies that arrived before are in the file.
     """
     missing = {key: task for task in tasks if (key := key_of(judge, task)) not in known}
     known, refused, failed = dict(known), {}, None
     if not missing:
         return known, refused
-    stop = Event()  # those under way are waited for, because their replies are paid for; no other is begun
+    stop = Event()  # replies under way are awaited, because they are paid for; no new request is sent
 
     def ask(task: Task) -> list[str]:
         if stop.is_set():
@@ -263,9 +265,9 @@ def mend(path: Path) -> None:
 
 
 def read_judgments(paths: Iterable[Path]) -> dict[str, dict]:
-    """key → line of judgments.jsonl files, those that exist; an unfinished last line is left out.
+    """Return key → line of those judgments.jsonl files that exist; an unfinished last line is skipped.
 
-    Raises UserError naming the file and line of anything else that is no judgment.
+    Raises UserError naming the file and line of anything else that is not a judgment.
     """
     known = {}
     for path in paths:
@@ -283,25 +285,25 @@ def read_judgments(paths: Iterable[Path]) -> dict[str, dict]:
                 known[record["key"]] = record
             except (ValueError, KeyError, TypeError):
                 raise UserError(
-                    f"{path}, line {number}: no judgment; remove the line, and it is asked for again"
+                    f"{path}, line {number}: not a judgment; remove the line, and it is requested again"
                 ) from None
             check_line(record, f"{path}, line {number}")
     return known
 
 
 def judge_of(known: dict[str, dict], path: Path) -> Judge:
-    """The one judge of all of `known`. Raises UserError when there is none, or more than one."""
+    """Return the judge of all of `known`. Raises UserError if there is none, or more than one."""
     judges = {
         digest([line["judge"], line["options"]]): Judge(line["judge"], line["options"]) for line in known.values()
     }
     if len(judges) == 1:
         return next(iter(judges.values()))
-    found = f"{path} holds those of several judges" if judges else f"there are no judgments in {path}"
+    found = f"{path} has judgments of several judges" if judges else f"there are no judgments in {path}"
     raise UserError(f"--judge is missing and {found}; name the judge's model, and its address by --judge_url")
 
 
 def _short(error: Exception) -> str:
-    """The first line of an error's message."""
+    """Return the first line of an error's message."""
     body = getattr(error, "body", None)
     text = body.get("message") if isinstance(body, dict) else None
     lines = str(text or error).strip().splitlines() or [type(error).__name__]

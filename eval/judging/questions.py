@@ -1,6 +1,6 @@
 """MT-Bench's questions, reference answers and judge prompts: from the registry package, a folder, a file or the hub.
 
-The project holds none of it. The package is FastChat's data as an evaluator ships it (Apache-2.0); none of its code is run.
+The project contains none of them. The package is FastChat's data as shipped by an evaluator (Apache-2.0); none of its code is run.
 """
 
 from collections import Counter
@@ -22,10 +22,10 @@ REFERENCES, FIELDS = "reference_answer/gpt-4.jsonl", ("question_id", "choices")
 
 
 def load_bench(data: str = PACKAGE_DATA, limit: int | None = None) -> tuple[list[dict], dict[str, dict]]:
-    """(questions, judge prompts by name) of the package, a folder, a file or a hub id; the first `limit` questions.
+    """Return (questions, judge prompts by name) of the package, a folder, a file or a hub id; the first `limit` questions.
 
-    A question is {"id", "category", "turns", "reference"}: two texts, and two reference answers where the judge gets them,
-    else None. Raises UserError naming what is missing or malformed.
+    A question is {"id", "category", "turns", "reference"}: two texts, and two reference answers if the judge gets them, else
+    None. Raises UserError naming what is missing or malformed.
     """
     folder = fetch(*PACKAGE) / PACKAGE_FOLDER if data == PACKAGE_DATA else Path(data)
     if folder.is_dir():
@@ -75,7 +75,7 @@ def _reference(answer: dict, place: str) -> list[str]:
 
 
 def _questions(rows: list[tuple[str, dict]], known: dict[str, list[str] | None]) -> list[dict]:
-    """`known`: text of a first turn → its reference answers."""
+    """known: text of a first turn → its reference answers."""
     questions = []
     for index, (place, row) in enumerate(rows):
         turns = row.get("turns") or row.get("prompt")
@@ -101,31 +101,31 @@ def _two_texts(value) -> bool:
 
 
 def read_generations(path: str, questions: list[dict], whole: bool) -> list[dict]:
-    """The lines {"id", "turn", "completion"} of a file that belong to `questions`.
+    """Return the lines {"id", "turn", "completion"} of a file that belong to `questions`.
 
-    whole: whether a line of another question is an error. Raises UserError naming the line of what cannot be judged.
+    whole: refuse lines of other questions. Raises UserError naming the line that cannot be judged.
     """
     path, known, seen, records = Path(path), {str(question["id"]) for question in questions}, {}, []
     if not path.is_file():
-        raise UserError(f"file {path} does not exist; give a file with one JSON object a line (id, turn, completion)")
+        raise UserError(f"file {path} does not exist; give a file with one JSON object per line (id, turn, completion)")
     for place, record in _lines(path, ("id", "turn", "completion")):
         key = (str(record["id"]), record["turn"])
         if record["turn"] not in (1, 2):
             raise UserError(f"{place}: 'turn' is {record['turn']!r}; it must be 1 or 2")
         if key in seen:
-            raise UserError(f"{place}: id {key[0]}, turn {key[1]} was already on {seen[key]}; keep one line a turn")
+            raise UserError(f"{place}: id {key[0]}, turn {key[1]} was already on {seen[key]}; keep one line per turn")
         seen[key] = place
         if key[0] in known:
             records.append(record)
         elif whole:
-            raise UserError(f"{place}: id {key[0]} is no question of --data; give the data it was made from")
+            raise UserError(f"{place}: id {key[0]} is not a question of --data; give the data it was made from")
     if not records:
         raise UserError(f"{path} has no line of these questions; give the data it was made from")
     return records
 
 
 def prompt_version(prompts: dict[str, dict]) -> str:
-    """The name and hash of the judge's prompts that are used."""
+    """Return the name and hash of the judge's prompts in use."""
     used = {name: [prompts[name]["system_prompt"], prompts[name]["prompt_template"]] for name in PROMPTS.values()}
     hash_ = digest(used)
     return f"{'fastchat single-v1' if hash_.startswith(PUBLISHED_PROMPTS) else 'own'} (sha256 {hash_[:12]})"

@@ -1,4 +1,4 @@
-"""Ratings → means with their errors, by turn and category, and the radar plot."""
+"""Computes means and standard errors of ratings, by turn and category, and draws the radar plot."""
 
 import math
 from collections import Counter
@@ -15,9 +15,9 @@ Z = 1.959963984540054  # of a 95% interval
 def score_tasks(
     tasks: list[Task], questions: list[dict], judge: Judge, known: dict, refused: dict, protocol: str = "ba-lora"
 ) -> tuple[dict, list[dict]]:
-    """(the statistics of score.json, the lines of scored.jsonl).
+    """Return (the statistics of score.json, the lines of scored.jsonl).
 
-    known: key → judgment, of every task that is not in `refused`. Raises UserError when no judgment has a rating.
+    known: key → judgment, of every task that is not in `refused`. Raises UserError if no judgment has a rating.
     """
     category = {question["id"]: question["category"] for question in questions}
     scored, several, dates = [], 0, []
@@ -63,10 +63,11 @@ def _by_turn(rated: list[dict]) -> dict:
 
 
 def summarise(rated: list[dict]) -> dict:
-    """{"score", "stderr", "n"} of lines with a rating: the mean, and its standard error over questions.
+    """Return {"score", "stderr", "n"} of lines with a rating: the mean, and its standard error over questions.
 
-    Both ratings of a question hang together, so the error is that of a mean over clusters,
-    sqrt(Q/(Q − 1) · Σ_q (Σ_{i in q} (r_i − mean))²) / n with Q questions; with one rating a question it is sd/√n. None for Q = 1.
+    Both ratings of a question are correlated, so the error is that of a mean over clusters,
+    sqrt(Q/(Q − 1) · Σ_q (Σ_{i in q} (r_i − mean))²) / n with Q questions (sd/√n for one rating per
+    question). None for Q = 1.
     """
     if not rated:
         return {"score": None, "stderr": None, "n": 0}
@@ -81,7 +82,7 @@ def summarise(rated: list[dict]) -> dict:
 
 
 def draw_radar(by_category: dict[str, dict], path: Path) -> None:
-    """A radar plot of the means by category, from 0 to 10: both turns, and each."""
+    """Draw a radar plot of the means by category, from 0 to 10: both turns together, and each turn."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(5, 5), layout="constrained")

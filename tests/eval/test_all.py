@@ -44,7 +44,7 @@ def test_options_of_some_benchmarks_go_to_these_alone_with_their_values():
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ([], "name a model, and an adapter if there is one, before the options; got 0 names"),
+        ([], "name a model, and optionally an adapter, before the options; got 0 names"),
         (["a", "b", "c"], "got 3 names"),
         (["tiny", "--benchmarks", "gsm8"], "did you mean 'gsm8k'"),
         (["tiny", "--data", "test.jsonl"], "--data takes NAME=FILE, got 'test.jsonl'"),
