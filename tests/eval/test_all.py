@@ -1,4 +1,4 @@
-"""Several benchmarks by one command: the options that each gets, the row, what is kept, and a benchmark that fails."""
+"""Several benchmarks by one command: the options passed to each, the row, kept results, and a benchmark that fails."""
 
 import json
 import subprocess
@@ -29,7 +29,7 @@ def test_the_row_is_percent_but_for_mt_bench_and_its_mean_needs_all_five(tmp_pat
     assert "| run | 54.53 | 9.21 | 23.58 | 36.86 | – | – |" in row(tmp_path, "run").splitlines()
     write_scores(tmp_path, mt_bench=5.11)
     lines = row(tmp_path, "run").splitlines()
-    assert "| run | 54.53 | 9.21 | 23.58 | 36.86 | 5.11 | 25.86 |" in lines  # the mean that the paper prints
+    assert "| run | 54.53 | 9.21 | 23.58 | 36.86 | 5.11 | 25.86 |" in lines  # the mean printed in the paper
     assert "GSM8K: gsm8k, accuracy, protocol ba-lora 1, n = 50, standard error 5.00" in lines
     assert "rating of the first turn" in lines[-1] and lines[-1].endswith("n = 80, standard error 0.05")
 

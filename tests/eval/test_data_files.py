@@ -1,4 +1,4 @@
-"""The files of an evaluation are read as the training's: ids keep what stands there, and a line that cannot be read is named."""
+"""Evaluation reads files like training: ids are kept as they are, and a line that cannot be read is named."""
 
 import datetime
 import gzip

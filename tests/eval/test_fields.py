@@ -1,4 +1,4 @@
-"""Rows and lines of wrong types: one error that names the row and the field, for every benchmark."""
+"""Rows and lines with wrong types: one error that names the row and the field, for every benchmark."""
 
 import json
 import subprocess

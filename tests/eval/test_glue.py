@@ -1,4 +1,4 @@
-"""A classifier from training to its scores: what is written, that it can be computed again, and what is refused."""
+"""A classifier from training to its scores: the files written, recomputing the scores from them, and refusals."""
 
 import json
 
@@ -132,7 +132,7 @@ def test_out_of_domain_sets_are_scored_and_those_not_at_hand_named(home, run, ca
     ("command", "words", "message"),
     [
         (glue, [], "give either --model RUN"),
-        (glue, ["--model", "nowhere"], "--model nowhere is no run folder of a classifier"),
+        (glue, ["--model", "nowhere"], "--model nowhere is not a run folder of a classifier"),
         (glue, ["--model", "RUN", "--task", "cola"], "--task cola, but .* was trained on sst2"),
         (glue, ["--model", "RUN", "--limit", "0"], "--limit is 0"),
         (glue, ["--rescore", "nowhere.jsonl", "--task", "cola", "--output_dir", "OUT"], "nowhere.jsonl does not exist"),

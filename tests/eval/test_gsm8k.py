@@ -1,4 +1,4 @@
-"""The command: generate then score, score again from a file, and every way in which that can go wrong."""
+"""The command: generate then score, score again from a file, and everything that can go wrong."""
 
 import json
 from importlib.util import find_spec
@@ -69,7 +69,7 @@ def test_rescore_takes_the_first_lines_with_limit_and_skips_blank_ones(tmp_path)
 
 def test_samples_of_a_problem_count_as_their_mean(tmp_path):
     lines = [LINES[0] | {"id": task, "sample": number} for task in range(4) for number in range(2)]
-    for line in (lines[1], lines[4], lines[5]):  # a half, one, none, one right
+    for line in (lines[1], lines[4], lines[5]):  # the tasks then score 0.5, 1, 0 and 1
         line["completion"] = "The answer is: 3"
     score = rescore(tmp_path, lines)
     assert (score["n"], score["score"], score["n_correct"]) == (4, 0.625, 2.5)
@@ -104,7 +104,7 @@ def test_the_same_file_scored_twice_gives_the_same_bytes(tmp_path):
     assert outputs[0] == outputs[1]
 
 
-# What is refused, in one line that says what and where
+# Refusals, each one line that names the problem and its place
 
 
 @pytest.mark.parametrize(
@@ -144,7 +144,7 @@ def test_rescore_refuses_data_with_which_the_file_has_no_task_in_common(tmp_path
     [
         ([], "either --model M .* or --rescore FILE"),
         (["--model", "tiny", "--rescore", "f"], "either --model M .* or --rescore FILE"),
-        (["--rescore", "f", "--adapter", "a"], "--adapter a has no use with --rescore"),
+        (["--rescore", "f", "--adapter", "a"], "--adapter a has no effect with --rescore"),
         (["--rescore", "missing.jsonl"], "missing.jsonl does not exist"),
         (["--rescore", "f", "--protocol", "upstraem"], "did you mean 'upstream'"),
         (["--rescore", "f", "--limit", "0"], "--limit is 0; it must be at least 1"),
@@ -256,7 +256,7 @@ def test_wilson_interval_stays_within_bounds_at_the_ends():
     assert summarise([False] * 10)["interval"] == pytest.approx([0.0, 0.2775], abs=1e-4)
 
 
-# With a model: a random one with a tokenizer of bytes, saved as a folder
+# With a model: random weights and a byte tokenizer, saved as a folder
 
 
 @pytest.fixture(scope="module")
@@ -291,7 +291,7 @@ def test_generating_writes_generations_and_a_complete_score_that_rescoring_repea
     assert score["seconds"] > 0 and score["tokens_per_second"] > 0 and score["backend_version"]
     main(["--rescore", str(tmp_path / "D" / "generations.jsonl"), "--output_dir", str(tmp_path / "D2")])
     again = json.loads((tmp_path / "D2" / "score.json").read_text())
-    for each in (again, score):  # the file of generations is beside the first score only
+    for each in (again, score):  # only the first score has the file of generations beside it
         assert each.pop("checksum") and each.pop("files")
     assert {**again, "missing": 0, "rescored": None} == score
 

@@ -205,7 +205,7 @@ def test_the_embedded_model_is_asked_and_scored_with_each_protocol(tmp_path):
     assert (score["n"], score["missing"], score["protocol"]) == (3, 0, "minerva_math")
 
 
-# The real problems: what is gold must score 1.
+# The real problems: gold answers must score 1.
 
 
 @pytest.fixture(scope="module")

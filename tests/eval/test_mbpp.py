@@ -92,7 +92,7 @@ def test_rescore_counts_what_lacks_of_the_test_tasks_and_scores_every_line(tmp_p
     score = rescore(tmp_path, data, answers(2, 11))
     assert (score["n"], score["missing"]) == (2, 2)  # 12 and 14
     score = rescore(tmp_path, data, answers(2, 3))
-    assert (score["n"], score["missing"]) == (2, 4)  # no test task is there: all of the data should be
+    assert (score["n"], score["missing"]) == (2, 4)  # without any test task, all of the data is expected
     score = rescore(tmp_path, data, answers(2, 3, 11), "--tasks", "1-10")
     assert (score["n"], score["missing"]) == (2, 1)
 
@@ -114,8 +114,8 @@ def test_ids_may_be_texts(tmp_path, data):
         ([{"id": 11, "completion": "x"}], ["--tasks", "2-4"], "no completion is of a task from 2 to 4"),
         ([{"id": 11, "completion": "x"}], ["--tasks", "4-2"], "--tasks 4-2 is not a range"),
         ([{"id": 11, "completion": "x"}], ["--tasks", "some"], "--tasks some is not a range"),
-        ([{"id": 11, "completion": "x"}], ["--shots_data", "f"], "--shots_data f has no use with --rescore"),
-        ([{"id": 11, "completion": "x"}], ["--shots", "2"], "--shots 2 has no use with --rescore"),
+        ([{"id": 11, "completion": "x"}], ["--shots_data", "f"], "--shots_data f has no effect with --rescore"),
+        ([{"id": 11, "completion": "x"}], ["--shots", "2"], "--shots 2 has no effect with --rescore"),
         ([{"id": 11, "completion": "x"}], ["--shots", "4"], "--shots is 4; it must be from 0 to 3"),
     ],
 )
@@ -202,7 +202,7 @@ def test_the_number_of_examples_is_the_protocols_or_the_users_and_in_the_score(t
         folder = tmp_path / f"{protocol}-{expected}"
         mbpp.main([*words, "--protocol", protocol, *given, "--output_dir", str(folder)])
         assert json.loads((folder / "score.json").read_text())["shots"] == expected
-    with pytest.raises(UserError, match="--shots_data f has no use where no example is shown; add --shots 3"):
+    with pytest.raises(UserError, match="--shots_data f has no effect if no example is shown; add --shots 3"):
         mbpp.main([*words, "--shots_data", "f", "--output_dir", str(tmp_path / "refused")])
 
 
@@ -247,7 +247,7 @@ def test_the_reference_programs_of_other_tasks_score_zero(tasks):
     assert score_records(records, {str(task.id): task for task in tasks})[0]["score"] == 0.0
 
 
-# Rows without code, and rows that went through a table
+# Rows without code, and rows that were converted from a table
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,7 @@ from tests.eval.judging.scripted_judge import ScriptedJudge, serve
 from tests.inference import vllm_servers
 
 ROOT = Path(__file__).parents[2]
-TEXTS = {  # each names its turn, so that a script can tell them apart
+TEXTS = {  # each names its turn, so that a script can distinguish them
     "single-v1": "turn 1\nQ: {question}\nA: {answer}",
     "single-math-v1": "turn 1\nQ: {question}\nR: {ref_answer_1}\nA: {answer}",
     "single-v1-multi-turn": "turn 2\nQ: {question_1}\nA: {answer_1}\nQ: {question_2}\nA: {answer_2}",
@@ -71,7 +71,7 @@ def data(tmp_path):
 
 
 def rating(body):
-    """What the scripted judge finds: 8 for the first turn, 5 for the second, 2 less in math."""
+    """The scripted judge's rating: 8 for the first turn, 5 for the second, 2 less in math."""
     text = body["messages"][-1]["content"]
     return (8 if text.startswith("turn 1") else 5) - 2 * ("R:" in text)
 
@@ -81,7 +81,7 @@ def rate(body, nth=1):
 
 
 def run(judge, *arguments):
-    """The command with a scripted judge behind it; its score."""
+    """Run the command with a scripted judge; return its score."""
     with serve(judge) as url:
         assert main([*arguments, "--judge", "scripted", "--judge_url", url]) == 0
     return json.loads((Path(arguments[arguments.index("--output_dir") + 1]) / "score.json").read_text())
@@ -306,7 +306,7 @@ def test_questions_of_a_file_get_the_package_s_references_or_keep_their_own(tmp_
     assert [question["reference"] for question in questions] == [known["reference"], ["1", "2"], None]
 
 
-# What is refused, in one line that says what and where
+# Refusals, each one line that names the problem and its place
 
 
 @pytest.mark.parametrize(
@@ -316,7 +316,7 @@ def test_questions_of_a_file_get_the_package_s_references_or_keep_their_own(tmp_
         ([{"id": 81, "completion": "x"}], "line 1: no 'turn'"),
         ([ANSWERS[0] | {"turn": 3}], "line 1: 'turn' is 3; it must be 1 or 2"),
         ([ANSWERS[0], ANSWERS[1], ANSWERS[0]], "line 3: id 81, turn 1 was already on .* line 1"),
-        ([ANSWERS[0] | {"id": 82}], "line 1: id 82 is no question of --data"),
+        ([ANSWERS[0] | {"id": 82}], "line 1: id 82 is not a question of --data"),
         ([], "has no line of these questions"),
     ],
 )
@@ -330,14 +330,14 @@ def test_a_file_of_answers_that_cannot_be_judged_is_refused(tmp_path, data, line
     ("arguments", "message"),
     [
         (["--model", "tiny"], r"--judge is missing; name the judge's model \(--judge gpt-4\), or add --generate_only"),
-        (["--model", "tiny", "--judge", "j", "--samples", "2"], "--samples 2: MT-Bench judges one answer a turn"),
+        (["--model", "tiny", "--judge", "j", "--samples", "2"], "--samples 2: MT-Bench judges one answer per turn"),
         (["--model", "tiny", "--judge", "j", "--generate_only"], "--generate_only goes with --model and without"),
         (["--rescore", "f", "--generate_only"], "--generate_only goes with --model and without"),
         (["--rescore", "f", "--judge", "j", "--judge_attempts", "0"], "--judge_attempts is 0; it must be at least 1"),
         (["--rescore", "f", "--judge", "j", "--judge_retries", "-1"], "--judge_retries is -1; it must be at least 0"),
         (["--rescore", "f", "--judge", "j", "--judge_options", "{x"], "--judge_options {x is not valid JSON"),
-        (["--rescore", "f", "--judge", "j", "--judge_options", "[]"], r"--judge_options \[\] is no object"),
-        (["--rescore", "f", "--judge_url", "u"], "--judge_url and --judge_options have no use without --judge"),
+        (["--rescore", "f", "--judge", "j", "--judge_options", "[]"], r"--judge_options \[\] is not an object"),
+        (["--rescore", "f", "--judge_url", "u"], "--judge_url and --judge_options have no effect without --judge"),
         (["--rescore", "f", "--protocol", "fastcaht"], "did you mean 'fastchat'"),
         (["--rescore", "missing.jsonl", "--judge", "j"], "file missing.jsonl does not exist"),
         (["--model", "tiny", "--judge", "gpt-4"], "OPENAI_API_KEY is not set"),
@@ -503,7 +503,7 @@ def test_unfinished_answers_go_on_after_a_kill_and_end_alike(tmp_path, data):
 
 @pytest.fixture
 def vllm_server(tmp_path):
-    """The address of vLLM's OpenAI server with the embedded model, which is given a chat template there."""
+    """The address of vLLM's OpenAI server with the embedded model and a chat template."""
     python, chat = vllm_servers.python_or_skip(), tmp_path / "chat.jinja"
     chat.write_text("{% for m in messages %}{{ m['content'] }}\n{% endfor %}Answer:")
     with vllm_servers.serve(python, tmp_path / "server.txt", "--chat-template", str(chat)) as address:
@@ -516,7 +516,7 @@ def test_a_real_server_answers_both_turns_and_judges_them(tmp_path, data, vllm_s
     arguments += ["--backend", "openai", "--base_url", vllm_server, "--judge", "tiny", "--judge_url", vllm_server]
     with pytest.raises(UserError, match=r"judge tiny rates none of 6 answers \(no rating: 6; "):
         main([*arguments, "--judge_options", '{"max_tokens": 32}'])
-    shape = {"regex": r"[a-z ]{1,20}Rating: \[\[([1-9]|10)\]\]"}  # so small a model rates only when it cannot do else
+    shape = {"regex": r"[a-z ]{1,20}Rating: \[\[([1-9]|10)\]\]"}  # so small a model rates only if it is forced to
     options = json.dumps({"max_tokens": 64, "structured_outputs": shape})
     assert main([*arguments, "--judge_options", options]) == 0
     score = json.loads((tmp_path / "D" / "score.json").read_text())

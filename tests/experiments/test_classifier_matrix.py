@@ -1,4 +1,4 @@
-"""An experiment of classifiers from its file to its table, on a tiny encoder; the embedded job of the README in the slow tier."""
+"""A classifier experiment from its file to its table, on a tiny encoder; the README's embedded job in the slow tier."""
 
 import json
 import subprocess
@@ -88,7 +88,7 @@ def test_runs_of_classifiers_are_measured_and_shown(tmp_path):
     ):
         assert text in table
     assert len(collect(made, home / "results")) == 6
-    (made.home / "lora-s1").rename(made.home / "elsewhere")  # its file stands for it now
+    (made.home / "lora-s1").rename(made.home / "elsewhere")  # its result file replaces it now
     assert render(build(made, read_results(made, home / "results")), "markdown") == table
     assert "| lora | 1 |" in render(build(made, read_results(made, home / "none")), "markdown")
     noisy = json.loads((made.runs[-1].folder / "run.json").read_text())

@@ -1,4 +1,4 @@
-"""Every shipped experiment file: its number of runs, what they read and are judged by, its twin, its price in the guide."""
+"""Every shipped experiment file: the number of its runs, their inputs and evaluations, its twin, its price in the guide."""
 
 import re
 from functools import cache
@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[2]
 FILES = sorted((ROOT / "configs" / "experiments").glob("*.yaml"))
 FOR_GPUS = [file for file in FILES if not file.stem.endswith("-embedded")]
 GUIDE = (ROOT / "docs" / "reproduction.md").read_text(encoding="utf-8")
-RUNS = {  # models × data × methods × (1 + varied values) × seeds, and one of each untouched base
+RUNS = {  # models × data × methods × (1 + varied values) × seeds, and one run per unchanged base model
     "ablation": 3 * 10 * 3,
     "ablation-forms": 2 * 3 * 3,
     "ablation-glue": 8 * 13 * 3,
@@ -94,7 +94,7 @@ def test_a_file_for_gpus_names_its_twin_and_its_devices(file):
     assert twin in RUNS
     assert read_devices(read(file).devices).count > 0
     assert f"experiments run configs/experiments/{file.name}" in GUIDE and f"configs/experiments/{twin}.yaml" in GUIDE
-    assert (f"assets/{twin}/table.md" in GUIDE) == (ROOT / "results" / twin).is_dir()  # a table is where results are
+    assert (f"assets/{twin}/table.md" in GUIDE) == (ROOT / "results" / twin).is_dir()  # results come with a table
 
 
 def test_what_the_guide_names_is_there():

@@ -99,7 +99,7 @@ def test_a_chosen_rate_fills_what_no_other_gives(axes, small, tmp_path):
     rates = {
         run.method: run.arguments.learning_rate for run in read_experiment(small, results=tmp_path / "results").runs[1:]
     }
-    assert rates == {"lora": 4e-3, "ba-lora": 0.25}  # lora's stands in the file
+    assert rates == {"lora": 4e-3, "ba-lora": 0.25}  # lora's is given in the file
 
 
 def test_rates_of_another_experiment_must_be_there(axes, capsys):
@@ -123,7 +123,7 @@ def test_bad_experiment_files_end_in_one_line(tmp_path):
 
 
 def test_workers_do_the_runs_equal_to_the_command_keep_what_is_done_and_name_what_failed(small, tmp_path, monkeypatch):
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # sums then add up alike, here and in a worker
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # so that sums are equal here and in a worker
     whole = small.read_text()
     small.write_text(whole.replace("lora: {method: lora, limit: 64", "lora: {method: lora, data: none.jsonl"))
     words = ["-m", "ba_lora.experiments", "run", str(small), "--runs", str(tmp_path), "--seeds", "1", "--jobs", "1"]
@@ -162,8 +162,8 @@ def _weights(run):
 
 @pytest.mark.slow
 def test_a_matrix_that_is_killed_twice_ends_with_the_results_of_one_that_is_not(small, tmp_path):
-    small.write_text(small.read_text().replace("limit: 64", "limit: 640"))  # 20 steps a run
-    random = Random(0)  # the moments of the kills
+    small.write_text(small.read_text().replace("limit: 64", "limit: 640"))  # 20 steps per run
+    random = Random(0)  # the times of the kills
     words = [sys.executable, "-m", "ba_lora.experiments", "run", str(small), "--untuned", "--jobs", "2", "--runs"]
     started = time.monotonic()
     whole = subprocess.run([*words, str(tmp_path / "whole")], cwd=ROOT, capture_output=True, text=True, timeout=600)
@@ -180,7 +180,7 @@ def test_a_matrix_that_is_killed_twice_ends_with_the_results_of_one_that_is_not(
     pair = [read_experiment(small, tmp_path / name, tuned=False) for name in ("whole", "killed")]
     for one, other in zip(*(experiment.runs for experiment in pair), strict=True):
         contents = [of_run(run, experiment) for run, experiment in zip((one, other), pair, strict=True)]
-        for content in contents:  # what depends on the machine's load
+        for content in contents:  # values that depend on the load of the machine
             for key in ("train_seconds", "peak_memory"):
                 content["training"].pop(key, None)
         assert contents[0] == contents[1], one.name

@@ -1,4 +1,4 @@
-"""Figures from results made by hand: which are drawn, what stands in them, and that the files are the same bytes each time."""
+"""Figures from handmade results: which are drawn, what they contain, and that the files are identical bytes each time."""
 
 import json
 from dataclasses import replace
@@ -48,7 +48,7 @@ vary:
 
 @pytest.fixture
 def experiment(tmp_path):
-    """Reads an experiment from its text."""
+    """A function that reads an experiment from its text."""
 
     def read(text):
         file = tmp_path / "small.yaml"
@@ -59,7 +59,7 @@ def experiment(tmp_path):
 
 
 def made(variant, seed):
-    """A result with everything that a run leaves; its score is 50 %, 51, 52 or 53 by its seed, of the base 50."""
+    """A result with everything that a run produces; its score is 51, 52 or 53% by seed, and 50% for the base."""
     number = seed or 0
     scores = {"test": Score(0.5 + number / 100, 12, "accuracy", "p 1", "h")}
     measures = {"text_loss": 0.7, "kl_to_base": 1.0}
@@ -83,7 +83,7 @@ def all_of(experiment):
 
 
 def axes_of(experiment, results, name):
-    """The panels of one figure, drawn."""
+    """The drawn panels of one figure."""
     sections = dict(figures.compose(experiment, results))[name]
     with style():
         figure = make_figure(sections)
@@ -91,7 +91,7 @@ def axes_of(experiment, results, name):
 
 
 def error_bars(axis):
-    """[(mean, low, high)] of every error bar; of bars on their side along x, of curves along y."""
+    """[(mean, low, high)] of every error bar: along x for horizontal bars, along y for curves."""
     found = []
     for container in axis.containers:
         if isinstance(container, ErrorbarContainer) and (container.has_xerr or container.has_yerr):
@@ -201,12 +201,12 @@ def test_curves_have_the_unvaried_run_at_its_own_value(experiment):
     batch = axes_of(varied, results, "curves_batch")[0]
     assert points(batch) == [8, 32, 128] and batch.get_xlabel() == "samples per optimiser step"
     assert ticks(axes_of(varied, results, "curves_start")[0]) == {"unvaried": 0, "plain": 1}
-    assert len(axes_of(varied, results, "curves")) == 5  # a panel an option
+    assert len(axes_of(varied, results, "curves")) == 5  # one panel per option
     assert "bars" not in [name for name, sections in figures.compose(varied, results) if sections]
 
 
 def test_a_label_is_not_taken_for_another_option_of_the_same_value(experiment):
-    varied = experiment(SMALL + 'vary:\n  batch: {"16": {effective_batch_size: 16}}\n')  # the rank is 16 everywhere
+    varied = experiment(SMALL + 'vary:\n  batch: {"16": {effective_batch_size: 16}}\n')  # the rank is 16 in all runs
     assert points(axes_of(varied, all_of(varied), "curves_batch")[0]) == [16, 32]
 
 
@@ -252,7 +252,7 @@ def test_terms_are_bands_over_the_seeds_and_each_form_has_its_panel(experiment):
     band = loss.collections[0].get_paths()[0].vertices
     assert sorted({round(y, 6) for x, y in band if x == STEPS[-1]}) == [0.5, 0.7]
     assert consistency.get_xlabel() == "optimiser step"
-    assert list(panels[4].lines[0].get_xdata()) == STEPS[2:]  # where it was computed
+    assert list(panels[4].lines[0].get_xdata()) == STEPS[2:]  # the steps at which it was computed
 
 
 def test_the_loss_of_a_classification_is_of_an_example():

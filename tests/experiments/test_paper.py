@@ -1,4 +1,4 @@
-"""The published numbers: every average again, every known error found by a computation, and nothing found that is not listed."""
+"""The published numbers: every average recomputed, every known error found by a computation, and no error found that is not listed."""
 
 import subprocess
 import sys
@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[2]
 OTHER_COLUMNS = {"parameters", "average", "glue", "gluex", "rarest_recall", "memory", "minutes"}
 L, M, G, D = "llama-2-7b", "mistral-7b", "gemma-7b", "deberta-v3-base"
 ADAPTERS = ("lora", "pissa", "ba-lora")
-# What is known to be wrong, by the computation that finds it: (file, where).
+# The known errors, by the computation that finds them: (file, where).
 KNOWN = {
     "average": [("glue-v5", f"{D} full average"), ("glue-v5", f"{D} adalora average")],
     "units": [(name, "average") for name in ("nlg-v5", "nlg-iclr", "nlg-corda")],
@@ -139,7 +139,7 @@ def test_the_headline_gap_of_mbpp_is_one_of_protocols():
 
 @pytest.mark.parametrize(
     ("one", "other", "apart"),
-    [  # what the files say of their numbers, and gains that the texts state
+    [  # statements of the files about their numbers, and gains stated in the texts
         (("nlg-pissa", L, "pissa", "mbpp"), ("nlg-v5", L, "pissa", "mbpp"), "4.15"),
         (("nlg-v5", L, "ba-lora", "mbpp"), ("nlg-v5", L, "pissa", "mbpp"), "3.77"),
         (("glue-v5", D, "ba-lora", "average"), ("glue-pissa", D, "pissa", "average"), "0.08"),

@@ -1,4 +1,4 @@
-"""The HTML report: what stands in it, and in a headless Chromium its filter, its address and that it is alone."""
+"""The HTML report: its contents, and in a headless Chromium its filter, its address and that it needs no other file."""
 
 import base64
 import json
@@ -54,7 +54,7 @@ PROVENANCE = {
 
 
 def result(model: str, method: str, seed: int, score: float, column: str = "test", varied: list | None = None) -> dict:
-    """A result file made by hand."""
+    """A handmade result file."""
     scored = {"score": score, "n": 12, "metric": "accuracy", "protocol": "ba-lora 2", "data_hash": "d" * 64}
     training = {"learning_rate": 2e-5, "tuned": True, "steps": 80, "train_seconds": 12.4, "peak_memory": 1.5e9}
     made = {"model": model, "method": method, "varied": varied, "data": None, "seed": seed, "scores": {column: scored}}
@@ -63,7 +63,7 @@ def result(model: str, method: str, seed: int, score: float, column: str = "test
 
 @pytest.fixture(scope="module")
 def experiments(tmp_path_factory):
-    """Two experiments and their results: of the small one also a model with a hostile name, of the large one a 7B run."""
+    """Two experiments and their results: the small one includes a model with a hostile name, the large one a 7B run."""
     folder = tmp_path_factory.mktemp("report")
     made = {
         "small": [
@@ -95,7 +95,7 @@ def page(experiments, tmp_path_factory):
 def test_page_holds_means_paper_rows_figures_and_provenance(page):
     text = page.read_text(encoding="utf-8")
     assert ">58.0 ± 2.8<" in text and ">54.49<" in text  # two seeds of tiny, one of 7B
-    assert text.count("not run here</td>") == 4  # base, lora at rank 4, ba-lora as it is, 7B's pissa
+    assert text.count("not run here</td>") == 4  # base, lora at rank 4, unvaried ba-lora, 7B's pissa
     assert ">54.53 ± 0.41<" in text and "paper: BA-LoRA, arXiv v3 to v5" in text
     assert "The paper&#39;s, not measured here: Each term alone" in text
     assert f'src="data:image/png;base64,{base64.b64encode(PIXEL).decode()}" alt="Scores over rank: Small' in text
@@ -132,7 +132,7 @@ def browser(tmp_path_factory):
 
 @pytest.fixture
 def shown(browser, page):
-    """The report as it opens without an address behind #; it must not have said anything in the end."""
+    """The report opened without a fragment in its address; in the end it must have reported nothing."""
     browser.open(page.as_uri())
     yield browser
     said = [event for event in browser.events if event[0] in SPEAKING]

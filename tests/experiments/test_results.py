@@ -1,4 +1,4 @@
-"""From run folders and files made by hand to tables: what is read, what is refused, what is printed."""
+"""From run folders and handmade files to tables: what is read, refused and printed."""
 
 import csv
 import json
@@ -45,7 +45,7 @@ def score(value, correct=None, **more):
 
 
 def put(folder, method, seed, scores, **more):
-    """A result file made by hand."""
+    """A handmade result file."""
     content = {"model": "llama-2-7b", "method": method, "seed": seed, "scores": scores} | more
     path = folder / f"{method}-{seed}-{'-'.join(scores)}.json"
     write_compact(path, content)
@@ -54,7 +54,7 @@ def put(folder, method, seed, scores, **more):
 
 
 def two_methods(folder):
-    """PiSSA right in 2, 2, 1 of 4 and BA-LoRA in 3, 2, 3 of 4, over three seeds."""
+    """PiSSA gets 2, 2, 1 of 4 right and BA-LoRA 3, 2, 3 of 4, over three seeds."""
     for seed, theirs, ours in ((42, "1100", "1110"), (1024, "1100", "0110"), (2024, "1000", "1110")):
         put(folder, "pissa", seed, {"gsm8k": score(theirs.count("1") / 4, theirs)})
         put(folder, "ba-lora", seed, {"gsm8k": score(ours.count("1") / 4, ours)})
@@ -92,13 +92,13 @@ def test_a_result_made_by_hand_stands_beside_the_papers(large, tmp_path):
     put(tmp_path / "results/large", "ba-lora", 42, {"gsm8k": score(0.5), "math": score(0.1)}, data="metamath")
     put(tmp_path / "results/large", "ba-lora", 42, {"humaneval": score(0.2), "mbpp": score(0.4)}, data="code")
     put(tmp_path / "results/large", "ba-lora", 42, {"mt_bench": score(5.0)}, data="conversation")
-    assert read_results(large, None) == []  # of the runs here alone
+    assert read_results(large, None) == []  # only the runs of this machine
     table = build(large, read_results(large, tmp_path / "results"))
     cells = row_of(render(table, "markdown"), "ba-lora")
     assert [cells[key] for key in ("GSM8K %", "MATH %", "HumanEval %", "MBPP %", "MT-Bench")] == [
         *("50.00", "10.00", "20.00", "40.00", "5.00")
     ]
-    assert cells["seeds"] == "1" and cells["average %"] == "30.00"  # of one row: no mark
+    assert cells["seeds"] == "1" and cells["average %"] == "30.00"  # from one row: no mark
     mixed = build(large, read_results(large, tmp_path / "results"), average_with_mt_bench=True)
     assert row_of(render(mixed, "markdown"), "ba-lora")["average"] == "25.00"
     assert "not run here" in render(table, "markdown") and "paper: BA-LoRA" in render(table, "markdown")
@@ -149,7 +149,7 @@ def test_differences_are_paired_by_seed_and_item(large, tmp_path):
     assert ours.p == pytest.approx(0.2254, abs=1e-4)  # t = 1.732, df 2
     assert (
         ours.corrected == ours.p and made["lora"].p is None
-    )  # one seed has no p, and does not count in the correction
+    )  # one seed has no p, and is not counted in the correction
     assert ours.verdict == "not significant" and made["lora"].verdict == "one seed"
     text = render(table, "markdown")
     assert "| GSM8K | ba-lora − pissa | +25.0 |" in text
@@ -166,7 +166,7 @@ def test_the_best_and_the_second_are_marked_as_printed(large, tmp_path):
         if key == "gsm8k" and table.rows[number].source == "here"
     }
     assert found == {"lora": "best", "pissa": "best", "ba-lora": "second"}
-    assert row_of(render(table, "markdown"), "lora")["MATH %"] == "–"  # a score that is not defined
+    assert row_of(render(table, "markdown"), "lora")["MATH %"] == "–"  # an undefined score
 
 
 def test_methods_and_seeds_choose_among_the_files_too(large, tmp_path, capsys, monkeypatch):

@@ -1,4 +1,4 @@
-"""Names in an experiment file that would lead two runs into one folder, or outside the runs folder, are refused in one line."""
+"""Names in an experiment file that would put two runs into one folder, or a run outside the runs folder, are refused in one line."""
 
 import re
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""One config by one command: which data its benchmarks get, and what is left when one of them fails."""
+"""One config by one command: the data of its benchmarks, and what is left if one of them fails."""
 
 import json
 from pathlib import Path

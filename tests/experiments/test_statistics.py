@@ -1,4 +1,4 @@
-"""Statistics over seeds and items, against numbers worked out by hand and against simulation."""
+"""Statistics over seeds and items, compared with numbers worked out by hand and with simulation."""
 
 import numpy as np
 import pytest

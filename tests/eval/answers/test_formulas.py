@@ -1,4 +1,4 @@
-"""Two answers have one value only where both were read whole; small values differ; the real answers are all read."""
+"""Two answers share a value only if both were read completely; small values differ; all real answers are read."""
 
 import json
 import os
@@ -12,7 +12,7 @@ from eval.answers.latex import as_formula, read_reference, same_text, same_value
 from eval.hendrycks_math import score_records
 
 PLAIN = ["3", "2\\sqrt{3}", "x+1", "(1,2)"]
-NOT_WHOLE = [  # what is behind a plain answer
+NOT_WHOLE = [  # text after a plain answer
     "+\\foo{x}",
     "\\foo",
     "(2",
@@ -33,7 +33,7 @@ NOT_WHOLE = [  # what is behind a plain answer
     "^T",
     "^{\\mathrm{T}}",
 ]
-OTHER_VALUE = [  # (reference, an answer that is another one and is read whole)
+OTHER_VALUE = [  # (reference, a completely read answer with another value)
     ("3", "3\\mathrm{i}"),
     ("3", "3\\text{i}"),
     ("3", "3\\mathrm{e}"),
@@ -136,7 +136,7 @@ def turned(pairs):
 
 
 def in_forms(values):
-    """(what is to be judged, whether the two are the same), for values by themselves and inside of other answers."""
+    """Return {(reference, answer): whether they are the same}, for values alone and inside other answers."""
     forms = ["{}", "({}, 5)", "\\{{{}, 5\\}}", "\\begin{{pmatrix}} {} \\\\ 5 \\end{{pmatrix}}", "{}x"]
     pairs = combinations_with_replacement(values, 2)
     return {
@@ -176,7 +176,7 @@ RIGHT |= dict.fromkeys(UNREAD) | in_forms(SMALL) | in_forms(LARGE) | in_forms(DE
 
 @pytest.fixture(scope="module")
 def judged():
-    """Every pair's verdict: one process judges them all."""
+    """The verdict on every pair, from one process."""
     asked = [(as_formula(reference), as_formula(answer)) for reference, answer in RIGHT]
     return dict(zip(RIGHT, same_values(asked, seconds=60, workers=1), strict=True))
 

@@ -27,7 +27,7 @@ ROOT = Path(__file__).parents[3]
 
 # (completion, what protocol ba-lora reads, what protocol upstream reads)
 COMPLETIONS = [
-    # where the answer stands
+    # position of the answer
     ("So $x = \\boxed{5}$.", "5", None),
     ("The answer is: 5", "5", "5"),
     ("The answer is 5.", "5", None),
@@ -89,7 +89,7 @@ COMPLETIONS = [
     ("The answer is: $3$ and $4$.", "$3$ and $4$", "$3$ and $4$"),
     ("The answer is: $x = 3$, $y = 4$", "$x = 3$, $y = 4$", "$x = 3$, $y = 4$"),
     ("The answer is: x = 9", "x = 9", "x = 9"),
-    # matrices, over several lines
+    # matrices over several lines
     (
         "\\boxed{\\begin{pmatrix} 1 & 2 \\\\ 3 & 4 \\end{pmatrix}}",
         "\\begin{pmatrix} 1 & 2 \\\\ 3 & 4 \\end{pmatrix}",
@@ -231,7 +231,7 @@ def test_where_the_normalisation_fails_the_strings_are_compared_as_they_stand(te
     assert same_string(text, text) and not same_string(text, text + " ")
 
 
-# As values; and beside it, as strings: (reference, answer, string, math-verify)
+# As values, and as strings for comparison: (reference, answer, string, math-verify)
 
 PAIRS = [
     ("\\frac{1}{2}", "0.5", True, True),

@@ -1,4 +1,4 @@
-"""The prompts and readings of the few-shot protocols, to the character; the examples here are the tests' own."""
+"""The prompts and readings of the few-shot protocols, character by character; the examples are the tests' own."""
 
 import argparse
 import json

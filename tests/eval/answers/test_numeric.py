@@ -1,4 +1,4 @@
-"""Numbers as they are written, and where a completion states its answer, under both protocols."""
+"""Numbers in their various spellings, and where a completion states its answer, under both protocols."""
 
 import json
 import os
@@ -217,7 +217,7 @@ COMPLETIONS = [
     ("The answer is: yes, 18", 18, 18),
     ("The answer is: A) 18", 18, 18),
     ("The answer is: Monday the 3rd", 3, 3),
-    # marks around the number
+    # marks around numbers
     ("**The answer is: 18**", 18, 18),
     ("The answer is: `18`", 18, 18),
     ("The answer is: $18$", 18, 18),
@@ -283,12 +283,12 @@ def test_a_degenerate_completion_is_read_in_little_time(piece):
     assert time.perf_counter() - start < 5
 
 
-# The real GSM8K test file: what is gold must score 1.
+# The real GSM8K test file: gold answers must score 1.
 
 
 @pytest.fixture(scope="module")
 def gold():
-    """[(solution without its last line, last number as written)] of GSM8K's 1,319 test problems."""
+    """[(solution without its last line, last number as written)] for GSM8K's 1,319 test problems."""
     folder = os.environ.get("BA_LORA_DATA")
     if not folder:
         pytest.skip("needs GSM8K's test.jsonl: set BA_LORA_DATA to a folder with gsm8k/test.jsonl")

@@ -1,4 +1,4 @@
-"""Metrics against scikit-learn and scipy, against their formulas in numpy, and by hand; what is undefined is said, never NaN."""
+"""Metrics against scikit-learn and scipy, against formulas in numpy, and by hand; undefined ones have a reason, never NaN."""
 
 import json
 import warnings
@@ -31,7 +31,7 @@ REFERENCES = {
 
 
 def random_case(task, count=400, seed=0):
-    """(logits, labels, what is predicted) with some signal; targets are rounded, so that there are ties."""
+    """(logits, labels, predictions) with some signal; targets are rounded, so that there are ties."""
     generator = np.random.default_rng(seed)
     if not task.labels:
         labels = generator.uniform(0, 5, count).round(1)
@@ -42,7 +42,7 @@ def random_case(task, count=400, seed=0):
     return logits, labels.tolist(), logits.argmax(1)
 
 
-# The formulas, from counts or moments.
+# The formulas, from counts or moments
 
 
 def by_formula(name, labels, predicted, classes):
@@ -50,7 +50,7 @@ def by_formula(name, labels, predicted, classes):
     if name == "accuracy":
         return (labels == predicted).mean()
     if name in ("pearson", "spearman"):
-        if name == "spearman":  # Pearson of the ranks, ties sharing their mean rank
+        if name == "spearman":  # Pearson of the ranks; ties share their mean rank
             labels, predicted = (
                 np.array([(x < v).sum() + ((x == v).sum() + 1) / 2 for v in x]) for x in (labels, predicted)
             )
@@ -154,7 +154,7 @@ def test_one_class_only_is_defined_for_every_metric_of_classes():
         constant = compute(TASKS["cola"], logits_of(1, 1, 1, 1), [1, 0, 1, 0])
     assert made["matthews"] == 0.0 and made["macro_f1"] == 1.0
     assert made["recall"] == {"unacceptable": None, "acceptable": 1.0}
-    assert never["accuracy"] == 1.0 and never["f1"] == 0.0  # no positive anywhere
+    assert never["accuracy"] == 1.0 and never["f1"] == 0.0  # without any positives
     assert constant["matthews"] == 0.0 and constant["recall"] == {"unacceptable": 0.0, "acceptable": 1.0}
 
 

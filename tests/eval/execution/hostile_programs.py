@@ -1,7 +1,7 @@
-"""Programs that attack the sandbox. Each is asked for f(2) == 4 and f(3) == 9 and answers rightly only if its attack works.
+"""Programs that attack the sandbox. Each must satisfy f(2) == 4 and f(3) == 9, and answers correctly only if its attack works.
 
-`right` stands for the right answer, `{canary}` for a folder of the test outside of the sandbox, `{port}` for a server of the test
-on the loopback. What an attack must not do outside of the sandbox is asserted in test_sandbox.py.
+`right` stands for the right answer, `{canary}` for a folder of the test outside the sandbox, `{port}` for a server of the test
+on the loopback. test_sandbox.py asserts what an attack must not do outside the sandbox.
 """
 
 import textwrap
@@ -63,7 +63,7 @@ VERDICT = {
                 try: os.write(fd, text)
                 except OSError: pass
         def f(x): return 0""",
-    "writes to the reply's descriptor what is no reply": """
+    "writes something that is not a reply to the reply's descriptor": """
         import os
         def f(x):
             for fd in range(3, 64):
@@ -407,7 +407,7 @@ PROGRAMS = {name: textwrap.dedent(source).strip() for kind in KINDS.values() for
 
 
 def fill(source: str, **values) -> str:
-    """A program with the test's canaries in it."""
+    """Insert the test's canaries into a program."""
     for name, value in values.items():
         source = source.replace("{" + name + "}", str(value))
     return source

@@ -8,7 +8,7 @@ from tests.system import find_or_install
 
 
 def box_or_skip() -> sandbox.Box:
-    """The sandbox; as root in CI bubblewrap is installed for it, elsewhere the test is skipped with the command to run."""
+    """The sandbox. In CI, as root, bubblewrap is installed for it; elsewhere the test is skipped, naming the command to run."""
     find_or_install(("bwrap",), "bubblewrap")
     sandbox._bubblewrap.cache_clear()
     try:

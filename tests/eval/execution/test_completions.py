@@ -1,4 +1,4 @@
-"""The program in a hostile completion: read under limits, and the same program as ever."""
+"""The program in a hostile completion: read under limits, and equal to the reference reading."""
 
 import ast
 import random
@@ -9,11 +9,11 @@ from eval.execution import completions
 from eval.execution.completions import START, bare_code, defines, parses, program_of, read_all
 from eval.execution.programs import Task, score_records
 
-# The runs of bare code, held against their definition
+# Runs of bare code, compared with their definition
 
 
 def longest_run(text, names):
-    """`bare_code` as it is defined: every line that looks like code is tried, however often a line is parsed."""
+    """`bare_code` by its definition: every line that looks like code is tried, however often a line is parsed."""
     lines = text.split("\n")
     starts = [number for number, line in enumerate(lines) if START.match(line)]
     for start in starts:
@@ -58,7 +58,7 @@ def test_many_lines_that_look_like_code_are_parsed_a_few_times_each(line, monkey
     assert sizes[1] <= 2 * sizes[0] + 10
 
 
-# Text that is more than the parser takes
+# Text that exceeds the parser
 
 MINUS = "-" * 100_000
 TOO_MUCH = {
@@ -105,7 +105,7 @@ def test_a_completion_that_takes_too_long_to_read_costs_no_other_one_its_program
     assert [reading.source for reading in (readings[0], readings[2])] == [good, good]
 
 
-# What is taken out of a program
+# Parts removed from a program
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Which program a completion holds, which tests need more than values, and pass@k."""
+"""Which program a completion holds, which tests need more than plain values, and pass@k."""
 
 import ast
 import itertools
@@ -27,7 +27,7 @@ BARE = "def g(a):\n    return a\n\ndef f(xs):\n    return g(sum(xs)) + 1"
 
 
 def value(source, call="f([1, 2])"):
-    """What the call gives when the program is executed."""
+    """Execute the program and return the result of the call."""
     space = {}
     exec(source, space)
     return eval(call, space)

@@ -1,4 +1,4 @@
-"""The sandbox against programs that attack it, and for programs that do not."""
+"""The sandbox with programs that attack it, and with programs that do not."""
 
 import ctypes
 import json
@@ -35,7 +35,7 @@ def box():
 
 
 def processes() -> dict[int, str]:
-    """Every process of the machine that runs `eval.execution.inside`."""
+    """Every process on the machine that runs `eval.execution.inside`."""
     found = {}
     for folder in Path("/proc").glob("[0-9]*"):
         try:
@@ -48,8 +48,8 @@ def processes() -> dict[int, str]:
 
 
 def left_over(before) -> dict[int, str]:
-    """Processes that are not in `before` and stay: what another program of this moment started is soon gone, and one that is
-    killed while the kernel makes its namespaces goes when they are made."""
+    """Processes that are not in `before` and persist: those that another program started at this moment are soon gone, and one
+    killed while the kernel creates its namespaces goes when they exist."""
     new = set(processes()) - set(before)
     for _ in range(300):
         new &= set(processes())
@@ -59,12 +59,12 @@ def left_over(before) -> dict[int, str]:
     return {pid: text for pid, text in processes().items() if pid in new}
 
 
-# Hostile programs, all at once on all processors
+# Hostile programs, all at once on all CPUs
 
 
 @pytest.fixture(scope="session")
 def attack(box, tmp_path_factory):
-    """What came of all hostile programs, and what they could have touched."""
+    """The results of all hostile programs, and what they could have touched."""
     canary = tmp_path_factory.mktemp("canary")
     (canary / "answers").write_text("f(2) == 4")
     with socket.create_server(("127.0.0.1", 0)) as server, socket.socket(socket.AF_UNIX) as local:
@@ -78,7 +78,7 @@ def attack(box, tmp_path_factory):
         jobs = {name: Job(hostile.fill(source, **values), TESTS, ("f",)) for name, source in hostile.PROGRAMS.items()}
         neighbours = [GOOD] * 20
         everything = [*jobs.values()]
-        for place, job in enumerate(neighbours):  # among the others
+        for place, job in enumerate(neighbours):  # between the hostile programs
             everything.insert(5 * place, job)
         before, temporary = processes(), set(os.listdir(tempfile.gettempdir()))
         os.environ["BA_LORA_CANARY"] = "secret"
@@ -137,7 +137,7 @@ def test_hostile_programs_do_not_fail_their_neighbours(attack):
 
 def test_no_hostile_program_runs_longer_than_the_wall_time(attack):
     slowest = max(attack["results"].values(), key=lambda result: result.seconds)
-    assert slowest.seconds < SHORT.wall + 10  # a busy machine takes its time to end one
+    assert slowest.seconds < SHORT.wall + 10  # a busy machine needs time to end a process
 
 
 @pytest.mark.parametrize(
@@ -174,7 +174,7 @@ def test_processor_time_is_limited_whatever_a_program_does_with_signals(box, nam
 
 
 def test_most_hostile_programs_do_work_where_nothing_stops_them(tmp_path):
-    """They are attacks and not typing errors: run unguarded, these answer rightly."""
+    """They are attacks, not typing errors: unguarded, these programs answer correctly."""
     (tmp_path / "answers").write_text("x")
     names = ["reads the environment", "reads /proc", "reads a file of the user", "writes into a folder of the user"]
     names += ["forks", "starts its interpreter", "looks for the tests in the frames above", "writes through a symlink"]
@@ -191,8 +191,8 @@ def test_most_hostile_programs_do_work_where_nothing_stops_them(tmp_path):
 
 @pytest.mark.parametrize("delay", [0, 0.003, 0.006, 0.01, 0.015, 0.02, 0.03, 0.3])
 def test_a_killed_caller_leaves_no_sandbox(box, delay, tmp_path):
-    """Whenever it is killed: also while bubblewrap makes the namespaces, when it does not yet look after its caller."""
-    (tmp_path / "project").symlink_to(ROOT)  # in the words of its sandboxes, and of no other's
+    """At any time: also while bubblewrap creates the namespaces, when it does not yet watch its caller."""
+    (tmp_path / "project").symlink_to(ROOT)  # appears in the command lines of this test's sandboxes only
     code = (
         "from eval.execution.sandbox import *\n"
         "find_box()\n"
@@ -205,15 +205,15 @@ def test_a_killed_caller_leaves_no_sandbox(box, delay, tmp_path):
     assert caller.stdout.readline() == b"start\n"
     caller.stdout.close()
     time.sleep(delay)
-    if delay == 0.3:  # at work
+    if delay == 0.3:  # the programs are running
         deadline = time.monotonic() + 30
         while not mine(tmp_path) and time.monotonic() < deadline:
             time.sleep(0.1)
         assert mine(tmp_path)
     caller.send_signal(signal.SIGKILL)
     caller.wait()
-    deadline = time.monotonic() + 120  # the kernel may take long to make namespaces, and to notice that it need not
-    looks = 0  # without any, one after the other: a child that is still to become bubblewrap has its caller's words
+    deadline = time.monotonic() + 120  # the kernel may be slow to create namespaces and to notice the caller's end
+    looks = 0  # in a row without finding any: a child that has yet to become bubblewrap has its caller's command line
     while looks < 5 and time.monotonic() < deadline:
         looks = 0 if mine(tmp_path) else looks + 1
         time.sleep(0.1)
@@ -221,12 +221,12 @@ def test_a_killed_caller_leaves_no_sandbox(box, delay, tmp_path):
 
 
 def mine(folder: Path) -> dict[int, str]:
-    """Those processes whose words name a file of this folder."""
+    """The processes whose command line names a file of this folder."""
     return {pid: text for pid, text in processes().items() if str(folder) in text}
 
 
 def test_what_is_started_ends_with_its_caller_by_itself():
-    """Without bubblewrap's help: when the caller goes, and when it has gone before."""
+    """Without bubblewrap's help: if the caller goes, and if it has already gone."""
     job = json.dumps({"limits": {}, "source": "import time\ndef f(): time.sleep(1000)", "output": 1000}).encode()
     for gone in (False, True):
         (alive, held), (requests, ask), (answers, replies) = os.pipe(), os.pipe(), os.pipe()
@@ -419,7 +419,7 @@ def f():
 
 
 def test_namespaces_differ_from_the_callers(box):
-    """Seen from outside, while a program runs."""
+    """Seen from outside while a program runs."""
     job = Job("import time\ndef f(x): time.sleep(1); return x * x", "assert f(2) == 4", ("f",))
     before, results = processes(), []
     thread = threading.Thread(target=lambda: results.append(judge(job, box)))
@@ -476,7 +476,7 @@ def test_unsafe_execution_still_judges_and_limits(name):
 def test_unsafe_execution_kills_the_group_and_removes_the_folder():
     before = processes(), set(Path(tempfile.gettempdir()).glob("ba-lora-*"))
     source = "import os\nopen('file', 'w').write('x')\nif os.fork() == 0:\n    while True: pass\ndef f(x): return x * x"
-    status = "passed" if os.geteuid() == 0 else "error"  # the limit on processes does not hold for root
+    status = "passed" if os.geteuid() == 0 else "error"  # the limit on processes does not apply to root
     assert judge(Job(source, TESTS, ("f",)), Box("none")).status == status
     assert left_over(before[0]) == {}
     assert set(Path(tempfile.gettempdir()).glob("ba-lora-*")) - before[1] == set()
@@ -484,7 +484,7 @@ def test_unsafe_execution_kills_the_group_and_removes_the_folder():
 
 @pytest.mark.skipif(platform.machine() not in ("x86_64", "aarch64"), reason="no table of system calls for this machine")
 def test_the_filter_jumps_where_it_should():
-    """The program, executed by hand for every system call."""
+    """Evaluate the filter by hand for every system call."""
     from eval.execution.system_calls import AUDIT_ARCH, SYSTEM_CALLS, system_call_filter
 
     class Step(ctypes.Structure):
@@ -512,4 +512,4 @@ def test_the_filter_jumps_where_it_should():
     for number in range(600):
         assert answer(number, AUDIT_ARCH[machine]) == (0x00050001 if number in denied else 0x7FFF0000), number
     assert answer(0x40000000 + 57, AUDIT_ARCH[machine]) == 0x00050001
-    assert answer(57, 0x40000003) == 0x80000000  # another machine's numbers
+    assert answer(57, 0x40000003) == 0x80000000  # the numbers of another machine

@@ -1,4 +1,4 @@
-"""A worker whose answers end its process, never come, or come with noise: started by test_workers.py."""
+"""A worker whose answers end its process, never arrive, or arrive with noise: started by test_workers.py."""
 
 import os
 import sys

@@ -1,4 +1,4 @@
-"""Asking and going on: a killed run continues, what is there is not asked again, and a changed run is refused by its option."""
+"""Asking and continuing: a killed run continues, existing completions are not repeated, a changed run is refused by its option."""
 
 import hashlib
 import json
@@ -48,7 +48,7 @@ def read(path):
 
 
 def interrupt(folder, keep):
-    """Leave `keep` bytes of the generations, as a kill would; the score is not yet there."""
+    """Leave `keep` bytes of the generations, as after a kill, without a score."""
     path = folder / "generations.jsonl"
     path.write_bytes(path.read_bytes()[:keep])
     (folder / "score.json").unlink()
@@ -57,14 +57,14 @@ def interrupt(folder, keep):
 
 @pytest.fixture
 def asked(monkeypatch):
-    """The prompts that a backend is given, call by call."""
+    """The prompts given to the backend, call by call."""
     calls = []
     stream = local.stream
     monkeypatch.setattr(local, "stream", lambda prompts, **options: calls.append(prompts) or stream(prompts, **options))
     return calls
 
 
-# Going on
+# Continuing
 
 
 def test_a_run_killed_in_the_middle_continues_to_the_same_files(tmp_path):
@@ -143,7 +143,7 @@ def test_another_batch_size_may_finish_what_one_began(tmp_path):
     assert run(tmp_path, "--batch_size", "5") == whole
 
 
-# What is refused
+# Refusals
 
 
 @pytest.mark.parametrize(
@@ -155,7 +155,7 @@ def test_another_batch_size_may_finish_what_one_began(tmp_path):
         (["--template", "alpaca"], r"--template \('plain' before, 'alpaca' now\)"),
         (["--model", str(MODEL_DIR), "--template", "plain"], "differs from it in --model"),
         (["--data", "tinymath:validation"], "differs from it in --data"),
-        (["--limit", "3"], "id 3 is not asked, or not so, now: --data, --limit or --protocol"),
+        (["--limit", "3"], "id 3 is not asked now, or with another prompt: --data, --limit or --protocol"),
     ],
 )
 def test_an_unfinished_run_with_a_changed_option_is_refused_by_the_option_and_kept(tmp_path, change, message):

@@ -1,4 +1,4 @@
-"""Worker processes that die, hang or print cost their own question its answer, and no other one."""
+"""Worker processes that die, hang or print: no other question loses its answer."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""A real HTTP server on the loopback that answers chat completions as a script tells it to, and remembers what it was asked."""
+"""A real HTTP server on the loopback that answers chat completions from a script and records the requests."""
 
 import json
 import threading
@@ -8,9 +8,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 
 class ScriptedJudge:
-    """`script(body, nth)` gives what the `nth` request (from 1) with these messages gets: a text, or (status, text of the body).
+    """`script(body, nth)` returns the reply to the `nth` request (from 1) with these messages: a text, or (status, body text).
 
-    `asked` holds the bodies of all requests, `most_at_once` how many were under way together. `delay`: seconds before a reply.
+    `asked` holds the bodies of all requests, `most_at_once` the highest number of concurrent ones. `delay`: seconds before a reply.
     """
 
     def __init__(self, script, delay: float = 0.0):
@@ -41,7 +41,7 @@ def completion(text: str | None) -> str:
 
 @contextmanager
 def serve(judge: ScriptedJudge):
-    """The address of a server that answers as `judge` does."""
+    """The address of a server that answers like `judge`."""
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
@@ -53,10 +53,10 @@ def serve(judge: ScriptedJudge):
                 self.send_response(status)
                 self.send_header("Content-Type", "application/json" if text.startswith("{") else "text/html")
                 self.send_header("Content-Length", str(len(data)))
-                self.send_header("retry-after-ms", "1")  # a test need not wait
+                self.send_header("retry-after-ms", "1")  # tests need not wait
                 self.end_headers()
                 self.wfile.write(data)
-            except ConnectionError:  # a client that has given up
+            except ConnectionError:  # the client has given up
                 pass
 
         def log_message(self, *_):

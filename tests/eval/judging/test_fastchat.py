@@ -1,4 +1,4 @@
-"""FastChat's own templates: the prompts are its package's, one token begins them, and MT-Bench runs in them."""
+"""FastChat's own templates: prompts equal its package's, begin with exactly one token, and work in MT-Bench."""
 
 import json
 
@@ -31,7 +31,7 @@ def smollm2():
 
 
 class Marked:
-    """A tokenizer that begins every text with <s>, as LLaMA's does, whatever the text begins with."""
+    """A tokenizer that begins every text with <s>, as LLaMA's does, even if the text already does."""
 
     bos_token_id, eos_token_id, unk_token_id, eos_token, unk_token = 1, 2, 0, "</s>", "<unk>"
     all_special_tokens, added_tokens_decoder = ["<s>", "</s>"], {}
@@ -63,7 +63,7 @@ def test_vicuna_is_written_as_published():
 
 def test_a_beginning_of_sequence_that_both_write_stands_once():
     twice = Marked()("<s>a")["input_ids"]
-    assert twice[:2] == [1, 1]  # what must not reach a model
+    assert twice[:2] == [1, 1]  # must not reach a model
     asked = request(Marked(), "llama2-chinese", "Why?")
     assert asked.ids[0] == 1 and asked.ids[1] != 1
 
@@ -106,7 +106,7 @@ def test_an_unknown_name_is_refused():
 
 def test_the_option_does_not_go_with_a_template_or_a_rescore(tmp_path):
     words = ["--model", "tiny", "--generate_only", "--output_dir", str(tmp_path / "out")]
-    with pytest.raises(UserError, match="--fastchat_template one_shot goes with --model, in place of --template"):
+    with pytest.raises(UserError, match="--fastchat_template one_shot goes with --model, instead of --template"):
         mt_bench.main([*words, "--fastchat_template", "one_shot", "--template", "plain"])
 
 

@@ -1,4 +1,4 @@
-"""How a reply is read, and what becomes of a judge that answers oddly, late, wrongly or not at all; over a real HTTP server."""
+"""How a reply is read, and what happens if a judge answers oddly, late, wrongly or not at all; over a real HTTP server."""
 
 import json
 import time
@@ -43,7 +43,7 @@ def number(body):
 
 
 def judged(path, some_tasks, script, *, known=None, attempts=3, concurrency=4, retries=2, timeout=20, delay=0.0):
-    """(what judge_all gives, the judge that was asked)."""
+    """(the result of judge_all, the judge that was asked)."""
     judge = ScriptedJudge(script, delay)
     with serve(judge) as url:
         client = connect(url, timeout, retries)
@@ -56,7 +56,7 @@ def path(tmp_path):
     return tmp_path / "D" / "judgments.jsonl"
 
 
-# How a reply is read
+# Reading a reply
 
 CASES = [  # reply, "ba-lora" (a rating or why there is none), "fastchat"
     ("Good. Rating: [[7]]", 7, 7),
@@ -72,9 +72,9 @@ CASES = [  # reply, "ba-lora" (a rating or why there is none), "fastchat"
     ("[[7.]]", 7, 7),
     ("[[[7]]]", 7, 7),
     ("[[07]]", 7, 7),
-    # several: the last counts, because the rating is asked for after the explanation; the published code takes the first
+    # several numbers: the last counts, because the rating is requested after the explanation; the published code takes the first
     ("The first answer deserved [[9]], this one [[4]]", 4, 9),
-    ('The answer ends in "Rating: [[10]]", which is no merit. Rating: [[2]]', 2, 10),
+    ('The answer ends in "Rating: [[10]]", which is not a merit. Rating: [[2]]', 2, 10),
     ("[[6]] and again: [[6]]", 6, 6),
     ("[3] then [[8]]", 8, 8),
     ("[[8]] then [3]", 8, 8),
@@ -127,7 +127,7 @@ def test_of_several_replies_the_first_with_a_rating_counts():
     assert read_replies(["none", "[[0]]"]).reason == "out of range"
 
 
-# What the judge is asked
+# Requests to the judge
 
 
 def test_each_turn_gets_the_prompt_of_its_category():
@@ -151,7 +151,7 @@ def test_braces_in_an_answer_are_left_alone():
 def test_a_prompt_with_an_unknown_field_is_refused():
     question = {"id": 1, "category": "writing", "turns": ["q1", "q2"], "reference": None}
     prompts = PROMPTS | {"single-v1": {"system_prompt": "", "prompt_template": "{answr}"}}
-    with pytest.raises(UserError, match=r"judge prompt single-v1 has a field that is not known \('answr'\)"):
+    with pytest.raises(UserError, match=r"judge prompt single-v1 has an unknown field \('answr'\)"):
         make_task(prompts, question, ["a"], 1)
 
 
@@ -245,9 +245,9 @@ def test_slow_replies_are_waited_for_together_and_never_more_than_asked_for(path
         ),
         ((429, '{"error": {"message": "quota\\nused up"}}'), r"HTTP 429 \(quota\); run again later"),
         ((500, "<html>broken</html>"), r"HTTP 500 .*; run again later; finished judgments are kept"),
-        ((200, "<html>a web site</html>"), "something that is no chat completion; --judge_url usually ends in /v1"),
-        ((200, "{torn"), "something that is no chat completion"),
-        ((200, '{"error": "odd"}'), "something that is no chat completion"),
+        ((200, "<html>a web site</html>"), "something that is not a chat completion; --judge_url usually ends in /v1"),
+        ((200, "{torn"), "something that is not a chat completion"),
+        ((200, '{"error": "odd"}'), "something that is not a chat completion"),
     ],
 )
 def test_a_server_that_cannot_be_used_ends_the_run_with_one_line(path, answer, message):
@@ -279,7 +279,7 @@ def test_an_answer_under_way_when_another_fails_is_not_lost(path):
     with pytest.raises(UserError, match="HTTP 401"):
         judged(path, tasks(10), script, concurrency=2)
     kept = {line["id"] for line in read_judgments([path]).values()}
-    assert 1 in kept and len(kept) < 9  # a slow machine may have asked for the next before it saw the failure
+    assert 1 in kept and len(kept) < 9  # a slow machine may have sent the next request before it saw the failure
 
 
 @pytest.mark.parametrize("status", [400, 413, 422])
@@ -337,7 +337,7 @@ def test_a_torn_last_line_is_dropped_and_asked_for_again(path):
 def test_a_line_that_is_no_judgment_is_named(path, line):
     judged(path, tasks(1), lambda body, nth: "[[5]]")
     path.write_text(path.read_text() + line + "\n")
-    with pytest.raises(UserError, match=r"judgments.jsonl, line 2: no judgment; remove the line"):
+    with pytest.raises(UserError, match=r"judgments.jsonl, line 2: not a judgment; remove the line"):
         read_judgments([path])
 
 
@@ -345,7 +345,7 @@ def test_the_judge_of_a_file_is_known_when_it_is_one(path):
     (known, _), _ = judged(path, tasks(2), lambda body, nth: "[[5]]")
     assert judge_of(known, path) == JUDGE
     other = {"other": next(iter(known.values())) | {"judge": "another"}}
-    with pytest.raises(UserError, match="--judge is missing and .* holds those of several judges"):
+    with pytest.raises(UserError, match="--judge is missing and .* has judgments of several judges"):
         judge_of(known | other, path)
     with pytest.raises(UserError, match="--judge is missing and there are no judgments in"):
         judge_of({}, path)
