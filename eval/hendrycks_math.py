@@ -28,11 +28,7 @@ from .harness.scores import SCORE, facts_beside, summarise, write_score
 
 MINERVA = "minerva_math"
 PROTOCOLS = READINGS | {MINERVA: "1"}  # name → version
-JUDGES = {
-    "ba-lora": "math-verify",
-    "upstream": "string",
-    MINERVA: "math-verify",
-}  # the judge whose verdict is the score
+JUDGES = {"ba-lora": "math-verify", "upstream": "string", MINERVA: "math-verify"}  # whose verdict is the score
 HUB = "EleutherAI/hendrycks_math"  # 5,000 test problems, one config per subject
 SUBJECTS = [source.rpartition(":")[2] for source in lm_eval.MINERVA_MATH.training]
 MAX_NEW_TOKENS = 2048  # as upstream; minerva_math has its own limit

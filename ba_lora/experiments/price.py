@@ -117,7 +117,7 @@ def render(priced: Price) -> str:
             *lines,
             f"{priced.name}: {summary(priced)}",
             f"Predicted from shapes: the arithmetic of training, at {high} to {low} of the peak. Loading, starts, communication and",
-            "evaluation are extra. This was not compared with a GPU. Nothing was loaded or written.",
+            "evaluation are extra. The prediction was not checked on a GPU. Nothing was loaded or written.",
         ]
     )
 

@@ -21,7 +21,7 @@ from .scores import GENERATIONS, SCORE, SCORED
 CONFIG = "generation.json"
 WHOSE = ("model", "model_hash", "adapter_hash", "endpoint", "seed")  # the part of the config in a line's checksum
 FIELDS = ("id", "prompt", "completion", "finish_reason", "tokens")
-NOT_OPTIONS = {  # keys that affect completions and are not options of the same name
+NOT_OPTIONS = {  # config keys that affect completions but are not option names
     "model_hash": "the weights of --model",
     "adapter_hash": "the weights of --adapter",
     "weights": "the weights of the run",
@@ -101,7 +101,7 @@ def begin(folder: Path, config: dict, fresh: bool) -> Iterator[Callable[[dict], 
 
 
 def seal(folder: Path, config: dict, records: Iterable[dict]) -> None:
-    """Move the checksums of D/generations.jsonl, now complete, into D/generation.json; the lines themselves no longer have any."""
+    """Note in D/generation.json the checksums of the lines of D/generations.jsonl, which is complete and no longer holds them."""
     of = _whose(config)
     write_sealed(folder / CONFIG, config | {"lines": [checked_line(record, of)["check"] for record in records]})
 

@@ -10,7 +10,7 @@ from ba_lora.data.readers import name_of, parse_json
 from ba_lora.errors import UserError
 from ba_lora.files import atomic_write
 
-SCALARS = (str, int, float, date, Decimal)  # of JSON, and the additional ones of Parquet
+SCALARS = (str, int, float, date, Decimal)  # of JSON and Parquet
 _KINDS = {
     "a text": lambda value: isinstance(value, str),
     "a text or a number": lambda value: isinstance(value, SCALARS) and not isinstance(value, bool),

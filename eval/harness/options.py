@@ -22,7 +22,7 @@ def add_options(parser: argparse.ArgumentParser, protocols: Iterable[str], max_n
     add("--data", help="file with the tasks")
     add("--rescore", metavar="FILE", help="score this file of {id, completion, reference} lines again; no model")
     add("--output_dir", metavar="D", help=f"folder for {GENERATIONS}, {SCORED} and {SCORE}")
-    add("--overwrite", action="store_true", help="start afresh in --output_dir (default: continue an unfinished run)")
+    add("--overwrite", action="store_true", help="replace the results there (default: continue an unfinished run)")
     add("--limit", type=int, metavar="N", help="only the first N tasks")
     add("--protocol", default="ba-lora", help=f"one of: {', '.join(protocols)} (default: %(default)s)")
     add(

@@ -1,9 +1,9 @@
-"""A judge model grades answers: each is sent once, to any OpenAI-compatible endpoint; each reply is saved and then read.
+"""A judge model grades answers: it is asked once per answer, over any OpenAI-compatible endpoint; each reply is saved and then read.
 
 Single-answer grading as in Zheng et al. 2023 (arXiv 2306.05685) and FastChat: the judge sees the question, the answer and,
 for math, reasoning and coding, a reference answer, and ends its reply with a rating from 1 to 10 as [[7]]. The replies go to
-judgments.jsonl, one line per judgment, with a key of judge, options and prompt: an existing judgment is never requested again;
-if its prompt has changed, it always is. Ratings are read from that file, so reading them again needs no judge.
+judgments.jsonl, one line per judgment, with a key of judge, options and prompt: an existing judgment is never requested again,
+one with a changed prompt always is. Ratings are read from that file, so reading them again needs no judge.
 
 Reading a reply. "ba-lora": the rating is the last number in double brackets, else the last in single ones, because the
 prompt asks for it after the explanation, which may quote another. Blanks and "/10" inside the brackets are allowed; brackets

@@ -174,7 +174,7 @@ def _gains(published: Published) -> Found:
 
 
 def _behind(published: Published) -> Found:
-    """Find results of the method that a plain adapter matches, here or in its first publication."""
+    """Find results of the method that a plain adapter reaches, here or in its first publication."""
     tables = [published, *map(read_paper, published.apart_from)]
     for row in published.rows if not published.gain_over else ():
         for key, cell in row.cells.items() if row.method in OURS else ():

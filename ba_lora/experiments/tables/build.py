@@ -170,7 +170,7 @@ def _values(results: list[Result], column: Column) -> list[float]:
 
 
 def _averages(results: list[Result], averaged: list[str]) -> list[float]:
-    """Return the average of each seed that has all columns. MT-Bench's score counts as percent."""
+    """Return the average of each seed that has all columns. MT-Bench's score counts as that many percent."""
     by_seed: dict = {}
     for result in results:
         by_seed.setdefault(result.seed, {}).update({name: score.score for name, score in result.scores.items()})
