@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 import time
+from pathlib import Path
 
 import psutil
 import pytest
@@ -329,15 +330,20 @@ def test_a_matrix_of_commands_leaves_none_of_them(tmp_path, whom):
         assert left(30) == [] and not list(tmp_path.rglob("*.failed"))
 
 
+def found(folder, name):
+    """The files called `name` below a folder in which temporary folders come and go; rglob fails on those."""
+    return [Path(place) / name for place, _, names in os.walk(folder) if name in names]
+
+
 def lines_of(folder):
-    return sum(file.read_bytes().count(b"\n") for file in folder.rglob("metrics.jsonl"))
+    return sum(file.read_bytes().count(b"\n") for file in found(folder, "metrics.jsonl"))
 
 
 @pytest.mark.slow
 def test_workers_that_are_killed_leave_no_semaphore(tmp_path):
     with orphans() as left:
         process = start(*matrix(tmp_path))
-        wait_until(lambda: len(list(tmp_path.rglob("metrics.jsonl"))) == 2, process)
+        wait_until(lambda: len(found(tmp_path, "metrics.jsonl")) == 2, process)
         for worker in psutil.Process(process.pid).children():
             if "resource_tracker" not in " ".join(worker.cmdline()):
                 worker.kill()
@@ -361,9 +367,9 @@ def test_a_matrix_ends_at_any_moment_and_goes_on(tmp_path, kind, moment, number,
         if moment == "training":
             wait_until(lambda: lines_of(tmp_path), process)
         elif kind == "workers":
-            wait_until(lambda: list(tmp_path.rglob("adapter_model.safetensors")), process)
+            wait_until(lambda: found(tmp_path, "adapter_model.safetensors"), process)
         else:
-            wait_until(lambda: list(tmp_path.rglob("generations.jsonl")), process)
+            wait_until(lambda: found(tmp_path, "generations.jsonl"), process)
         assert_stopped(*send(process, number, group), number, tmp_path)
         assert left() == []
     if moment == "training" and kind != "workers":
