@@ -4,6 +4,7 @@ import contextlib
 import importlib.util
 import logging
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -72,7 +73,8 @@ def load_model(
     choose("dtype", dtype, DTYPES)
     check_attention(attn_implementation, dtype)
     place = locate(name)
-    try:
+    sizes = f"model {name}: its weights have other sizes than its config.json says; give a model folder as it was saved"
+    with _errors_named(name, place, sizes):
         model, report = AutoModelForCausalLM.from_pretrained(
             place,
             dtype=DTYPES[dtype],
@@ -80,16 +82,6 @@ def load_model(
             trust_remote_code=trust_remote_code,
             output_loading_info=True,
         )
-    except (OSError, ValueError, *MALFORMED) as error:
-        raise _cannot_open("model", name, error) from error
-    except SafetensorError as error:
-        raise _unreadable(name, place, error) from None
-    except RuntimeError as error:
-        if "mismatch" not in str(error):
-            raise
-        raise UserError(
-            f"model {name}: its weights have other sizes than its config.json says; give a model folder as it was saved"
-        ) from None
     missing = sorted(report["missing_keys"])
     if missing:
         raise UserError(
@@ -125,7 +117,8 @@ def load_classifier(
     choose("dtype", dtype, DTYPES)
     check_attention(attn_implementation, dtype)
     place, outputs = locate(name), 1 if labels is None else len(labels)
-    try:
+    outside = f"model {name} is a classifier, but not one with {outputs} outputs; give its pre-trained body"
+    with _errors_named(name, place, outside):
         saved = PreTrainedConfig.get_config_dict(place)[0]  # as written: transformers drops some names
         check_names(saved, name)
         config = AutoConfig.from_pretrained(place, trust_remote_code=trust_remote_code)
@@ -145,16 +138,6 @@ def load_classifier(
                 trust_remote_code=trust_remote_code,
                 output_loading_info=True,
             )
-    except (OSError, ValueError, *MALFORMED) as error:
-        raise _cannot_open("model", name, error) from error
-    except SafetensorError as error:
-        raise _unreadable(name, place, error) from None
-    except RuntimeError as error:
-        if "mismatch" not in str(error):
-            raise
-        raise UserError(
-            f"model {name} is a classifier, but not one with {outputs} outputs; give its pre-trained body"
-        ) from None
     head = topmost(model, report["missing_keys"]) or beside_body(model)
     body = model.base_model_prefix
     lacking = [
@@ -284,6 +267,21 @@ def _unreadable(name: str, place: str, error: SafetensorError) -> RunFailure:
         except (OSError, SafetensorError) as of_file:
             return RunFailure(f"{file}, a part of model {name}, cannot be read ({of_file}); copy or download it again")
     return RunFailure(f"a file of model {name} cannot be read ({error}); download it again")
+
+
+@contextmanager
+def _errors_named(name: str, place: str | Path, mismatch: str) -> Iterator[None]:
+    """Turn transformers' errors in the block into one line that names the model. mismatch: the message for tensors of another size."""
+    try:
+        yield
+    except (OSError, ValueError, *MALFORMED) as error:
+        raise _cannot_open("model", name, error) from error
+    except SafetensorError as error:
+        raise _unreadable(name, place, error) from None
+    except RuntimeError as error:
+        if "mismatch" not in str(error):
+            raise
+        raise UserError(mismatch) from None
 
 
 def _cannot_open(what: str, name: str, error: Exception) -> UserError:
