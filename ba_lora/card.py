@@ -16,6 +16,7 @@ from .files import atomic_write, read_json
 from .folders import checksums
 from .folders.adapter_names import check_header
 from .folders.kinds import is_ours
+from .objective.settings import REGULARIZERS, TERMS
 
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")  # excludes "./folder"
 FILES = (".json", ".jsonl", ".ndjson", ".parquet", ".csv")
@@ -156,19 +157,16 @@ def _method(record: dict, saved: Path) -> str:
 
 
 def _objective(objective: dict) -> str:
-    weights = [objective[name] for name in ("lambda1", "lambda2", "lambda3")]
-    if not any(weights):
+    known = [each for each in REGULARIZERS if each.weight in objective]  # a run of an earlier version may lack one
+    if not any(objective[each.weight] for each in known):
         return "The task's loss alone; the regularizers were off."
-    kl, entropy = objective["consistency"] == "kl", objective["diversity"] == "entropy"
-    forms = (
-        f"T²·KL to the pre-trained model at T = {objective['temperature']:g}" if kl else "squared difference of logits",
-        f"negative entropy over {_classes(objective['top_k'])}" if entropy else "off-diagonal covariance of the logits",
-        f"share of the leading {objective['svd_k']} singular values of the logits ({objective['svd_norm']} norm)",
-    )
     lines = ["The task's loss plus:", "", "| term | form | weight | schedule |", "|---|---|---:|---|"]
-    for number, (term, form) in enumerate(zip(("consistency", "diversity", "spectrum"), forms, strict=True), 1):
-        schedule = _schedule(objective, objective[f"lambda{number}_schedule"]) if weights[number - 1] else "off"
-        lines.append(f"| {term} | {form} | {weights[number - 1]:g} | {schedule} |")
+    words = objective | {"classes": _classes(objective["top_k"])}
+    for each in known:
+        form = each.forms[objective[each.option]].text.format(**words)
+        weight = objective[each.weight]
+        schedule = _schedule(objective, objective[each.schedule]) if weight else "off"
+        lines.append(f"| {each.name} | {form} | {weight:g} | {schedule} |")
     return "\n".join(lines)
 
 
@@ -241,7 +239,7 @@ def _training(record: dict, metrics: Path) -> str:
     lines = metrics.read_text(encoding="utf-8").splitlines() if metrics.is_file() else []
     if lines:
         last = json.loads(lines[-1])
-        terms = [name for name in ("loss", "task", "consistency", "diversity", "spectrum") if last[name] is not None]
+        terms = [name for name in ("loss", *TERMS) if last.get(name) is not None]
         rows.append((f"at step {last['step']}", ", ".join(f"{name} {last[name]:.4g}" for name in terms)))
     return "| | |\n|---|---|\n" + "\n".join(f"| {name} | {value} |" for name, value in rows)
 

@@ -13,7 +13,7 @@ FILES = {
     for file in sorted((ROOT / folder).rglob("*.py"))
 } | {name: ROOT / f"{name}.py" for name in ("train", "tsne_visualization")}
 
-BASIS = "ba_lora signals errors files folders"  # every room may import these
+BASIS = "ba_lora signals errors files folders modes"  # every room may import these
 BELOW_TRAINING = "packages provenance sharding data objective features models tiny methods card hub"
 ASKING = f"{BASIS} packages data models methods inference"
 ALLOWED = {
@@ -22,6 +22,7 @@ ALLOWED = {
     "errors": "signals",
     "files": "errors",
     "folders": "errors files",
+    "modes": "",
     "packages": BASIS,
     "provenance": BASIS,
     "sharding": BASIS,
@@ -32,7 +33,7 @@ ALLOWED = {
     "models": f"{BASIS} packages data tiny",
     "tiny": f"{BASIS} packages data",
     "methods": f"{BASIS} models sharding",
-    "card": f"{BASIS} data",
+    "card": f"{BASIS} data objective",
     "hub": f"{BASIS} data card",
     "training": f"{BASIS} {BELOW_TRAINING}",
     "inference": f"{BASIS} packages data models methods",

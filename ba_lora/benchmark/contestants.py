@@ -19,12 +19,11 @@ from ..methods.teacher import teacher
 from ..models import DTYPES, load_model
 from ..objective.chunked import factor_of, stats_of
 from ..objective.head import split
-from ..objective.settings import Objective
+from ..objective.settings import REGULARIZERS, WEIGHTS, Objective
 from ..training.objective_model import ObjectiveModel
 from .published import published_loss
 
-WEIGHTS = ("lambda1", "lambda2", "lambda3")
-CONSTANT = {f"{weight}_schedule": "constant" for weight in WEIGHTS}  # every term at full weight from the first step
+CONSTANT = {each.schedule: "constant" for each in REGULARIZERS}  # every term at full weight from the first step
 
 
 @dataclass(frozen=True)
@@ -176,9 +175,7 @@ CONTESTANTS = {
     "dense-bare": Contestant("ours, dense, all weights 0", _ours(chunked=False), "dense-bare"),
     "dense": Contestant("ours, dense", _ours(*WEIGHTS, chunked=False), "dense-bare"),
     "floor": Contestant("PiSSA, loss on response rows only", _ours(), "floor"),
-    "consistency": Contestant("ours, consistency alone", _ours("lambda1"), "floor"),
-    "diversity": Contestant("ours, diversity alone", _ours("lambda2"), "floor"),
-    "spectrum": Contestant("ours, spectrum alone", _ours("lambda3"), "floor"),
+    **{each.name: Contestant(f"ours, {each.name} alone", _ours(each.weight), "floor") for each in REGULARIZERS},
     "ours": Contestant("ours", _ours(*WEIGHTS), "floor"),
     "cached": Contestant("ours, cached teacher", _cached, "floor"),
 }

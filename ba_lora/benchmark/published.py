@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..data.instruction import IGNORED
-from ..objective.settings import Objective
+from ..objective.settings import TERMS, Objective
 
 SKETCHED_ABOVE = 4096  # classes; a smaller vocabulary is decomposed exactly
 
@@ -18,7 +18,7 @@ def published_loss(
     student: nn.Module,
     teacher: nn.Module,
     objective: Objective,
-    lambdas: tuple[float, float, float],
+    lambdas: tuple[float, ...],
     *,
     input_ids: Tensor,
     attention_mask: Tensor,
@@ -29,8 +29,8 @@ def published_loss(
     with torch.no_grad():
         teacher_logits = teacher(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).logits
     terms = published_terms(output.logits, teacher_logits, labels, objective)
-    weighted = zip(lambdas, ("consistency", "diversity", "spectrum"), strict=True)
-    loss = output.loss + sum(weight * terms[name] for weight, name in weighted)
+    weights = dict(zip(TERMS[1:], lambdas, strict=True))
+    loss = output.loss + sum(weights[name] * term for name, term in terms.items())
     return loss, {"task": output.loss, **terms}
 
 

@@ -22,10 +22,11 @@ from ..errors import UserError
 from ..files import atomic_write, digest, read_json, sealed, write_sealed
 from ..folders import checksums
 from ..folders.ownership import claimed
+from ..objective.settings import TERMS, WEIGHTS
 from .matrix import Experiment, Run, Variant
 
 CURVE = 24  # number of steps kept of a run's curve
-CURVES = ("loss", "task", "consistency", "diversity", "spectrum", "lambda1", "lambda2", "lambda3", "lr")
+CURVES = ("loss", *TERMS, *WEIGHTS, "lr")
 MEASURES = (
     *("text_loss", "kl_to_base", "spectra"),
     *("accuracy", "macro_f1", "rarest_recall", "majority", "ece", "silhouette", "knn_purity"),

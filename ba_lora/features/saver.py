@@ -19,6 +19,7 @@ from ..errors import UserError
 from ..files import atomic_write, read_json, write_json
 from ..folders import checksums
 from ..folders.ownership import refuse_foreign
+from ..modes import evaluating
 from .tsne import FACTS, FINAL, features_file, labels_file
 
 FIRST_TOKEN, LAST_TOKEN = "first token", "last real token"
@@ -166,14 +167,9 @@ def _pool(hidden: Tensor, mask: Tensor, pooling: str) -> Tensor:
 @contextmanager
 def _unnoticed(model: nn.Module) -> Iterator[None]:
     """Evaluation mode without gradients inside the block; every mode and random state is restored afterwards."""
-    modes = [(module, module.training) for module in model.modules()]
     states = random.getstate(), np.random.get_state()
     try:
-        for module, _ in modes:
-            module.training = False
-        with torch.random.fork_rng(), torch.no_grad():
+        with evaluating(model), torch.random.fork_rng(), torch.no_grad():
             yield
     finally:
-        for module, training in modes:
-            module.training = training
         random.setstate(states[0]), np.random.set_state(states[1])

@@ -13,6 +13,7 @@ from transformers import GenerationConfig, LogitsProcessor, StoppingCriteria, St
 
 from ..data.templates import end_id
 from ..errors import UserError
+from ..modes import evaluating
 from .completions import Completion, cut_at, end_ids, finish, room
 from .requests import Job, Sampling
 
@@ -171,14 +172,11 @@ def _plain_config(model, ends: Sequence[int], pad: int):
     plain = GenerationConfig(do_sample=False, num_beams=1, use_cache=True, eos_token_id=list(ends), pad_token_id=pad)
     owners = [module for module in model.modules() if "generation_config" in vars(module)]
     before = [module.generation_config for module in owners]
-    training = [module for module in model.modules() if module.training]
     try:
         for module in owners:
             module.generation_config = plain
-        model.eval()
-        yield
+        with evaluating(model):
+            yield
     finally:
         for module, config in zip(owners, before, strict=True):
             module.generation_config = config
-        for module in training:
-            module.training = True

@@ -14,6 +14,7 @@ import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
+from ..modes import evaluating
 from ..sharding import gathered
 
 COPY = "initial_copy"  # the name under which the model holds its InitialCopy
@@ -78,13 +79,10 @@ def teacher(model: nn.Module) -> Iterator[nn.Module]:
     tuner_layers = [module for module in modules.values() if isinstance(module, BaseTunerLayer)]
     if any(getattr(layer, "merged", False) for layer in tuner_layers):
         raise ValueError("the adapter is merged into the base weights; unmerge it before the teacher is used")
-    modes = [(module, module.training) for module in modules.values()]
     flags = [(layer, layer._disable_adapters) for layer in tuner_layers]
     initial = list(copy.parameters())
     shadowed = []
     try:
-        for module, _ in modes:
-            module.training = False
         for layer, _ in flags:
             layer._disable_adapters = False
         for names, tensor in zip(copy.places, initial, strict=True):
@@ -92,12 +90,10 @@ def teacher(model: nn.Module) -> Iterator[nn.Module]:
                 owner, _, key = name.rpartition(".")
                 vars(modules[owner])[key] = tensor
                 shadowed.append((modules[owner], key))
-        with gathered(initial), torch.no_grad():
+        with evaluating(model), gathered(initial), torch.no_grad():
             yield model
     finally:
         for module, key in shadowed:
             del vars(module)[key]
         for layer, disabled in flags:
             layer._disable_adapters = disabled
-        for module, training in modes:
-            module.training = training

@@ -8,13 +8,15 @@ docs/objective.md derives each of these.
 """
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from .regularizers import svd_ratio, working
+from .regularizers import entropy, svd_ratio, working
+from .settings import REGULARIZERS, TERMS, Objective
 from .spectrum import gram, leading_triplets
 
 # Size of one chunk's logits in float32; the vocabulary takes a few times this much memory in all. With few rows per chunk,
@@ -58,12 +60,9 @@ def chunked_objective(
     teacher_hidden: Tensor | None,
     head_weight: Tensor,
     targets: Tensor,
+    objective: Objective,
+    lambdas: tuple[float, ...],
     *,
-    lambdas: tuple[float, float, float],
-    temperature: float,
-    top_k: int | None,
-    svd_k: int,
-    svd_norm: str,
     head_factor: Tensor | None = None,
     teacher_stats: tuple[Tensor, Tensor] | None = None,
     chunk_size: int | None = None,
@@ -73,42 +72,60 @@ def chunked_objective(
 ) -> tuple[Tensor, dict[str, Tensor | None]]:
     """Loss and terms of rows that are already selected and shifted, from their hidden states; see dense.dense_objective.
 
-    hidden, teacher_hidden: (N, d); head_weight: (V, d), frozen, without bias; targets: (N,). lambdas: the current weights of
-    consistency, diversity and spectrum. teacher_stats: (u, c) instead of teacher_hidden. head_factor: from `factor_of`;
-    computed if None. chunk_size: rows per chunk; None = set by CHUNK_BYTES. num_items: rows in the whole step (default N).
+    hidden, teacher_hidden: (N, d); head_weight: (V, d), frozen, without bias; targets: (N,). objective: its forms, T, K, k and
+    norm are used. lambdas: the current weights, as from `Objective.weights`. teacher_stats: (u, c) instead of teacher_hidden.
+    head_factor: from `factor_of`; computed if None. chunk_size: rows per chunk; None = set by CHUNK_BYTES. num_items: rows in the whole step (default N).
     Returns (loss, terms). Terms carry no gradient and are unweighted; a term with weight 0 is None unless all_terms. loss =
     task + λ1·consistency + λ2·diversity + λ3·spectrum_scale·spectrum.
 
-    Raises ValueError for a trainable head, and for a consistency weight without a teacher.
+    Raises ValueError for a trainable head, for a form that needs the logits, and for a consistency weight without a teacher.
     """
-    lambda1, lambda2, lambda3 = lambdas
+    weights = dict(zip(TERMS[1:], lambdas, strict=True))
+    if needed := objective.logits_needed_by():
+        raise ValueError(f"{' and '.join(needed)} cannot be computed from hidden states; use the dense form")
     if head_weight.requires_grad:
         raise ValueError("the chunked objective has no gradient for the head; freeze it or use the dense form")
     has_teacher = teacher_hidden is not None or teacher_stats is not None
-    if lambda1 > 0 and not has_teacher:
+    if weights["consistency"] > 0 and not has_teacher:
         raise ValueError("lambda1 > 0 needs teacher_hidden or teacher_stats")
     rows = len(targets)
     items = rows if num_items is None else num_items
     items = items.clamp(min=1) if isinstance(items, Tensor) else max(items, 1)
-    wanted = (has_teacher and (lambda1 > 0 or all_terms), lambda2 > 0 or all_terms)
-    plan = _Plan(lambda1, lambda2, temperature, top_k, *wanted, rows_of_a_chunk(len(head_weight), chunk_size))
+    plan = _Plan(
+        weights["consistency"],
+        weights["diversity"],
+        objective.temperature,
+        objective.top_k,
+        has_consistency=has_teacher and (weights["consistency"] > 0 or all_terms),
+        has_diversity=weights["diversity"] > 0 or all_terms,
+        chunk=rows_of_a_chunk(len(head_weight), chunk_size),
+    )
     u, c = teacher_stats if teacher_stats is not None else (None, None)
     loss, task, consistency, diversity = _TokenTerms.apply(
         hidden, teacher_hidden, u, c, head_weight, targets, items, plan
     )
-    terms: dict[str, Tensor | None] = {"task": task, "consistency": None, "diversity": None, "spectrum": None}
+    terms: dict[str, Tensor | None] = dict.fromkeys(TERMS) | {"task": task}
     if plan.has_consistency:
         terms["consistency"] = consistency
     if plan.has_diversity:
         terms["diversity"] = diversity
-    if lambda3 > 0 or all_terms:
-        factor = factor_of(head_weight) if head_factor is None else head_factor
-        with torch.autocast(hidden.device.type, enabled=False):
-            spectrum = _spectrum(working(hidden) @ factor.to(working(hidden)).T, svd_k, svd_norm)
-        terms["spectrum"] = spectrum.detach()
-        if lambda3 > 0:
-            loss = loss + lambda3 * spectrum_scale * spectrum
+    if not needs_factor(lambdas, all_terms):
+        return loss, terms
+    factor = factor_of(head_weight) if head_factor is None else head_factor
+    with torch.autocast(hidden.device.type, enabled=False):
+        x = working(hidden) @ factor.to(working(hidden)).T
+        for name, statistic in STATISTICS.items():
+            if weights[name] > 0 or all_terms:
+                value = statistic(x, objective)
+                terms[name] = value.detach()
+                if weights[name] > 0:
+                    loss = loss + weights[name] * spectrum_scale * value
     return loss, terms
+
+
+def needs_factor(lambdas: tuple[float, ...], all_terms: bool = False) -> bool:
+    """Return True if a term in force is a statistic of the micro-batch, which `factor_of` the head serves."""
+    return all_terms or any(weight > 0 and not each.per_row for each, weight in zip(REGULARIZERS, lambdas, strict=True))
 
 
 @torch.no_grad()
@@ -136,22 +153,26 @@ def mean_entropy(hidden: Tensor, head_weight: Tensor, temperature: float, chunk_
     """Mean entropy of softmax(z/T) over the rows, in nats. hidden: (N, d); N at least 1."""
     total = torch.zeros((), dtype=torch.float64, device=hidden.device)
     for part in hidden.split(rows_of_a_chunk(len(head_weight), chunk_size)):
-        log_p = torch.log_softmax(working(part @ head_weight.to(part.dtype).T) / temperature, dim=-1)
-        total -= (log_p.exp() * log_p).sum().double()
+        total += entropy(part @ head_weight.to(part.dtype).T, temperature).double().sum()
     return total / len(hidden)
 
 
-def _spectrum(x: Tensor, k: int, norm: str) -> Tensor:
+def _spectrum(x: Tensor, objective: Objective) -> Tensor:
     """`svd_ratio`; for the Frobenius norm, from the leading triplets alone if they are cheap to find. x: (N, min(V, d))."""
-    found = leading_triplets(x, k) if norm == "frobenius" else None
+    found = leading_triplets(x, objective.svd_k) if objective.svd_norm == "frobenius" else None
     if found is None:
-        return svd_ratio(x, k, norm)
+        return svd_ratio(x, objective.svd_k, objective.svd_norm)
     left, right = found  # held fixed: σᵢ = uᵢᵀ·x·vᵢ has the gradient uᵢvᵢᵀ
     return -((left.T @ x) * right.T).sum() / torch.linalg.vector_norm(x, dtype=torch.float64).to(x.dtype)
 
 
+# The statistics of a micro-batch: {name: function of (x, objective)}, differentiated by autograd. They may depend on Z = H·Wᵀ only
+# through ZZᵀ, as its norm and singular values do: x = H·Rᵀ (N, min(V, d)) has the same.
+STATISTICS: dict[str, Callable[[Tensor, Objective], Tensor]] = {"spectrum": _spectrum}
+
+
 class _Plan(NamedTuple):
-    """The work that `_TokenTerms` has to do."""
+    """The work that `_TokenTerms` has to do. lambda1, lambda2: the current weights of consistency and diversity."""
 
     lambda1: float
     lambda2: float
@@ -256,8 +277,7 @@ def _chunk(hidden, teacher, weight, targets, plan: _Plan, buffers: list[Tensor])
     teacher: its hidden states (n, d), or its statistics (u, c), or None. buffers: `plan.buffers` of them; comments say what
     each one holds. All logits here are divided by T.
     """
-    temperature = plan.temperature if plan.has_consistency else 1.0
-    soft = plan.lambda1 * temperature if plan.has_consistency else 0.0
+    temperature, soft = (plan.temperature, plan.lambda1 * plan.temperature) if plan.has_consistency else (1.0, 0.0)
     whole = plan.has_diversity and plan.top_k is None
     sums = torch.zeros(3, dtype=torch.float64, device=hidden.device)
     first, second, *more = buffers
@@ -278,7 +298,6 @@ def _chunk(hidden, teacher, weight, targets, plan: _Plan, buffers: list[Tensor])
     partition = ones.sum(-1, keepdim=True)
     log_partition = temperature * log_total + partition.double().log()
     sums[0] = (log_partition - temperature * z_target).sum()
-
     if p_teacher is not None:
         sums[1] = temperature**2 * (moved[:, None].double() + (log_total - log_total_teacher)).sum()
     elif plan.has_consistency:

@@ -9,11 +9,24 @@ Classification: task and consistency are sums over the samples, divided by the n
 spectrum are both computed per micro-batch.
 """
 
+from collections.abc import Callable
+
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from . import regularizers
-from .settings import TERMS, Objective
+from .settings import REGULARIZERS, TERMS, Objective
+
+# The mean over the rows, or the statistic, of each (regularizer, form). Arguments: the student's logits or features, the
+# teacher's logits, the objective.
+FORMS: dict[tuple[str, str], Callable[[Tensor, Tensor | None, Objective], Tensor]] = {
+    ("consistency", "kl"): lambda z, teacher, form: regularizers.consistency_kl(z, teacher, form.temperature),
+    ("consistency", "mse"): lambda z, teacher, form: regularizers.consistency_mse(z, teacher),
+    ("diversity", "entropy"): lambda z, teacher, form: regularizers.diversity_entropy(z, form.top_k),
+    ("diversity", "covariance"): lambda z, teacher, form: regularizers.diversity_covariance(z),
+    ("spectrum", "nuclear"): lambda z, teacher, form: regularizers.svd_ratio(z, form.svd_k, "nuclear"),
+    ("spectrum", "frobenius"): lambda z, teacher, form: regularizers.svd_ratio(z, form.svd_k, "frobenius"),
+}
 
 
 def dense_objective(
@@ -21,7 +34,7 @@ def dense_objective(
     teacher_logits: Tensor | None,
     targets: Tensor,
     objective: Objective,
-    lambdas: tuple[float, float, float],
+    lambdas: tuple[float, ...],
     *,
     num_items: Tensor | float | None = None,
     spectrum_scale: float = 1.0,
@@ -36,10 +49,9 @@ def dense_objective(
     """
     rows, items = len(targets), _items(num_items, len(targets))
     task = _cross_entropy(logits, targets, items)
-    terms = _regularize(logits, teacher_logits, logits, objective, lambdas, all_terms) | {"task": task}
-    for name in ("consistency", "diversity"):
-        terms[name] = None if terms[name] is None else terms[name] * rows / items
-    return _weigh(terms, lambdas, (1.0, 1.0, spectrum_scale))
+    means = _regularize(logits, teacher_logits, logits, objective, lambdas, all_terms)
+    of_step = [each.per_row for each in REGULARIZERS]
+    return _total(task, means, lambdas, of_step, rows, items, spectrum_scale)
 
 
 def classifier_objective(
@@ -47,7 +59,7 @@ def classifier_objective(
     teacher_logits: Tensor | None,
     labels: Tensor,
     objective: Objective,
-    lambdas: tuple[float, float, float],
+    lambdas: tuple[float, ...],
     *,
     features: Tensor | None = None,
     num_items: Tensor | float | None = None,
@@ -71,9 +83,9 @@ def classifier_objective(
         task = (working.squeeze(-1) - labels.to(working)).square().sum() / items
     else:
         task = _cross_entropy(logits, labels.long(), items)
-    terms = _regularize(logits, teacher_logits, looked_at, objective, lambdas, all_terms) | {"task": task}
-    terms["consistency"] = None if terms["consistency"] is None else terms["consistency"] * rows / items
-    return _weigh(terms, lambdas, (1.0, share, share))
+    means = _regularize(logits, teacher_logits, looked_at, objective, lambdas, all_terms)
+    of_step = [each.per_sample for each in REGULARIZERS]
+    return _total(task, means, lambdas, of_step, rows, items, share)
 
 
 def _items(num_items: Tensor | float | None, rows: int) -> Tensor | float:
@@ -92,35 +104,41 @@ def _regularize(
     teacher_logits: Tensor | None,
     looked_at: Tensor,
     objective: Objective,
-    lambdas: tuple[float, float, float],
+    lambdas: tuple[float, ...],
     all_terms: bool,
-) -> dict[str, Tensor | None]:
-    """Means over these rows; None for a term that is not wanted. looked_at: the input of diversity and spectrum."""
-    terms: dict[str, Tensor | None] = dict.fromkeys(TERMS)
-    lambda1, lambda2, lambda3 = lambdas
-    if lambda1 > 0 or (all_terms and teacher_logits is not None):
-        if objective.consistency == "kl":
-            terms["consistency"] = regularizers.consistency_kl(logits, teacher_logits, objective.temperature)
+) -> list[Tensor | None]:
+    """Means over these rows; None for a term that is not wanted. looked_at: the input of the terms that use no teacher."""
+    means: list[Tensor | None] = []
+    for each, weight in zip(REGULARIZERS, lambdas, strict=True):
+        is_possible = teacher_logits is not None or not each.uses_teacher
+        if weight > 0 or (all_terms and is_possible):
+            compute = FORMS[each.name, getattr(objective, each.option)]
+            means.append(compute(logits if each.uses_teacher else looked_at, teacher_logits, objective))
         else:
-            terms["consistency"] = regularizers.consistency_mse(logits, teacher_logits)
-    if lambda2 > 0 or all_terms:
-        if objective.diversity == "covariance":
-            terms["diversity"] = regularizers.diversity_covariance(looked_at)
-        else:
-            terms["diversity"] = regularizers.diversity_entropy(looked_at, objective.top_k)
-    if lambda3 > 0 or all_terms:
-        terms["spectrum"] = regularizers.svd_ratio(looked_at, objective.svd_k, objective.svd_norm)
-    return terms
+            means.append(None)
+    return means
 
 
-def _weigh(
-    terms: dict[str, Tensor | None], lambdas: tuple[float, float, float], scales: tuple[float, float, float]
+def _total(
+    task: Tensor,
+    means: list[Tensor | None],
+    lambdas: tuple[float, ...],
+    of_step: list[bool],
+    rows: int,
+    items: Tensor | float,
+    share: float,
 ) -> tuple[Tensor, dict[str, Tensor | None]]:
-    """(task + Σ λ·scale·term over the active terms, terms)."""
-    weights = dict(
-        zip(TERMS, (1.0, *(weight * scale for weight, scale in zip(lambdas, scales, strict=True))), strict=True)
-    )
-    loss = sum(weights[name] * term for name, term in terms.items() if term is not None and weights[name] > 0)
+    """(task + Σ λ·term over the active terms, terms).
+
+    of_step: for each regularizer, True if it is a mean over the `items` rows of the whole step, of which these are `rows`. The
+    others are statistics of the micro-batch and enter the loss times `share`.
+    """
+    terms: dict[str, Tensor | None] = {"task": task}
+    loss = 1.0 * task  # not the same tensor, because a trainer may scale the loss in place
+    for name, mean, weight, is_of_step in zip(TERMS[1:], means, lambdas, of_step, strict=True):
+        terms[name] = mean * rows / items if is_of_step and mean is not None else mean
+        if weight > 0:
+            loss = loss + (weight if is_of_step else weight * share) * terms[name]
     return loss, terms
 
 

@@ -12,11 +12,14 @@ from filelock import FileLock
 from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 
 from ..errors import DamagedFile
 from ..files import atomic_folder, cache_home
 from ..folders.tensor_files import load_tensors, save_tensors
+from ..modes import evaluating
 from .chunked import factor_of
+from .settings import Objective
 
 logger = logging.getLogger(__name__)
 
@@ -28,12 +31,15 @@ class Split(NamedTuple):
     head: nn.Linear
 
 
-def split(model: nn.Module, input_ids: Tensor) -> tuple[Split | None, str]:
-    """(the parts, "") of a causal language model, adapted or not; (None, the reason) if its logits are computed in another
-    way.
+def split(model: nn.Module, input_ids: Tensor, objective: Objective | None = None) -> tuple[Split | None, str]:
+    """(the parts, "") of a causal language model, adapted or not; (None, the reason) if the dense form is needed.
 
-    input_ids: (1, T), some tokens on which the two ways are compared: they reveal a soft cap or a scale of the logits.
+    This is the one rule of which form trains: the head's product alone must give the logits, nothing may train the head, and
+    `objective` (None: any) may not need the logits. input_ids: (1, T), some tokens to run the model on: the operations reveal a soft
+    cap or a scale of the logits, and the values, if there are any (not in planning), that the two ways agree.
     """
+    if objective is not None and (needed := objective.logits_needed_by()):
+        return None, f"required by {' and '.join(needed)}"
     causal = model.get_base_model() if isinstance(model, PeftModel) else model
     body, head = getattr(causal, "base_model", causal), causal.get_output_embeddings()
     if body is causal:
@@ -46,19 +52,56 @@ def split(model: nn.Module, input_ids: Tensor) -> tuple[Split | None, str]:
         return None, "the head is trained"
     if head.bias is not None:
         return None, "the head has a bias"
-    modes = [(module, module.training) for module in model.modules()]
-    try:
-        for module, _ in modes:
-            module.training = False
-        with torch.no_grad():
-            whole = model(input_ids=input_ids, use_cache=False).logits
-            parts = head(body(input_ids=input_ids, use_cache=False).last_hidden_state)
-    finally:
-        for module, training in modes:
-            module.training = training
-    if whole.shape != parts.shape or not torch.allclose(whole, parts, rtol=1e-3, atol=1e-3):
-        return None, "the logits are not the head's product alone (a soft cap or a scale)"
+    with evaluating(model), torch.no_grad():
+        is_product = _untouched(model, body, head, input_ids)
+        if is_product and not _has_no_values(input_ids):
+            is_product = _equal(model, body, head, input_ids)
+        if not is_product:
+            return None, "the logits are not the head's product alone (a soft cap or a scale)"
     return Split(body, head), ""
+
+
+def _has_no_values(tensor: Tensor) -> bool:
+    return tensor.is_meta or isinstance(tensor, FakeTensor)
+
+
+def _equal(model: nn.Module, body: nn.Module, head: nn.Linear, input_ids: Tensor) -> bool:
+    """Return True if the model's logits equal the head's product with the body's hidden states."""
+    whole = model(input_ids=input_ids, use_cache=False).logits
+    parts = head(body(input_ids=input_ids, use_cache=False).last_hidden_state)
+    return whole.shape == parts.shape and torch.allclose(whole, parts, rtol=1e-3, atol=1e-3)
+
+
+def _untouched(model: nn.Module, body: nn.Module, head: nn.Linear, input_ids: Tensor) -> bool:
+    """Return True if the head gets the body's hidden states as they are, and its output is the logits.
+
+    A view keeps the storage and its version; any operation on the values makes a new storage or raises the version.
+    """
+    seen: dict[str, Tensor] = {}
+    versions: dict[str, int] = {}
+
+    def note(name: str, tensor: Tensor) -> None:
+        seen[name], versions[name] = tensor, tensor._version
+
+    def note_head(module: nn.Module, args: tuple[Tensor], output: Tensor) -> None:
+        note("input", args[0])
+        note("output", output)
+
+    hooks = [
+        body.register_forward_hook(lambda module, args, output: note("hidden", output.last_hidden_state)),
+        head.register_forward_hook(note_head),
+    ]
+    try:
+        note("logits", model(input_ids=input_ids, use_cache=False).logits)
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+    def is_same(first: str, second: str) -> bool:
+        storages = {seen[name].untyped_storage()._cdata for name in (first, second)}
+        return len(storages) == 1 and versions[first] == versions[second]
+
+    return is_same("hidden", "input") and is_same("output", "logits")
 
 
 def cached_factor(head: nn.Linear) -> Tensor:

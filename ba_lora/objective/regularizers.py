@@ -29,6 +29,12 @@ def _check(logits: Tensor, other: Tensor | None = None) -> None:
         )
 
 
+def entropy(logits: Tensor, temperature: float = 1.0) -> Tensor:
+    """Entropy of softmax(z/T) for each row, in nats. logits: (N, V), N may be 0. Returns (N,)."""
+    log_p = log_softmax(working(logits) / temperature, dim=-1)
+    return -(log_p.exp() * log_p).sum(-1)
+
+
 def consistency_kl(student_logits: Tensor, teacher_logits: Tensor, temperature: float = 1.0) -> Tensor:
     """T² · mean over rows of KL(p_T ‖ p_S), both softened by the temperature T, in nats.
 
@@ -72,8 +78,7 @@ def diversity_entropy(logits: Tensor, top_k: int | None = None) -> Tensor:
     kept = working(logits)
     if top_k is not None:
         kept = kept.topk(top_k, dim=-1).values  # (N, K)
-    log_p = log_softmax(kept, dim=-1)
-    return (log_p.exp() * log_p).sum(-1).mean()
+    return -entropy(kept).mean()
 
 
 def diversity_covariance(logits: Tensor) -> Tensor:

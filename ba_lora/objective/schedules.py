@@ -5,9 +5,6 @@ Source: the published code. As far as is known, the paper gives no equations for
 
 import math
 
-from torch import Tensor
-from torch.nn.functional import log_softmax
-
 from ..errors import choose
 
 
@@ -45,13 +42,10 @@ def factor(schedule: str, step: int, total: int, warmup: float = 0.2, ramp: floa
     return SCHEDULES[choose("schedule", schedule, SCHEDULES)](step, max(total, 1), warmup, ramp)
 
 
-def confidence(teacher_logits: Tensor, temperature: float) -> Tensor:
-    """`certainty` of the teacher at temperature T, from its entropy averaged over the rows. teacher_logits: (N, V). Scalar."""
-    values = teacher_logits.double() if teacher_logits.dtype.itemsize == 8 else teacher_logits.float()
-    log_p = log_softmax(values / temperature, dim=-1)
-    return certainty(-(log_p.exp() * log_p).sum(-1).mean(), values.shape[-1])
+def adaptive(lowest: float, highest: float, entropy: float, classes: int) -> float:
+    """The weight of a micro-batch: from `lowest` where the teacher is uniform up to `highest` where it is certain.
 
-
-def certainty(entropy: Tensor, classes: int) -> Tensor:
-    """1 − H/ln V: 1 is certain, 0 is uniform. The adaptive lambda1 of a micro-batch is min + (max − min) · certainty."""
-    return 1 - (entropy / math.log(max(classes, 2))).clamp(0, 1)
+    lowest + (highest − lowest) · (1 − H/ln V). entropy: H, the teacher's mean entropy over the rows in nats, at the temperature of
+    consistency; classes: V.
+    """
+    return lowest + (highest - lowest) * (1 - min(max(entropy / math.log(max(classes, 2)), 0.0), 1.0))

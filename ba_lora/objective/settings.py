@@ -1,12 +1,72 @@
-"""The regularizers' forms, weights and schedules, and the published presets."""
+"""The table of the regularizers, their settings for a run, and the published presets."""
 
 import math
 from dataclasses import dataclass, fields, replace
+from typing import NamedTuple
 
 from ..errors import UserError, choose
 from . import schedules
 
-TERMS = ("task", "consistency", "diversity", "spectrum")
+
+class Form(NamedTuple):
+    """One way to compute a regularizer."""
+
+    unit: str  # of the unweighted value
+    text: str  # for the model card; {name} is the value of a field of `Objective`, {classes} describes top_k
+    from_hidden: bool  # chunked.py computes it from the hidden states; otherwise training keeps the logits
+
+
+class Regularizer(NamedTuple):
+    """A term beside the task loss. `weight`, `schedule` and `option` are fields of `Objective`."""
+
+    name: str  # of its value, in the terms of the loss and in metrics.jsonl
+    symbol: str  # of its weight
+    weight: str
+    schedule: str
+    option: str  # chooses the form
+    forms: dict[str, Form]
+    per_row: bool  # generation: a mean over all rows of the optimiser step, not a statistic of each micro-batch
+    per_sample: bool  # the same for classification
+    uses_teacher: bool = False
+
+
+# To add one: its equation in regularizers.py, its row and fields here, `FORMS` of dense.py and chunked.py, options in arguments.py.
+REGULARIZERS = (
+    Regularizer(
+        *("consistency", "λ1", "lambda1", "lambda1_schedule", "consistency"),
+        {
+            "kl": Form("T²·KL, nats", "T²·KL to the pre-trained model at T = {temperature:g}", from_hidden=True),
+            "mse": Form("squared error", "squared difference of logits", from_hidden=False),
+        },
+        per_row=True,
+        per_sample=True,
+        uses_teacher=True,
+    ),
+    Regularizer(
+        *("diversity", "λ2", "lambda2", "lambda2_schedule", "diversity"),
+        {
+            "entropy": Form("−entropy, nats", "negative entropy over {classes}", from_hidden=True),
+            "covariance": Form("squared covariances", "off-diagonal covariance of the logits", from_hidden=False),
+        },
+        per_row=True,
+        per_sample=False,
+    ),
+    Regularizer(
+        *("spectrum", "λ3", "lambda3", "lambda3_schedule", "svd_norm"),
+        {
+            norm: Form(
+                f"−Σσ / {label}",
+                f"share of the leading {{svd_k}} singular values of the logits ({norm} norm)",
+                from_hidden=True,
+            )
+            for norm, label in (("nuclear", "nuclear norm"), ("frobenius", "Frobenius norm"))
+        },
+        per_row=False,
+        per_sample=False,
+    ),
+)
+TERMS = ("task", *(each.name for each in REGULARIZERS))
+WEIGHTS = tuple(each.weight for each in REGULARIZERS)
 
 
 @dataclass(frozen=True)
@@ -30,15 +90,13 @@ class Objective:
     lambda1_min: float | None = None  # for the adaptive schedule; None is lambda1 / 10
 
     def __post_init__(self):
-        choose("consistency", self.consistency, ("kl", "mse"))
-        choose("diversity", self.diversity, ("entropy", "covariance"))
-        choose("svd_norm", self.svd_norm, ("nuclear", "frobenius"))
-        choose("lambda1_schedule", self.lambda1_schedule, [*schedules.SCHEDULES, "adaptive"])
-        choose("lambda2_schedule", self.lambda2_schedule, schedules.SCHEDULES)
-        choose("lambda3_schedule", self.lambda3_schedule, schedules.SCHEDULES)
-        for name in ("lambda1", "lambda2", "lambda3"):
-            if not getattr(self, name) >= 0 or math.isinf(getattr(self, name)):
-                raise UserError(f"{name} must be a number of at least 0, got {getattr(self, name)}")
+        for each in REGULARIZERS:
+            choose(each.option, getattr(self, each.option), each.forms)
+            adaptive = ("adaptive",) if each.uses_teacher else ()
+            choose(each.schedule, getattr(self, each.schedule), [*schedules.SCHEDULES, *adaptive])
+            weight = getattr(self, each.weight)
+            if not weight >= 0 or math.isinf(weight):
+                raise UserError(f"{each.weight} must be a number of at least 0, got {weight}")
         if self.svd_k < 1:
             raise UserError(f"svd_k must be at least 1, got {self.svd_k}")
         if self.top_k is not None and self.top_k < 1:
@@ -59,13 +117,26 @@ class Objective:
             choose("objective option", change, [field.name for field in fields(cls)])
         return replace(PRESETS[name][choose("task", task, ("nlg", "nlu"))], **changes)
 
-    def weights(self, step: int, total: int) -> tuple[float, float, float]:
-        """(lambda1, lambda2, lambda3) at the optimiser step `step` of `total`; for the adaptive lambda1, its maximum."""
-        kinds = (self.lambda1_schedule, self.lambda2_schedule, self.lambda3_schedule)
+    def weights(self, step: int, total: int) -> tuple[float, ...]:
+        """The weights at the optimiser step `step` of `total`, in the order of REGULARIZERS; an adaptive one at its maximum."""
+        kinds = [getattr(self, each.schedule) for each in REGULARIZERS]
         return tuple(
             weight * (1.0 if kind == "adaptive" else schedules.factor(kind, step, total, self.warmup, self.ramp))
-            for weight, kind in zip((self.lambda1, self.lambda2, self.lambda3), kinds, strict=True)
+            for weight, kind in zip(self.maxima(), kinds, strict=True)
         )
+
+    def maxima(self) -> tuple[float, ...]:
+        """The weights without their schedules, in the order of REGULARIZERS."""
+        return tuple(getattr(self, weight) for weight in WEIGHTS)
+
+    def uses_teacher(self) -> bool:
+        """Return True if a term with a weight compares with the pre-trained model."""
+        return any(each.uses_teacher and getattr(self, each.weight) > 0 for each in REGULARIZERS)
+
+    def logits_needed_by(self) -> list[str]:
+        """The chosen forms that cannot be computed from the hidden states."""
+        forms = [(getattr(self, each.option), each) for each in REGULARIZERS]
+        return [form for form, each in forms if not each.forms[form].from_hidden]
 
 
 PRESETS = {

@@ -30,6 +30,7 @@ from transformers import PretrainedConfig
 
 from ..methods.teacher import initial_copy
 from ..models import beside_body
+from ..objective.chunked import needs_factor
 from ..objective.settings import Objective
 
 
@@ -86,10 +87,10 @@ def of_a_sample(
     attention = 4 * (length + work.positions) * work.attention
     forward = 2 * (work.frozen + work.trained) + attention
     backward = 2 * work.frozen + 4 * work.trained + 2 * attention
-    has_teacher = objective.lambda1 > 0 and not cached
+    has_teacher = objective.uses_teacher() and not cached
     passes = forward * (1 + has_teacher + checkpointing) + backward
     logits = 2 * work.vocabulary * work.width
     if work.trains_head:
         return length * (passes + logits * (3 + has_teacher))
-    spectrum = 4 * work.width * min(work.vocabulary, work.width) if objective.lambda3 > 0 else 0
+    spectrum = 4 * work.width * min(work.vocabulary, work.width) if needs_factor(objective.maxima()) else 0
     return length * passes + counted * (logits * (2 + has_teacher) + spectrum)

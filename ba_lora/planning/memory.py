@@ -19,6 +19,7 @@ from torch.utils._pytree import tree_leaves
 from ..methods.teacher import COPY, initial_copy, teacher
 from ..objective.chunked import TeacherStats, chunked_objective
 from ..objective.dense import classifier_objective, dense_objective
+from ..objective.head import split
 from ..objective.settings import Objective
 
 BUCKET = 200_000_000  # elements that DeepSpeed reduces at once, as in configs/deepspeed
@@ -152,25 +153,27 @@ def passing(
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         ids = torch.zeros(micro_batch, length, dtype=torch.long)
         inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+        forward, finish = _forms(model, objective, ids[:, 1:].reshape(-1))
         with ledger, torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-            forward, finish = _forms(model, objective, ids[:, 1:].reshape(-1))
             teacher_rows = stats = None
-            if objective.lambda1 > 0 and cached:
+            if objective.uses_teacher() and cached:
                 rows, width = micro_batch * (length - 1), model.get_output_embeddings().weight.shape[1]
                 stats = TeacherStats(torch.empty(rows, width), torch.empty(rows, dtype=torch.float64))
-            elif objective.lambda1 > 0:
+            elif objective.uses_teacher():
                 with teacher(model):
                     teacher_rows = _rows(forward(**inputs))
             before = ledger.live
             output = forward(**inputs)
             activations = ledger.live - before - output.nbytes
-            finish(_rows(output), teacher_rows, stats).backward()
+            loss = finish(_rows(output), teacher_rows, stats)
+            del output  # a trainer keeps the loss alone
+            loss.backward()
     return {"activations": activations, "objective": max(ledger.peak - activations, 0)}
 
 
 def _forms(model: nn.Module, objective: Objective, targets: torch.Tensor) -> tuple[Callable, Callable]:
     """(the forward pass, the loss of its rows and the teacher's), as objective_model.ObjectiveModel computes them in training."""
-    weights = (objective.lambda1, objective.lambda2, objective.lambda3)
+    weights = objective.maxima()
     causal = model.get_base_model() if hasattr(model, "get_base_model") else model
     head = causal.get_output_embeddings()
     if head is None:  # a classifier
@@ -180,28 +183,20 @@ def _forms(model: nn.Module, objective: Objective, targets: torch.Tensor) -> tup
             return classifier_objective(rows, teacher_rows, labels, objective, weights, regression=regression)[0]
 
         return lambda **inputs: model(**inputs).logits, classified
-    needs_logits = (objective.consistency, objective.diversity) != ("kl", "entropy")
-    if (
-        needs_logits
-        or head.weight.requires_grad
-        or getattr(head, "bias", None) is not None
-        or causal.base_model is causal
-    ):
+    parts, _ = split(model, torch.zeros(1, 2, dtype=torch.long), objective)
+    if parts is None:
 
         def dense(rows, teacher_rows, stats):
             return dense_objective(rows, teacher_rows, targets, objective, weights)[0]
 
         return lambda **inputs: model(**inputs, use_cache=False).logits, dense
-    options = {name: getattr(objective, name) for name in ("temperature", "top_k", "svd_k", "svd_norm")}
     factor = torch.empty(min(head.weight.shape), head.weight.shape[1])
 
     def chunked(rows, teacher_rows, stats):
-        options["teacher_stats"] = stats
-        return chunked_objective(
-            rows, teacher_rows, head.weight, targets, lambdas=weights, head_factor=factor, **options
-        )[0]
+        form, options = (objective, weights), {"head_factor": factor, "teacher_stats": stats}
+        return chunked_objective(rows, teacher_rows, head.weight, targets, *form, **options)[0]
 
-    return lambda **inputs: causal.base_model(**inputs, use_cache=False).last_hidden_state, chunked
+    return lambda **inputs: parts.body(**inputs, use_cache=False).last_hidden_state, chunked
 
 
 def _rows(output: torch.Tensor) -> torch.Tensor:

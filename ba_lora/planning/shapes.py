@@ -25,7 +25,7 @@ from ..methods.names import NITER
 from ..methods.save import attach, stacked_experts, trained_parameters
 from ..methods.targets import left_out
 from ..models import DTYPES, beside_body, keep_soft_cap
-from ..objective.settings import Objective
+from ..objective.settings import WEIGHTS, Objective
 from ..tiny import MODEL_DIR
 from ..training.arguments import TrainArguments
 from . import flops
@@ -144,7 +144,7 @@ def job_of(arguments: TrainArguments) -> Job:
     """The Job of a run. Runs share a Job if they differ only in settings that do not affect sizes (seed, learning rate, positive
     weights, PiSSA start)."""
     objective, method = arguments.objective(), arguments.method
-    on = {name: float(getattr(objective, name) > 0) for name in ("lambda1", "lambda2", "lambda3")}
+    on = {name: float(getattr(objective, name) > 0) for name in WEIGHTS}
     return Job(
         arguments.model,
         arguments.dtype,
@@ -175,7 +175,7 @@ def _adapted(job: Job, layers: int | None = None) -> tuple[nn.Module, int]:
             rank=job.rank,
             alpha=job.alpha,
             target_modules=list(job.target_modules) if job.target_modules else None,
-            keep_initial=job.objective.lambda1 > 0,
+            keep_initial=job.objective.uses_teacher(),
             dropout=job.dropout,
             head=beside_body(model) if job.outputs else (),
             total_steps=1000,  # no size depends on it

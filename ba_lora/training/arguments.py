@@ -370,7 +370,7 @@ class TrainArguments:
 
     def objective(self) -> "Objective":
         """The preset with this run's changes; all weights are 0 if the regularizers are off."""
-        from ..objective.settings import Objective
+        from ..objective.settings import WEIGHTS, Objective
 
         names = {f.name for f in fields(Objective)} & {f.name for f in fields(self)}
         changes = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
@@ -378,17 +378,17 @@ class TrainArguments:
             changes["top_k"] = None
         made = Objective.preset(self.preset, "nlu" if self.task else "nlg", **changes)
         if self.regularizers == "off" or (self.regularizers == "auto" and self.method != "ba-lora"):
-            weights = [name for name in ("lambda1", "lambda2", "lambda3") if changes.get(name)]
+            weights = [name for name in WEIGHTS if changes.get(name)]
             if weights:
                 raise UserError(
                     f"--{weights[0]} is set but method '{self.method}' runs without the regularizers; add --regularizers on"
                 )
-            made = replace(made, lambda1=0.0, lambda2=0.0, lambda3=0.0)
+            made = replace(made, **dict.fromkeys(WEIGHTS, 0.0))
         return made
 
     def uses_teacher_cache(self) -> bool:
         """Return True if the run has a teacher and reads it from --teacher_cache."""
-        return bool(self.teacher_cache) and (self.objective().lambda1 > 0 or self.log_all_terms)
+        return bool(self.teacher_cache) and (self.objective().uses_teacher() or self.log_all_terms)
 
     def decomposition_folder(self) -> Path | None:
         """The folder in which --decomposition_cache keeps decompositions, or None if it keeps none."""

@@ -17,15 +17,14 @@ from ..errors import UserError
 from ..methods.save import penalty
 from ..methods.teacher import teacher
 from ..models.labels import output_layer
-from ..objective import schedules
 from ..objective.dense import classifier_objective, powerless
-from ..objective.settings import TERMS, Objective
+from ..objective.regularizers import entropy
+from ..objective.settings import REGULARIZERS, TERMS, Objective
 from .step_model import StepModel
 
 logger = logging.getLogger(__name__)
 
 FEW = 8  # rows below which a micro-batch says little about covariance and spectrum
-STATISTICS = ("diversity", "spectrum")  # computed per micro-batch
 
 
 class ClassifierModel(StepModel):
@@ -35,6 +34,8 @@ class ClassifierModel(StepModel):
     head's last layer (ours: with few classes the published terms are constant or nearly so). Labels are (N,): class indices,
     or real numbers if the config's problem_type is "regression".
     """
+
+    averaged = (*(each.name for each in REGULARIZERS if not each.per_sample), "penalty")
 
     def __init__(self, student: nn.Module, objective: Objective, *, regularize: str = "logits", **options):
         if objective.diversity == "entropy" and objective.top_k is not None and regularize == "logits":
@@ -63,13 +64,16 @@ class ClassifierModel(StepModel):
         logits, features = self._forward(inputs)
         if self.training and not self.warned:
             self._warn(len(labels), logits, features)
-        lambdas = self._weights(teacher_logits)
+        weights = self.lambdas
+        if self.needs_teacher():
+            temperature = self.objective.temperature
+            weights = self.weights(lambda: entropy(teacher_logits, temperature).mean(), teacher_logits.shape[1])
         loss, terms = classifier_objective(
             logits,
             teacher_logits,
             labels,
             self.objective,
-            lambdas,
+            weights,
             features=features,
             num_items=num_items_in_batch,
             share=self.share,
@@ -81,7 +85,7 @@ class ClassifierModel(StepModel):
             terms["penalty"], loss = extra, loss + extra * self.share
         if self.training:
             self.rows = self.rows + (attention_mask.sum() if attention_mask is not None else input_ids.numel())
-            self.record(terms, loss, lambdas[0], shared=(*STATISTICS, "penalty"))
+            self.record(terms, loss, weights)
             if self.logged:
                 self._norms(terms, logits, features)
         return SequenceClassifierOutput(loss=loss, logits=logits)
@@ -103,28 +107,18 @@ class ClassifierModel(StepModel):
             features = features[torch.arange(len(features), device=features.device), last]
         return logits, features
 
-    def _weights(self, teacher_logits: Tensor | None) -> tuple:
-        if self.objective.lambda1_schedule != "adaptive" or teacher_logits is None:
-            return self.lambdas
-        highest, *others = self.lambdas
-        lowest = self.objective.lambda1_min if self.objective.lambda1_min is not None else 0.1 * highest
-        certainty = schedules.confidence(teacher_logits, self.objective.temperature)
-        return (float(lowest + (highest - lowest) * certainty), *others)
-
     def _warn(self, rows: int, logits: Tensor, features: Tensor | None) -> None:
         """Warn once about terms without effect and about small micro-batches."""
         self.warned = True
-        weights = dict(
-            zip(TERMS[1:], (self.objective.lambda1, self.objective.lambda2, self.objective.lambda3), strict=False)
-        )
+        weights = dict(zip(TERMS[1:], self.objective.maxima(), strict=True))
         looked_at = logits if features is None else features
         for name, reason in powerless(self.objective, rows, logits.shape[1], looked_at.shape[1]).items():
             if weights[name] > 0:
                 logger.warning("the %s term has no gradient: %s", name, reason)
-        if rows < FEW and (weights["diversity"] > 0 or weights["spectrum"] > 0):
+        if rows < FEW and any(weights.get(name) for name in self.averaged):
             logger.warning(
-                "diversity and spectrum are statistics of a micro-batch, and this one has %d rows; raise --micro_batch_size "
-                "to %d or more",
+                "%s are statistics of a micro-batch, and this one has %d rows; raise --micro_batch_size to %d or more",
+                " and ".join(name for name in self.averaged if name in weights),
                 rows,
                 FEW,
             )
@@ -134,7 +128,7 @@ class ClassifierModel(StepModel):
         for name, term in terms.items():
             if term is None or name == "penalty":
                 continue
-            at = features if features is not None and name in STATISTICS else logits
+            at = features if features is not None and name in self.averaged else logits
             norm = torch.zeros((), device=term.device)
             if term.requires_grad:
                 (gradient,) = torch.autograd.grad(term, at, retain_graph=True, allow_unused=True)

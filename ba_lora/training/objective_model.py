@@ -1,7 +1,6 @@
 """An adapted model whose loss is the whole objective, computed from hidden states if its head allows it, else from logits."""
 
 import logging
-from collections.abc import Callable
 
 from torch import Tensor, nn
 from transformers.modeling_outputs import CausalLMOutput
@@ -10,11 +9,11 @@ from ..data.collator import counted
 from ..errors import UserError
 from ..methods.save import penalty
 from ..methods.teacher import teacher
-from ..objective import schedules
-from ..objective.chunked import TeacherStats, chunked_objective, mean_entropy
+from ..objective.chunked import TeacherStats, chunked_objective, mean_entropy, needs_factor
 from ..objective.dense import dense_objective
 from ..objective.head import Split, cached_factor, split
-from ..objective.settings import Objective
+from ..objective.regularizers import entropy
+from ..objective.settings import REGULARIZERS, Objective
 from ..sharding import gathered
 from .step_model import StepModel
 
@@ -28,6 +27,7 @@ class ObjectiveModel(StepModel):
     the output then has no logits. False: always use the dense form.
     """
 
+    averaged = (*(each.name for each in REGULARIZERS if not each.per_row), "penalty")
     loss_type = "ForCausalLM"  # Trainer then counts labels[:, 1:], the rows that `counted` counts
 
     def __init__(self, student: nn.Module, objective: Objective, *, chunked: bool = True, **options):
@@ -35,7 +35,8 @@ class ObjectiveModel(StepModel):
         if objective.top_k is not None and objective.top_k > vocabulary:
             raise UserError(f"top_k {objective.top_k} is above the vocabulary of {vocabulary}; lower top_k")
         super().__init__(student, objective, **options)
-        self.parts: Split | bool | None = None if chunked else False  # determined in the first step
+        self.may_split = chunked  # until the first step finds that the head does not allow it
+        self.parts: Split | None = None
         self.factor: Tensor | None = None  # factor of the head, for the spectrum
 
     def items(self, labels: Tensor) -> Tensor:
@@ -65,63 +66,54 @@ class ObjectiveModel(StepModel):
         targets = labels[:, 1:][mask]
         stats = TeacherStats(teacher_u, teacher_c) if teacher_u is not None else None
         if self.training and not self.keep_gradients and self._can_split(input_ids):
-            output, terms, lambda1 = self._chunked(inputs, mask, targets, num_items_in_batch, stats)
+            output, terms, weights = self._chunked(inputs, mask, targets, num_items_in_batch, stats)
         elif self.training and stats is not None:
             raise UserError(
                 "the teacher cache holds no logits, which training this model needs (its head is adapted, trained or not "
                 "linear, or each term's gradient is kept); leave the cache out"
             )
         else:
-            output, terms, lambda1 = self._dense(inputs, mask, targets, num_items_in_batch)
+            output, terms, weights = self._dense(inputs, mask, targets, num_items_in_batch)
         if self.training:
             extra = penalty(self.student)
             if extra is not None:
                 terms["penalty"], output.loss = extra, output.loss + extra * self.share
             self.rows = self.rows + mask.sum()
-            self.record(terms, output.loss, lambda1, shared=("spectrum", "penalty"))
+            self.record(terms, output.loss, weights)
         return output
 
     def _can_split(self, input_ids: Tensor) -> bool:
         """Return True if the objective can be computed without logits. Determined once; logs the reason once if it cannot."""
-        if self.parts is None:
-            self.parts, reason = split(self.student, input_ids[:1, :2])
-            if (self.objective.consistency, self.objective.diversity) != ("kl", "entropy"):
-                self.parts, reason = None, f"{self.objective.consistency} and {self.objective.diversity} need them"
+        if self.may_split and self.parts is None:
+            self.parts, reason = split(self.student, input_ids[:1, :2], self.objective)
             if self.parts is None:
                 logger.warning("the logits are kept, at the cost of memory and time: %s", reason)
-                self.parts = False
-        return bool(self.parts)
-
-    def _weights(self, certainty: Callable[[], Tensor], rows: int) -> tuple:
-        """The current weights; an adaptive lambda1 follows the teacher's certainty on these rows."""
-        if self.objective.lambda1_schedule != "adaptive" or not rows or not self.needs_teacher():
-            return self.lambdas
-        highest, *others = self.lambdas
-        lowest = self.objective.lambda1_min if self.objective.lambda1_min is not None else 0.1 * highest
-        return (float(lowest + (highest - lowest) * certainty()), *others)
+                self.may_split = False
+        return self.parts is not None
 
     def _dense(self, inputs: dict, mask: Tensor, targets: Tensor, num_items) -> tuple:
-        """(output, terms, lambda1) from the student's and teacher's logits, (N, V) each."""
+        """(output, terms, weights) from the student's and teacher's logits, (N, V) each."""
         teacher_logits = None
         if self.needs_teacher():
             with teacher(self.student):
                 teacher_logits = self.student(**inputs).logits[:, :-1][mask]
             self.clock.lap("teacher")
         output = self.student(**inputs)
-        lambdas = self._weights(
-            lambda: schedules.confidence(teacher_logits, self.objective.temperature), rows=len(targets)
-        )
+        weights = self.lambdas
+        if self.needs_teacher() and len(targets):
+            temperature = self.objective.temperature
+            weights = self.weights(lambda: entropy(teacher_logits, temperature).mean(), teacher_logits.shape[1])
         output.loss, terms = dense_objective(
             output.logits[:, :-1][mask],
             teacher_logits,
             targets,
             self.objective,
-            lambdas,
+            weights,
             num_items=num_items,
             spectrum_scale=self.share,
             all_terms=self.all_terms,
         )
-        return output, terms, lambdas[0]
+        return output, terms, weights
 
     def _chunked(self, inputs: dict, mask: Tensor, targets: Tensor, num_items, stats: TeacherStats | None) -> tuple:
         """As `_dense`, from the hidden states, (N, d) each; the output has no logits. With `stats` no teacher runs."""
@@ -136,37 +128,33 @@ class ObjectiveModel(StepModel):
         hidden = body(**inputs).last_hidden_state[:, :-1][mask]
 
         with gathered(head.parameters()):
-            loss, terms, lambda1 = self._from_hidden(hidden, teacher_hidden, stats, head, targets, num_items)
-        return CausalLMOutput(loss=loss), terms, lambda1
+            loss, terms, weights = self._from_hidden(hidden, teacher_hidden, stats, head, targets, num_items)
+        return CausalLMOutput(loss=loss), terms, weights
 
     def _from_hidden(self, hidden, teacher_hidden, stats, head: nn.Linear, targets: Tensor, num_items) -> tuple:
-        """(loss, terms, lambda1) of the rows. hidden, teacher_hidden: (N, d); `head` holds its values."""
-        form = self.objective
+        """(loss, terms, weights) of the rows. hidden, teacher_hidden: (N, d); `head` holds its values."""
 
-        def certainty() -> Tensor:
+        def teacher_entropy() -> Tensor:
             if stats is not None:
-                entropy = -stats.c.mean()
-            else:
-                entropy = mean_entropy(teacher_hidden, head.weight, form.temperature)
-            return schedules.certainty(entropy, len(head.weight))
+                return -stats.c.mean()
+            return mean_entropy(teacher_hidden, head.weight, self.objective.temperature)
 
-        lambdas = self._weights(certainty, rows=len(targets))
-        if self.factor is None and (lambdas[2] > 0 or self.all_terms):
+        weights = self.lambdas
+        if self.needs_teacher() and len(targets):
+            weights = self.weights(teacher_entropy, len(head.weight))
+        if self.factor is None and needs_factor(weights, self.all_terms):
             self.factor = cached_factor(head)
         loss, terms = chunked_objective(
             hidden,
             teacher_hidden,
             head.weight,
             targets,
-            lambdas=lambdas,
-            temperature=form.temperature,
-            top_k=form.top_k,
-            svd_k=form.svd_k,
-            svd_norm=form.svd_norm,
+            self.objective,
+            weights,
             head_factor=self.factor,
             teacher_stats=stats,
             num_items=num_items,
             spectrum_scale=self.share,
             all_terms=self.all_terms,
         )
-        return loss, terms, lambdas[0]
+        return loss, terms, weights

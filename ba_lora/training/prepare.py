@@ -53,7 +53,7 @@ def adapt(arguments: TrainArguments, model: nn.Module, objective: Objective, sam
         target_modules=arguments.target_modules,
         init=arguments.init,
         seed=arguments.seed,
-        keep_initial=objective.lambda1 > 0,
+        keep_initial=objective.uses_teacher(),
         dropout=arguments.dropout,
         total_steps=steps_of(arguments, samples),
         factors=initial_factors(kept) if arguments.resume and decomposes else None,

@@ -100,7 +100,7 @@ def _train(arguments: TrainArguments, folder: Path, callbacks: Sequence) -> Path
     start = folder / "checkpoints" / checkpoints.START
     if arguments.resume:
         checkpoints.check_start(student, start)
-    if arguments.method == "full" and objective.lambda1 > 0:
+    if arguments.method == "full" and objective.uses_teacher():
         logger.warning(
             "full fine-tuning with lambda1 > 0 keeps a second, frozen copy of the whole model as its teacher"
         )

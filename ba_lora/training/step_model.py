@@ -1,11 +1,14 @@
 """The base class of models with an objective: the weights and sums of one optimiser step, and the interface to a trainer."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
 from ..errors import UserError
 from ..methods.teacher import initial_copy
-from ..objective.settings import Objective
+from ..objective import schedules
+from ..objective.settings import REGULARIZERS, Objective
 from .gauges import StepClock
 
 
@@ -20,13 +23,16 @@ class StepModel(nn.Module):
     `begin_step` marks as logged (costs one backward per term).
     """
 
+    averaged: tuple[
+        str, ...
+    ]  # the terms that are per micro-batch: the step's value is their mean over micro-batches and processes
     accepts_loss_kwargs = True  # Trainer then passes num_items_in_batch and does not divide by the accumulation
 
     def __init__(
         self, student: nn.Module, objective: Objective, *, all_terms: bool = False, gradient_norms: bool = False
     ):
         super().__init__()
-        if objective.lambda1 > 0 and initial_copy(student) is None:
+        if objective.uses_teacher() and initial_copy(student) is None:
             raise UserError(
                 "lambda1 > 0 needs the teacher and this model keeps no initial copy; attach it with keep_initial=True"
             )
@@ -65,25 +71,37 @@ class StepModel(nn.Module):
 
     def needs_teacher(self) -> bool:
         """Return True if this step needs the teacher."""
-        return self.lambdas[0] > 0 or (self.all_terms and initial_copy(self.student) is not None)
+        is_used = any(each.uses_teacher and weight > 0 for each, weight in zip(REGULARIZERS, self.lambdas, strict=True))
+        return is_used or (self.all_terms and initial_copy(self.student) is not None)
 
-    def record(self, terms: dict[str, Tensor | None], loss: Tensor, lambda1: float, shared: tuple[str, ...]) -> None:
-        """Add the terms of a micro-batch to those of the step; terms in `shared` are per micro-batch and are averaged."""
+    def weights(self, teacher_entropy: Callable[[], Tensor], classes: int) -> tuple[float, ...]:
+        """The weights of this micro-batch; an adaptive one follows the entropy of the teacher, which runs, on its rows."""
+        form, weights = self.objective, list(self.lambdas)
+        for place, each in enumerate(REGULARIZERS):
+            if getattr(form, each.schedule) == "adaptive":
+                lowest = form.lambda1_min if form.lambda1_min is not None else 0.1 * weights[place]
+                weights[place] = schedules.adaptive(lowest, weights[place], float(teacher_entropy()), classes)
+        return tuple(weights)
+
+    def record(self, terms: dict[str, Tensor | None], loss: Tensor, weights: tuple[float, ...]) -> None:
+        """Add the terms of a micro-batch, and the weights that differ between micro-batches, to those of the step."""
         values = {name: term.detach() for name, term in terms.items() if term is not None}
         values["loss"] = loss.detach().clone()  # Trainer scales the loss in place
-        values["lambda1"] = torch.full_like(values["loss"], lambda1) * self.share
+        for each, weight in zip(REGULARIZERS, weights, strict=True):
+            if getattr(self.objective, each.schedule) == "adaptive":
+                values[each.weight] = torch.full_like(values["loss"], weight) * self.share
         for name, value in values.items():
-            self.sums[name] = self.sums.get(name, 0) + (value * self.share if name in shared else value)
+            self.sums[name] = self.sums.get(name, 0) + (value * self.share if name in self.averaged else value)
         if self.keep_gradients:
-            self._keep_gradients(terms, shared)
+            self._keep_gradients(terms)
 
-    def _keep_gradients(self, terms: dict, shared: tuple[str, ...]) -> None:
+    def _keep_gradients(self, terms: dict) -> None:
         """Add the gradient of each unweighted term to its sum over the step's micro-batches."""
         trained = [parameter for parameter in self.student.parameters() if parameter.requires_grad]
         for name, term in terms.items():
             if term is None or not term.requires_grad:
                 continue
-            scaled = term * self.share if name in shared else term
+            scaled = term * self.share if name in self.averaged else term
             pieces = torch.autograd.grad(scaled, trained, retain_graph=True, allow_unused=True)
             pieces = [torch.zeros_like(p) if g is None else g for p, g in zip(trained, pieces, strict=True)]
             kept = self.gradients.setdefault(name, [torch.zeros_like(p) for p in trained])

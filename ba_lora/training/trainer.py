@@ -21,7 +21,7 @@ from transformers.integrations.deepspeed import deepspeed_load_checkpoint
 from ..errors import RunFailure, UserError
 from ..files import atomic_write
 from ..methods.save import after_step, saved_parameters
-from ..objective.settings import TERMS, Objective
+from ..objective.settings import TERMS, WEIGHTS, Objective
 from ..sharding import gathered, only_tensors
 from . import checkpoints
 from .gauges import Gauges
@@ -174,22 +174,16 @@ class ObjectiveCallback(TrainerCallback):
 
     def _reduced(self) -> dict:
         """Loss, terms and weights of the step, over all processes."""
-        names = (
-            "loss",
-            *TERMS,
-            "lambda1",
-            *(name for name in self.model.sums if name not in ("loss", *TERMS, "lambda1")),
-        )
+        always = ("loss", *TERMS)
+        names = (*always, *(name for name in self.model.sums if name not in always))
         present = [name for name in names if name in self.model.sums]
         values = torch.stack([*(self.model.sums[name].double() for name in present), self.rows.double()])
         if distributed.is_available() and distributed.is_initialized():
             distributed.all_reduce(values)
         *values, rows = values.tolist()
         self.tokens, self.rows = self.tokens + int(rows), 0
-        row = dict.fromkeys(names) | dict(zip(present, values, strict=True))
-        if self.model.objective.lambda1_schedule != "adaptive":
-            row["lambda1"] = self.model.lambdas[0]
-        return row | {"lambda2": self.model.lambdas[1], "lambda3": self.model.lambdas[2]}
+        weights = dict(zip(WEIGHTS, self.model.lambdas, strict=True))  # an adaptive one is in the sums
+        return dict.fromkeys(names) | weights | dict(zip(present, values, strict=True))
 
     def _gradient_ratios(self) -> dict:
         """The norm of the task's gradient, and the gradient norm of each unweighted term divided by it."""

@@ -36,9 +36,8 @@ def draw(rows, width, vocabulary, student="far", dtype=torch.float32, seed=0):
 def chunked(form, hidden, teacher, weight, targets, lambdas=WEIGHTS, **options):
     """(loss, terms, gradient) of the form under test."""
     hidden, autocast = hidden.clone().requires_grad_(), options.pop("autocast", False)
-    form = {"temperature": form.temperature, "top_k": form.top_k, "svd_k": form.svd_k, "svd_norm": form.svd_norm}
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-        loss, terms = chunked_objective(hidden, teacher, weight, targets, lambdas=lambdas, **form, **options)
+        loss, terms = chunked_objective(hidden, teacher, weight, targets, form, lambdas, **options)
     loss.backward()
     return loss.detach(), terms, hidden.grad
 
@@ -215,8 +214,8 @@ def through_a_body(case, body, wrap):
     hidden, teacher, weight, targets = case
 
     def whole(x):
-        options = {"lambdas": WEIGHTS, "temperature": 2.0, "top_k": 20, "svd_k": 3, "svd_norm": "frobenius"}
-        return chunked_objective(wrap(body, x), teacher, weight, targets, **options)[0]
+        form = Objective(temperature=2.0, top_k=20, svd_k=3, svd_norm="frobenius")
+        return chunked_objective(wrap(body, x), teacher, weight, targets, form, WEIGHTS)[0]
 
     return whole, hidden
 

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from ba_lora.errors import UserError
-from ba_lora.objective.schedules import SCHEDULES, confidence, factor
+from ba_lora.objective.regularizers import entropy
+from ba_lora.objective.schedules import SCHEDULES, adaptive, factor
 from ba_lora.objective.settings import Objective
 
 
@@ -41,9 +42,11 @@ def test_unknown_schedule_suggests_the_nearest():
         factor("cosin", 0, 10)
 
 
-def test_confidence_is_0_for_a_uniform_teacher_and_1_for_a_certain_one():
-    assert confidence(torch.zeros(3, 8), 1.0).item() == pytest.approx(0.0, abs=1e-6)
-    assert confidence(1e4 * torch.eye(8), 1.0).item() == pytest.approx(1.0, abs=1e-6)
+def test_an_adaptive_weight_is_lowest_for_a_uniform_teacher_and_highest_for_a_certain_one():
+    uniform, certain = entropy(torch.zeros(3, 8)).mean().item(), entropy(1e4 * torch.eye(8)).mean().item()
+    assert adaptive(0.2, 1.0, uniform, 8) == pytest.approx(0.2, abs=1e-6)
+    assert adaptive(0.2, 1.0, certain, 8) == pytest.approx(1.0, abs=1e-6)
+    assert adaptive(0.2, 1.0, uniform / 2, 8) == pytest.approx(0.6)
 
 
 def test_presets_hold_the_published_numbers():

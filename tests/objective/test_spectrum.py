@@ -9,6 +9,7 @@ import torch
 
 from ba_lora.objective.chunked import chunked_objective, factor_of
 from ba_lora.objective.regularizers import svd_ratio
+from ba_lora.objective.settings import Objective
 from ba_lora.objective.spectrum import gram, leading_triplets, singular_values
 
 EPS = torch.finfo(torch.float32).eps
@@ -166,8 +167,8 @@ def from_hidden(hidden, weight, k, norm):
     """Value and gradient of the term alone, as in training: the task's share is divided out."""
     hidden = hidden.clone().requires_grad_()
     targets = torch.zeros(len(hidden), dtype=torch.long)
-    form = {"temperature": 1.0, "top_k": None, "svd_k": k, "svd_norm": norm}
-    loss, terms = chunked_objective(hidden, None, weight, targets, lambdas=(0.0, 0.0, 1.0), num_items=10**12, **form)
+    form = Objective(svd_k=k, svd_norm=norm)
+    loss, terms = chunked_objective(hidden, None, weight, targets, form, (0.0, 0.0, 1.0), num_items=10**12)
     loss.backward()
     return terms["spectrum"].item(), hidden.grad
 

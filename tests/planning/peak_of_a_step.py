@@ -40,7 +40,7 @@ def main(words: list[str]) -> None:
             parameter.data.clone()
         )  # copy away from the file, which stays mapped as long as one tensor lies in it
     model = ObjectiveModel(model, objective).train()
-    model.lambdas = (objective.lambda1, objective.lambda2, objective.lambda3)
+    model.lambdas = objective.maxima()
     optimiser = torch.optim.AdamW(parameter for parameter in model.parameters() if parameter.requires_grad)
     ids = torch.randint(3, model.config.vocab_size, (arguments.micro_batch_size, arguments.max_length))
     for turn in range(3):

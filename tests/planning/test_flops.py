@@ -22,7 +22,7 @@ def compared(method, objective, checkpointing=False):
     model = attach(small_llama(attn_implementation="eager"), method, rank=4, alpha=4, keep_initial=True)
     said = BATCH * of_a_sample(work_of(model), objective, LENGTH, COUNTED, checkpointing=checkpointing)
     wrapped = ObjectiveModel(model, objective).train()
-    wrapped.lambdas = (objective.lambda1, objective.lambda2, objective.lambda3)
+    wrapped.lambdas = objective.maxima()
     if checkpointing:
         wrapped.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     ids = torch.randint(3, 97, (BATCH, LENGTH))
@@ -87,7 +87,7 @@ def compared_classifier(name, method, objective=CLASSIFICATION, checkpointing=Fa
     model = attach(model, method, rank=4, alpha=4, keep_initial=objective.lambda1 > 0, total_steps=10)
     said = BATCH * of_a_sample(work_of(model), objective, LENGTH, 0, checkpointing=checkpointing)
     wrapped = ClassifierModel(model, objective).train()
-    wrapped.lambdas = (objective.lambda1, objective.lambda2, objective.lambda3)
+    wrapped.lambdas = objective.maxima()
     if checkpointing:
         wrapped.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     batch = classifier_batch(BATCH, LENGTH)

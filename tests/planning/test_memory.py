@@ -4,16 +4,31 @@ import json
 import os
 import subprocess
 import sys
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from transformers import MixtralConfig, MixtralForCausalLM
+from transformers import (
+    CohereConfig,
+    CohereForCausalLM,
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    GraniteConfig,
+    GraniteForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MixtralConfig,
+    MixtralForCausalLM,
+)
 
 from ba_lora.errors import UserError
 from ba_lora.methods.save import attach, trained_parameters
 from ba_lora.methods.teacher import initial_copy
+from ba_lora.objective.head import split
 from ba_lora.objective.settings import Objective
 from ba_lora.packages import open_model
 from ba_lora.planning.memory import BUCKET, Ledger, held, passing, standing
@@ -49,7 +64,7 @@ def predicted(checkpointing=False, objective=OBJECTIVE, **changes):
 
 def measured(checkpointing, objective, model=None):
     model = ObjectiveModel(attach(model or small_llama(), "lora", rank=4, alpha=4), objective).train()
-    model.lambdas = (objective.lambda1, objective.lambda2, objective.lambda3)
+    model.lambdas = objective.maxima()
     if checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     ids = torch.randint(3, 97, (BATCH, LENGTH))
@@ -86,6 +101,32 @@ def test_so_it_is_where_a_term_needs_the_logits():
     assert said > 1.1 * sum(predicted().values())
 
 
+CHANGED = {  # models whose logits are not their head's product alone, so that they train from logits
+    "gemma-2, capped": (Gemma2ForCausalLM, Gemma2Config(**SMALL, head_dim=8, final_logit_softcapping=30.0)),
+    "granite, divided": (GraniteForCausalLM, GraniteConfig(**SMALL, logits_scaling=4.0)),
+    "cohere, multiplied": (CohereForCausalLM, CohereConfig(**SMALL, logit_scale=0.0625)),
+}
+PLAIN = {
+    "llama": (LlamaForCausalLM, LlamaConfig(**SMALL)),
+    "gpt2": (GPT2LMHeadModel, GPT2Config(n_embd=32, n_layer=2, n_head=2)),
+}
+
+
+@pytest.mark.parametrize("name", [*CHANGED, *PLAIN])
+def test_so_it_is_whether_the_head_allows_the_chunked_form_or_not(name):
+    kind, config = (CHANGED | PLAIN)[name]
+    objective, vocabulary = replace(OBJECTIVE, svd_norm="frobenius"), 3000  # logits are most of the memory
+    config.vocab_size = vocabulary
+    torch.manual_seed(0)
+    model = kind(config)
+    with torch.device("meta"):
+        shapes = attach(kind(config), "lora", rank=4, alpha=4, keep_initial=True)
+    said = passing(shapes, objective, BATCH, LENGTH, checkpointing=False, autocast=False)
+    real = attach(deepcopy(model), "lora", rank=4, alpha=4)
+    assert (split(real, torch.tensor([[1, 2]]))[0] is None) == (name in CHANGED)
+    assert sum(said.values()) == pytest.approx(measured(False, objective, model), rel=0.1)
+
+
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_so_it_is_with_experts_that_are_one_grouped_product(checkpointing):
     torch.manual_seed(0)
@@ -107,7 +148,7 @@ def test_so_it_is_with_classifiers_of_every_method(name, method, checkpointing):
         shapes = attach(small_classifier(name), method, **options)
     said = passing(shapes, objective, rows, LENGTH, checkpointing=checkpointing, autocast=False)
     model = ClassifierModel(attach(small_classifier(name), method, **options), objective).train()
-    model.lambdas = (objective.lambda1, objective.lambda2, objective.lambda3)
+    model.lambdas = objective.maxima()
     if checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     assert sum(said.values()) == pytest.approx(peak(model, classifier_batch(rows, LENGTH)), rel=0.05)

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from ...canvas import ELSEWHERE, Estimate, Lines, Section
+from ...objective.settings import REGULARIZERS
 from ..paper.published import METHODS, Published
 from .estimates import Quantity, about_seeds, estimate, quantities
 
@@ -22,9 +23,7 @@ LABELS = {
     "temperature": "T",
     "svd_k": "k, singular values",
     "top_k": "K, classes of the diversity term",
-    "lambda1": "λ1 (consistency)",
-    "lambda2": "λ2 (diversity)",
-    "lambda3": "λ3 (spectrum)",
+    **{each.weight: f"{each.symbol} ({each.name})" for each in REGULARIZERS},
 }
 
 

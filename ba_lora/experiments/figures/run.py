@@ -1,16 +1,17 @@
 """Figure of one run by step: its loss and terms, the weights in force, and the contribution of each term to the loss."""
 
 import json
+import math
 from pathlib import Path
 
 from ...canvas import looks, style, write
 from ...errors import UserError
 from ...files import read_json
 from ...folders.checksums import check_of_run
-from ...objective.settings import TERMS
-from .training_curves import FORMS, loss_unit
+from ...objective.settings import REGULARIZERS, TERMS
+from .training_curves import loss_unit
 
-WEIGHTS = {"consistency": "lambda1", "diversity": "lambda2", "spectrum": "lambda3"}
+COLUMNS = 3  # of panels
 
 
 def draw_terms(where: str, output: str | None = None) -> Path:
@@ -42,26 +43,32 @@ def _figure(rows: list[dict], run: dict | None):
     for number, name in enumerate(names):  # stagger the markers of lines that coincide
         every = max(1, len(steps) // 8)
         styles[name] = styles[name] | {"markevery": (number % every, every)}
-    figure = Figure(figsize=(10, 5.5))
-    axes = figure.subplots(2, 3, sharex=True)
-    panels = dict(zip(("loss and task", *TERMS[1:], "weights", "share of the loss"), axes.flat, strict=True))
+    titles = ("loss and task", *TERMS[1:], "weights", "share of the loss")
+    lines = math.ceil(len(titles) / COLUMNS)
+    figure = Figure(figsize=(10, 2.75 * lines))
+    axes = figure.subplots(lines, COLUMNS, sharex=True)
+    panels = dict(zip(titles, axes.flat, strict=False))
+    for axis in axes.flat[len(titles) :]:
+        axis.set_visible(False)
     for name, axis in panels.items():
         axis.set_title(name)
     for name in ("loss", "task"):
         panels["loss and task"].plot(steps, [row[name] for row in rows], label=name, **styles[name])
-    for name, weight in WEIGHTS.items():
-        values = [row[name] if row[name] is not None else float("nan") for row in rows]
+    for each in REGULARIZERS:
+        name, none = each.name, float("nan")  # a run of an earlier version may lack a term
+        values = [none if row.get(name) is None else row[name] for row in rows]
         panels[name].plot(steps, values, **styles[name])
-        weights = [row[weight] for row in rows]
-        panels["weights"].plot(steps, weights, label=f"{weight} ({name})", **styles[name])
+        weights = [row.get(each.weight, none) for row in rows]
+        panels["weights"].plot(steps, weights, label=f"{each.weight} ({name})", **styles[name])
         added = [factor * value for factor, value in zip(weights, values, strict=True)]
-        panels["share of the loss"].plot(steps, added, label=f"{weight} · {name}", **styles[name])
+        panels["share of the loss"].plot(steps, added, label=f"{each.weight} · {name}", **styles[name])
     if run:
         panels["loss and task"].set_ylabel(loss_unit(run["config"].get("task")))
-        for term, (option, units) in FORMS.items():
-            panels[term].set_ylabel(units[run["objective"][option]])
+        for each in REGULARIZERS:
+            if form := each.forms.get(run["objective"].get(each.option)):
+                panels[each.name].set_ylabel(form.unit)
     for name in ("loss and task", "weights", "share of the loss"):
         panels[name].legend()
-    for axis in axes[1]:
+    for axis in axes[-1]:
         axis.set_xlabel("optimiser step")
     return figure

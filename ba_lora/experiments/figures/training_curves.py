@@ -1,10 +1,11 @@
 """Curves of training: the loss and its terms by step, the schedules of the weights, and singular values."""
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from ...canvas import BEFORE, Estimate, Lines, Section
+from ...objective.settings import REGULARIZERS
 from ..tables.statistics import mean_sd
 from .estimates import about_seeds, group_of
 
@@ -13,14 +14,7 @@ if TYPE_CHECKING:  # they import torch, which figures do not need
     from ..results import Result
 
 STEP = "optimiser step"
-LOSSES = ("loss", "task")  # see loss_unit
-# Each term: its option and the unit of each form.
-FORMS = {
-    "consistency": ("consistency", {"kl": "T²·KL, nats", "mse": "squared error"}),
-    "diversity": ("diversity", {"entropy": "−entropy, nats", "covariance": "squared covariances"}),
-    "spectrum": ("svd_norm", {"nuclear": "−Σσ / nuclear norm", "frobenius": "−Σσ / Frobenius norm"}),
-}
-LAMBDAS = {"lambda1": "λ1, consistency", "lambda2": "λ2, diversity", "lambda3": "λ3, spectrum"}
+LAMBDAS = {each.weight: f"{each.symbol}, {each.name}" for each in REGULARIZERS}
 WIDE = 30  # ratio of the largest to the smallest value from which the axis is logarithmic
 SMALLEST = 1e-6  # relative to a weight's norm; anything smaller in an update is float32 rounding
 
@@ -56,16 +50,19 @@ def _terms(experiment: "Experiment", title: str, results: Sequence["Result"]) ->
     objectives = {run.method: run.arguments.objective() for run in trained}
     task = next((run.arguments.task for run in trained if run.data == results[0].data), None)
     panels = []
-    for term in (*LOSSES, *FORMS):
-        lines = {method: _over_steps(some, term) for method, some in _by_method(results).items()}
+
+    def add(term: str, unit: str, is_of_form: Callable[[str], bool] = lambda method: True) -> None:
+        lines = {m: _over_steps(some, term) for m, some in _by_method(results).items() if is_of_form(m)}
         lines = {method: line for method, line in lines.items() if line}
-        option, units = FORMS.get(term, (None, {None: loss_unit(task)}))
-        for form, unit in units.items():
-            of_form = {
-                m: line for m, line in lines.items() if form is None or getattr(objectives.get(m), option, None) == form
-            }
-            if of_form:
-                panels.append(Lines(STEP, unit, of_form, title=term, log_y=_is_wide(of_form), band=True))
+        if lines:
+            panels.append(Lines(STEP, unit, lines, title=term, log_y=_is_wide(lines), band=True))
+
+    for term in ("loss", "task"):
+        add(term, loss_unit(task))
+    for each in REGULARIZERS:
+        chosen = {method: getattr(objective, each.option) for method, objective in objectives.items()}
+        for name, form in each.forms.items():
+            add(each.name, form.unit, lambda method, chosen=chosen, name=name: chosen.get(method) == name)
     return _section(f"{title}: loss and terms", results, panels)
 
 
