@@ -13,9 +13,9 @@ from pathlib import Path
 
 from .errors import UserError, run_cli
 from .files import atomic_write, read_json
-from .folders import checksums
+from .folders import checksums, kinds
 from .folders.adapter_names import check_header
-from .folders.kinds import is_ours
+from .methods.names import method_of
 from .objective.settings import REGULARIZERS, TERMS
 
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")  # excludes "./folder"
@@ -44,13 +44,11 @@ def saved_in(run: str | Path) -> Path:
     run = Path(run)
     if not (run / "run.json").is_file():
         raise UserError(f"{run} is not a run folder (it has no run.json); give the --output_dir of a training run")
-    for name in ("adapter", "model"):
-        if (run / name).is_dir():
-            if not is_ours(run, "run"):
-                raise UserError(f"{run / 'run.json'} is damaged or not from this project; give another run folder")
-            checksums.verify(run / name)
-            return run / name
-    raise UserError(f"run folder {run} has neither adapter/ nor model/: the run has not ended")
+    saved = kinds.saved_in(run)
+    if not kinds.is_ours(run, "run"):
+        raise UserError(f"{run / 'run.json'} is damaged or not from this project; give another run folder")
+    checksums.verify(saved)
+    return saved
 
 
 def hub_id(name: str) -> str | None:
@@ -104,7 +102,7 @@ def write_card(run: str | Path) -> Path:
 def _tags(record: dict, saved: Path) -> list[str]:
     if saved.name == "model":
         return ["full-fine-tuning"]
-    if not _peft(saved) or record["config"]["method"] in ("loha", "dora", "adalora"):
+    if not _peft(saved) or not method_of(record["config"]["method"]).is_lora:
         return [record["config"]["method"]]
     return sorted({record["config"]["method"], "lora", "pissa" if _starts_from_pissa(record, saved) else "lora"})
 
@@ -117,7 +115,7 @@ def _peft(saved: Path) -> dict | None:
 
 def _starts_from_pissa(record: dict, saved: Path) -> bool:
     """Return True if export had to double the rank to express the adapter on the original base."""
-    if record["config"]["method"] in ("loha", "dora", "adalora"):
+    if not method_of(record["config"]["method"]).is_lora:
         return False
     return read_json(saved / "adapter_config.json")["r"] != record["config"]["rank"]
 

@@ -10,7 +10,8 @@ from ba_lora.errors import UserError
 from ba_lora.files import atomic_folder, atomic_write, remove_leftovers, remove_own
 from ba_lora.folders.kinds import REPLACED, is_ours
 from ba_lora.folders.ownership import claimed, refuse_foreign, remove_run
-from ba_lora.methods.save import attach, export, export_merged
+from ba_lora.methods.attach import attach
+from ba_lora.methods.save import export, export_merged
 from ba_lora.models import load_model
 from tests.common import finished_run, small_llama
 from tests.folders.test_ownership import seen

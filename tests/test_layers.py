@@ -33,7 +33,7 @@ ALLOWED = {
     "models": f"{BASIS} packages data tiny",
     "tiny": f"{BASIS} packages data",
     "methods": f"{BASIS} models sharding",
-    "card": f"{BASIS} data objective",
+    "card": f"{BASIS} data objective methods",
     "hub": f"{BASIS} data card",
     "training": f"{BASIS} {BELOW_TRAINING}",
     "inference": f"{BASIS} packages data models methods",

@@ -19,7 +19,8 @@ import ba_lora
 from ba_lora import packages
 from ba_lora.errors import UserError
 from ba_lora.files import cache_home, read_json, sha256
-from ba_lora.methods.save import attach, export
+from ba_lora.methods.attach import attach
+from ba_lora.methods.save import export
 from ba_lora.models import load_model, load_tokenizer
 from ba_lora.packages import MODELS, ModelPackage, fetch, open_model
 from ba_lora.tiny import MODEL_DIR

@@ -14,7 +14,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from ..data.collator import counted
 from ..errors import UserError
-from ..methods.save import attach
+from ..methods.attach import attach
 from ..methods.teacher import teacher
 from ..models import DTYPES, load_model
 from ..objective.chunked import factor_of, stats_of

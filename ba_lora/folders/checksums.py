@@ -18,6 +18,7 @@ import xxhash
 
 from ..errors import DamagedFile
 from ..files import hash_of, read_json, write_json, write_sealed
+from .kinds import SAVED
 
 logger = logging.getLogger(__name__)
 
@@ -120,9 +121,9 @@ def verify_run(run: str | Path) -> None:
 def weights_of_run(place: str | Path) -> str | None:
     """The hash that identifies a run's weights: what run.json recorded for adapter/ or model/; None if nothing. place: the run
     folder or one of these two."""
-    run = Path(place).parent if Path(place).name in ("adapter", "model") else Path(place)
+    run = Path(place).parent if Path(place).name in SAVED else Path(place)
     files = _recorded(run)
-    return next((files[name] for name in (f"adapter/{FILE}", f"model/{FILE}") if name in files), None)
+    return next((files[name] for name in (f"{saved}/{FILE}" for saved in SAVED) if name in files), None)
 
 
 def check_weights(record: dict, run: str | Path, source: Path) -> None:

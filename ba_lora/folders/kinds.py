@@ -9,6 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+from ..errors import UserError
+
 MARKER = (
     ".ba-lora.json"  # names the kind while a folder is written, and afterwards if nothing else does; see ownership.py
 )
@@ -30,11 +32,12 @@ EVALUATION = (
 )
 CHECKPOINTS = ("start.safetensors", *(f"checkpoint-{'[0-9]' * digits}" for digits in range(1, 16)))
 FEATURES = ("features_step_*.npy", "labels_step_*.npy", "features.json", "checksums.json")
+SAVED = ("adapter", "model")  # what a run trained: one of these folders of its run folder
 # Permitted content of a run folder: a file, or a folder and the names in it. A model's code (*.py) is not listed, because its names
 # look like those of the user's own scripts.
 RUN = {
     **dict.fromkeys(("run.json", "metrics.jsonl", "measures.json"), ()),
-    **dict.fromkeys(("adapter", "model", "merged"), WEIGHTS),
+    **dict.fromkeys((*SAVED, "merged"), WEIGHTS),
     "features": FEATURES,
     "checkpoints": CHECKPOINTS,
     "logs": ("events.out.tfevents.*", "wandb"),
@@ -183,9 +186,9 @@ KINDS = {
     ),
 }
 # Parts of a run that are written under a temporary name first.
-REPLACED = ("run.json", "metrics.jsonl", "measures.json", "adapter", "model", "merged")
+REPLACED = ("run.json", "metrics.jsonl", "measures.json", *SAVED, "merged")
 # Parts of a run that belong to it regardless of their content.
-PARTS_OF_A_RUN = {"weights": ("adapter", "model", "merged"), "features": ("features",), "evaluations": ("eval",)}
+PARTS_OF_A_RUN = {"weights": (*SAVED, "merged"), "features": ("features",), "evaluations": ("eval",)}
 
 
 def is_ours(folder: str | Path, kind: str) -> bool:
@@ -197,6 +200,14 @@ def is_ours(folder: str | Path, kind: str) -> bool:
     if marked and marked.get("made_by") == MADE_BY and marked.get("kind") == kind:
         return True
     return is_proven(folder, kind)
+
+
+def saved_in(run: str | Path) -> Path:
+    """adapter/ or model/ of a run folder. Raises UserError if the run has not saved what it trained."""
+    for name in SAVED:
+        if (Path(run) / name).is_dir():
+            return Path(run) / name
+    raise UserError(f"run folder {run} has neither adapter/ nor model/: the run has not ended")
 
 
 def is_proven(folder: Path, kind: str) -> bool:

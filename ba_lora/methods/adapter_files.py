@@ -26,7 +26,6 @@ PICKLED = "adapter_model.bin"  # in adapters by others; PEFT reads only tensors 
 # PEFT restores these in another way.
 SHARED = ("vblora_vector_bank", "prompt_encoder", ".tinylora_v.", ".unilora_theta_d.")
 PLACES = ("indices", "_size")  # integer tensors that VB-LoRA, SHiRA, FRoD and similar methods store
-SAME_SCALE = ("lora", "pissa", "ba-lora", "dora")  # methods that export the alpha/rank of the run
 
 
 def read_config(file: Path) -> dict:
@@ -90,7 +89,7 @@ def _check_scale(folder: Path) -> None:
     if config["peft_type"] != "LORA" or folder.name != "adapter" or not run.is_file():
         return
     options = read_json(run).get("config") or {}
-    if not options.get("rank") or not options.get("alpha") or options.get("method") not in SAME_SCALE:
+    if not options.get("rank") or not options.get("alpha"):
         return
     scale = config["lora_alpha"] / (math.sqrt(config["r"]) if config.get("use_rslora") else config["r"])
     expected = options["alpha"] / options["rank"]

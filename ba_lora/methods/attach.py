@@ -22,7 +22,7 @@ from .adalora import adalora_config, leave_loss_alone, start_rank
 from .bottleneck import add_bottlenecks
 from .conv1d import to_linear
 from .decomposition import Decomposer
-from .names import BOTTLENECKS, NO_DROPOUT, OWN, check_method, start_of
+from .names import check_method, method_of, start_of
 from .pissa import Factors, start_from_factors, start_from_triplets
 from .targets import (
     check_targets,
@@ -66,8 +66,7 @@ def attach(
     decomposition_cache: str | Path | None = None,
     progress: bool = False,
 ) -> nn.Module:
-    """Prepare `model` for training with `method` and return it; its forward(input_ids, labels=...) stays that of
-    transformers.
+    """Prepare `model` for training with `method` and return it; its forward stays that of transformers.
 
     method: one of METHODS, or pissa_niter_N (randomised SVD with N power iterations). rank, alpha: of the factors; the
     update is scaled by alpha/rank (AdaLoRA: by alpha/start_rank). For houlsby and pfeiffer, rank is the width of the
@@ -88,7 +87,35 @@ def attach(
 
     Raises UserError for an unknown method, a rank above a target matrix, or an invalid combination.
     """
+    head = _check(model, method, dropout, head)
+    if method_of(method).files != "peft":
+        return _attach_own(model, method, rank, target_modules, seed, head, keep_initial)
+    start = _check_start(method, init, rank, dropout, factors)
+    _refuse_quantised(model, method, start)
+    targets = target_modules or default_targets(model, head)
+    _check_layers(model, method, targets, rank, head)
+    as_linear = tuple(to_linear(model, head)) if method == "loha" else ()  # PEFT's LoHa refuses Conv1D
+    config = _peft_config(model, method, rank, alpha, start, dropout, total_steps, targets, head)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        adapted = get_peft_model(model, config, low_cpu_mem_usage=start != "lora")  # PiSSA's factors follow
+    if start != "lora":
+        config.init_lora_weights = start  # for the export
+        _write_start(adapted, factors, Decomposer(start, rank, seed, decomposition_cache), progress)
+    if stacked_experts(model) and not target_modules:
+        _say_what_is_left(adapted, head)
+    _train_head(model, head)
+    leave_loss_alone(adapted)
+    keep_initial_copy(adapted)
+    adapted.attached = Attached(method, rank, head, as_linear)
+    return adapted
+
+
+def _check(model: nn.Module, method: str, dropout: float, head: Sequence[str]) -> tuple[str, ...]:
+    """The names of the modules that are trained whole. UserError for one that the model lacks, and for options that conflict."""
     check_method(method)
+    if dropout and not method_of(method).dropout:
+        raise UserError(f"dropout {dropout} does not apply to method '{method}'; set it to 0")
     head = tuple(head) or (tuple(beside_body(model)) if is_classifier(model) else ())
     if is_classifier(model):
         pool_by_mask(model)
@@ -96,14 +123,11 @@ def attach(
     for name in head:
         if name not in modules:
             raise UserError(f"head module '{name}' is not in this {type(model).__name__}{nearest(name, modules)}")
-    if dropout and method in NO_DROPOUT:
-        raise UserError(f"dropout {dropout} does not apply to method '{method}'; set it to 0")
-    if method in ("full", *OWN):
-        _refuse_quantised(model, method)
-        _attach_own(model, method, rank, target_modules, seed, head)
-        if keep_initial:
-            keep_initial_copy(model)
-        return model
+    return head
+
+
+def _check_start(method: str, init: str | None, rank: int, dropout: float, factors: Factors | None) -> str:
+    """The start of the factors, see `start_of`. UserError if the other options do not go with it."""
     start = start_of(method, init)
     if factors is not None and start == "lora":
         raise UserError(f"factors are those of a PiSSA start, and method '{method}' starts as 'lora'; leave them out")
@@ -113,8 +137,11 @@ def attach(
         raise UserError(
             f"dropout {dropout} does not go with a PiSSA start, which would no longer equal the base; set it to 0"
         )
-    _refuse_quantised(model, method, start)
-    targets = target_modules or default_targets(model, head)
+    return start
+
+
+def _check_layers(model: nn.Module, method: str, targets: Sequence[str], rank: int, head: tuple[str, ...]) -> None:
+    """UserError if `method` cannot adapt a target; a target that is tied to another layer gets a weight of its own."""
     if method == "adalora":
         check_targets(model, targets, start_rank(rank), head, f" (adalora's at the start, for {rank} at the end)")
     check_targets(model, targets, rank, head)
@@ -122,28 +149,19 @@ def attach(
     untie(model, chosen)
     if method == "dora":
         _refuse_zero_rows(model, chosen)
-    options = {"target_modules": targets or "all-linear", "exclude_modules": head_pattern(head)}
-    options["task_type"] = None if head else "CAUSAL_LM"  # SEQ_CLS would wrap the head; export names it
-    as_linear = tuple(to_linear(model, head)) if method == "loha" else ()  # PEFT's LoHa refuses Conv1D
-    config = _peft_config(model, method, rank, alpha, start, dropout, total_steps, options)
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        adapted = get_peft_model(model, config, low_cpu_mem_usage=start != "lora")  # PiSSA's factors follow below
-    if start != "lora":
-        config.init_lora_weights = start  # for the export
-        if factors is None:
-            decomposer = Decomposer(start, rank, seed, decomposition_cache)
-            adapted.decomposition = start_from_triplets(adapted, decomposer, progress)
-        else:
-            start_from_factors(adapted, factors)
-    if stacked_experts(model) and not target_modules:
-        _say_what_is_left(adapted, head)
+
+
+def _write_start(adapted: PeftModel, factors: Factors | None, decomposer: Decomposer, progress: bool) -> None:
+    """Start from given factors, or decompose the weights and record what was done."""
+    if factors is None:
+        adapted.decomposition = start_from_triplets(adapted, decomposer, progress)
+    else:
+        start_from_factors(adapted, factors)
+
+
+def _train_head(model: nn.Module, head: Sequence[str]) -> None:
     for name in head:
         model.get_submodule(name).requires_grad_(True)
-    leave_loss_alone(adapted)
-    keep_initial_copy(adapted)
-    adapted.attached = Attached(method, rank, head, as_linear)
-    return adapted
 
 
 def _refuse_quantised(model: nn.Module, method: str, start: str = "") -> None:
@@ -151,7 +169,7 @@ def _refuse_quantised(model: nn.Module, method: str, start: str = "") -> None:
     integers have no gradient, no singular triplets, and too little precision for a bottleneck."""
     if not (getattr(model, "is_quantized", False) or getattr(model, "quantization_method", None)):
         return
-    needs_numbers = method in ("full", *BOTTLENECKS) or start.startswith("pissa")
+    needs_numbers = method == "full" or method_of(method).is_bottleneck or start.startswith("pissa")
     if needs_numbers or getattr(model, "is_loaded_in_4bit", False):
         raise UserError(
             f"method '{method}' cannot train on this {type(model).__name__}, which is already quantised; give the "
@@ -175,9 +193,19 @@ def _refuse_zero_rows(model: nn.Module, layers: Sequence[str]) -> None:
 
 
 def _peft_config(
-    model: nn.Module, method: str, rank: int, alpha: float, start: str, dropout: float, total_steps, options: dict
+    model: nn.Module,
+    method: str,
+    rank: int,
+    alpha: float,
+    start: str,
+    dropout: float,
+    total_steps: int | None,
+    targets: list[str] | None,
+    head: tuple[str, ...],
 ) -> PeftConfig:
     """PEFT's configuration of `method`."""
+    options = {"target_modules": targets or "all-linear", "exclude_modules": head_pattern(head)}
+    options["task_type"] = None if head else "CAUSAL_LM"  # SEQ_CLS would wrap the head; export names it
     if method == "loha":
         return LoHaConfig(r=rank, alpha=alpha, **options)
     transposed = any(isinstance(layer, Conv1D) for layer in linear_layers(model).values())
@@ -200,10 +228,17 @@ def _say_what_is_left(adapted: PeftModel, head: Sequence[str]) -> None:
 
 
 def _attach_own(
-    model: nn.Module, method: str, rank: int, target_modules: list[str] | None, seed: int, head: tuple[str, ...]
-) -> None:
-    """Set which parameters full, bitfit, houlsby and pfeiffer train, and add the modules they need."""
-    if target_modules and method in OWN:
+    model: nn.Module,
+    method: str,
+    rank: int,
+    target_modules: list[str] | None,
+    seed: int,
+    head: tuple[str, ...],
+    keep_initial: bool | None,
+) -> nn.Module:
+    """`model`, in which full, bitfit, houlsby or pfeiffer trains what it trains, with the modules they need."""
+    _refuse_quantised(model, method)
+    if target_modules and method_of(method).files == "own":
         raise UserError(f"target_modules {' '.join(target_modules)} does not apply to method '{method}'; leave it out")
     if method == "full":
         model.requires_grad_(True)
@@ -220,9 +255,11 @@ def _attach_own(
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             add_bottlenecks(model, method, rank, head)
-    for name in head:
-        model.get_submodule(name).requires_grad_(True)
+    _train_head(model, head)
+    if keep_initial:
+        keep_initial_copy(model)
     model.attached = Attached(method, rank, head)
+    return model
 
 
 def attached_to(model: nn.Module) -> Attached:

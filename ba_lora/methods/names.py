@@ -1,19 +1,46 @@
 """The values that options take, and which of them go together. Imports no library, so that --help and --list are fast."""
 
 import re
+from typing import NamedTuple
 
 from ..errors import UserError, choose
 
-METHODS = ("full", "bitfit", "houlsby", "pfeiffer", "lora", "loha", "dora", "adalora", "pissa", "ba-lora")
+
+class Method(NamedTuple):
+    """A way to train, as the rest of the program has to know it."""
+
+    label: str  # in tables and figures, as the papers write it
+    files: str  # "model": the whole model is saved; "peft": an adapter in PEFT's format; "own": in ours, because PEFT has no such method
+    start: str | None = None  # of the factors: "lora" (their product is 0) or "pissa" (leading singular triplets)
+    is_lora: bool = False  # its factors are LoRA's: it is exported as LoRA, and can train beside a base in 4 bits
+    is_bottleneck: bool = False  # it adds layers, so it cannot be folded into the base
+    dropout: bool = False  # on the input of the adapter
+    regularizers: bool = False  # on unless --regularizers off
+
+    @property
+    def saved(self) -> str:
+        """The folder of a run in which what was trained is saved."""
+        return "model" if self.files == "model" else "adapter"
+
+
+# To add one that PEFT has: its row here, and its configuration in `_peft_config` of attach.py.
+METHODS = {
+    "full": Method("Full FT", "model"),
+    "bitfit": Method("BitFit", "own"),
+    "houlsby": Method("HAdapter", "own", is_bottleneck=True),
+    "pfeiffer": Method("PAdapter", "own", is_bottleneck=True),
+    "lora": Method("LoRA", "peft", start="lora", is_lora=True, dropout=True),
+    "loha": Method("LoHA", "peft", start="lora"),
+    "dora": Method("DoRA", "peft", start="lora", dropout=True),
+    "adalora": Method("AdaLoRA", "peft", start="lora", dropout=True),
+    "pissa": Method("PiSSA", "peft", start="pissa", is_lora=True, dropout=True),
+    "ba-lora": Method("BA-LoRA", "peft", start="pissa", is_lora=True, dropout=True, regularizers=True),
+}
 INITS = ("lora", "pissa")  # also pissa_niter_N, which is a method as well
 NITER = re.compile(r"pissa_niter_(\d+)")
-BOTTLENECKS = ("houlsby", "pfeiffer")
-OWN = ("bitfit", *BOTTLENECKS)  # not in PEFT
-NO_DROPOUT = (*OWN, "loha")
 
 PRECISIONS = ("float32", "bfloat16", "float16", "auto")  # precisions of the weights; auto: as saved
 QUANTISED = ("nf4",)
-QUANTISED_METHODS = ("lora", "pissa", "ba-lora")  # also pissa_niter_N
 PLACES = ("logits", "features")  # possible inputs of a classifier's regularizers
 
 
@@ -22,10 +49,15 @@ def check_method(method: str) -> str:
     return method if NITER.fullmatch(method) else choose("method", method, METHODS)
 
 
+def method_of(method: str) -> Method:
+    """The row of `method`; pissa_niter_N is pissa with another decomposition."""
+    return METHODS["pissa" if NITER.fullmatch(method) else method]
+
+
 def start_of(method: str, init: str | None) -> str:
     """The start of the factors of `method`: "lora" (their product is 0), "pissa" or "pissa_niter_N" (the leading singular
     triplets); the method's name if it has no factors."""
-    own = {"ba-lora": "pissa", **dict.fromkeys(("loha", "dora", "adalora"), "lora")}.get(method, method)
+    own = method if NITER.fullmatch(method) else METHODS[method].start or method
     if init is None or init == own:
         return own
     if method == "ba-lora":
@@ -37,7 +69,6 @@ def start_of(method: str, init: str | None) -> str:
 
 def check_quantised(method: str) -> None:
     """UserError for a method that does not train LoRA factors on a frozen base."""
-    if method not in QUANTISED_METHODS and not NITER.fullmatch(method):
-        raise UserError(
-            f"--quantize does not go with method {method}; use {', '.join(QUANTISED_METHODS)}, or leave --quantize out"
-        )
+    if not method_of(method).is_lora:
+        names = ", ".join(name for name, each in METHODS.items() if each.is_lora)
+        raise UserError(f"--quantize does not go with method {method}; use {names}, or leave --quantize out")

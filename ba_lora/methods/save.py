@@ -18,38 +18,24 @@ from torch import nn
 from ..errors import UserError
 from ..files import read_json, write_json
 from ..folders import checksums
-from ..folders.kinds import OF_WEIGHTS, WEIGHTS
+from ..folders.kinds import OF_WEIGHTS, SAVED, WEIGHTS, saved_in
 from ..folders.ownership import replaced
 from ..models import is_classifier, load_classifier, load_model
 from ..models.generation_config import repair_generation_config
 from ..models.pooling import agree_on_padding, pool_by_mask
-from .adalora import after_step, effective_ranks, leave_loss_alone, penalty
+from .adalora import effective_ranks, leave_loss_alone
 from .adapter_files import CONFIG, check_files, open_adapter, read_config, read_tensors
 from .attach import Attached, attach, attached_to
 from .conv1d import to_conv1d, to_linear
-from .names import BOTTLENECKS, OWN
-from .targets import DEFAULT_TARGETS, default_targets, is_within, stacked_experts
+from .names import METHODS, method_of
+from .targets import is_within
 from .teacher import COPY, initial_copy, initial_tensors
 from .tied import untie
-
-__all__ = [  # imported from here by other modules
-    "DEFAULT_TARGETS",
-    "after_step",
-    "attach",
-    "default_targets",
-    "export",
-    "export_merged",
-    "find_run",
-    "load",
-    "penalty",
-    "saved_parameters",
-    "stacked_experts",
-    "trained_parameters",
-]
 
 logger = logging.getLogger(__name__)
 
 TASK_FILE = "task.json"  # next to the weights of a classifier
+OWN_METHODS = tuple(name for name, each in METHODS.items() if each.files == "own")
 OWN_FILE = "ba_lora.json"  # how to open an adapter that PEFT cannot open alone
 OWN_WEIGHTS = "adapter.safetensors"
 
@@ -65,7 +51,7 @@ def saved_parameters(model: nn.Module) -> list[nn.Parameter]:
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     if isinstance(model, PeftModel):
         return trained + list(initial_copy(model).copies)
-    if attached_to(model).method in OWN:
+    if method_of(attached_to(model).method).files == "own":
         return trained
     return [parameter for name, parameter in model.named_parameters() if not name.startswith(f"{COPY}.")]
 
@@ -82,17 +68,18 @@ def export(model: nn.Module, folder: str | Path, task: dict | None = None, *, te
     """
     model = getattr(model, "student", model)  # an ObjectiveModel holds the adapted model as .student
     attached = attached_to(model)
+    files = method_of(attached.method).files
     whole = model.get_base_model() if isinstance(model, PeftModel) else model
     with replaced(folder, "weights", WEIGHTS) as place:
         if isinstance(model, PeftModel):
             _export_peft(model, place, attached.head, tensors)
-        elif attached.method not in OWN:
+        elif files != "own":
             state = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith(f"{COPY}.")}
             save_whole(model, place, state if tensors else {})
         elif tensors:
             trained = {name: tensor for name, tensor in model.named_parameters() if tensor.requires_grad}
             _save(trained, place / OWN_WEIGHTS)
-        if attached.method in OWN or attached.as_linear:
+        if files == "own" or attached.as_linear:
             write_json(place / OWN_FILE, attached._asdict() | {"base_model": whole.name_or_path or None})
         if is_classifier(whole) or task:
             regression = whole.config.problem_type == "regression"
@@ -164,7 +151,7 @@ def export_merged(
 
     merged = load(adapter, base, dtype, trust_remote_code=trust_remote_code)
     attached = attached_to(merged)
-    if attached.method in BOTTLENECKS:
+    if method_of(attached.method).is_bottleneck:
         raise UserError(f"an adapter of method '{attached.method}' adds layers and cannot be folded into {base}")
     if isinstance(merged, PeftModel):
         untie(merged.get_base_model(), _adapted_layers(merged))  # otherwise a merge into one layer would change another
@@ -206,11 +193,7 @@ def _find_run(folder: Path) -> tuple[Path, str | None]:
                 raise UserError(f"{folder / name}: {key} is {base!r}, not the name of a model; copy the adapter again")
             return folder, base
     if (folder / "run.json").is_file():
-        base = read_json(folder / "run.json").get("model")
-        for name in ("adapter", "model"):
-            if (folder / name).is_dir():
-                return folder / name, base
-        raise UserError(f"run folder {folder} has neither adapter/ nor model/: the run has not ended")
+        return saved_in(folder), read_json(folder / "run.json").get("model")
     if (folder / "config.json").is_file():
         return folder, None
     raise UserError(
@@ -224,7 +207,7 @@ def read_task(saved: Path) -> dict | None:
     Raises UserError if it cannot be read, or does not belong to the run whose folder it is in.
     """
     file, run = saved / TASK_FILE, saved.parent / "run.json"
-    recorded = read_json(run).get("task") if saved.name in ("adapter", "model") and run.is_file() else None
+    recorded = read_json(run).get("task") if saved.name in SAVED and run.is_file() else None
     if not file.is_file():
         if recorded:
             raise UserError(f"{file}, which names the classifier's outputs, is missing; copy the whole run folder")
@@ -278,7 +261,7 @@ def load(
     model = opened(base, head_follows=True) if isinstance(base, str) else base
     if is_classifier(model):
         pool_by_mask(model)
-    if own.get("method") in OWN:
+    if own.get("method") in OWN_METHODS:
         return _load_own(model, own, saved / OWN_WEIGHTS)
     as_linear = tuple(to_linear(model, own["head"])) if own.get("as_linear") else ()
     adapted = open_adapter(model, saved)
@@ -290,7 +273,7 @@ def load(
 
 def check_saved(folder: Path) -> None:
     """Reject an adapter folder that its own files show to be damaged; see adapter_files.py. A model folder passes."""
-    if _read_own(folder).get("method") in OWN:
+    if _read_own(folder).get("method") in OWN_METHODS:
         read_tensors(folder / OWN_WEIGHTS)
     elif (folder / CONFIG).is_file():
         check_files(folder)
@@ -303,7 +286,7 @@ def _read_own(saved: Path) -> dict:
     own = read_config(saved / OWN_FILE)
     lists = [own.get("head"), own.get("as_linear")]
     names = all(isinstance(each, list) and all(isinstance(name, str) for name in each) for each in lists)
-    known = own.get("method") in OWN or (isinstance(own.get("method"), str) and (saved / CONFIG).is_file())
+    known = own.get("method") in OWN_METHODS or (isinstance(own.get("method"), str) and (saved / CONFIG).is_file())
     if not names or not known or type(own.get("rank")) is not int:
         raise UserError(
             f"{saved / OWN_FILE} is damaged: it does not say how to open the adapter; copy the adapter again"

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from .dense import divisor
 from .regularizers import entropy, svd_ratio, working
 from .settings import REGULARIZERS, TERMS, Objective
 from .spectrum import gram, leading_triplets
@@ -88,9 +89,6 @@ def chunked_objective(
     has_teacher = teacher_hidden is not None or teacher_stats is not None
     if weights["consistency"] > 0 and not has_teacher:
         raise ValueError("lambda1 > 0 needs teacher_hidden or teacher_stats")
-    rows = len(targets)
-    items = rows if num_items is None else num_items
-    items = items.clamp(min=1) if isinstance(items, Tensor) else max(items, 1)
     plan = _Plan(
         weights["consistency"],
         weights["diversity"],
@@ -102,24 +100,19 @@ def chunked_objective(
     )
     u, c = teacher_stats if teacher_stats is not None else (None, None)
     loss, task, consistency, diversity = _TokenTerms.apply(
-        hidden, teacher_hidden, u, c, head_weight, targets, items, plan
+        hidden, teacher_hidden, u, c, head_weight, targets, divisor(num_items, len(targets)), plan
     )
     terms: dict[str, Tensor | None] = dict.fromkeys(TERMS) | {"task": task}
     if plan.has_consistency:
         terms["consistency"] = consistency
     if plan.has_diversity:
         terms["diversity"] = diversity
-    if not needs_factor(lambdas, all_terms):
-        return loss, terms
-    factor = factor_of(head_weight) if head_factor is None else head_factor
-    with torch.autocast(hidden.device.type, enabled=False):
-        x = working(hidden) @ factor.to(working(hidden)).T
-        for name, statistic in STATISTICS.items():
-            if weights[name] > 0 or all_terms:
-                value = statistic(x, objective)
-                terms[name] = value.detach()
-                if weights[name] > 0:
-                    loss = loss + weights[name] * spectrum_scale * value
+    if needs_factor(lambdas, all_terms):
+        factor = factor_of(head_weight) if head_factor is None else head_factor
+        for name, value in _statistics(hidden, factor, objective, weights, all_terms).items():
+            terms[name] = value.detach()
+            if weights[name] > 0:
+                loss = loss + weights[name] * spectrum_scale * value
     return loss, terms
 
 
@@ -169,6 +162,16 @@ def _spectrum(x: Tensor, objective: Objective) -> Tensor:
 # The statistics of a micro-batch: {name: function of (x, objective)}, differentiated by autograd. They may depend on Z = H·Wᵀ only
 # through ZZᵀ, as its norm and singular values do: x = H·Rᵀ (N, min(V, d)) has the same.
 STATISTICS: dict[str, Callable[[Tensor, Objective], Tensor]] = {"spectrum": _spectrum}
+
+
+def _statistics(
+    hidden: Tensor, factor: Tensor, objective: Objective, weights: dict, all_terms: bool
+) -> dict[str, Tensor]:
+    """The statistics that are wanted. factor: from `factor_of` the head."""
+    with torch.autocast(hidden.device.type, enabled=False):
+        x = working(hidden) @ factor.to(working(hidden)).T
+        wanted = [name for name in STATISTICS if weights[name] > 0 or all_terms]
+        return {name: STATISTICS[name](x, objective) for name in wanted}
 
 
 class _Plan(NamedTuple):

@@ -47,7 +47,7 @@ def dense_objective(
     consistency and diversity are sums over the rows / num_items; a term with weight 0 is None unless all_terms. loss = task
     + λ1·consistency + λ2·diversity + λ3·spectrum_scale·spectrum.
     """
-    rows, items = len(targets), _items(num_items, len(targets))
+    rows, items = len(targets), divisor(num_items, len(targets))
     task = _cross_entropy(logits, targets, items)
     means = _regularize(logits, teacher_logits, logits, objective, lambdas, all_terms)
     of_step = [each.per_row for each in REGULARIZERS]
@@ -76,7 +76,7 @@ def classifier_objective(
     λ1·consistency + share·(λ2·diversity + λ3·spectrum). The task loss is the cross-entropy, or the squared error for
     regression.
     """
-    rows, items = len(labels), _items(num_items, len(labels))
+    rows, items = len(labels), divisor(num_items, len(labels))
     looked_at = logits if features is None else features
     if regression:
         working = regularizers.working(logits)
@@ -88,7 +88,7 @@ def classifier_objective(
     return _total(task, means, lambdas, of_step, rows, items, share)
 
 
-def _items(num_items: Tensor | float | None, rows: int) -> Tensor | float:
+def divisor(num_items: Tensor | float | None, rows: int) -> Tensor | float:
     """The divisor of the sums; at least 1, for a process without rows."""
     items = rows if num_items is None else num_items
     return items.clamp(min=1) if isinstance(items, Tensor) else max(items, 1)

@@ -10,7 +10,8 @@ from ..data.glue import load_examples
 from ..data.glue_sizes import ROWS, padded_tokens
 from ..data.sources import TINYMATH_ROWS, read_table
 from ..methods.decomposition import file_bytes
-from ..methods.names import BOTTLENECKS, start_of
+from ..methods.names import method_of, start_of
+from ..objective.settings import REGULARIZERS, WEIGHTS
 from ..sharding import zero_stage
 from ..training import launch
 from ..training.arguments import TrainArguments
@@ -192,7 +193,7 @@ def _disk(arguments: TrainArguments, size: Sizes, start: str, steps: int | None,
     """The largest number of bytes that a run occupies on disk at any time. An adapter from a PiSSA start is exported with twice its
     rank, for the original base. With --save_steps 0, initial values and a copy of the trained tensors are removed at the end."""
     adapter, decomposes = size.held.adapter, start.startswith("pissa")
-    disk = {"model" if start == "full" else "adapter": adapter * (2 if decomposes else 1)}
+    disk = {method_of(arguments.method).saved: adapter * (2 if decomposes else 1)}
     if start != "full" and size.held.copy:
         disk["initial values"] = size.held.copy
     if arguments.save_steps:
@@ -234,19 +235,20 @@ def show(arguments: TrainArguments) -> None:
 def render(made: dict) -> str:
     """A plan as lines of text."""
     objective = made["objective"]
-    weights = ", ".join(f"lambda{i} {objective[f'lambda{i}']:g} {objective[f'lambda{i}_schedule']}" for i in (1, 2, 3))
+    weights = ", ".join(f"{each.weight} {objective[each.weight]:g} {objective[each.schedule]}" for each in REGULARIZERS)
     forms = (
         f"T {objective['temperature']:g}, top-K {objective['top_k'] or 'all'}, k {objective['svd_k']}, "
         f"{objective['svd_norm']} norm"
     )
-    is_on = any(objective[f"lambda{i}"] for i in (1, 2, 3))
+    is_on = any(objective[weight] for weight in WEIGHTS)
     samples = "unknown number of" if made["samples"] is None else f"{made['samples']:,}"
     source = {"limit": ", by the limit; the hub was not asked", "unknown": ": the hub was not asked"}
     source["published"] = ", as published; the hub was not asked"
     share = 100 * made["trainable_parameters"] / made["parameters"]
     factors = f"rank {made['rank']}, alpha {made['alpha']:g}, on {', '.join(made['targets'])}"
     own = {"full": "none: all weights", "bitfit": "none: the biases"}
-    own |= dict.fromkeys(BOTTLENECKS, f"bottlenecks of width {made['rank']}")
+    if method_of(made["method"]).is_bottleneck:
+        own[made["method"]] = f"bottlenecks of width {made['rank']}"
     lines = [
         ("model", f"{made['model']}, {made['parameters']:,} parameters (from {made['numbers_from']})"),
         (

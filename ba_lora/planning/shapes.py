@@ -20,10 +20,10 @@ from transformers import (
 
 from ..data.glue import TASKS
 from ..errors import UserError, nearest
-from ..methods.attach import attached_to
-from ..methods.names import NITER
-from ..methods.save import attach, stacked_experts, trained_parameters
-from ..methods.targets import left_out
+from ..methods.attach import attach, attached_to
+from ..methods.names import method_of
+from ..methods.save import trained_parameters
+from ..methods.targets import left_out, stacked_experts
 from ..models import DTYPES, beside_body, keep_soft_cap
 from ..objective.settings import WEIGHTS, Objective
 from ..tiny import MODEL_DIR
@@ -149,7 +149,7 @@ def job_of(arguments: TrainArguments) -> Job:
         arguments.model,
         arguments.dtype,
         arguments.attn_implementation,
-        "lora" if method in ("pissa", "ba-lora") or NITER.fullmatch(method) else method,
+        "lora" if method_of(method).is_lora else method,
         arguments.rank,
         arguments.alpha,
         tuple(arguments.target_modules) if arguments.target_modules else None,

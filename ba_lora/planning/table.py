@@ -6,16 +6,34 @@ bytes per device and the hours.
 
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
-from ..errors import run_cli
-from ..training.arguments import parse
-from .cost import Fit, first_fit, samples_of
-from .devices import read_devices
-from .plan import flops_of
-from .shapes import job_of
+from ..errors import UserError, run_cli
+from ..training.arguments import TrainArguments, parse
+from . import devices as capacity
+from .memory import standing
+from .plan import flops_of, precision_of, samples_seen
+from .shapes import job_of, passing_of, sizes
 
 FOLDER = Path(__file__).resolve().parents[2] / "configs" / "nlg"
+ORDER = [
+    ("one replica per device", False),
+    ("one replica per device", True),
+    ("ZeRO-3", False),
+    ("ZeRO-3", True),
+]  # with gradient checkpointing?
+QUANTISED = [("one replica per device, base in 4 bits", False), ("one replica per device, base in 4 bits", True)]
 DEVICES = ("1xA40", "2xA40", "4xA40", "8xA40", "1xH100-80")
+
+
+class Fit(NamedTuple):
+    """A way to place a run on devices. size: bytes per device; hours: (shortest, longest), arithmetic alone."""
+
+    placement: str
+    checkpointing: bool
+    size: int
+    flops: float
+    hours: tuple[float, float]
 
 
 def published() -> list[Path]:
@@ -26,9 +44,41 @@ def published() -> list[Path]:
 def row(config: Path) -> str:
     """One line of the table, in Markdown."""
     arguments = parse(["--config", str(config), "--dry_run"])
-    cells = [_cell(first_fit(arguments, read_devices(devices))) for devices in DEVICES]
+    cells = [_cell(first_fit(arguments, capacity.read_devices(devices))) for devices in DEVICES]
     work = flops_of(arguments, job_of(arguments), samples_of(arguments))
     return f"| {config.stem.replace('-metamath', '')} | {work:.2e} | {' | '.join(cells)} |"
+
+
+def first_fit(arguments: TrainArguments, devices: capacity.Devices) -> Fit | None:
+    """The first placement in ORDER that is known to fit, or None.
+
+    The memory that passes through the layers takes about a second to find, and is computed only if the standing memory leaves
+    space. Raises UserError if the number of rows is not known, or the batch cannot be divided among the devices.
+    """
+    arguments.accumulation(devices.count)
+    job, seen, available = job_of(arguments), samples_of(arguments), capacity.room(devices.memory)
+    whole = sizes(job).held
+    for placement, checkpointing in QUANTISED if arguments.quantize else ORDER:
+        options = {"processes": devices.count, "cast": job.autocast, **capacity.PLACEMENTS[placement]}
+        pointless = placement == "ZeRO-3" and devices.count == 1
+        if pointless or sum(standing(whole, **options).values()) > available:
+            continue
+        form = job._replace(checkpointing=job.checkpointing or checkpointing)
+        passes = passing_of(form)
+        size = passes and capacity.placements(whole, passes, devices, job.autocast)[placement]
+        if size and size <= available:
+            flops = flops_of(arguments, form, seen)
+            hours = capacity.hours(flops, devices, precision_of(arguments))
+            return Fit(placement, form.checkpointing, size, flops, hours)
+    return None
+
+
+def samples_of(arguments: TrainArguments) -> float:
+    """Samples of all steps together. Raises UserError if the number of rows is not known."""
+    seen = samples_seen(arguments)
+    if seen is None:
+        raise UserError(f"the number of rows of {arguments.data} is not known; set --limit or --max_steps")
+    return seen
 
 
 def _cell(fit: Fit | None) -> str:

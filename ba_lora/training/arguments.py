@@ -21,14 +21,13 @@ from ..data.templates import IN_TEXT, check_template, default_template
 from ..errors import UserError, choose, nearest
 from ..files import cache_home, load_yaml
 from ..methods.names import (
-    BOTTLENECKS,
     METHODS,
-    NO_DROPOUT,
     PLACES,
     PRECISIONS,
     QUANTISED,
     check_method,
     check_quantised,
+    method_of,
     start_of,
 )
 
@@ -304,7 +303,7 @@ class TrainArguments:
             raise UserError(f"--limit must be at least 1, got {self.limit}; leave it out to use all rows")
         if start_of(self.method, self.init).startswith("pissa") and self.dropout:
             raise UserError(f"--dropout {self.dropout} does not go with a PiSSA start ({self.method}); set it to 0")
-        if self.dropout and self.method in NO_DROPOUT:
+        if self.dropout and not method_of(self.method).dropout:
             raise UserError(f"--dropout {self.dropout} has no place in method {self.method}; set it to 0")
         if self.fields is not None and len(self.fields) > 3:
             raise UserError(f"--fields takes one, two or three names, got {len(self.fields)}; see --help")
@@ -333,7 +332,7 @@ class TrainArguments:
             raise UserError(
                 "--merge folds an adapter into its base; full fine-tuning saves the whole model already, leave it out"
             )
-        if self.merge and self.method in BOTTLENECKS:
+        if self.merge and method_of(self.method).is_bottleneck:
             raise UserError(f"--merge: the layers that {self.method} adds cannot be folded into the base; leave it out")
         if self.uses_teacher_cache() and self.method == "full":
             raise UserError(
@@ -377,7 +376,7 @@ class TrainArguments:
         if changes.get("top_k") == 0:
             changes["top_k"] = None
         made = Objective.preset(self.preset, "nlu" if self.task else "nlg", **changes)
-        if self.regularizers == "off" or (self.regularizers == "auto" and self.method != "ba-lora"):
+        if self.regularizers == "off" or (self.regularizers == "auto" and not method_of(self.method).regularizers):
             weights = [name for name in WEIGHTS if changes.get(name)]
             if weights:
                 raise UserError(

@@ -14,7 +14,7 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 
 from ..data.padding import last_real
 from ..errors import UserError
-from ..methods.save import penalty
+from ..methods.adalora import penalty
 from ..methods.teacher import teacher
 from ..models.labels import output_layer
 from ..objective.dense import classifier_objective, powerless

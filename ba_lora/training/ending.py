@@ -22,7 +22,7 @@ from transformers.modeling_utils import remove_tied_weights_from_state_dict
 from ..card import write_card
 from ..errors import RunFailure, UserError
 from ..files import write_json
-from ..methods.names import start_of
+from ..methods.names import method_of, start_of
 from ..methods.save import export, save_whole
 from ..methods.teacher import COPY
 from . import checkpoints
@@ -53,7 +53,7 @@ def try_out(arguments: TrainArguments, student: nn.Module, tokenizer, task: dict
 def _try_all(arguments: TrainArguments, student: nn.Module, tokenizer, task: dict | None, record: dict) -> None:
     whole = student.get_base_model() if isinstance(student, PeftModel) else student
     with _temporary() as place, _no_bar():
-        run, saved = Path(place), "model" if arguments.method == "full" else "adapter"
+        run, saved = Path(place), method_of(arguments.method).saved
         _try("what was trained", arguments, lambda: _refuse_shared(student))
         _try("what was trained", arguments, lambda: export(student, run / saved, task, tensors=False))
         if arguments.method == "full":

@@ -7,7 +7,7 @@ from transformers.modeling_outputs import CausalLMOutput
 
 from ..data.collator import counted
 from ..errors import UserError
-from ..methods.save import penalty
+from ..methods.adalora import penalty
 from ..methods.teacher import teacher
 from ..objective.chunked import TeacherStats, chunked_objective, mean_entropy, needs_factor
 from ..objective.dense import dense_objective

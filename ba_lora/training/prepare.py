@@ -12,8 +12,8 @@ from torch import nn
 
 from ..files import digest
 from ..methods import quantisation
+from ..methods.attach import attach
 from ..methods.names import start_of
-from ..methods.save import attach
 from ..objective.settings import Objective
 from .arguments import TrainArguments
 from .checkpoints import START, initial_factors

@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, gather_object
+from torch import nn
 from transformers import TrainingArguments
 from transformers import logging as transformers_logging
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
@@ -29,7 +30,9 @@ from ..folders.kinds import CHECKPOINTS, REPLACED
 from ..folders.ownership import claimed, refuse_foreign, remove_run
 from ..hub import reserve
 from ..methods import quantisation
+from ..methods.names import method_of
 from ..methods.save import export, export_merged, saved_parameters, trained_parameters
+from ..objective.settings import Objective
 from ..sharding import gathered, refuse_fsdp
 from . import checkpoints, resume
 from . import prepare_classifier as classification
@@ -38,6 +41,7 @@ from .arguments import TrainArguments, as_config, changed_options
 from .ending import KeepTrained, told, try_out
 from .inputs import input_hashes
 from .interruptions import StopSignals, explained
+from .prepare import Prepared
 from .reporting import check_reporters, reporting
 from .trainer import BALoRATrainer
 
@@ -60,8 +64,54 @@ def train(arguments: TrainArguments, callbacks: Sequence = ()) -> Path:
 
 
 def _train(arguments: TrainArguments, folder: Path, callbacks: Sequence) -> Path:
-    """`train`, in a folder that this process may write to."""
-    is_first = resume.is_first()
+    """`train`, in a folder that this process may write to: check, prepare, train, finish."""
+    sharding = _check(arguments)
+    objective, ranks = arguments.objective(), int(os.environ.get("WORLD_SIZE", 1))
+    if ranks > 1:
+        join_processes(arguments)
+    resume.refuse_changes(arguments, {"deepspeed": sharding})
+    with explained(lambda: "while the data and the model were opened", folder):
+        work = _kind_of_run(arguments).prepare(arguments, objective)
+    first_values = _check_start(arguments, folder, work.student)
+    accumulation = arguments.accumulation(ranks)
+    record = {
+        "status": "running",
+        "model": arguments.model,
+        "config": as_config(arguments),
+        "objective": vars(objective),
+        **work.record,
+        "decomposition": getattr(work.student, "decomposition", None),
+        "start": first_values,
+        "deepspeed": sharding,
+        "inputs": input_hashes(arguments) if resume.is_first() else None,
+        "trained_parameters": trained_parameters(work.student),
+        "quantisation": quantisation.quantisation_of(work.student),
+        "processes": ranks,
+        "accumulation": accumulation,
+        **provenance.record(),
+    }
+    try_out(arguments, work.student, work.tokenizer, work.task, record)
+    stop, keeper = StopSignals(), KeepTrained(arguments.save_steps)
+    trainer = _make_trainer(arguments, folder, work, objective, accumulation, [stop])
+    for callback in (keeper, *work.callbacks, *callbacks):  # after the trainer's own, which writes metrics.jsonl
+        trainer.add_callback(callback)
+    keeper.trainer, main = trainer, trainer.is_world_process_zero()
+    with stop, explained(lambda: f"after step {trainer.state.global_step}", folder), told(trainer, folder):
+        _begin(arguments, folder, trainer, work.student, record)
+        ended = _run(arguments, folder, trainer, record)
+        with gathered(saved_parameters(work.student)):
+            if main:
+                export(work.student, folder / method_of(arguments.method).saved, work.task)
+        if main:
+            _finish(arguments, folder, work.tokenizer, record | ended)
+    if main:
+        _write_card(folder)
+    trainer.accelerator.wait_for_everyone()
+    return folder
+
+
+def _check(arguments: TrainArguments) -> str | None:
+    """Refuse what cannot work here, before anything is opened; return the hash of the DeepSpeed config, if there is one."""
     if arguments.uses_teacher_cache():
         refuse_foreign(arguments.teacher_cache, "teacher cache", "--teacher_cache")
     if arguments.decomposition_cache not in (None, "auto"):
@@ -69,7 +119,7 @@ def _train(arguments: TrainArguments, folder: Path, callbacks: Sequence) -> Path
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else DeepSpeed reports at import that it found none
     refuse_fsdp()
-    if not is_first:  # rank 0 alone reports what concerns the whole run
+    if not resume.is_first():  # rank 0 alone reports what concerns the whole run
         logging.getLogger("ba_lora").setLevel(logging.ERROR)
         transformers_logging.disable_progress_bar()
     if arguments.deepspeed and "RANK" not in os.environ:
@@ -77,53 +127,36 @@ def _train(arguments: TrainArguments, folder: Path, callbacks: Sequence) -> Path
             "--deepspeed needs a launcher, even for one process: torchrun --nproc_per_node 1 train.py ..., "
             "or sh scripts/ba-lora.sh CONFIG --deepspeed FILE"
         )
-    ranks = int(os.environ.get("WORLD_SIZE", 1))
-    accumulation = arguments.accumulation(ranks)
+    arguments.accumulation(int(os.environ.get("WORLD_SIZE", 1)))
     check_reporters(arguments.report_to or ())
     if arguments.tf32 and not is_torch_tf32_available():
         raise UserError("--tf32 needs a GPU of the Ampere generation or newer and there is none here; leave it out")
     if arguments.quantize:
         quantisation.check_package()
-    objective = arguments.objective()
-    if arguments.push_to_hub and is_first:
-        reserve(arguments.push_to_hub, arguments.hub_public)
-    if ranks > 1:
-        join_processes(arguments)
-    sharding = digest(read_json(arguments.deepspeed)) if arguments.deepspeed else None
-    resume.refuse_changes(arguments, {"deepspeed": sharding})
-    with explained(lambda: "while the data and the model were opened", folder):
-        work = _kind_of_run(arguments).prepare(arguments, objective)
-    student, tokenizer = work.student, work.tokenizer
-    first_values = resume.start_of(student, arguments.method)
-    has_start = any(folder.glob("checkpoints/*"))  # otherwise nothing depends on an earlier start
-    resume.refuse_changes(arguments, {"start": first_values} if has_start else {})
-    start = folder / "checkpoints" / checkpoints.START
-    if arguments.resume:
-        checkpoints.check_start(student, start)
-    if arguments.method == "full" and objective.uses_teacher():
+    if arguments.method == "full" and arguments.objective().uses_teacher():
         logger.warning(
             "full fine-tuning with lambda1 > 0 keeps a second, frozen copy of the whole model as its teacher"
         )
-    record = {
-        "status": "running",
-        "model": arguments.model,
-        "config": as_config(arguments),
-        "objective": vars(objective),
-        **work.record,
-        "decomposition": getattr(student, "decomposition", None),
-        "start": first_values,
-        "deepspeed": sharding,
-        "inputs": input_hashes(arguments) if is_first else None,
-        "trained_parameters": trained_parameters(student),
-        "quantisation": quantisation.quantisation_of(student),
-        "processes": ranks,
-        "accumulation": accumulation,
-        **provenance.record(),
-    }
-    try_out(arguments, student, tokenizer, work.task, record)
-    stop, keeper = StopSignals(), KeepTrained(arguments.save_steps)
-    trainer = BALoRATrainer(
-        student,
+    if arguments.push_to_hub and resume.is_first():
+        reserve(arguments.push_to_hub, arguments.hub_public)
+    return digest(read_json(arguments.deepspeed)) if arguments.deepspeed else None
+
+
+def _check_start(arguments: TrainArguments, folder: Path, student: nn.Module) -> str | None:
+    """Return the hash of the trained tensors. UserError if a run to be resumed began with others."""
+    values = resume.start_of(student, arguments.method)
+    has_start = any(folder.glob("checkpoints/*"))  # otherwise nothing depends on an earlier start
+    resume.refuse_changes(arguments, {"start": values} if has_start else {})
+    if arguments.resume:
+        checkpoints.check_start(student, folder / "checkpoints" / checkpoints.START)
+    return values
+
+
+def _make_trainer(
+    arguments: TrainArguments, folder: Path, work: Prepared, objective: Objective, accumulation: int, callbacks: list
+) -> BALoRATrainer:
+    return BALoRATrainer(
+        work.student,
         objective,
         training_arguments(arguments, accumulation),
         metrics=folder / "metrics.jsonl",
@@ -133,39 +166,41 @@ def _train(arguments: TrainArguments, folder: Path, callbacks: Sequence) -> Path
         wrapper=work.wrapper,
         train_dataset=work.samples,
         data_collator=work.collate,
-        callbacks=[stop],
+        callbacks=callbacks,
     )
-    for callback in (keeper, *work.callbacks, *callbacks):  # after the trainer's own, which writes metrics.jsonl
-        trainer.add_callback(callback)
-    keeper.trainer, main = trainer, trainer.is_world_process_zero()
-    with stop, explained(lambda: f"after step {trainer.state.global_step}", folder), told(trainer, folder):
-        _check_agreement(record)  # waits for all processes: each has seen the folder as it was before this run
-        if main:
-            if record["decomposition"]:
-                print(started_from(record["decomposition"]))
-            elif arguments.resume and (folder / "run.json").is_file():
-                record["decomposition"] = read_json(folder / "run.json").get("decomposition")  # from the first start
-            _prepare(arguments, folder)
-            write_sealed(folder / "run.json", record)
-        checkpoints.keep_start(student, start, first=main)
-        trainer.accelerator.wait_for_everyone()
-        checkpoints.check_start(student, start)
-        started = time.perf_counter()
-        with provenance.PeakMemory() as memory, reporting(trainer, folder):
-            trainer.objective_callback.gauges.memory = memory
-            trainer.train(resume_from_checkpoint=_checkpoint(arguments, folder, main, record))
-        started = min(started, trainer.objective_callback.started)  # for a resumed run, includes the earlier time
-        steps, seconds = trainer.state.global_step, time.perf_counter() - started
-        with gathered(saved_parameters(student)):
-            if main:
-                export(student, folder / _kind(arguments), work.task)
-        if main:
-            ended = {"status": "finished", "steps": steps, "train_seconds": seconds, "peak_memory": memory.peak}
-            _finish(arguments, folder, tokenizer, record | ended)
+
+
+def _begin(arguments: TrainArguments, folder: Path, trainer: BALoRATrainer, student: nn.Module, record: dict) -> None:
+    """Write run.json and the start, once all processes agree on the run; may complete `record`."""
+    main, start = trainer.is_world_process_zero(), folder / "checkpoints" / checkpoints.START
+    _check_agreement(record)  # waits for all processes: each has seen the folder as it was before this run
     if main:
-        _write_card(folder)
+        if record["decomposition"]:
+            print(started_from(record["decomposition"]))
+        elif arguments.resume and (folder / "run.json").is_file():
+            record["decomposition"] = read_json(folder / "run.json").get("decomposition")  # from the first start
+        _clean_up(arguments, folder)
+        write_sealed(folder / "run.json", record)
+    checkpoints.keep_start(student, start, first=main)
     trainer.accelerator.wait_for_everyone()
-    return folder
+    checkpoints.check_start(student, start)
+
+
+def _run(arguments: TrainArguments, folder: Path, trainer: BALoRATrainer, record: dict) -> dict:
+    """Train; return what run.json then says."""
+    started = time.perf_counter()
+    with provenance.PeakMemory() as memory, reporting(trainer, folder):
+        trainer.objective_callback.gauges.memory = memory
+        checkpoint = _checkpoint(arguments, folder, trainer.is_world_process_zero(), record)
+        trainer.train(resume_from_checkpoint=checkpoint)
+    started = min(started, trainer.objective_callback.started)  # for a resumed run, includes the earlier time
+    seconds = time.perf_counter() - started
+    return {
+        "status": "finished",
+        "steps": trainer.state.global_step,
+        "train_seconds": seconds,
+        "peak_memory": memory.peak,
+    }
 
 
 def _kind_of_run(arguments: TrainArguments):
@@ -182,14 +217,9 @@ def join_processes(arguments: TrainArguments) -> None:
     PartialState(cpu=cpu, timeout=timedelta(seconds=TrainingArguments.ddp_timeout))
 
 
-def _kind(arguments: TrainArguments) -> str:
-    """The folder in which the trained weights are saved."""
-    return "model" if arguments.method == "full" else "adapter"
-
-
 def _finish(arguments: TrainArguments, folder: Path, tokenizer, record: dict) -> None:
     """Write the remaining files of a finished run, and remove checkpoints that were not asked for."""
-    kind = _kind(arguments)
+    kind = method_of(arguments.method).saved
     if kind == "model":
         checksums.add(folder / kind, tokenizer.save_pretrained(folder / kind))
     if arguments.merge:
@@ -308,7 +338,7 @@ def _check_agreement(record: dict) -> None:
             )
 
 
-def _prepare(arguments: TrainArguments, folder: Path) -> None:
+def _clean_up(arguments: TrainArguments, folder: Path) -> None:
     """Clean up after a killed run; with --overwrite, remove the old run's parts and nothing else."""
     remove_leftovers(folder, REPLACED)
     checkpoints.remove_leftovers(folder / "checkpoints")

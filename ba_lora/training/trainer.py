@@ -20,7 +20,8 @@ from transformers.integrations.deepspeed import deepspeed_load_checkpoint
 
 from ..errors import RunFailure, UserError
 from ..files import atomic_write
-from ..methods.save import after_step, saved_parameters
+from ..methods.adalora import after_step
+from ..methods.save import saved_parameters
 from ..objective.settings import TERMS, WEIGHTS, Objective
 from ..sharding import gathered, only_tensors
 from . import checkpoints

@@ -30,8 +30,9 @@ from ba_lora.features.saver import FeatureSaver
 from ba_lora.files import read_json, write_sealed
 from ba_lora.folders import checksums
 from ba_lora.inference.requests import Request
+from ba_lora.methods.attach import attach
 from ba_lora.methods.decomposition import Decomposer
-from ba_lora.methods.save import attach, export, load
+from ba_lora.methods.save import export, load
 from ba_lora.models import load_model, load_tokenizer
 from ba_lora.objective.head import cached_factor
 from ba_lora.tiny import MODEL_DIR

@@ -16,7 +16,8 @@ import torch
 
 from ba_lora.inference.requests import Sampling, make_request
 from ba_lora.inference.vllm_engine import lora_rank
-from ba_lora.methods.save import attach, export
+from ba_lora.methods.attach import attach
+from ba_lora.methods.save import export
 from ba_lora.models import load_model
 from eval import gsm8k
 from eval.harness.ask import ask, subject_of

@@ -15,7 +15,8 @@ from ba_lora.errors import RunFailure, UserError
 from ba_lora.files import read_json, write_json
 from ba_lora.inference.subject import open_subject
 from ba_lora.methods.adapter_files import check_files, check_for_base
-from ba_lora.methods.save import attach, export, export_merged, load
+from ba_lora.methods.attach import attach
+from ba_lora.methods.save import export, export_merged, load
 from ba_lora.models import load_classifier, load_model
 from tests.common import SMALL, classifier_batch, collate, move, ragged_samples, small_llama
 

@@ -24,7 +24,8 @@ from transformers import (
 
 from ba_lora.data.collator import counted
 from ba_lora.errors import UserError
-from ba_lora.methods.save import attach, export, load, trained_parameters
+from ba_lora.methods.attach import attach
+from ba_lora.methods.save import export, load, trained_parameters
 from ba_lora.methods.targets import left_out
 from ba_lora.methods.teacher import teacher
 from ba_lora.models import load_model

@@ -19,18 +19,11 @@ from transformers import (
 )
 
 from ba_lora.errors import UserError
+from ba_lora.methods.adalora import after_step, penalty
+from ba_lora.methods.attach import attach
 from ba_lora.methods.bottleneck import Bottleneck
 from ba_lora.methods.names import METHODS
-from ba_lora.methods.save import (
-    after_step,
-    attach,
-    export,
-    export_merged,
-    load,
-    penalty,
-    saved_parameters,
-    trained_parameters,
-)
+from ba_lora.methods.save import export, export_merged, load, saved_parameters, trained_parameters
 from ba_lora.methods.teacher import teacher
 from ba_lora.models import load_classifier
 from tests.common import VOCABULARY, collate, ragged_samples, small_llama

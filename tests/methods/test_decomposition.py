@@ -14,8 +14,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from ba_lora.errors import UserError
 from ba_lora.methods import decomposition
+from ba_lora.methods.attach import attach
 from ba_lora.methods.decomposition import KEPT, Decomposer, exact, randomised
-from ba_lora.methods.save import attach
 from ba_lora.models import load_model
 from ba_lora.packages import open_model
 from tests.common import small_llama

@@ -22,8 +22,8 @@ from transformers import (
 import ba_lora
 from ba_lora.errors import UserError
 from ba_lora.methods import quantisation
+from ba_lora.methods.attach import attach
 from ba_lora.methods.quantisation import check_model, dequantised, quantise
-from ba_lora.methods.save import attach
 from ba_lora.methods.teacher import initial_tensors, teacher
 from ba_lora.models import load_model
 from ba_lora.tiny import MODEL_DIR

@@ -8,8 +8,9 @@ from peft import PeftModel
 from safetensors import safe_open
 
 from ba_lora.errors import UserError
+from ba_lora.methods.attach import attach
 from ba_lora.methods.names import start_of
-from ba_lora.methods.save import attach, export, export_merged, load
+from ba_lora.methods.save import export, export_merged, load
 from ba_lora.objective.settings import Objective
 from ba_lora.tiny import MODEL_DIR
 from ba_lora.training.objective_model import ObjectiveModel

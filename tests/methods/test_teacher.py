@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 
-from ba_lora.methods.save import attach
+from ba_lora.methods.attach import attach
 from ba_lora.methods.teacher import initial_copy, teacher
 from tests.common import collate, ragged_samples, small_llama
 

@@ -17,7 +17,8 @@ from transformers import (
 
 from ba_lora.errors import UserError
 from ba_lora.files import read_json
-from ba_lora.methods.save import attach, export, export_merged, load
+from ba_lora.methods.attach import attach
+from ba_lora.methods.save import export, export_merged, load
 from ba_lora.methods.teacher import teacher
 from ba_lora.models import load_classifier, load_model, load_tokenizer
 from ba_lora.objective.settings import Objective

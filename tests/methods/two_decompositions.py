@@ -8,7 +8,7 @@ import torch
 from torch import distributed
 
 from ba_lora.methods import decomposition
-from ba_lora.methods.save import attach
+from ba_lora.methods.attach import attach
 from tests.common import small_llama
 
 

@@ -14,7 +14,8 @@ from transformers import (
 from ba_lora.data.glue import TASKS
 from ba_lora.errors import UserError
 from ba_lora.files import read_json, write_json
-from ba_lora.methods.save import attach, export, load
+from ba_lora.methods.attach import attach
+from ba_lora.methods.save import export, load
 from ba_lora.models import load_classifier
 from eval.classifiers.classify import open_classifier
 from tests.common import SMALL, classifier_batch

@@ -8,7 +8,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from ba_lora.errors import UserError
-from ba_lora.methods.save import DEFAULT_TARGETS, attach, default_targets
+from ba_lora.methods.attach import attach
+from ba_lora.methods.targets import DEFAULT_TARGETS, default_targets
 from ba_lora.models import load_classifier, load_model
 from tests.common import SMALL, small_llama
 

@@ -17,7 +17,8 @@ from ba_lora.data.pairs import PadPairs
 from ba_lora.errors import UserError
 from ba_lora.features.saver import features_of
 from ba_lora.files import read_json
-from ba_lora.methods.save import attach, export, export_merged, load
+from ba_lora.methods.attach import attach
+from ba_lora.methods.save import export, export_merged, load
 from ba_lora.models import load_classifier, load_tokenizer
 from ba_lora.models.pooling import agree_on_padding
 from ba_lora.objective.settings import Objective

@@ -19,7 +19,7 @@ from transformers import (
 )
 
 from ba_lora.data.collator import counted
-from ba_lora.methods.save import attach
+from ba_lora.methods.attach import attach
 from ba_lora.objective import head as head_module
 from ba_lora.objective.chunked import factor_of
 from ba_lora.objective.head import cached_factor, split

@@ -6,7 +6,7 @@ import torch
 
 from ba_lora.data.collator import counted
 from ba_lora.errors import UserError
-from ba_lora.methods.save import attach
+from ba_lora.methods.attach import attach
 from ba_lora.methods.teacher import teacher
 from ba_lora.objective.dense import dense_objective
 from ba_lora.objective.settings import Objective

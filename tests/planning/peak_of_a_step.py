@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from ba_lora.methods.save import attach
+from ba_lora.methods.attach import attach
 from ba_lora.models import load_model
 from ba_lora.training.arguments import parse
 from ba_lora.training.objective_model import ObjectiveModel

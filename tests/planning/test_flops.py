@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from ba_lora.methods.save import attach
+from ba_lora.methods.attach import attach
 from ba_lora.objective.settings import Objective
 from ba_lora.planning.flops import of_a_sample, work_of
 from ba_lora.planning.shapes import build

@@ -26,7 +26,8 @@ from transformers import (
 )
 
 from ba_lora.errors import UserError
-from ba_lora.methods.save import attach, trained_parameters
+from ba_lora.methods.attach import attach
+from ba_lora.methods.save import trained_parameters
 from ba_lora.methods.teacher import initial_copy
 from ba_lora.objective.head import split
 from ba_lora.objective.settings import Objective

@@ -13,7 +13,7 @@ from ba_lora.data.glue import TASKS
 from ba_lora.data.glue_sizes import BYTES, ROWS, mean_tokens
 from ba_lora.errors import UserError
 from ba_lora.files import read_json
-from ba_lora.methods.save import attach
+from ba_lora.methods.attach import attach
 from ba_lora.models import load_model
 from ba_lora.planning import table as plan_table
 from ba_lora.planning.devices import RESERVE, hours, placements, read_devices, room

@@ -17,7 +17,7 @@ from transformers import (
 )
 
 from ba_lora.errors import UserError
-from ba_lora.methods.save import attach
+from ba_lora.methods.attach import attach
 from ba_lora.methods.teacher import teacher
 from ba_lora.objective.dense import classifier_objective, powerless
 from ba_lora.objective.settings import Objective

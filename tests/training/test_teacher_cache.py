@@ -15,7 +15,7 @@ from transformers import TrainingArguments
 
 from ba_lora.data.collator import PadRight, counted
 from ba_lora.errors import UserError
-from ba_lora.methods.save import attach
+from ba_lora.methods.attach import attach
 from ba_lora.objective.settings import Objective
 from ba_lora.planning.plan import plan, render
 from ba_lora.training import teacher_cache

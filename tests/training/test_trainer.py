@@ -13,7 +13,7 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 from ba_lora.data.pairs import PadPairs
 from ba_lora.errors import UserError
 from ba_lora.methods.adalora import effective_ranks, start_rank
-from ba_lora.methods.save import attach
+from ba_lora.methods.attach import attach
 from ba_lora.objective.settings import Objective
 from ba_lora.training.classifier_model import ClassifierModel
 from ba_lora.training.gauges import PHASES

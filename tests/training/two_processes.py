@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import torch
 
 from ba_lora.data.pairs import PadPairs
-from ba_lora.methods.save import attach
+from ba_lora.methods.attach import attach
 from ba_lora.objective.settings import Objective
 from ba_lora.sharding import gathered
 from ba_lora.training.classifier_model import ClassifierModel

@@ -24,26 +24,18 @@ from pathlib import Path
 import yaml
 
 from ...errors import UserError, choose, nearest
+from ...methods.names import METHODS as TRAINED
 
 CONFIGS = Path(__file__).resolve().parents[3] / "configs"
 FOLDER = CONFIGS / "paper"
-# Methods and their names in the papers; single terms are added to a PiSSA start.
+# Methods and their names in the papers: those trained here, and others; single terms are added to a PiSSA start.
 METHODS = {
-    "full": "Full FT",
-    "bitfit": "BitFit",
-    "houlsby": "HAdapter",
-    "pfeiffer": "PAdapter",
-    "lora": "LoRA",
-    "loha": "LoHA",
-    "dora": "DoRA",
-    "adalora": "AdaLoRA",
-    "pissa": "PiSSA",
+    **{name: each.label for name, each in TRAINED.items()},
     "corda": "CorDA",
     "corda++": "CorDA++",
     "cr": "CR alone",
     "dr": "DR alone",
     "svdr": "SVDR alone",
-    "ba-lora": "BA-LoRA",
     "ba-lora-entropy": "BA-LoRA, entropy for DR",
 }
 MODELS = (*sorted(file.stem for file in (CONFIGS / "models").glob("*.yaml")), "roberta-base", "t5-base")
