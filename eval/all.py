@@ -10,24 +10,34 @@ import importlib
 import itertools
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
 from ba_lora.errors import UserError, choose, run_cli
 from ba_lora.files import atomic_write
 from ba_lora.folders.checksums import read_record
 from ba_lora.folders.ownership import claimed
 
+from .harness.command import Benchmark
+from .harness.command import make_parser as make_parser_of
 from .harness.scores import SCORE
 
-# name → (module, column of the paper's table)
+
+class Row(NamedTuple):
+    """A benchmark. scale: from its score to the column's unit. Its module has a `BENCHMARK` and a `main`."""
+
+    module: str
+    title: str  # of its column in tables
+    scale: float = 100
+
+
+MT_BENCH = "mt_bench"
 BENCHMARKS = {
-    "gsm8k": ("eval.gsm8k", "GSM8K"),
-    "math": ("eval.hendrycks_math", "MATH"),
-    "humaneval": ("eval.humaneval", "HumanEval"),
-    "mbpp": ("eval.mbpp", "MBPP"),
-    "mt_bench": ("eval.mt_bench", "MT-Bench"),
+    "gsm8k": Row("eval.gsm8k", "GSM8K"),
+    "math": Row("eval.hendrycks_math", "MATH"),
+    "humaneval": Row("eval.humaneval", "HumanEval"),
+    "mbpp": Row("eval.mbpp", "MBPP"),
+    MT_BENCH: Row("eval.mt_bench", "MT-Bench", 1),
 }
-# Prefixes of options that only some benchmarks take; all other options go to every benchmark.
-OF_SOME = {"--judge": ("mt_bench",), "--generate_only": ("mt_bench",), "--unsafe_execution": ("humaneval", "mbpp")}
 
 EXAMPLES = """\
 MODEL: 'tiny', a model folder, a hub id, or the folder of a training run (its base and adapter). ADAPTER: an adapter folder or
@@ -75,7 +85,7 @@ def main(argv: list[str] | None = None) -> int:
     if not 1 <= len(named) <= 2:
         raise UserError(f"name a model, and optionally an adapter, before the options; got {len(named)} names")
     model, adapter = named[0], named[1] if len(named) > 1 else None
-    chosen = args.benchmarks or [name for name in BENCHMARKS if name != "mt_bench" or _has(more, "--judge")]
+    chosen = args.benchmarks or [name for name in BENCHMARKS if name != MT_BENCH or _has(more, "--judge")]
     chosen = [choose("--benchmarks", name, BENCHMARKS) for name in chosen]
     data = dict(read_pair("--data", text) for text in args.data)
     folder = Path(args.output_dir) if args.output_dir else default_folder(model, adapter)
@@ -93,10 +103,10 @@ def _evaluate(args: argparse.Namespace, folder: Path, model: str, adapter: str |
         words = ["--model", model, *(["--adapter", adapter] if adapter else [])]
         words += ["--output_dir", str(folder / name), *(["--overwrite"] if args.overwrite else [])]
         words += [*(["--data", data[name]] if name in data else []), *options_for(name, more)]
-        if name == "mt_bench" and not any(_has(more, option) for option in ("--judge", "--generate_only")):
+        if name == MT_BENCH and not any(_has(more, option) for option in ("--judge", "--generate_only")):
             words += ["--generate_only"]
         try:
-            importlib.import_module(BENCHMARKS[name][0]).main(words)
+            importlib.import_module(BENCHMARKS[name].module).main(words)
         except UserError as error:
             failed[name] = str(error)
     text = row(folder, Path(adapter or model).name)
@@ -122,13 +132,13 @@ def row(folder: Path, name: str) -> str:
     Percent, MT-Bench's first turn from 1 to 10, and the mean of all five if all are present: a mix, as in the paper.
     """
     scores = {bench: read_record(folder / bench / SCORE) for bench in BENCHMARKS if (folder / bench / SCORE).is_file()}
-    if "mt_bench" in scores:
-        scores["mt_bench"] |= scores["mt_bench"]["first_turn"] | {"metric": "judge's rating of the first turn, 1 to 10"}
+    if MT_BENCH in scores:
+        scores[MT_BENCH] |= scores[MT_BENCH]["first_turn"] | {"metric": "judge's rating of the first turn, 1 to 10"}
     scores = {bench: score for bench, score in scores.items() if score["score"] is not None}
-    values = {bench: score["score"] * (1 if bench == "mt_bench" else 100) for bench, score in scores.items()}
+    values = {bench: score["score"] * BENCHMARKS[bench].scale for bench, score in scores.items()}
     cells = [f"{values[bench]:.2f}" if bench in values else "–" for bench in BENCHMARKS]
     mean = f"{sum(values.values()) / len(values):.2f}" if len(values) == len(BENCHMARKS) else "–"
-    titles = [column for _, column in BENCHMARKS.values()]
+    titles = [row.title for row in BENCHMARKS.values()]
     lines = [
         f"| model | {' | '.join(titles)} | Avg |",
         f"| --- |{' ---: |' * (len(titles) + 1)}",
@@ -137,14 +147,14 @@ def row(folder: Path, name: str) -> str:
     ]
     for bench, score in scores.items():
         what = f"{score['benchmark']}, {score['metric']}, protocol {score['protocol']} {score['protocol_version']}"
-        lines.append(f"{BENCHMARKS[bench][1]}: {what}, n = {score['n']}, standard error {_error(bench, score)}")
+        lines.append(f"{BENCHMARKS[bench].title}: {what}, n = {score['n']}, standard error {_error(bench, score)}")
     return "\n".join(lines)
 
 
 def _error(bench: str, score: dict) -> str:
     if score["stderr"] is None:
         return "unknown"
-    return f"{score['stderr'] * (1 if bench == 'mt_bench' else 100):.2f}"
+    return f"{score['stderr'] * BENCHMARKS[bench].scale:.2f}"
 
 
 def read_pair(option: str, text: str) -> tuple[str, str]:
@@ -157,15 +167,11 @@ def read_pair(option: str, text: str) -> tuple[str, str]:
 
 def check_data(name: str, data: str | None, base: str, limit: int | None = None) -> None:
     """Read the data of a benchmark; raises its UserError if that fails. base: the model that will be asked."""
-    module = importlib.import_module(BENCHMARKS[name][0])
-    if name == "gsm8k":
-        module.load_problems(data or module.default_data(base), limit)
-    elif name == "math":
-        module.load_problems(data or module.HUB, limit)
-    elif name == "mt_bench":
-        module.load_bench(data or module.PACKAGE_DATA, limit)
-    else:
-        module.load_tasks(data)
+    _benchmark(name).load(data, base, limit)
+
+
+def _benchmark(name: str) -> Benchmark:
+    return importlib.import_module(BENCHMARKS[name].module).BENCHMARK
 
 
 def _has(words: list[str], option: str) -> bool:
@@ -173,11 +179,13 @@ def _has(words: list[str], option: str) -> bool:
 
 
 def options_for(name: str, words: list[str]) -> list[str]:
-    """Return the given options, with their values, that the benchmark `name` takes."""
+    """Return the given options, with their values, that the benchmark `name` takes; also those that none takes, for its parser."""
+    options = {bench: list(make_parser_of(_benchmark(bench))._option_string_actions) for bench in BENCHMARKS}
     kept, takes = [], True
     for word in words:
         if word.startswith("--"):
-            takes = all(name in names for start, names in OF_SOME.items() if word.startswith(start))
+            by = [bench for bench, known in options.items() if any(o.startswith(word.partition("=")[0]) for o in known)]
+            takes = name in by or not by
         if takes:
             kept.append(word)
     return kept

@@ -7,24 +7,19 @@ end-of-sequence token; the answer as read by `eval.answers.numeric.extract_answe
 fraction of all tasks that are right; a completion without an answer is wrong, and is counted in `n_unparsable`.
 """
 
-import argparse
 from collections import Counter
-from pathlib import Path
+from functools import partial
 
-from ba_lora.data.formats import question
-from ba_lora.data.instruction import encode_prompt
 from ba_lora.data.sources import read_table, tinymath_rows
-from ba_lora.data.templates import end_id, turns
 from ba_lora.data.tinymath import SPLITS
 from ba_lora.errors import UserError, run_cli
-from ba_lora.inference.subject import find_base
 
-from .answers import lm_eval
+from .answers import evaluate, lm_eval
+from .answers.evaluate import Answers, count_truncated, scored_line, summarise_problems
 from .answers.numeric import PROTOCOLS as READINGS
 from .answers.numeric import extract_answer, parse_number, same_number
-from .harness.lines import check_field, count_missing, read_lines, task_id, written
-from .harness.options import add_options, output_folder
-from .harness.scores import SCORE, facts_beside, summarise, write_score
+from .harness.command import Benchmark, run
+from .harness.lines import check_field, task_id, written
 
 LM_EVAL = "lm-eval"
 PROTOCOLS = READINGS | {LM_EVAL: "1"}  # name → version
@@ -92,43 +87,18 @@ def read_reference(reference, place: str) -> str:
     return answer
 
 
-def generate_answers(model, tokenizer, template, problems, *, max_new_tokens, batch_size, progress=True) -> list[dict]:
-    """Ask an open model every problem, in order → records as returned by `ask`."""
-    from ba_lora.inference.local import generate
-
-    prompts = [encode_prompt(tokenizer, template, problem["question"]) for problem in problems]
-    options = {"max_new_tokens": max_new_tokens, "batch_size": batch_size, "progress": progress}
-    completions = generate(prompts, model=model, tokenizer=tokenizer, end=end_id(tokenizer, template), **options)
-    return [
-        {
-            "id": problem["id"],
-            "prompt": turns(template, tokenizer, question(problem["question"]))[0],
-            "completion": completion.text,
-            "reference": problem["reference"],
-            "finish_reason": completion.finish_reason,
-            "tokens": completion.tokens,
-        }
-        for problem, completion in zip(problems, completions, strict=True)
-    ]
-
-
-def score_records(records: list[dict], protocol: str = "ba-lora") -> tuple[dict, list[bool]]:
-    """Score records of {"id", "completion", "reference"} → (the statistics of score.json, whether each is right).
-
-    Several samples of a problem count as their mean. `n_truncated` counts completions that were cut at the token limit; it is
-    None if no record says how it ended.
-    """
+def score_records(records: list[dict], protocol: str = "ba-lora") -> tuple[dict, list[dict]]:
+    """Score records of {"id", "completion", "reference"} → (the statistics of score.json, the lines of scored.jsonl)."""
     answers = [read_answer(record["completion"], protocol) for record in records]
     references = [read_reference(record["reference"], f"id {record['id']}") for record in records]
     same = lm_eval.same_gsm8k if protocol == LM_EVAL else same_number
-    correct = [a is not None and same(a, r) for a, r in zip(answers, references, strict=True)]
-    by_problem: dict[str, list[bool]] = {}
-    for record, right in zip(records, correct, strict=True):
-        by_problem.setdefault(str(record["id"]), []).append(right)
-    ends = [record.get("finish_reason") for record in records]
-    statistics = summarise([sum(rights) / len(rights) for rights in by_problem.values()]) | {
+    scored = [
+        scored_line(record, answer=answer, correct=answer is not None and same(answer, reference))
+        for record, answer, reference in zip(records, answers, references, strict=True)
+    ]
+    statistics = summarise_problems(scored) | {
         "n_unparsable": answers.count(None),
-        "n_truncated": ends.count("length") if any(ends) else None,
+        "n_truncated": count_truncated(records),
         "protocol": protocol,
         "protocol_version": PROTOCOLS[protocol],
     }
@@ -136,7 +106,7 @@ def score_records(records: list[dict], protocol: str = "ba-lora") -> tuple[dict,
         flexible = [lm_eval.read_flexible(record["completion"]) for record in records]
         hits = [lm_eval.same_gsm8k(a, r) for a, r in zip(flexible, references, strict=True)]
         statistics["score_flexible"] = sum(hits) / len(hits)
-    return statistics, correct
+    return statistics, scored
 
 
 def read_answer(completion: str, protocol: str) -> str | None:
@@ -144,55 +114,23 @@ def read_answer(completion: str, protocol: str) -> str | None:
     return lm_eval.read_strict(completion) if protocol == LM_EVAL else extract_answer(completion, protocol)
 
 
-def ask(args: argparse.Namespace, folder) -> tuple[list[dict], dict]:
-    """Run the first step: generate, write generations.jsonl → (its records, how they were generated)."""
-    data = args.data or default_data(find_base(args.model, args.adapter))
-    return lm_eval.ask_with_examples(args, folder, lm_eval.GSM8K, LM_EVAL, load_problems(data, args.limit), data)
+def name_of(data: str | None) -> str:
+    """Return the benchmark's name on this data."""
+    return "tinymath" if (data or "").startswith("tinymath:") else "gsm8k"
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Run the command. Returns 0 when everything requested is written; raises UserError otherwise."""
-    parser = argparse.ArgumentParser(
-        prog="python -m eval.gsm8k",
-        description=__doc__,
-        epilog=EXAMPLES.format(splits=", ".join(SPLITS)),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    add_options(parser, PROTOCOLS, max_new_tokens=None)
-    lm_eval.add_option(parser, lm_eval.GSM8K)
-    args = parser.parse_args(argv)
-    if args.max_new_tokens is None:
-        args.max_new_tokens = lm_eval.GSM8K.max_new_tokens if args.protocol == LM_EVAL else MAX_NEW_TOKENS
-    with output_folder(args, PROTOCOLS) as folder:
-        return _evaluate(args, folder)
-
-
-def _evaluate(args: argparse.Namespace, folder: Path) -> int:
-    """Generate if necessary, then score."""
-    lm_eval.check_option(args, LM_EVAL)
-    if args.rescore:
-        records = read_lines(args.rescore, ("id", "completion", "reference"), args.limit)
-        facts = facts_beside(args.rescore)
-        known = [problem["id"] for problem in load_problems(args.data, args.limit)] if args.data else None
-        facts["data"] = args.data or facts.get("data")
-    else:
-        records, facts = ask(args, folder)
-        known = [record["id"] for record in records]
-    missing = count_missing(records, known, args.rescore)
-    statistics, correct = score_records(records, args.protocol)
-    benchmark = "tinymath" if (facts["data"] or "").startswith("tinymath:") else "gsm8k"
-    score = {"benchmark": benchmark, "metric": "accuracy", **statistics, "missing": missing, "rescored": args.rescore}
-    scored = [
-        {name: record[name] for name in ("id", "sample") if name in record}
-        | {"answer": read_answer(record["completion"], args.protocol), "correct": right}
-        for record, right in zip(records, correct, strict=True)
-    ]
-    write_score(folder, score | {"shots_data": args.shots_data}, facts, scored)
-    low, high = (100 * bound for bound in statistics["interval"])
-    print(
-        f"{benchmark} {100 * statistics['score']:.2f}% of {statistics['n']} (95% {low:.1f} to {high:.1f}) → {folder / SCORE}"
-    )
-    return 0
+ANSWERS = Answers(LM_EVAL, lm_eval.GSM8K, MAX_NEW_TOKENS, load_problems, default_data, score_records, name_of)
+BENCHMARK = Benchmark(
+    "eval.gsm8k",
+    __doc__,
+    EXAMPLES.format(splits=", ".join(SPLITS)),
+    PROTOCOLS,
+    None,
+    add_options=partial(evaluate.add_options, ANSWERS),
+    load=partial(evaluate.load, ANSWERS),
+    evaluate=partial(evaluate.evaluate, ANSWERS),
+)
+main = partial(run, BENCHMARK)
 
 
 if __name__ == "__main__":

@@ -12,19 +12,18 @@ Every score.json has the scores of both judges; `judge` names the one that `scor
 wrong, and is counted in `n_unparsable`.
 """
 
-import argparse
 from collections import Counter
-from pathlib import Path
+from functools import partial
 
 from ba_lora.data.sources import read_table
 from ba_lora.errors import UserError, run_cli
 
-from .answers import lm_eval
+from .answers import evaluate, lm_eval
+from .answers.evaluate import Answers, count_truncated, scored_line, summarise_problems
 from .answers.latex import PROTOCOLS as READINGS
 from .answers.latex import as_formula, extract_latex, read_reference, same_string, same_text, same_values
-from .harness.lines import check_field, count_missing, read_lines, task_id, written
-from .harness.options import add_options, output_folder
-from .harness.scores import SCORE, facts_beside, summarise, write_score
+from .harness.command import Benchmark, run
+from .harness.lines import check_field, task_id, written
 
 MINERVA = "minerva_math"
 PROTOCOLS = READINGS | {MINERVA: "1"}  # name → version
@@ -105,11 +104,7 @@ def read_solution(reference, place: str) -> tuple[str, str]:
 
 
 def score_records(records: list[dict], protocol: str = "ba-lora") -> tuple[dict, list[dict]]:
-    """Score records of {"id", "completion", "reference"} → (the statistics of score.json, one line of scored.jsonl per record).
-
-    Several samples of a problem count as their mean. `n_truncated` counts completions that were cut at the token limit; it is
-    None if no record says how it ended.
-    """
+    """Score records of {"id", "completion", "reference"} → (the statistics of score.json, the lines of scored.jsonl)."""
     solutions = [read_solution(record["reference"], f"id {record['id']}") for record in records]
     if protocol == MINERVA:
         answers = [lm_eval.read_minerva(record["completion"]) for record in records]
@@ -133,19 +128,15 @@ def score_records(records: list[dict], protocol: str = "ba-lora") -> tuple[dict,
         correct = verdicts[JUDGES[protocol]]
         if correct is None:  # not read completely, or not in time
             correct = answer is not None and right is not None and same_text(right, answer)
-        scored.append(
-            {key: record[key] for key in ("id", "sample") if key in record}
-            | {"answer": answer, "correct": correct}
-            | {"math_verify": verdicts["math-verify"], "string": verdicts["string"]}
-        )
-    ends = [record.get("finish_reason") for record in records]
-    return _summarise(scored) | {
+        verdicts = {"math_verify": verdicts["math-verify"], "string": verdicts["string"]}
+        scored.append(scored_line(record, answer=answer, correct=correct, **verdicts))
+    return summarise_problems(scored) | {
         "judge": JUDGES[protocol],
         "score_math_verify": sum(bool(line["math_verify"]) for line in scored) / len(scored),
         "score_string": sum(line["string"] for line in scored) / len(scored),
         "n_unparsable": answers.count(None),
         "n_without_verdict": sum(line["math_verify"] is None for line in scored),
-        "n_truncated": ends.count("length") if any(ends) else None,
+        "n_truncated": count_truncated(records),
         "by_level": _divide(records, scored, "level"),
         "by_subject": _divide(records, scored, "subject"),
         "protocol": protocol,
@@ -159,69 +150,44 @@ def _divide(records: list[dict], scored: list[dict], field: str) -> dict | None:
     for record, line in zip(records, scored, strict=True):
         if isinstance(record["reference"], dict) and field in record["reference"]:
             groups.setdefault(str(record["reference"][field]), []).append(line)
-    return {name: _summarise(groups[name]) for name in sorted(groups)} or None
+    return {name: summarise_problems(groups[name]) for name in sorted(groups)} or None
 
 
-def _summarise(scored: list[dict]) -> dict:
-    by_problem: dict[str, list[bool]] = {}
-    for line in scored:
-        by_problem.setdefault(str(line["id"]), []).append(line["correct"])
-    return summarise([sum(rights) / len(rights) for rights in by_problem.values()])
+def _detail(statistics: dict) -> str:
+    """Return both judges' scores, for the printed line."""
+    judges = ("math-verify", statistics["score_math_verify"]), ("string", statistics["score_string"])
+    return "; " + ", ".join(f"{name} {100 * score:.2f}%" for name, score in judges)
 
 
-def ask(args: argparse.Namespace, folder) -> tuple[list[dict], dict]:
-    """Run the first step: generate, write generations.jsonl → (its records, how they were generated)."""
-    data = args.data or HUB
-    return lm_eval.ask_with_examples(args, folder, lm_eval.MINERVA_MATH, MINERVA, load_problems(data, args.limit), data)
-
-
-def main(argv: list[str] | None = None) -> int:
-    """Run the command. Returns 0 when everything requested is written; raises UserError otherwise."""
-    parser = argparse.ArgumentParser(
-        prog="python -m eval.hendrycks_math",
-        description=__doc__,
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    add_options(parser, PROTOCOLS, max_new_tokens=None)
-    lm_eval.add_option(parser, lm_eval.MINERVA_MATH)
-    args = parser.parse_args(argv)
-    if args.max_new_tokens is None:
-        args.max_new_tokens = lm_eval.MINERVA_MATH.max_new_tokens if args.protocol == MINERVA else MAX_NEW_TOKENS
-    with output_folder(args, PROTOCOLS) as folder:
-        return _evaluate(args, folder)
-
-
-def _evaluate(args: argparse.Namespace, folder: Path) -> int:
-    """Generate if necessary, then score."""
-    lm_eval.check_option(args, MINERVA)
-    if args.rescore:
-        records = read_lines(args.rescore, ("id", "completion", "reference"), args.limit)
-        facts = facts_beside(args.rescore)
-        known = {str(problem["id"]): problem for problem in load_problems(args.data, args.limit)} if args.data else None
-        facts["data"] = args.data or facts.get("data")
-    else:
-        records, facts = ask(args, folder)
-        known = {str(record["id"]): record for record in records}
-    missing = count_missing(records, known, args.rescore)
-    if args.rescore and known:  # add the level and subject from the data to a line's bare reference
-        records = [record | {"reference": _complete(record, known.get(str(record["id"])))} for record in records]
-    statistics, scored = score_records(records, args.protocol)
-    score = {"benchmark": "math", "metric": "accuracy", **statistics, "missing": missing, "rescored": args.rescore}
-    write_score(folder, score | {"shots_data": args.shots_data}, facts, scored)
-    low, high = (100 * bound for bound in statistics["interval"])
-    print(
-        f"math {100 * statistics['score']:.2f}% of {statistics['n']} (95% {low:.1f} to {high:.1f}; math-verify "
-        f"{100 * statistics['score_math_verify']:.2f}%, string {100 * statistics['score_string']:.2f}%) → {folder / SCORE}"
-    )
-    return 0
-
-
-def _complete(record: dict, problem: dict | None):
-    """Return the record's reference with the level and subject from the data."""
+def _complete(record: dict, problem: dict | None) -> dict:
+    """Return a record whose bare reference has the level and subject from the data."""
     if problem is None or isinstance(record["reference"], dict):
-        return record["reference"]
-    return problem["reference"] | {"solution": record["reference"]}
+        return record
+    return record | {"reference": problem["reference"] | {"solution": record["reference"]}}
+
+
+ANSWERS = Answers(
+    MINERVA,
+    lm_eval.MINERVA_MATH,
+    MAX_NEW_TOKENS,
+    load_problems,
+    default_data=lambda base: HUB,
+    score=score_records,
+    name=lambda data: "math",
+    detail=_detail,
+    complete=_complete,
+)
+BENCHMARK = Benchmark(
+    "eval.hendrycks_math",
+    __doc__,
+    EXAMPLES,
+    PROTOCOLS,
+    None,
+    add_options=partial(evaluate.add_options, ANSWERS),
+    load=partial(evaluate.load, ANSWERS),
+    evaluate=partial(evaluate.evaluate, ANSWERS),
+)
+main = partial(run, BENCHMARK)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ sandbox of `eval.execution.sandbox`.
 import argparse
 import gzip
 import zlib
+from functools import partial
 from pathlib import Path
 
 from ba_lora.data.readers import json_lines, objects
@@ -21,8 +22,8 @@ from ba_lora.packages import fetch
 from .execution import completions, programs
 from .execution.sandbox import find_box
 from .harness.ask import ask, subject_of
+from .harness.command import Benchmark, run
 from .harness.lines import check_field, read_lines
-from .harness.options import add_options, output_folder
 from .harness.scores import facts_beside
 
 PROTOCOLS = {"ba-lora": "2", "upstream": "2", "base": "2"}  # name → version
@@ -112,21 +113,6 @@ def request_of(subject: Subject, task: programs.Task, protocol: str) -> Request:
     return make_request(subject, task.id, asked, task.reference)
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Run the command. Returns 0 when everything requested is written; raises UserError otherwise."""
-    parser = argparse.ArgumentParser(
-        prog="python -m eval.humaneval",
-        description=__doc__,
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    add_options(parser, PROTOCOLS, max_new_tokens=1024)
-    programs.add_options(parser)
-    args = parser.parse_args(argv)
-    with output_folder(args, PROTOCOLS) as folder:
-        return _evaluate(args, folder)
-
-
 def _evaluate(args: argparse.Namespace, folder: Path) -> int:
     """Generate if necessary, then score."""
     find_box(args.unsafe_execution)
@@ -144,6 +130,19 @@ def _evaluate(args: argparse.Namespace, folder: Path) -> int:
     return programs.finish(
         args, folder, "humaneval", PROTOCOLS[args.protocol], tasks, [task.id for task in tasks], records, facts
     )
+
+
+BENCHMARK = Benchmark(
+    "eval.humaneval",
+    __doc__,
+    EXAMPLES,
+    PROTOCOLS,
+    1024,
+    add_options=programs.add_options,
+    load=lambda data, base, limit: load_tasks(data or SOURCE, limit),
+    evaluate=_evaluate,
+)
+main = partial(run, BENCHMARK)
 
 
 if __name__ == "__main__":

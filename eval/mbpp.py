@@ -11,6 +11,7 @@ earlier turns of the conversation. The score is the mean over tasks of the unbia
 import argparse
 import re
 from collections import Counter
+from functools import partial
 from pathlib import Path
 
 from ba_lora.data.formats import exchange, question
@@ -22,8 +23,8 @@ from ba_lora.inference.subject import Subject
 from .execution import programs
 from .execution.sandbox import find_box
 from .harness.ask import ask, subject_of
+from .harness.command import Benchmark, run
 from .harness.lines import check_field, read_lines, task_id
-from .harness.options import add_options, output_folder
 from .harness.scores import facts_beside
 
 PROTOCOLS = {"ba-lora": "2", "upstream": "2", "base": "2"}  # name → version
@@ -159,22 +160,11 @@ def read_shots(args: argparse.Namespace) -> int:
     return shots
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Run the command. Returns 0 when everything requested is written; raises UserError otherwise."""
-    parser = argparse.ArgumentParser(
-        prog="python -m eval.mbpp",
-        description=__doc__,
-        epilog=EXAMPLES + HUB,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    add_options(parser, PROTOCOLS, max_new_tokens=1024)
+def add_options(parser: argparse.ArgumentParser) -> None:
     programs.add_options(parser)
     parser.add_argument("--tasks", metavar="A-B", help="task numbers, or all (default: 11-510; upstream: all)")
     parser.add_argument("--shots", type=int, metavar="N", help="worked examples in a prompt (default: 0; base: 3)")
     parser.add_argument("--shots_data", metavar="FILE", help="file with the examples (default: --data)")
-    args = parser.parse_args(argv)
-    with output_folder(args, PROTOCOLS) as folder:
-        return _evaluate(args, folder)
 
 
 def _evaluate(args: argparse.Namespace, folder: Path) -> int:
@@ -215,6 +205,19 @@ def _in_span(records: list[dict], tasks: list[programs.Task], span, data: str, *
     elif not any(str(record["id"]) in inside for record in records):
         inside = set(everything)
     return records, [name for key, name in everything.items() if key in inside]
+
+
+BENCHMARK = Benchmark(
+    "eval.mbpp",
+    __doc__,
+    EXAMPLES + HUB,
+    PROTOCOLS,
+    1024,
+    add_options,
+    load=lambda data, base, limit: load_tasks(data or HUB)[:limit],
+    evaluate=_evaluate,
+)
+main = partial(run, BENCHMARK)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ judgments are never requested again, not even with --overwrite: to repeat them, 
 import argparse
 import json
 import shutil
+from functools import partial
 from pathlib import Path
 
 from ba_lora.errors import UserError, run_cli
@@ -19,8 +20,8 @@ from ba_lora.inference.requests import Request, Sampling, make_request
 from ba_lora.inference.subject import Subject
 
 from .harness.ask import ask, subject_of
+from .harness.command import Benchmark, run
 from .harness.lines import write_lines
-from .harness.options import add_options, output_folder
 from .harness.scores import GENERATIONS, SCORE, SCORED, facts_beside, write_score
 from .judging import fastchat
 from .judging.judge import (
@@ -273,21 +274,6 @@ def check_judge_options(args: argparse.Namespace) -> None:
     read_options(args.judge_options)
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Run the command. Returns 0 when everything requested is written; raises UserError otherwise."""
-    parser = argparse.ArgumentParser(
-        prog="python -m eval.mt_bench",
-        description=__doc__,
-        epilog=EXAMPLES + " ".join(PACKAGE),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    add_options(parser, PROTOCOLS, max_new_tokens=1024)
-    add_judge_options(parser)
-    args = parser.parse_args(argv)
-    with output_folder(args, PROTOCOLS) as folder:
-        return _evaluate(args, folder)
-
-
 def _evaluate(args: argparse.Namespace, folder: Path) -> int:
     """Generate if necessary, have it judged, and score."""
     check_judge_options(args)
@@ -342,6 +328,19 @@ def facts_of_answers(path: str) -> dict:
 
 def _shown(mean: float | None) -> str:
     return "none" if mean is None else f"{mean:.2f}"
+
+
+BENCHMARK = Benchmark(
+    "eval.mt_bench",
+    __doc__,
+    EXAMPLES + " ".join(PACKAGE),
+    PROTOCOLS,
+    1024,
+    add_judge_options,
+    load=lambda data, base, limit: load_bench(data or PACKAGE_DATA, limit)[0],
+    evaluate=_evaluate,
+)
+main = partial(run, BENCHMARK)
 
 
 if __name__ == "__main__":

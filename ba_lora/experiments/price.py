@@ -172,9 +172,7 @@ def _check_place(place: str) -> None:
 
 
 def _check_benchmarks(run: Run) -> None:
-    known = (
-        CLASSIFICATION if run.arguments.task else {name: module for name, (module, _) in eval.all.BENCHMARKS.items()}
-    )
+    known = CLASSIFICATION if run.arguments.task else {name: row.module for name, row in eval.all.BENCHMARKS.items()}
     for name in run.benchmarks:
         importlib.import_module(known[choose("benchmark", name, known)])
 

@@ -18,7 +18,8 @@ from .matrix import Experiment, Variant
 from .paper.published import Cell as Printed
 from .paper.published import Published
 from .results import Result
-from .tables.build import HERE, NOT_RUN, Column, Row, Table, build, marks
+from .tables.build import HERE, NOT_RUN, Row, Table, build, marks
+from .tables.columns import Column
 from .tables.formats import EMPTY, STATISTICS, STATISTICS_NOTE, comparison_lines, known_errors, notes, text_of
 
 CAPTIONS = {

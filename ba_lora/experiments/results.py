@@ -24,13 +24,10 @@ from ..folders import checksums
 from ..folders.ownership import claimed
 from ..objective.settings import TERMS, WEIGHTS
 from .matrix import Experiment, Run, Variant
+from .tables.columns import MEASURES, NO_COLUMNS
 
 CURVE = 24  # number of steps kept of a run's curve
 CURVES = ("loss", *TERMS, *WEIGHTS, "lr")
-MEASURES = (
-    *("text_loss", "kl_to_base", "spectra"),
-    *("accuracy", "macro_f1", "rarest_recall", "majority", "ece", "silhouette", "knn_purity"),
-)
 TRAINING = ("trained_parameters", "train_seconds", "peak_memory", "steps", "processes")
 SCORES = ("score", "n", "metric", "protocol", "data_hash")
 
@@ -123,6 +120,7 @@ def of_run(run: Run, experiment: Experiment) -> dict:
         training |= {"rank": run.arguments.rank, "effective_batch_size": run.arguments.effective_batch_size}
         training |= {"data_hash": record["data"].get("hash") if "data" in record else None}
     names = [evaluation.name for evaluation in experiment.evaluations]
+    kept = [*(column.key for column in MEASURES), *NO_COLUMNS]
     is_point = bool(run.variant.varied)  # a point of a curve over an option, which needs only scores
     return {
         "model": run.variant.model,
@@ -132,7 +130,7 @@ def of_run(run: Run, experiment: Experiment) -> dict:
         "seed": run.seed,
         "scores": {name: _score_of(run.folder / "eval" / name, run.folder) for name in names}
         or _benchmarks(run.folder / "eval"),
-        "measures": {key: measured[key] for key in MEASURES if key in measured and not (is_point and key == "spectra")},
+        "measures": {key: measured[key] for key in kept if key in measured and not (is_point and key == "spectra")},
         "training": training,
         "curves": {} if is_point else _curves(run.folder / "metrics.jsonl"),
         "provenance": {key: record[key] for key in ("commit", "versions", "machine") if key in record},

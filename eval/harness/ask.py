@@ -9,10 +9,12 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from ba_lora.data.templates import end_id
 from ba_lora.errors import UserError
 from ba_lora.files import digest, hash_of
 from ba_lora.folders.checksums import weights_of_run
 from ba_lora.inference.backends import backend_version, get_backend
+from ba_lora.inference.completions import Completion
 from ba_lora.inference.requests import Job, Request, Sampling
 from ba_lora.inference.subject import Subject, open_subject, settings_hash, weights_hash
 
@@ -82,9 +84,7 @@ def ask(
             completions, total=len(wanted), initial=len(done), desc="generate", disable=None
         ):
             request, (_, sample) = wanted[missing[number]], missing[number]
-            record = {"id": request.id} | ({"sample": sample} if sampling.samples > 1 else {})
-            record |= {"prompt": request.prompt, "completion": completion.text, "reference": request.reference}
-            record |= {"finish_reason": completion.finish_reason, "tokens": completion.tokens}
+            record = _record(request, completion, {"sample": sample} if sampling.samples > 1 else {})
             append(record)
             done[missing[number]] = record
             tokens += completion.tokens
@@ -94,6 +94,29 @@ def ask(
     write_lines(folder / GENERATIONS, records)  # in the order of the requests, as in an uninterrupted run
     seal(folder, config, records)
     return records, facts
+
+
+def complete(subject: Subject, requests: Sequence[Request], *, max_new_tokens: int, batch_size: int) -> list[dict]:
+    """Ask an open model every prompt, greedily and without files → records as those of `ask`, in the order of the requests."""
+    from ba_lora.inference.local import generate
+
+    completions = generate(
+        [request.ids for request in requests],
+        model=subject.model,
+        tokenizer=subject.tokenizer,
+        end=end_id(subject.tokenizer, subject.template),
+        max_new_tokens=max_new_tokens,
+        batch_size=batch_size,
+        progress=False,
+    )
+    return [_record(request, completion) for request, completion in zip(requests, completions, strict=True)]
+
+
+def _record(request: Request, completion: Completion, sample: dict | None = None) -> dict:
+    """Return a line of generations.jsonl."""
+    record = {"id": request.id} | (sample or {})
+    record |= {"prompt": request.prompt, "completion": completion.text, "reference": request.reference}
+    return record | {"finish_reason": completion.finish_reason, "tokens": completion.tokens}
 
 
 def _say_special(args: argparse.Namespace, subject: Subject, requests: Sequence[Request]) -> bool:

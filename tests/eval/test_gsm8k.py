@@ -10,7 +10,10 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from ba_lora.data.templates import TEMPLATES
 from ba_lora.errors import UserError
-from eval.gsm8k import generate_answers, load_problems, main, score_records
+from ba_lora.inference.requests import make_request
+from ba_lora.inference.subject import open_subject
+from eval.gsm8k import load_problems, main, score_records
+from eval.harness.ask import complete
 from eval.harness.scores import summarise
 from tests.common import command
 
@@ -326,16 +329,10 @@ def test_a_failed_evaluation_leaves_the_earlier_results_alone(tmp_path, model_fo
     assert (tmp_path / "out" / "score.json").is_file()
 
 
-def test_generate_answers_keeps_the_order_of_the_problems(model_folder):
-    from ba_lora.models import load_model, load_tokenizer
-
-    model, tokenizer = load_model(str(model_folder)), load_tokenizer(str(model_folder))
-    problems = load_problems("tinymath:test", 6)
-    options = {"max_new_tokens": 4, "progress": False}
-    batched = generate_answers(model, tokenizer, TEMPLATES["plain"], problems, batch_size=4, **options)
-    alone = [
-        generate_answers(model, tokenizer, TEMPLATES["plain"], [problem], batch_size=1, **options)[0]
-        for problem in problems
-    ]
+def test_an_open_model_answers_in_the_order_of_the_problems(model_folder):
+    subject, problems = open_subject(str(model_folder), template="plain"), load_problems("tinymath:test", 6)
+    requests = [make_request(subject, each["id"], each["question"], each["reference"]) for each in problems]
+    batched = complete(subject, requests, max_new_tokens=4, batch_size=4)
+    alone = [complete(subject, [request], max_new_tokens=4, batch_size=1)[0] for request in requests]
     assert batched == alone
     assert [record["id"] for record in batched] == [problem["id"] for problem in problems]

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from ...canvas import Estimate
+from ..tables.columns import MEASURES, Column
 from ..tables.statistics import mean_sd
 
 if TYPE_CHECKING:  # it imports torch, which figures do not need
@@ -23,10 +24,7 @@ def quantities(results: Sequence["Result"]) -> list[Quantity]:
     metrics = {name: score.metric for result in results for name, score in result.scores.items()}
     made = [_score(name, metric) for name, metric in metrics.items()]
     first = next(iter(metrics), None)
-    for key, what in (("macro_f1", "macro-F1, %"), ("rarest_recall", "rarest class's\nrecall, %")):
-        made.append(Quantity(f"{first}: {what}", _of_classes(key, first)))
-    for key, what in (("text_loss", "text loss"), ("kl_to_base", "KL(base ‖ model)")):
-        made.append(Quantity(f"{what},\nnats per token", _measure(key), 3))
+    made += [_measure(column, first) for column in MEASURES if column.figure]
     return [each for each in made if any(each.of(result) is not None for result in results)]
 
 
@@ -42,16 +40,16 @@ def _score(name: str, metric: str) -> Quantity:
     return Quantity(f"{name}: {metric}" + ("" if is_rating else ", %"), of, 2 if is_rating else 1)
 
 
-def _measure(key: str) -> Callable:
-    return lambda result: result.measures.get(key)
+def _measure(column: Column, first: str | None) -> Quantity:
+    """first: the score whose value is shown, for a measure that has one for each score."""
 
-
-def _of_classes(key: str, name: str | None) -> Callable:
     def of(result: "Result") -> float | None:
-        value = result.measures.get(key, {}).get(name)
-        return None if value is None else 100 * value
+        value = result.measures.get(column.key)
+        if column.by_score:
+            value = (value or {}).get(first)
+        return None if value is None else column.scale * value
 
-    return of
+    return Quantity(f"{first}: {column.figure}" if column.by_score else column.figure, of, column.digits)
 
 
 def estimate(results: Sequence["Result"], quantity: Quantity) -> Estimate | None:

@@ -10,6 +10,8 @@ from ...data.templates import default_template, make_template, template_of
 from ...data.tinymath import generate, plain_text
 from ...files import write_sealed
 from ...folders.checksums import weights_of_run
+from ...inference.requests import make_request
+from ...inference.subject import Subject
 from ...methods.save import load
 from ...models import load_model, load_tokenizer
 from ..matrix import Evaluation, Run
@@ -27,6 +29,7 @@ def measure(run: Run, evaluations: list[Evaluation], extra: dict, report=lambda 
     extra: figures of the training (seconds, peak memory, trained parameters). report: called with the fraction done.
     """
     from eval import gsm8k
+    from eval.harness.ask import complete
     from eval.harness.lines import write_lines
     from eval.harness.scores import GENERATIONS, write_score
 
@@ -34,18 +37,18 @@ def measure(run: Run, evaluations: list[Evaluation], extra: dict, report=lambda 
     base = load_model(run.model)
     model = load(run.folder, load_model(run.model)) if run.arguments else base
     template = template_of(run.folder) or make_template(default_template(run.model), tokenizer)
+    subject = Subject(model, tokenizer, template, base=run.model, weights=run.model, adapter=None)
     weights = weights_of_run(run.folder) if run.arguments else None
     scores = {}
     for number, evaluation in enumerate(evaluations):
         folder = run.folder / "eval" / evaluation.name
         problems = gsm8k.load_problems(evaluation.data, evaluation.limit)
-        records = gsm8k.generate_answers(
-            model, tokenizer, template, problems, max_new_tokens=MAX_NEW_TOKENS, batch_size=128, progress=False
-        )
-        statistics, correct = gsm8k.score_records(records)
+        requests = [make_request(subject, each["id"], each["question"], each["reference"]) for each in problems]
+        records = complete(subject, requests, max_new_tokens=MAX_NEW_TOKENS, batch_size=128)
+        statistics, lines = gsm8k.score_records(records)
         folder.mkdir(parents=True, exist_ok=True)
         write_lines(folder / GENERATIONS, records)
-        scored = [{"id": r["id"], "correct": right} for r, right in zip(records, correct, strict=True)]
+        scored = [{name: line[name] for name in ("id", "correct")} for line in lines]
         facts = {"model": str(run.folder), "base": run.model, "template": template.name, "data": evaluation.data} | {
             "weights": weights
         }

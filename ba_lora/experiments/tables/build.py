@@ -11,32 +11,22 @@ from typing import NamedTuple
 
 import numpy as np
 
+from eval.all import BENCHMARKS, MT_BENCH
+
 from ..matrix import Experiment, Variant
 from ..paper.published import Cell as Printed
 from ..paper.published import Published, read_paper
 from ..results import Result, columns
+from .columns import COSTS, MEASURES, Column
 from .statistics import holm, is_apart, mean_sd, paired_interval, paired_p
 
 BASE = "base"
 HERE, NOT_RUN = "here", "not run here"
-MT_BENCH = "mt_bench"
 LABELS = {
-    **{"gsm8k": "GSM8K", "math": "MATH", "humaneval": "HumanEval", "mbpp": "MBPP", MT_BENCH: "MT-Bench"},
+    **{name: row.title for name, row in BENCHMARKS.items()},
     **{"cola": "CoLA", "sst2": "SST-2", "mrpc": "MRPC", "stsb": "STS-B", "qqp": "QQP", "mnli": "MNLI", "qnli": "QNLI"},
     "rte": "RTE",
 }
-
-
-class Column(NamedTuple):
-    """better: higher, lower, or None for neither; scale: factor applied to a value; kind: score, average, printed (only the
-    paper's), measure or cost."""
-
-    key: str
-    title: str
-    scale: float = 1.0
-    digits: int = 2
-    better: str | None = None
-    kind: str = "score"
 
 
 class Cell(NamedTuple):
@@ -44,24 +34,6 @@ class Cell(NamedTuple):
 
     mean: float
     sd: float | None
-
-
-# For generators; for classifiers, on the first evaluation; for features, at the end of training.
-MEASURES = (
-    Column("text_loss", "text loss", 1, 3, "lower", "measure"),
-    Column("kl_to_base", "KL to base", 1, 3, None, "measure"),
-    Column("macro_f1", "macro-F1 %", 100, 1, "higher", "measure"),
-    Column("rarest_recall", "rarest class's recall %", 100, 1, "higher", "measure"),
-    Column("ece", "calibration error %", 100, 1, "lower", "measure"),
-    Column("silhouette", "silhouette", 1, 3, "higher", "measure"),
-    Column("knn_purity", "kNN purity %", 100, 1, "higher", "measure"),
-)
-COSTS = (
-    Column("learning_rate", "learning rate", 1, -1, None, "cost"),
-    Column("trained_parameters", "trained parameters", 1, 0, None, "cost"),
-    Column("train_seconds", "train s", 1, 0, None, "cost"),
-    Column("peak_memory", "peak GB", 1e-9, 2, None, "cost"),
-)
 
 
 @dataclass(frozen=True)

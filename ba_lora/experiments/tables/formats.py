@@ -8,7 +8,8 @@ from pathlib import Path
 from ...files import atomic_write
 from ..matrix import Variant
 from ..paper.published import METHODS, Published
-from .build import HERE, NOT_RUN, Cell, Column, Comparison, Row, Table, marks
+from .build import HERE, NOT_RUN, Cell, Comparison, Row, Table, marks
+from .columns import Column
 
 FILES = {"markdown": "table.md", "csv": "table.csv", "latex": "table.tex"}
 EMPTY = "–"

@@ -1,0 +1,37 @@
+"""The columns of a table that are not scores: one list of the measures, which results, tables and figures read."""
+
+from typing import NamedTuple
+
+
+class Column(NamedTuple):
+    """better: higher, lower, or None for neither; scale: factor applied to a value; kind: score, average, printed (only the
+    paper's), measure or cost. figure: the label of its axis in figures, where it is drawn. by_score: the value is {score: value}."""
+
+    key: str
+    title: str
+    scale: float = 1.0
+    digits: int = 2
+    better: str | None = None
+    kind: str = "score"
+    figure: str | None = None
+    by_score: bool = False
+
+
+# For classifiers, on the first evaluation; for features, at the end of training; for generators. To add one: compute it in
+# experiments/measures, and its row here.
+MEASURES = (
+    Column("macro_f1", "macro-F1 %", 100, 1, "higher", "measure", "macro-F1, %", by_score=True),
+    Column("rarest_recall", "rarest class's recall %", 100, 1, "higher", "measure", "rarest class's\nrecall, %", True),
+    Column("ece", "calibration error %", 100, 1, "lower", "measure", by_score=True),
+    Column("silhouette", "silhouette", 1, 3, "higher", "measure"),
+    Column("knn_purity", "kNN purity %", 100, 1, "higher", "measure"),
+    Column("text_loss", "text loss", 1, 3, "lower", "measure", "text loss,\nnats per token"),
+    Column("kl_to_base", "KL to base", 1, 3, None, "measure", "KL(base ‖ model),\nnats per token"),
+)
+NO_COLUMNS = ("spectra", "accuracy", "majority")  # measures for figures and reports
+COSTS = (
+    Column("learning_rate", "learning rate", 1, -1, None, "cost"),
+    Column("trained_parameters", "trained parameters", 1, 0, None, "cost"),
+    Column("train_seconds", "train s", 1, 0, None, "cost"),
+    Column("peak_memory", "peak GB", 1e-9, 2, None, "cost"),
+)
