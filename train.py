@@ -4,7 +4,7 @@ from ba_lora.errors import Stopped, run_cli
 
 
 def main() -> None:
-    from ba_lora.training.arguments import parse
+    from ba_lora.training.command_line import parse
 
     arguments = parse()  # the libraries take seconds to import; --help and a wrong option do not need them
     if arguments.dry_run:

@@ -19,7 +19,7 @@ from ba_lora.data.collator import PadRight
 from ba_lora.data.templates import TEMPLATES
 from ba_lora.files import write_json
 from ba_lora.planning.shapes import read_numbers
-from ba_lora.training.arguments import as_config, parse
+from ba_lora.training.command_line import as_config, parse
 
 ROOT = Path(__file__).parent.parent
 VOCABULARY = 97

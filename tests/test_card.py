@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 from ba_lora.card import hub_id, write_card
 from ba_lora.errors import UserError
-from ba_lora.training.arguments import parse
+from ba_lora.training.command_line import parse
 from ba_lora.training.run import train
 from tests.common import command, finished_run
 

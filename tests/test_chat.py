@@ -16,7 +16,7 @@ from ba_lora.errors import UserError
 from ba_lora.inference.local import generate
 from ba_lora.inference.subject import open_subject
 from ba_lora.models import load_model
-from ba_lora.training.arguments import parse
+from ba_lora.training.command_line import parse
 from ba_lora.training.run import train
 from tests.common import command
 

@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from ba_lora.planning.plan import plan
-from ba_lora.training.arguments import parse
+from ba_lora.training.command_line import parse
 from eval.all import BENCHMARKS
 
 FOLDER = Path(__file__).parent.parent / "configs" / "nlg"

@@ -14,7 +14,7 @@ import pytest
 
 from ba_lora.errors import UserError
 from ba_lora.hub import push, push_after, reserve
-from ba_lora.training.arguments import parse
+from ba_lora.training.command_line import parse
 from ba_lora.training.run import train
 from tests.common import command, finished_run
 

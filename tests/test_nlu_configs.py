@@ -6,7 +6,7 @@ import pytest
 
 from ba_lora.methods.names import METHODS
 from ba_lora.planning.plan import plan
-from ba_lora.training.arguments import parse
+from ba_lora.training.command_line import parse
 
 FOLDER = Path(__file__).parent.parent / "configs" / "nlu"
 MODELS = ("deberta-v3-base", "roberta-large", "bert-large", "gpt2-xl")

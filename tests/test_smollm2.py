@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 
 from ba_lora.errors import UserError
 from ba_lora.packages import open_model
-from ba_lora.training.arguments import parse
+from ba_lora.training.command_line import parse
 from ba_lora.training.run import train
 
 pytestmark = pytest.mark.slow

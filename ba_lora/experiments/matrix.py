@@ -32,7 +32,8 @@ import yaml
 
 from ..errors import UserError, choose, nearest
 from ..files import load_yaml, read_json
-from ..training.arguments import TrainArguments, changed_options, parse
+from ..training.arguments import TrainArguments
+from ..training.command_line import changed_options, parse
 from ..training.inputs import inputs_changed, measured_hashes
 from .run_names import check_content, check_options, check_runs
 

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from ..errors import UserError, nearest
-from ..training.arguments import changed_options
+from ..training.command_line import changed_options
 
 # options that the matrix sets for every run, and where they come from
 OWN = {

@@ -12,7 +12,8 @@ from ..card import write_card
 from ..errors import UserError, choose
 from ..hub import push_after, reserve
 from ..training import launch
-from ..training.arguments import TrainArguments, parse
+from ..training.arguments import TrainArguments
+from ..training.command_line import parse
 from ..training.run import train
 
 CLASSIFICATION = ("glue", "gluex")  # the benchmarks of a run with --task

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ..errors import UserError, run_cli
-from ..training.arguments import TrainArguments, parse
+from ..training.arguments import TrainArguments
+from ..training.command_line import parse
 from . import devices as capacity
 from .memory import standing
 from .plan import flops_of, precision_of, samples_seen

@@ -37,7 +37,8 @@ from ..sharding import gathered, refuse_fsdp
 from . import checkpoints, resume
 from . import prepare_classifier as classification
 from . import prepare_generator as generation
-from .arguments import TrainArguments, as_config, changed_options
+from .arguments import TrainArguments
+from .command_line import as_config, changed_options
 from .ending import KeepTrained, told, try_out
 from .inputs import input_hashes
 from .interruptions import StopSignals, explained

@@ -10,7 +10,7 @@ from ba_lora.data.instruction import encode_conversations, encode_sample
 from ba_lora.data.sources import read_table
 from ba_lora.data.templates import TEMPLATES
 from ba_lora.errors import UserError
-from ba_lora.training.arguments import as_config, parse
+from ba_lora.training.command_line import as_config, parse
 from ba_lora.training.prepare_generator import prepare
 from ba_lora.training.run import train
 from tests.data.test_formats import messages, table

@@ -21,7 +21,7 @@ from ba_lora.errors import UserError
 from ba_lora.files import read_json, write_json
 from ba_lora.inference.requests import make_plain_request, make_request
 from ba_lora.inference.subject import open_subject
-from ba_lora.training.arguments import as_config, parse
+from ba_lora.training.command_line import as_config, parse
 from ba_lora.training.prepare_generator import prepare
 from ba_lora.training.run import train
 from tests.data.test_masks import CHATML, trained_texts

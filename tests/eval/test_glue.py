@@ -11,7 +11,7 @@ from transformers import AutoModelForSequenceClassification, BertTokenizerFast
 from ba_lora.errors import UserError
 from ba_lora.experiments.single import train_and_evaluate
 from ba_lora.methods.save import load
-from ba_lora.training.arguments import parse
+from ba_lora.training.command_line import parse
 from ba_lora.training.run import train
 from eval import glue, gluex
 from tests.tiny_encoder import make_home

@@ -12,7 +12,7 @@ from ba_lora.experiments.paper.published import read_paper
 from ba_lora.experiments.price import check, needs_gpus, price, render, row
 from ba_lora.planning.devices import read_devices
 from ba_lora.planning.plan import plan
-from ba_lora.training.arguments import changed_options
+from ba_lora.training.command_line import changed_options
 
 ROOT = Path(__file__).parents[2]
 FILES = sorted((ROOT / "configs" / "experiments").glob("*.yaml"))

@@ -11,7 +11,7 @@ from ba_lora.experiments import tuning
 from ba_lora.experiments.matrix import read_experiment, tuning_runs
 from ba_lora.experiments.run_names import LONGEST
 from ba_lora.files import load_yaml, write_json
-from ba_lora.training.arguments import parse
+from ba_lora.training.command_line import parse
 from tests.common import command
 
 ROOT = Path(__file__).parents[2]

@@ -8,7 +8,7 @@ import pytest
 import eval.all
 from ba_lora.errors import UserError
 from ba_lora.experiments.single import _test_data, train_and_evaluate
-from ba_lora.training.arguments import parse
+from ba_lora.training.command_line import parse
 
 TINY = str(Path(__file__).parents[2] / "configs/nlg/tiny.yaml")
 

@@ -27,7 +27,7 @@ from ba_lora.methods.quantisation import check_model, dequantised, quantise
 from ba_lora.methods.teacher import initial_tensors, teacher
 from ba_lora.models import load_model
 from ba_lora.tiny import MODEL_DIR
-from ba_lora.training.arguments import parse
+from ba_lora.training.command_line import parse
 from ba_lora.training.run import train
 from tests.common import small_llama
 

@@ -8,7 +8,7 @@ import torch
 
 from ba_lora.methods.attach import attach
 from ba_lora.models import load_model
-from ba_lora.training.arguments import parse
+from ba_lora.training.command_line import parse
 from ba_lora.training.objective_model import ObjectiveModel
 
 

@@ -35,8 +35,8 @@ from ba_lora.packages import open_model
 from ba_lora.planning.memory import BUCKET, Ledger, held, passing, standing
 from ba_lora.planning.plan import plan
 from ba_lora.planning.shapes import job_of, passing_of, sizes
-from ba_lora.training.arguments import parse
 from ba_lora.training.classifier_model import ClassifierModel
+from ba_lora.training.command_line import parse
 from ba_lora.training.objective_model import ObjectiveModel
 from tests.common import SMALL, classifier_batch, small_classifier, small_llama
 

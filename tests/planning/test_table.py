@@ -9,7 +9,7 @@ from ba_lora.planning.devices import read_devices, room
 from ba_lora.planning.plan import plan
 from ba_lora.planning.shapes import _sizes, passing_of
 from ba_lora.planning.table import first_fit
-from ba_lora.training.arguments import parse
+from ba_lora.training.command_line import parse
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 LLAMA = "nlg/llama-2-7b-metamath-iclr.yaml"

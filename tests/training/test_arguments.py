@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from ba_lora.errors import UserError
-from ba_lora.training.arguments import as_config, changed_options, config_words, make_parser, parse
+from ba_lora.training.command_line import as_config, changed_options, config_words, make_parser, parse
 from tests.common import command
 
 ROOT = Path(__file__).parents[2]

@@ -30,7 +30,7 @@ from ba_lora.methods import pissa
 from ba_lora.models import load_model
 from ba_lora.tiny import MODEL_DIR
 from ba_lora.training import checkpoints, interruptions, run
-from ba_lora.training.arguments import parse
+from ba_lora.training.command_line import parse
 from ba_lora.training.step_model import StepModel
 from tests.processes import default_signals
 

@@ -19,7 +19,7 @@ from ba_lora.models import load_model, load_tokenizer
 from ba_lora.models.generation_config import repair_generation_config
 from ba_lora.tiny import MODEL_DIR
 from ba_lora.training import ending, run
-from ba_lora.training.arguments import parse
+from ba_lora.training.command_line import parse
 from ba_lora.training.run import train
 from tests.common import small_llama
 

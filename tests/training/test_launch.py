@@ -21,7 +21,7 @@ from ba_lora.experiments import single
 from ba_lora.files import read_json, write_json
 from ba_lora.models import load_model
 from ba_lora.training import checkpoints, launch
-from ba_lora.training.arguments import parse
+from ba_lora.training.command_line import parse
 from ba_lora.training.run import train
 from tests.processes import default_signals
 

@@ -8,7 +8,7 @@ import pytest
 
 from ba_lora.errors import UserError
 from ba_lora.objective.settings import TERMS
-from ba_lora.training.arguments import parse
+from ba_lora.training.command_line import parse
 from ba_lora.training.run import train
 
 ROOT = Path(__file__).parents[2]

@@ -21,7 +21,7 @@ from ba_lora.files import digest, read_json, write_json
 from ba_lora.folders.kinds import MARKER
 from ba_lora.folders.ownership import mark
 from ba_lora.tiny import MODEL_DIR
-from ba_lora.training.arguments import parse
+from ba_lora.training.command_line import parse
 from ba_lora.training.inputs import input_hashes
 from ba_lora.training.resume import SAMPLED, base_of, refuse_changes, tensors_hash, trained_hash
 from ba_lora.training.run import train

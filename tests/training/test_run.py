@@ -15,7 +15,7 @@ from ba_lora.data.tinymath import generate
 from ba_lora.errors import UserError
 from ba_lora.inference.local import generate as complete
 from ba_lora.models import load_model
-from ba_lora.training.arguments import parse
+from ba_lora.training.command_line import parse
 from ba_lora.training.run import train
 from tests.common import command
 

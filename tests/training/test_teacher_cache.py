@@ -19,7 +19,7 @@ from ba_lora.methods.attach import attach
 from ba_lora.objective.settings import Objective
 from ba_lora.planning.plan import plan, render
 from ba_lora.training import teacher_cache
-from ba_lora.training.arguments import parse
+from ba_lora.training.command_line import parse
 from ba_lora.training.objective_model import ObjectiveModel
 from ba_lora.training.run import train
 from ba_lora.training.teacher_cache import prepare, row_bytes

@@ -1,0 +1,152 @@
+"""Options in words: the parser of train.py, config files, and the config of a run.json.
+
+A config file is flat YAML with the names of the options. `extends: FILE` (in the same folder) first loads the values of another
+config. Command-line options override both.
+"""
+
+import argparse
+import sys
+from dataclasses import MISSING, asdict, fields
+from functools import cache
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import get_args
+
+import yaml
+
+from ..errors import UserError, nearest
+from ..files import load_yaml
+from .arguments import TrainArguments
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str):
+        unknown = message.removeprefix("unrecognized arguments: ") if message.startswith("unrecognized") else None
+        if unknown:
+            word = next((w for w in unknown.split() if w.startswith("--")), unknown.split()[0])
+            names = [f"--{f.name}" for f in fields(TrainArguments)] + ["--config", "--debug"]
+            raise UserError(f"unknown option {word}{nearest(word.partition('=')[0], names)}; see --help")
+        raise UserError(message)
+
+
+def _inner(kind) -> type:
+    """int from `int | None`, str from `list[str] | None`."""
+    if isinstance(kind, UnionType):
+        kind = next(part for part in get_args(kind) if part is not NoneType)
+    return get_args(kind)[0] if get_args(kind) else kind
+
+
+def _boolean(text: str) -> bool:
+    if text.lower() not in ("true", "false"):
+        raise argparse.ArgumentTypeError(f"'{text}' is neither true nor false")
+    return text.lower() == "true"
+
+
+def _converter(kind):
+    inner = _inner(kind)
+    convert = _boolean if inner is bool else inner
+
+    def or_none(text: str):
+        return None if text.lower() == "none" and inner is not bool else convert(text)
+
+    or_none.__name__ = inner.__name__
+    return or_none
+
+
+@cache
+def make_parser() -> argparse.ArgumentParser:
+    """The parser of train.py; its --help lists every option by group with its default."""
+    parser = _Parser(
+        prog="train.py",
+        allow_abbrev=False,
+        description="Fine-tune a language model with BA-LoRA or one of its baselines.",
+        epilog="Example: python train.py --config configs/nlg/tiny.yaml --output_dir runs/first --seed 1024",
+    )
+    parser.add_argument("--config", metavar="FILE", help="flat YAML file of the options below")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    groups = {
+        name: parser.add_argument_group(name)
+        for name in ("run", "model", "method", "data", "classification", "objective", "training", "evaluation")
+    }
+    for item in fields(TrainArguments):
+        more = {"nargs": "+"} if "list" in str(item.type) else {}
+        if item.type is bool:
+            more |= {"nargs": "?", "const": True}
+        if "choices" in item.metadata:
+            more["choices"] = item.metadata["choices"]
+        default = None if item.default is MISSING else item.default
+        groups[item.metadata["group"]].add_argument(
+            f"--{item.name}",
+            type=_converter(item.type),
+            default=default,
+            metavar=None if "choices" in more else _inner(item.type).__name__.upper(),
+            help=f"{item.metadata['help']} [{'none' if default is None else default}]",
+            **more,
+        )
+    return parser
+
+
+def config_words(file: str | Path) -> list[str]:
+    """The options of a config file as command-line words. Raises UserError naming the file and the key."""
+    path = Path(file)
+    if not path.is_file():
+        raise UserError(f"config file {file} does not exist")
+    try:
+        text = path.read_text(encoding="utf-8")
+        values = load_yaml(text) or {}
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{file} is not valid YAML: {' '.join(str(error).split())}") from None
+    if not text.strip():
+        raise UserError(f"config file {file} is empty; put it back from a copy, or leave --config out")
+    if not isinstance(values, dict):
+        raise UserError(f"{file} must hold 'option: value' lines")
+    known = [f.name for f in fields(TrainArguments)]
+    parent = values.pop("extends", None)
+    if parent is not None and str(parent) == path.name:
+        raise UserError(f"{file} extends itself; name another config")
+    words = config_words(path.parent / str(parent)) if parent is not None else []
+    for key, value in values.items():
+        if key not in known:
+            raise UserError(f"{file}: unknown option '{key}'{nearest(key, known)}")
+        values_of_key = (value or [None]) if isinstance(value, list) else [value]
+        words += [f"--{key}", *("none" if item is None else str(item) for item in values_of_key)]
+    return words
+
+
+def parse(words: list[str] | None = None) -> TrainArguments:
+    """Parse command-line words into checked options. Options of --config come first; the others override them."""
+    words = sys.argv[1:] if words is None else words
+    parser = make_parser()
+    config = _config_of(words)
+    given = vars(parser.parse_args((config_words(config) if config else []) + words))
+    given.pop("config"), given.pop("debug")
+    for name, value in given.items():
+        if value == [None]:
+            given[name] = None
+    arguments = TrainArguments(**given)
+    if not arguments.output_dir and not arguments.dry_run:
+        raise UserError("--output_dir is missing: name the folder that the run is written to")
+    return arguments
+
+
+def _config_of(words: list[str]) -> str | None:
+    finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    finder.add_argument("--config")
+    return finder.parse_known_args(words)[0].config
+
+
+def as_config(arguments: TrainArguments) -> dict:
+    """The options that affect the result, for run.json: not where it is written or how it is shown."""
+    aside = {"output_dir", "resume", "overwrite", "progress", "report_to", "push_to_hub", "hub_public", "dry_run"}
+    aside |= {"devices", "teacher_cache", "decomposition_cache"}  # run.json records what the two folders held
+    return {name: value for name, value in asdict(arguments).items() if name not in aside}
+
+
+def changed_options(recorded: dict, arguments: TrainArguments) -> dict[str, tuple]:
+    """{option: (value in a run.json's config, value now)} for options that differ.
+
+    Options that are missing because an earlier version wrote the config count as having their default values.
+    """
+    defaults, now = {each.name: each.default for each in fields(TrainArguments)}, as_config(arguments)
+    before = {name: recorded.get(name, defaults[name]) for name in now}
+    return {name: (before[name], value) for name, value in now.items() if before[name] != value}
