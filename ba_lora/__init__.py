@@ -4,7 +4,7 @@ Public names (loaded on first use, so that `import ba_lora` stays light):
     attach, export, load            adapters: make, save, open
     Objective, ObjectiveModel       task loss plus regularizers, for any trainer
     BALoRATrainer, ObjectiveCallback
-    (ba_lora.methods.teacher.teacher        the pre-trained model, seen through the adapted one)
+    teacher                         the pre-trained model, seen through the adapted one
 """
 
 import importlib
@@ -21,7 +21,8 @@ _HOMES = {
     "Objective": "objective.settings",
     "ObjectiveModel": "training.objective_model",
     "BALoRATrainer": "training.trainer",
-    "ObjectiveCallback": "training.trainer",
+    "ObjectiveCallback": "training.callbacks",
+    "teacher": "methods.teacher",
 }
 __all__ = ["__version__", *_HOMES]
 

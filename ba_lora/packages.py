@@ -221,7 +221,7 @@ def convert_gguf(gguf: Path, folder: Path, name: str) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-    _mend_tokenizer(tokenizer, gguf)
+    _repair_tokenizer(tokenizer, gguf)
     tokenizer.save_pretrained(folder)
     quantised = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
     config = quantised.config
@@ -236,7 +236,7 @@ def convert_gguf(gguf: Path, folder: Path, name: str) -> None:
     plain.save_pretrained(folder)
 
 
-def _mend_tokenizer(tokenizer, gguf: Path) -> None:
+def _repair_tokenizer(tokenizer, gguf: Path) -> None:
     """Apply tokenizer settings of a GGUF file that transformers' conversion omits.
 
     SmolLM2 first splits the text at each digit; without this, the white space before a number is split differently from

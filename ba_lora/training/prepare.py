@@ -17,8 +17,8 @@ from ..methods.names import start_of
 from ..objective.settings import Objective
 from .arguments import TrainArguments
 from .checkpoints import START, initial_factors
+from .order import FixedOrder
 from .step_model import StepModel
-from .trainer import FixedOrder
 
 
 class Prepared(NamedTuple):

@@ -93,7 +93,7 @@ def run(jobs: Sequence[Job], *, unsafe: bool = False, limits: Limits = Limits(),
     Raises UserError if no sandbox can be made and `unsafe` is not given.
     """
     box = find_box(unsafe)
-    with ExitStack() as stack, ThreadPoolExecutor(processors()) as pool:
+    with ExitStack() as stack, ThreadPoolExecutor(cpus()) as pool:
         stop, running = _pipe(stack)
         waiting = [pool.submit(judge, job, box, limits, stop) for job in jobs]
         try:
@@ -106,7 +106,7 @@ def run(jobs: Sequence[Job], *, unsafe: bool = False, limits: Limits = Limits(),
             pool.shutdown(cancel_futures=True)
 
 
-def processors() -> int:
+def cpus() -> int:
     """Return the number of CPUs that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 

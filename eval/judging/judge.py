@@ -204,7 +204,7 @@ def judge_all(
             raise
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    mend(path)
+    drop_torn_line(path)
     with (
         open(path, "a", encoding="utf-8") as file,
         ThreadPoolExecutor(concurrency) as pool,
@@ -254,7 +254,7 @@ def _line(judge: Judge, task: Task, key: str, replies: list[str]) -> dict:
     )
 
 
-def mend(path: Path) -> None:
+def drop_torn_line(path: Path) -> None:
     """Cut off a last line that a killed run left unfinished."""
     if not path.is_file():
         return

@@ -28,8 +28,8 @@ from ba_lora.methods.save import load
 from ba_lora.models import load_model
 from ba_lora.tiny import MODEL_DIR
 from ba_lora.training import checkpoints, run
+from ba_lora.training.callbacks import forget_after
 from ba_lora.training.command_line import parse
-from ba_lora.training.trainer import forget_after
 from eval.harness.lines import read_lines
 from tests.common import small_llama
 from tests.folders.damaged import GROWING, KINDS, OTHER, RUN, continued, make_home, measured, opened

@@ -9,9 +9,10 @@ import torch
 from transformers import Trainer
 
 from ba_lora.provenance import PeakMemory
+from ba_lora.training.callbacks import ObjectiveCallback
 from ba_lora.training.gauges import PHASES
 from ba_lora.training.objective_model import ObjectiveModel
-from ba_lora.training.trainer import BALoRATrainer, ObjectiveCallback
+from ba_lora.training.trainer import BALoRATrainer
 from tests.common import collate, ragged_samples
 from tests.training.test_trainer import ALL_ON, arguments, lines, run, student
 

@@ -15,10 +15,12 @@ from ba_lora.errors import UserError
 from ba_lora.methods.adalora import effective_ranks, start_rank
 from ba_lora.methods.attach import attach
 from ba_lora.objective.settings import Objective
+from ba_lora.training.callbacks import NonFiniteLoss, ObjectiveCallback, micro_batches_of
 from ba_lora.training.classifier_model import ClassifierModel
 from ba_lora.training.gauges import PHASES
 from ba_lora.training.objective_model import ObjectiveModel
-from ba_lora.training.trainer import BALoRATrainer, FixedOrder, NonFiniteLoss, ObjectiveCallback, micro_batches_of
+from ba_lora.training.order import FixedOrder
+from ba_lora.training.trainer import BALoRATrainer
 from tests.common import TokenIds, collate, ragged_samples, small_llama
 from tests.training.test_classifier_model import small_bert
 

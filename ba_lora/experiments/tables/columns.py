@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 class Column(NamedTuple):
     """better: higher, lower, or None for neither; scale: factor applied to a value; kind: score, average, printed (only the
-    paper's), measure or cost. figure: the label of its axis in figures, where it is drawn. by_score: the value is {score: value}."""
+    paper's), measure or cost. figure: the label of its axis in figures, where it is drawn. by_score: the value is {score: value}. note: a sentence below the table."""
 
     key: str
     title: str
@@ -15,6 +15,7 @@ class Column(NamedTuple):
     kind: str = "score"
     figure: str | None = None
     by_score: bool = False
+    note: str = ""
 
 
 # For classifiers, on the first evaluation; for features, at the end of training; for generators. To add one: compute it in
@@ -23,15 +24,30 @@ MEASURES = (
     Column("macro_f1", "macro-F1 %", 100, 1, "higher", "measure", "macro-F1, %", by_score=True),
     Column("rarest_recall", "rarest class's recall %", 100, 1, "higher", "measure", "rarest class's\nrecall, %", True),
     Column("ece", "calibration error %", 100, 1, "lower", "measure", by_score=True),
-    Column("silhouette", "silhouette", 1, 3, "higher", "measure"),
+    Column(
+        *("silhouette", "silhouette", 1, 3, "higher", "measure"),
+        note="Silhouette (1: separated, 0: mixed) and purity of the 10 nearest neighbours: last hidden layer, end of training.",
+    ),
     Column("knn_purity", "kNN purity %", 100, 1, "higher", "measure"),
-    Column("text_loss", "text loss", 1, 3, "lower", "measure", "text loss,\nnats per token"),
-    Column("kl_to_base", "KL to base", 1, 3, None, "measure", "KL(base ‖ model),\nnats per token"),
+    Column(
+        *("text_loss", "text loss", 1, 3, "lower", "measure", "text loss,\nnats per token"),
+        note="Text loss: nats per token on held-out pre-training text; higher means more forgetting.",
+    ),
+    Column(
+        *("kl_to_base", "KL to base", 1, 3, None, "measure", "KL(base ‖ model),\nnats per token"),
+        note="KL to base: mean KL(base ‖ model) on the response tokens of test problems, nats per token.",
+    ),
 )
 NO_COLUMNS = ("spectra", "accuracy", "majority")  # measures for figures and reports
 COSTS = (
     Column("learning_rate", "learning rate", 1, -1, None, "cost"),
     Column("trained_parameters", "trained parameters", 1, 0, None, "cost"),
-    Column("train_seconds", "train s", 1, 0, None, "cost"),
-    Column("peak_memory", "peak GB", 1e-9, 2, None, "cost"),
+    Column(
+        *("train_seconds", "train s", 1, 0, None, "cost"),
+        note="Seconds include other load on the machine; the cost experiment has the machine to itself.",
+    ),
+    Column(
+        *("peak_memory", "peak GB", 1e-9, 2, None, "cost"),
+        note="Peak: resident memory of the training process, including libraries.",
+    ),
 )

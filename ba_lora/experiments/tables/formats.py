@@ -111,23 +111,12 @@ def notes(table: Table) -> str:
         limit = f"{evaluation.limit} of " if evaluation.limit else ""
         said.append(f"{evaluation.name}: {limit}{evaluation.data}.")
     keys = {column.key for column in table.columns}
-    if "text_loss" in keys:
-        said.append("Text loss: nats per token on held-out pre-training text; higher means more forgetting.")
-    if "kl_to_base" in keys:
-        said.append("KL to base: mean KL(base ‖ model) on the response tokens of test problems, nats per token.")
     if "macro_f1" in keys:
         said.append(f"Macro-F1, recall and calibration error (15 bins): on {experiment.evaluations[0].name}.")
         shares = table.results[0].measures.get("majority") or {}
         listed = ", ".join(f"{name} {100 * share:.1f}" for name, share in shares.items())
         said.append(f"Accuracy of always predicting the most common class, in percent: {listed}.")
-    if "silhouette" in keys:
-        said.append(
-            "Silhouette (1: separated, 0: mixed) and purity of the 10 nearest neighbours: last hidden layer, end of training."
-        )
-    if "train_seconds" in keys:
-        said.append("Seconds include other load on the machine; the cost experiment has the machine to itself.")
-    if "peak_memory" in keys:
-        said.append("Peak: resident memory of the training process, including libraries.")
+    said += [column.note for column in table.columns if column.note]
     if "average" in keys:
         which = "all columns" if table.with_mt_bench else "the columns in percent"
         said.append(f"Average: over {which}, also for the paper's rows.")
