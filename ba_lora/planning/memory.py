@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
-from peft.tuners.loha import LoHaLayer
+from peft.tuners.lycoris_utils import LycorisLayer
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -147,7 +147,7 @@ def passing(
                 ledger.leave_out(parameter.grad)
         model.train()
         for module in model.modules():
-            if isinstance(module, LoHaLayer):
+            if isinstance(module, LycorisLayer):
                 module.training = False  # otherwise it draws a random number to decide if it is dropped
         if checkpointing:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
