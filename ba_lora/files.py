@@ -150,23 +150,29 @@ def read_json(path: str | os.PathLike, *keys: str) -> dict:
     DamagedFile if the file is not such an object or was altered.
     """
     text = Path(path).read_bytes()
+    rewritten = Path(path).name in RECORDS and not text.startswith(LAYOUT.encode())
+    value = unsealed(text, str(path), compare=not rewritten)
+    for key in keys:
+        if key not in value:
+            raise DamagedFile(f"{path} has no '{key}'; put it back from a copy or remove it")
+    return value
+
+
+def unsealed(text: bytes, place: str, *, compare: bool = True) -> dict:
+    """The JSON object of `text`, without its checksum, which is compared if there is one. DamagedFile names `place`."""
     try:
         value = json.loads(text)
     except (ValueError, RecursionError) as error:
         reason = "it is empty" if not text else str(error).partition("\n")[0]
-        raise DamagedFile(f"{path} is not valid JSON ({reason}); put it back from a copy or remove it") from None
+        raise DamagedFile(f"{place} is not valid JSON ({reason}); put it back from a copy or remove it") from None
     if not isinstance(value, dict):
-        raise DamagedFile(f"{path} holds no object; put it back from a copy or remove it")
+        raise DamagedFile(f"{place} holds no object; put it back from a copy or remove it")
     expected = value.pop(CHECKSUM, None)
-    rewritten = Path(path).name in RECORDS and not text.startswith(LAYOUT.encode())
-    if expected is not None and not rewritten and expected != _seal(value):
+    if expected is not None and compare and expected != _seal(value):
         raise DamagedFile(
-            f'{path} was altered after it was written; put it back from a copy, or remove its line "{CHECKSUM}" if the change '
+            f'{place} was altered after it was written; put it back from a copy, or remove its line "{CHECKSUM}" if the change '
             "is your own"
         )
-    for key in keys:
-        if key not in value:
-            raise DamagedFile(f"{path} has no '{key}'; put it back from a copy or remove it")
     return value
 
 

@@ -1,4 +1,4 @@
-"""One small JSON file per run: the source of tables, figures and the report.
+"""The measurements of each run as one JSON object: the source of tables, figures and the report.
 
     {"model": "llama-2-7b", "method": "ba-lora", "varied": ["rank", "4"], "data": "metamath", "seed": 42,
      "scores": {"gsm8k": {"score": 0.545, "n": 1319, "metric": "accuracy", "protocol": "ba-lora 2", "data_hash": "…",
@@ -7,25 +7,27 @@
      "provenance": {…}}
 
 `scores` has one entry per column of the table. Required: model, method, seed, and a score with n, protocol and data_hash; the
-rest is shown if present. `collect` writes the files of an experiment from its run folders into results/NAME. The results are
-committed, the runs are not. A file made by hand or on another machine is read like any other.
+rest is shown if present. `collect` writes them from the run folders of an experiment into results/NAME/results.jsonl, one line per
+run. The results are committed, the runs are not. A result from another machine is another line, or a file NAME/*.json of its own.
 """
 
 import json
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
 from ..errors import UserError
-from ..files import atomic_write, digest, read_json, sealed, write_sealed
+from ..files import atomic_write, digest, read_json, sealed, unsealed, write_sealed
 from ..folders import checksums
 from ..folders.ownership import claimed
 from ..objective.settings import TERMS, WEIGHTS
 from .matrix import Experiment, Run, Variant
 from .tables.columns import MEASURES, NO_COLUMNS
 
+RESULTS = "results.jsonl"
 CURVE = 24  # number of steps kept of a run's curve
 CURVES = ("loss", *TERMS, *WEIGHTS, "lr")
 TRAINING = ("trained_parameters", "train_seconds", "peak_memory", "steps", "processes")
@@ -46,7 +48,7 @@ class Score:
 
 @dataclass(frozen=True)
 class Result:
-    """The file of one run. source: the path it was read from."""
+    """The measurements of one run. source: where they were read from."""
 
     source: str
     variant: Variant
@@ -76,15 +78,13 @@ def read_results(experiment: Experiment, results: str | Path | None = "results")
     Raises UserError for a file that is not a result, and for one that is not comparable with the others in its column.
     """
     here = [of_run(run, experiment) for run in experiment.runs if run.state(experiment.evaluations) == "measured"]
-    known = {(each["model"], each["method"], _varied(each), each["data"], each["seed"]) for each in here}
+    known = {_identity(each) for each in here}
     found = [_result(content, str(experiment.home)) for content in here]
-    for file in sorted((Path(results) / experiment.name).glob("*.json")) if results else ():
-        if file.name != "tuning.json":
-            content = _read(file)
-            if content.get("experiment", experiment.name) != experiment.name:
-                raise UserError(f"{file} is a result of {content['experiment']}, not of {experiment.name}; remove it")
-            if (content["model"], content["method"], _varied(content), content["data"], content["seed"]) not in known:
-                found.append(_result(content, str(file)))
+    for source, content in _read(Path(results) / experiment.name) if results else ():
+        if content.get("experiment", experiment.name) != experiment.name:
+            raise UserError(f"{source} is a result of {content['experiment']}, not of {experiment.name}; remove it")
+        if _identity(content) not in known:
+            found.append(_result(content, source))
     _check_once(found)
     _check_columns(found)
     place = {variant: number for number, variant in enumerate(experiment.variants)}
@@ -92,13 +92,23 @@ def read_results(experiment: Experiment, results: str | Path | None = "results")
 
 
 def collect(experiment: Experiment, results: str | Path = "results") -> list[Path]:
-    """Write one file per measured run, and the tuning, into `results`/NAME; return the files. UserError if the folder is not ours."""
+    """Write a line per measured run into `results`/NAME/results.jsonl, and the tuning; return the files.
+
+    Lines of other runs are kept. UserError if the folder is not ours.
+    """
     folder, files = Path(results) / experiment.name, []
     with claimed(folder, "results", "--results"):
-        for run in experiment.runs:
-            if run.state(experiment.evaluations) == "measured":
-                files.append(folder / f"{run.name}.json")
-                write_compact(files[-1], sealed({"experiment": experiment.name} | of_run(run, experiment)))
+        measured = [run for run in experiment.runs if run.state(experiment.evaluations) == "measured"]
+        made = [{"experiment": experiment.name} | of_run(run, experiment) for run in measured]
+        if made:
+            before = [content for _, content in _read(folder)]
+            lines = {_identity(content): content for content in (*before, *made)}
+            files.append(folder / RESULTS)
+            with atomic_write(files[-1]) as file:
+                for key in sorted(lines, key=str):
+                    file.write(json.dumps(sealed(lines[key]), ensure_ascii=False) + "\n")
+            for run in experiment.runs:  # an earlier version wrote a file per run
+                (folder / f"{run.name}.json").unlink(missing_ok=True)
         tuning = experiment.home.parent / experiment.name / "tuning.json"
         if experiment.tuning and tuning.is_file():
             files.append(folder / tuning.name)
@@ -192,27 +202,37 @@ def _lines(file: Path) -> list[dict]:
     return rows
 
 
-def write_compact(path: Path, content: dict) -> None:
-    """Write `content` atomically, one line per key, so that diffs are readable."""
-    lines = [f"{json.dumps(key)}: {json.dumps(value, ensure_ascii=False)}" for key, value in content.items()]
-    with atomic_write(path) as file:
-        file.write("{\n" + ",\n".join(lines) + "\n}\n")
-
-
 def _varied(content: dict) -> tuple | None:
     return tuple(content["varied"]) if content.get("varied") else None
 
 
-def _read(file: Path) -> dict:
-    """Read and check a result file. Raises UserError naming the file and what is missing."""
-    content = read_json(file)
+def _identity(content: dict) -> tuple:
+    """What no two results share."""
+    return content["model"], content["data"], content["method"], _varied(content), content["seed"]
+
+
+def _read(folder: Path) -> Iterator[tuple[str, dict]]:
+    """(source, content) of each result in a folder. Raises UserError naming the file, the line, and what is missing."""
+    for file in sorted(folder.glob("*.json")):
+        if file.name != "tuning.json" and not file.name.startswith("."):
+            yield str(file), _checked(read_json(file), str(file))
+    if (folder / RESULTS).is_file():
+        lines = (folder / RESULTS).read_bytes().splitlines()
+        if not lines:
+            raise UserError(f"{folder / RESULTS} is empty; put it back from a copy or remove it")
+        for number, line in enumerate(lines, 1):
+            place = f"{folder / RESULTS}, line {number}"
+            yield place, _checked(unsealed(line, place), place)
+
+
+def _checked(content: dict, source: str) -> dict:
     for key in ("model", "method", "seed", "scores"):
         if key not in content:
-            raise UserError(f"{file} has no '{key}'; a result needs model, method, seed and scores")
+            raise UserError(f"{source} has no '{key}'; a result needs model, method, seed and scores")
     for name, score in content["scores"].items():
         for key in SCORES:
             if key not in score:
-                raise UserError(f"{file}: the score of {name} has no '{key}'; it needs {', '.join(SCORES)}")
+                raise UserError(f"{source}: the score of {name} has no '{key}'; it needs {', '.join(SCORES)}")
     return {"data": None, "varied": None} | content
 
 

@@ -159,7 +159,7 @@ KINDS = {
         (("tuning.json", IS_TUNING), TABLE, ("*/run.json", IS_RUN), (f"*/{MEASURES[0]}", MEASURES[1])),
     ),
     "tables": Kind("table or figure", (("tuning.json", IS_TUNING), TABLE, FIGURES)),
-    "results": Kind("results", (("tuning.json", IS_TUNING), ("*.json", IS_RESULT))),
+    "results": Kind("results", (("tuning.json", IS_TUNING), ("results.jsonl", IS_RESULT), ("*.json", IS_RESULT))),
     "t-SNE": Kind("t-SNE figure", (("scores.json", _has("classes", "perplexity", "panels")), FIGURES)),
     "benchmark": Kind("benchmark", (("benchmark.json", _has("base", "cases", "growth")),)),
     "features": Kind("features", (("features.json", _has("layer", "pooling", "steps")),)),

@@ -12,7 +12,8 @@ from ba_lora.errors import UserError
 from ba_lora.experiments.__main__ import _report, make_parser
 from ba_lora.experiments.matrix import read_experiment
 from ba_lora.experiments.report import write_report
-from ba_lora.experiments.results import read_results, write_compact
+from ba_lora.experiments.results import read_results
+from ba_lora.files import write_json
 from tests.browser import open_browser
 
 ROOT = Path(__file__).parents[2]
@@ -78,7 +79,7 @@ def experiments(tmp_path_factory):
         name = re.search("name: (.*)", text)[1]
         (folder / f"{name}.yaml").write_text(text)
         for number, content in enumerate(made[name]):
-            write_compact(folder / "results" / name / f"{number}.json", content)
+            write_json(folder / "results" / name / f"{number}.json", content)
         experiment = read_experiment(folder / f"{name}.yaml", folder / "runs", results=folder / "results")
         pairs.append((experiment, read_results(experiment, folder / "results")))
     return pairs

@@ -11,9 +11,10 @@ import pytest
 from ba_lora.errors import UserError
 from ba_lora.experiments.__main__ import main
 from ba_lora.experiments.matrix import read_experiment
-from ba_lora.experiments.results import columns, read_results, write_compact
+from ba_lora.experiments.results import columns, read_results
 from ba_lora.experiments.tables.build import build, marks
 from ba_lora.experiments.tables.formats import name_of, render, write_tables
+from ba_lora.files import write_json
 
 ROOT = Path(__file__).parents[2]
 LARGE = """
@@ -48,7 +49,7 @@ def put(folder, method, seed, scores, **more):
     """A handmade result file."""
     content = {"model": "llama-2-7b", "method": method, "seed": seed, "scores": scores} | more
     path = folder / f"{method}-{seed}-{'-'.join(scores)}.json"
-    write_compact(path, content)
+    write_json(path, content)
     assert json.loads(path.read_text()) == content
     return path
 
@@ -68,6 +69,23 @@ def row_of(text, method, where="here"):
         if cells.get("method") == method and where in cells.get("where", "here"):
             return cells
     raise AssertionError(f"no row of {method}, {where}")
+
+
+def test_a_line_of_results_counts_like_a_file_and_is_named_when_it_is_wrong(large, tmp_path):
+    folder = tmp_path / "results/large"
+    two_methods(folder)
+    in_files = render(build(large, read_results(large, tmp_path / "results")), "markdown")
+    lines = [json.dumps(json.loads(file.read_text())) for file in sorted(folder.glob("*.json"))]
+    for file in folder.glob("*.json"):
+        file.unlink()
+    (folder / "results.jsonl").write_text("\n".join(lines) + "\n")
+    assert render(build(large, read_results(large, tmp_path / "results")), "markdown") == in_files
+    (folder / "results.jsonl").write_text("\n".join([lines[0], lines[1].replace('"seed"', '"sed"'), *lines[2:]]))
+    with pytest.raises(UserError, match="results.jsonl, line 2 has no 'seed'"):
+        read_results(large, tmp_path / "results")
+    (folder / "results.jsonl").write_text("")
+    with pytest.raises(UserError, match="results.jsonl is empty"):
+        read_results(large, tmp_path / "results")
 
 
 def test_without_runs_the_table_is_the_papers_and_says_so(large, tmp_path):

@@ -27,7 +27,7 @@ from ba_lora.features import record as tsne_record
 from ba_lora.features import tsne
 from ba_lora.features.figure import Panel
 from ba_lora.features.saver import FeatureSaver
-from ba_lora.files import read_json, write_sealed
+from ba_lora.files import read_json, sealed, unsealed, write_sealed
 from ba_lora.folders import checksums
 from ba_lora.inference.requests import Request
 from ba_lora.methods.attach import attach
@@ -76,7 +76,10 @@ def make_home(home):
         encoded(home), encoded(home, TRAINED_ON[:4]), factor(home), factor(home, 1)
     finally:
         os.environ["BA_LORA_CACHE"] = before
-    collect(experiment, home / "results")
+    (results,) = collect(experiment, home / "results")
+    (home / "results/other").mkdir()
+    lines = [sealed(unsealed(line, "") | {"experiment": "other"}) for line in results.read_bytes().splitlines()]
+    (home / "results/other/results.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     for name in ("small", "other"):
         write_sealed(home / f"results/{name}/tuning.json", {"experiment": name, "best": {"lora": len(name) / 1000}})
     triplets(home), triplets(home, 1), teacher(home / "teacher"), teacher(home / "teacher2", 1)
@@ -322,7 +325,7 @@ def _kinds():
         yield f"features/{name}", Kind(f"features/{name}", f"features2/{name}", featured)
     for name in ("scores.json", "coordinates.csv"):
         yield f"t-SNE {name}", Kind(f"tsne/{name}", f"tsne2/{name}", drawn)
-    yield "a committed result", Kind("results/small/lora-s42.json", "results/small/ba-lora-s42.json", table)
+    yield "committed results", Kind("results/small/results.jsonl", "results/other/results.jsonl", table)
     yield "tuning.json", Kind("results/small/tuning.json", "results/other/tuning.json", table)
 
 
