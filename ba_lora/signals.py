@@ -29,7 +29,9 @@ PASSED = (
 )  # passed on to a command that this one started
 GRACE = 1.2  # seconds that a command has to leave its blocks
 AGAIN = 1.0  # seconds after which a further Ctrl-C counts as a second one: a terminal and torchrun both send the first
+LATER = 0.02  # seconds after which a signal is sent again that came where no exception can be raised
 PASSED_ON = 0  # not a signal number; tells the watching thread that another handler forwarded a signal
+FINALIZERS = os.path.join("multiprocessing", "util.py")
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
@@ -92,7 +94,9 @@ class Ending:
     def __call__(self, number: int, frame) -> None:
         """The handler of both signals."""
         self.received = self.received or number
-        if not self.raised:
+        if _in_finalizer(frame):
+            threading.Timer(LATER, os.kill, (os.getpid(), number)).start()
+        elif not self.raised:
             self.raised = True
             with contextlib.suppress(OSError):
                 self.writer.send(bytes([PASSED_ON]))
@@ -129,6 +133,16 @@ class Ending:
                 with contextlib.suppress(OSError, ValueError):
                     stream.flush()
         os._exit(128 + number)
+
+
+def _in_finalizer(frame) -> bool:
+    """Return True inside `__del__` or a callback of multiprocessing: Python prints an exception raised there and continues."""
+    while frame is not None:
+        code = frame.f_code
+        if code.co_name == "__del__" or (code.co_name == "__call__" and code.co_filename.endswith(FINALIZERS)):
+            return True
+        frame = frame.f_back
+    return False
 
 
 _command: Ending | None = None

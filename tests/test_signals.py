@@ -73,6 +73,11 @@ STUCK = {
     ),
     "in a library that swallows it": "while True:\n    try: time.sleep(1000)\n    except BaseException: pass",
     "in a library that turns it into another error": "try: time.sleep(1000)\nexcept BaseException: raise ImportError('x')",
+    "in a finalizer": "class Last:\n    def __del__(self): time.sleep(0.6)\nLast()\ntime.sleep(1000)",
+    "in a callback of multiprocessing": (
+        "import multiprocessing.util\nclass Last: pass\nlast = Last()\n"
+        "multiprocessing.util.Finalize(last, time.sleep, (0.6,))\ndel last\ntime.sleep(1000)"
+    ),
     "in threads": "threads = [threading.Thread(target=time.sleep, args=(1000,)) for _ in '12']\n"
     "for each in threads: each.start()\nfor each in threads: each.join()",
     "waiting for a child": "subprocess.run(['sleep', '1000'])",

@@ -16,6 +16,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -54,6 +55,7 @@ def write(folder: Path, fill: Callable[[Path], None], *, first: bool, device: to
     of them, the temporary files are removed and the previous content stays.
     """
     place = folder.with_name(f".{folder.name}.tmp")
+    made = [parent for parent in (folder.parent, folder.parent.parent) if not first and not parent.exists()]
 
     def together(action: Callable[[], None]) -> None:
         failure = None
@@ -75,9 +77,11 @@ def write(folder: Path, fill: Callable[[Path], None], *, first: bool, device: to
             f"{folder} could not be written: {cause(error, folder) or error}; it was left out and the checkpoint before it "
             "is whole: fix that and continue with --resume"
         ) from error
-    finally:
-        if first:
-            shutil.rmtree(place, ignore_errors=True)
+    finally:  # on every process: a machine that does not share the folder has files of its own, and nothing else there
+        shutil.rmtree(place, ignore_errors=True)
+        for parent in made:
+            with suppress(OSError):
+                parent.rmdir()
 
 
 def _make_empty(folder: Path) -> None:
