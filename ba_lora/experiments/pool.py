@@ -36,6 +36,11 @@ GRACE, COMMAND_GRACE = 30, 300
 INTERRUPTED = (Stopped.STATUS, *signals.ENDED, *(-number for number in signals.STOP))
 
 
+# Every queue, to the end of the process. The thread that fills a queue would otherwise drop the last reference to its semaphore and
+# remove that; as the process may end in the middle of it, Python would warn of a leaked semaphore.
+_queues: list = []
+
+
 def run_all(experiment: Experiment, jobs: int, overwrite: bool = False, retry: bool = False) -> list[Run]:
     """Do every run that is not done; return the runs that failed, now or before.
 
@@ -57,6 +62,7 @@ def run_all(experiment: Experiment, jobs: int, overwrite: bool = False, retry: b
     with signals.handled(stop):
         context = multiprocessing.get_context("spawn")
         tasks, events = context.Queue(), context.Queue()
+        _queues.extend((tasks, events))
         for index, run in enumerate(todo):
             tasks.put((index, run, overwrite))
         workers = [
