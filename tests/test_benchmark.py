@@ -87,6 +87,7 @@ def test_the_second_model_of_the_published_algorithm_is_our_teacher():
     assert not torch.allclose(work.student(**ids).logits, second, atol=1e-2)  # the student has moved away
 
 
+@pytest.mark.slow
 def test_the_memory_of_a_contestant_is_measured_in_a_process_of_its_own():
     assert 50e6 < peak_in_own_process(CASE, "ours") < 4e9
 

@@ -119,7 +119,7 @@ def rows(text):
     return [[cell.strip() for cell in line.strip("| ").split(" | ")] for line in lines]
 
 
-@pytest.mark.parametrize("text", [README, START], ids=["README", "docs/start.md"])
+@pytest.mark.parametrize("text", [README, pytest.param(START, marks=pytest.mark.slow)], ids=["README", "docs/start.md"])
 def test_every_command_runs_in_the_order_of_the_page(text, tmp_path, monkeypatch):
     """One after another, because later ones read what earlier ones wrote. runs/ and my.jsonl are in a temporary folder."""
     rows = [{"prompt": f"Ann has {n} pens and buys {n + 1} more.", "response": str(2 * n + 1)} for n in range(32)]

@@ -1,5 +1,6 @@
 """The memory predicted without storage equals the memory that the same step takes."""
 
+import itertools
 import json
 import os
 import subprocess
@@ -139,9 +140,20 @@ def test_so_it_is_with_experts_that_are_one_grouped_product(checkpointing):
     assert sum(said.values()) == pytest.approx(measured(checkpointing, OBJECTIVE, model), rel=0.1)
 
 
-@pytest.mark.parametrize("checkpointing", [False, True])
-@pytest.mark.parametrize("method", ["full", "houlsby", "lora", "loha", "dora", "adalora"])
-@pytest.mark.parametrize("name", ["bert-large", "deberta-v3-base", "gpt2-xl"])
+CLASSIFIERS = list(
+    itertools.product(
+        ("bert-large", "deberta-v3-base", "gpt2-xl"),
+        ("full", "houlsby", "lora", "loha", "dora", "adalora"),
+        (False, True),
+    )
+)
+FAST = CLASSIFIERS[::7]  # each model twice, each method once
+
+
+@pytest.mark.parametrize(
+    ("name", "method", "checkpointing"),
+    [pytest.param(*each, marks=() if each in FAST else pytest.mark.slow) for each in CLASSIFIERS],
+)
 def test_so_it_is_with_classifiers_of_every_method(name, method, checkpointing):
     objective, rows = Objective(0.3, 0.2, 0.1, diversity="covariance", svd_k=2), 8
     options = {"rank": 4, "alpha": 4, "keep_initial": True, "total_steps": 10}
@@ -251,9 +263,8 @@ def test_bfloat16_halves_what_is_frozen_and_leaves_the_adapter_in_float32():
 
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux's /proc")
-@pytest.mark.parametrize(
-    "config", ["tiny", pytest.param("smollm2-135m-gsm8k", marks=pytest.mark.slow)], ids=["tiny", "smollm2"]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("config", ["tiny", "smollm2-135m-gsm8k"], ids=["tiny", "smollm2"])
 def test_a_whole_process_takes_what_the_plan_says(config):
     words = ["--config", str(ROOT / f"configs/nlg/{config}.yaml"), "--data", "tinymath:train", "--output_dir", "unused"]
     if config != "tiny":
