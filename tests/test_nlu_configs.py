@@ -61,7 +61,9 @@ def test_the_steps_follow_from_the_published_sizes(task):
 
 
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize(
+    "model", [pytest.param(each, marks=() if each == MODELS[0] else pytest.mark.slow) for each in MODELS]
+)
 def test_every_method_plans(model, method):
     made = planned(model, "cola", "--method", method)
     assert made["task"] == "cola" and made["steps"] > 0

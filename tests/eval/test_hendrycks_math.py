@@ -252,6 +252,7 @@ def test_math_gold_answers_score_one_in_every_form(gold):
     assert (closed["score"], closed["n_unparsable"]) == (1, 0)
 
 
+@pytest.mark.slow
 def test_math_gold_with_shuffled_references_scores_only_where_the_answers_are_the_same(gold):
     references = [problem["reference"] for problem in gold]
     random.Random(0).shuffle(references)

@@ -128,6 +128,7 @@ def test_the_projection_does_not_depend_on_the_number_of_threads():
         assert np.array_equal(project(points, perplexity=20), one)
 
 
+@pytest.mark.slow
 def test_two_runs_at_two_steps_give_a_figure_a_step_and_the_evolution(tmp_path):
     for run, apart in (("lora", 3), ("ba-lora", 9)):
         for step in (0, "final"):
@@ -171,6 +172,7 @@ def drawn(tmp_path_factory):
     return home / "figures"
 
 
+@pytest.mark.slow
 def test_figures_are_redrawn_from_the_points_and_scores_alone_to_the_same_bytes(drawn, tmp_path, capsys):
     kept = tmp_path / "kept"
     kept.mkdir()

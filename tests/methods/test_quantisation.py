@@ -213,6 +213,7 @@ def test_a_run_trains_and_says_what_it_trained_on(trained):
     assert f"in NF4 (4 bits); with the start they differed from\nthe base's by {found['relative_error']:.4f} " in card
 
 
+@pytest.mark.slow
 def test_the_same_run_gives_the_same_adapter(trained, tmp_path):
     run(tmp_path / "again", "--limit", "256")
     file = "adapter/adapter_model.safetensors"

@@ -111,7 +111,9 @@ def test_all_that_full_fine_tuning_of_a_classifier_takes_beside_the_formula_is_i
 # The counter sees less, by the gradient that ends in the first layer (for Houlsby's bottlenecks, above its attention), and more, by
 # DeBERTa's positions and the work of DoRA and LoHa once per micro-batch, which is large in a real run.
 @pytest.mark.parametrize("method", ["bitfit", "houlsby", "lora", "loha", "dora", "adalora"])
-@pytest.mark.parametrize("name", CLASSIFIERS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(each, marks=() if each == "deberta-v3-base" else pytest.mark.slow) for each in CLASSIFIERS]
+)
 def test_every_method_takes_the_operations_of_the_formula_but_for_its_ends(name, method):
     seen, said = compared_classifier(name, method, layers=6)
     assert seen == pytest.approx(said, rel=0.07)

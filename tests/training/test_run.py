@@ -78,6 +78,7 @@ def test_full_fine_tuning_saves_a_model_that_opens_alone(tmp_path):
     torch.testing.assert_close(ba_lora.load(folder)(ids).logits, load_model(str(folder / "model"))(ids).logits)
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_run_and_another_seed_another_order(tmp_path):
     one, two = run(tmp_path / "one"), run(tmp_path / "two")
     keep = ("step", "loss", "task", "consistency", "lambda1", "lr", "tokens")
