@@ -28,7 +28,7 @@ RESPONSE = 200  # assumed trained tokens per sample, as on MetaMathQA, when the 
 def plan(arguments: TrainArguments, *, memory: bool = True) -> dict:
     """The resolved run as plain values; sizes in bytes. memory=False omits the passing part, which takes some seconds.
 
-    steps = ceil(epochs × ceil(samples / effective batch)), or max_steps. Raises UserError if the run would stop early.
+    The steps are those of `TrainArguments.steps`. Raises UserError if the run would stop early.
     """
     devices = capacity.read_devices(arguments.devices) if arguments.devices else None
     world = os.environ.get("WORLD_SIZE")
@@ -42,7 +42,7 @@ def plan(arguments: TrainArguments, *, memory: bool = True) -> dict:
     samples, samples_from = _samples(arguments)
     steps = arguments.max_steps if arguments.max_steps > 0 else None
     if steps is None and samples is not None:
-        steps = math.ceil(arguments.epochs * math.ceil(samples / arguments.effective_batch_size))
+        steps = arguments.steps(samples)
     return {
         "model": arguments.model,
         "numbers_from": read_numbers(arguments.model)[1],

@@ -10,16 +10,7 @@ from ..data.glue import TASKS
 from ..data.templates import IN_TEXT, check_template, default_template
 from ..errors import UserError, choose
 from ..files import cache_home
-from ..methods.names import (
-    METHODS,
-    PLACES,
-    PRECISIONS,
-    QUANTISED,
-    check_method,
-    check_quantised,
-    method_of,
-    start_of,
-)
+from ..methods.names import METHODS, PLACES, PRECISIONS, QUANTISED, check_method, check_quantised, method_of, start_of
 
 if TYPE_CHECKING:
     from ..objective.settings import Objective
@@ -384,6 +375,12 @@ class TrainArguments:
         if self.decomposition_cache == "auto":
             return cache_home() / "decompositions"
         return None if self.decomposition_cache is None else Path(self.decomposition_cache)
+
+    def steps(self, samples: int) -> int:
+        """Optimiser steps of the run: ⌈epochs · ⌈samples / effective batch⌉⌉, or max_steps."""
+        if self.max_steps > 0:
+            return self.max_steps
+        return max(1, math.ceil(self.epochs * math.ceil(samples / self.effective_batch_size)))
 
     def accumulation(self, ranks: int) -> int:
         """Micro-batches per optimiser step and process. Raises UserError if the batch cannot be divided evenly."""

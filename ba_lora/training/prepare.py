@@ -1,6 +1,5 @@
 """The prepared state of a run of either kind, after everything is read and opened."""
 
-import math
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -55,7 +54,7 @@ def adapt(arguments: TrainArguments, model: nn.Module, objective: Objective, sam
         seed=arguments.seed,
         keep_initial=objective.uses_teacher(),
         dropout=arguments.dropout,
-        total_steps=steps_of(arguments, samples),
+        total_steps=arguments.steps(samples),
         factors=initial_factors(kept) if arguments.resume and decomposes else None,
         decomposition_cache=arguments.decomposition_folder(),
         progress=arguments.progress,
@@ -83,10 +82,3 @@ def to_device(model: nn.Module, use_cpu: bool) -> None:
     """Move the model to this process's GPU, if allowed and present: a decomposition takes minutes there, hours on a CPU."""
     if torch.cuda.is_available() and not use_cpu:
         model.to(f"cuda:{os.environ.get('LOCAL_RANK', 0)}")
-
-
-def steps_of(arguments: TrainArguments, samples: int) -> int:
-    """The number of optimiser steps of the run."""
-    if arguments.max_steps > 0:
-        return arguments.max_steps
-    return max(1, math.ceil(arguments.epochs * math.ceil(samples / arguments.effective_batch_size)))

@@ -18,7 +18,7 @@ from ..objective.settings import Objective
 from . import resume
 from .arguments import TrainArguments
 from .classifier_model import ClassifierModel
-from .prepare import Prepared, adapt, order_hash, order_of, steps_of, to_device
+from .prepare import Prepared, adapt, order_hash, order_of, to_device
 
 logger = logging.getLogger(__name__)
 
@@ -27,7 +27,7 @@ def prepare(arguments: TrainArguments, objective: Objective) -> Prepared:
     """Read the data, open the model and adapt it. Raises UserError for problems the user can fix."""
     examples, tokenizer, samples, order, record = _read(arguments)
     task, data = examples.task, arguments.data_path or arguments.data
-    steps = steps_of(arguments, len(samples))
+    steps = arguments.steps(len(samples))
     if arguments.features_steps and max(arguments.features_steps) > steps:
         raise UserError(
             f"--features_steps: there is no step {max(arguments.features_steps)}, the run has {steps}; give earlier ones"
