@@ -27,13 +27,12 @@ PLACEMENTS = {
 
 
 class Devices(NamedTuple):
-    """`count` devices of one kind. Each has memory in bytes, peaks as {precision: operations/s} and bandwidth in bytes/s."""
+    """`count` devices of one kind. Each has memory in bytes, and peaks as {precision: operations/s}."""
 
     count: int
     name: str
     memory: int
     peaks: dict[str, float]
-    bandwidth: float
 
 
 @lru_cache(maxsize=1)
@@ -53,7 +52,7 @@ def read_devices(text: str) -> Devices:
         )
     found = table()[known[name.lower()]]
     peaks = {precision: found[precision] * 1e12 for precision in ("bfloat16", "tf32", "float32")}
-    return Devices(int(count or 1), known[name.lower()], int(found["memory"] * 1e9), peaks, found["bandwidth"] * 1e9)
+    return Devices(int(count or 1), known[name.lower()], int(found["memory"] * 1e9), peaks)
 
 
 def hours(flops: float, devices: Devices, precision: str) -> tuple[float, float]:

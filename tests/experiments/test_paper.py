@@ -9,11 +9,12 @@ import pytest
 
 from ba_lora.data.glue import TASKS
 from ba_lora.errors import UserError
-from ba_lora.experiments.paper.checks import CHECKS, disagreements, recomputed_average, rounded, trained_parameters
+from ba_lora.experiments.paper.counts import trained_parameters
 from ba_lora.experiments.paper.page import page
 from ba_lora.experiments.paper.published import METHODS, all_published, names, read_paper
 from ba_lora.methods.names import METHODS as TRAINED
 from eval.all import BENCHMARKS
+from tests.experiments.paper_checks import CHECKS, disagreements, recomputed_average, rounded
 
 ROOT = Path(__file__).parents[2]
 OTHER_COLUMNS = {"parameters", "average", "glue", "gluex", "rarest_recall", "memory", "minutes"}

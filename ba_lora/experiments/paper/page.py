@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 
 from ...errors import run_cli
-from .checks import implied_rank, trained_parameters
+from .counts import implied_rank, trained_parameters
 from .published import KnownError, all_published
 
 HEAD = """\
@@ -17,7 +17,7 @@ ERRORS = """\
 ## Known errors
 
 Errors in the printed numbers, and obstacles to comparing them. "Found by" names the computation in
-`ba_lora/experiments/paper/checks.py` that finds the error; `tests/experiments/test_paper.py` checks that it finds no others. Errors without
+`tests/experiments/paper_checks.py` that finds the error; `tests/experiments/test_paper.py` checks that it finds no others. Errors without
 one cannot be computed from the numbers alone.
 """
 PARAMETERS = """\

@@ -82,7 +82,7 @@ class Row:
 
 @dataclass(frozen=True)
 class KnownError:
-    """where: names of rows, columns or cells. check: one of paper_checks.CHECKS, or None if nothing here can compute it."""
+    """where: names of rows, columns or cells. check: one of CHECKS in tests/experiments/paper_checks.py, or None if nothing can compute it."""
 
     where: tuple[str, ...]
     what: str

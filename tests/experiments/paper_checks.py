@@ -1,21 +1,17 @@
 """Disagreements in the published numbers: with their own average, with another table, with the model's shape.
 
 Every disagreement found here is listed among the file's `errors`, in our words, and every error with a `check` is found here;
-tests/experiments/test_paper.py checks both. Digitised figures may be off by their reading error.
+test_paper.py checks both. Digitised figures may be off by their reading error.
 """
 
 from collections.abc import Iterator
 from decimal import ROUND_HALF_UP, Decimal
-from functools import cache
 from typing import NamedTuple
 
-import yaml
-
-from .published import CONFIGS, Published, Row, read_paper
+from ba_lora.experiments.paper.counts import BASELINES, described, implied_rank, trained_parameters
+from ba_lora.experiments.paper.published import Published, Row, read_paper
 
 OURS = ("cr", "dr", "svdr", "ba-lora", "ba-lora-entropy")
-BASELINES = ("lora", "pissa")
-FACTORED = (*BASELINES, "corda", "ba-lora")  # with rank · (in + out) trained parameters per matrix
 NO_RESULT = ("parameters", "average")
 Found = Iterator[tuple[str, str]]  # (where, what)
 
@@ -55,40 +51,6 @@ def _units(published: Published) -> Found:
     units = {column.unit for column in published.columns.values() if column.averaged}
     if "average" in published.columns and len(units) > 1:
         yield "average", f"a mean of numbers in {' and '.join(sorted(units))}"
-
-
-@cache
-def _described(model: str) -> dict:
-    file = CONFIGS / "models" / f"{model}.yaml"
-    return yaml.safe_load(file.read_text(encoding="utf-8"))
-
-
-def matrices(model: str) -> list[tuple[int, int]]:
-    """Return (in, out) of every linear layer, except the head, of a dense model of configs/models."""
-    numbers = _described(model)["numbers"]
-    hidden, inner, heads = (numbers[key] for key in ("hidden_size", "intermediate_size", "num_attention_heads"))
-    size = numbers.get("head_dim", hidden // heads)
-    keys = numbers.get("num_key_value_heads", heads)
-    attention = [(hidden, heads * size), *[(hidden, keys * size)] * 2, (heads * size, hidden)]
-    gated = numbers["model_type"] in ("llama", "mistral", "gemma", "qwen2")
-    return (attention + [(hidden, inner)] * (2 if gated else 1) + [(inner, hidden)]) * numbers["num_hidden_layers"]
-
-
-def trained_parameters(model: str, method: str, rank: int) -> int | None:
-    """Return the parameters that a method trains on all linear layers; for full fine-tuning, the model's; None for other methods."""
-    if method == "full":
-        return _described(model)["parameters"]
-    if method not in (*FACTORED, "dora"):
-        return None
-    magnitudes = sum(width for _, width in matrices(model)) if method == "dora" else 0
-    return rank * sum(map(sum, matrices(model))) + magnitudes
-
-
-def implied_rank(published: Published, row: Row) -> int | None:
-    """Return the rank at which LoRA has the printed number of parameters; None without such a number."""
-    if row.method not in FACTORED or "parameters" not in row.cells:
-        return None
-    return round(row.cells["parameters"].mean * 10**6 / sum(map(sum, matrices(row.model))))
 
 
 def _parameters(published: Published) -> Found:
@@ -191,7 +153,7 @@ def _teacher(published: Published) -> Found:
         if row.method == "ba-lora" and plain:
             extra, whole = (
                 row.cells["memory"].mean - plain.mean,
-                2 * _described(row.model)["parameters"] / Decimal(10**9),
+                2 * described(row.model)["parameters"] / Decimal(10**9),
             )
             if extra < whole:
                 yield f"{row.name} memory", f"{extra} GB more than PiSSA, a second model has {whole:.2f} GB"
