@@ -207,7 +207,7 @@ def _varied(content: dict) -> tuple | None:
 
 
 def _identity(content: dict) -> tuple:
-    """What no two results share."""
+    """The key of a result; no two results share it."""
     return content["model"], content["data"], content["method"], _varied(content), content["seed"]
 
 

@@ -1,4 +1,4 @@
-"""What happens around each optimiser step: the weights, the check of the terms, metrics.jsonl, and the progress bar."""
+"""Callbacks around each optimiser step: the weights, the check of the terms, metrics.jsonl, and the progress bar."""
 
 import json
 import logging

@@ -13,7 +13,7 @@ from . import lm_eval
 
 
 class Answers(NamedTuple):
-    """What differs between these benchmarks. A problem is {"id", "reference", …}, a record {"id", "completion", "reference"}."""
+    """The differences between these benchmarks. A problem is {"id", "reference", …}, a record {"id", "completion", "reference"}."""
 
     few_shot: str  # the protocol with examples
     layout: lm_eval.Layout  # of its prompts
