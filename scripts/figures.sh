@@ -1,5 +1,5 @@
 #!/bin/sh
-# Draw the figures of assets/ from the small result files of results/: assets/NAME for each results/NAME; also assets/ablation and
+# Draw the figures of assets/ from results/: assets/NAME for each results/NAME; also assets/ablation and
 # assets/various_ranks, named as the paper's figures, with the published values beside ours, and assets/t-sne.
 #   sh scripts/figures.sh [--option value ...]        options of python -m ba_lora.experiments figure
 set -eu

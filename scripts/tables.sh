@@ -1,7 +1,7 @@
 #!/bin/sh
-# Write the tables of assets/ from the small result files of results/, in Markdown, CSV and LaTeX: assets/NAME/table.*
+# Write the tables of assets/ from results/, in Markdown, CSV and LaTeX: assets/NAME/table.*
 #   sh scripts/tables.sh [NAME ...]        default: every experiment of results/
-# NAME is a file of configs/experiments. To write the result files: python -m ba_lora.experiments collect FILE
+# NAME is a file of configs/experiments. To write the results: python -m ba_lora.experiments collect FILE
 set -eu
 cd "$(dirname "$0")/.."
 . scripts/environment.sh

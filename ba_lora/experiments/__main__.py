@@ -27,7 +27,7 @@ examples:
     python -m ba_lora.experiments figure runs/nlg-embedded/ba-lora-s42
   one page with everything in results/, to open in a browser
     python -m ba_lora.experiments report
-  save the measurements as small files in results/
+  save the measurements in results/, one line per run
     python -m ba_lora.experiments collect
   train and evaluate one run, with options of train.py
     python -m ba_lora.experiments one configs/nlg/tiny.yaml --output_dir runs/mine --method pissa
@@ -39,7 +39,7 @@ COMMANDS = {
     "run": "train and measure the runs that are not done, then print the table",
     "tune": "choose learning rates on validation problems, with the same grid for every method",
     "table": "print the table of the results so far beside the paper's numbers",
-    "collect": "write the measurements into the results folder, one small file per run",
+    "collect": "write the measurements into the results folder, one line per run",
 }
 
 
@@ -104,7 +104,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 def _add_places(command: argparse.ArgumentParser) -> None:
     command.add_argument("--runs", default="runs", help="folder of the runs [runs]")
-    command.add_argument("--results", default="results", help="folder of the small result files [results]")
+    command.add_argument("--results", default="results", help="folder of the results [results]")
     command.add_argument("--debug", action="store_true", help="show the traceback of an error")
 
 
