@@ -13,7 +13,7 @@ from ba_lora.errors import UserError, choose, run_cli
 from ba_lora.files import atomic_write, read_json
 from ba_lora.folders.checksums import weights_of_run, write_record
 
-from .classifiers import classify, metrics
+from .classifiers import classify
 
 SCORE = "score.json"
 SUBMISSION = {  # task and split → file of a submission; the last three contain class names
@@ -107,6 +107,8 @@ def _rescore(args: argparse.Namespace, folder: Path) -> int:
 
 def _score(folder: Path, benchmark: str, task, logits, labels, facts: dict) -> dict:
     """Write score.json and the reliability diagram, and print the final line of the command."""
+    from .classifiers import metrics  # scipy and scikit-learn take seconds to import
+
     computed = metrics.compute(task, logits, labels)
     headline = task.metrics[0]
     score = {"benchmark": benchmark, "metric": headline, "score": computed[headline], **computed, **facts}

@@ -13,7 +13,7 @@ from ba_lora.errors import UserError, choose, run_cli
 from ba_lora.files import write_sealed
 from ba_lora.folders.checksums import weights_of_run, write_record
 
-from .classifiers import classify, metrics
+from .classifiers import classify
 
 EXAMPLES = """\
 examples:
@@ -92,6 +92,8 @@ def _places(words: list[str] | None, shifts: dict[str, Shift]) -> dict[str, str]
 
 def _score(args: argparse.Namespace, classifier, shift: Shift, examples, folder: Path) -> dict:
     """Predict one set and write its files; return its entry in scores.json."""
+    from .classifiers import metrics  # scipy and scikit-learn take seconds to import
+
     logits, seconds = classify.predict(classifier, examples, args.batch_size)
     folder.mkdir(parents=True, exist_ok=True)
     classify.write_predictions(folder, examples, logits)

@@ -373,3 +373,10 @@ def _rows_of(tables: Sequence, place: Path) -> tuple[list[str], list[dict]]:
     except (ValueError, OverflowError) as error:  # as in sources.read_table
         raise UserError(f"{place} or a file beside it cannot be read: {error}") from None
     return columns, [{name: value for name, value in row.items() if value is not None} for row in rows]
+
+
+def reason_of(error: BaseException) -> str:
+    """The first line of the innermost message."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -10,7 +10,8 @@ from itertools import chain, islice
 from pathlib import Path
 
 from ..errors import UserError
-from .readers import check_names, warn_of_missing_parts
+from .readers import LOADERS, check_names, warn_of_missing_parts
+from .sources import read_table
 
 TAB_SEPARATED = (".tsv", ".txt")
 # Columns that number the rows of a test split, in any case; the first one present: GLUE's, the hub's, QQP's, Kaggle's QQP's.
@@ -81,8 +82,6 @@ def _numbered(rows: Iterable[Row]) -> Iterator[Row]:
 
 
 def _table_rows(source: str, split: str, limit: int | None) -> Iterator[Row]:
-    from .sources import read_table  # imports `datasets`, which takes seconds
-
     try:
         table = read_table(source, split=split, limit=limit)
     except RuntimeError as error:  # raised by `datasets` for a set that is a script, which it no longer runs
@@ -95,8 +94,6 @@ def _table_rows(source: str, split: str, limit: int | None) -> Iterator[Row]:
 
 def _files(folder: Path, splits: Sequence[str], folders: Sequence[str]) -> list[Path]:
     """The files of a split: the one with its name, else its numbered parts, else the one with its name as a word."""
-    from .sources import LOADERS
-
     wanted = {name.replace("-", "").lower() for name in folders}
     inner = [
         path for path in sorted(folder.iterdir()) if path.is_dir() and path.name.replace("-", "").lower() in wanted
