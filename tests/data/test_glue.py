@@ -10,7 +10,7 @@ import pyarrow.parquet
 import pytest
 from datasets import Dataset
 
-from ba_lora.data import sources
+from ba_lora.data import library
 from ba_lora.data.glue import TASKS, load_examples
 from ba_lora.errors import UserError
 
@@ -147,7 +147,7 @@ def test_the_hub_is_asked_for_the_tasks_config_and_its_name_of_the_split(monkeyp
         asked.append((name, config, split))
         return Dataset.from_list([{"premise": "a", "hypothesis": "b", "label": 2, "idx": 7}])
 
-    monkeypatch.setattr(sources, "load_dataset", load_dataset)
+    monkeypatch.setattr(library, "load_dataset", load_dataset)
     for split in ("train", "validation", "validation_mismatched"):
         examples = load_examples("mnli", split)
     assert asked == [

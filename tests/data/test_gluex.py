@@ -5,7 +5,7 @@ import json
 import pytest
 from datasets import Dataset
 
-from ba_lora.data import sources
+from ba_lora.data import library
 from ba_lora.data.glue import TASKS
 from ba_lora.data.gluex import SHIFTS, load_shift
 from ba_lora.errors import UserError
@@ -191,7 +191,7 @@ def test_all_splits_are_asked_of_the_hub_and_merged(monkeypatch, task, name, ask
         seen.append((hub, config, split))
         return Dataset.from_list(rows)
 
-    monkeypatch.setattr(sources, "load_dataset", load_dataset)
+    monkeypatch.setattr(library, "load_dataset", load_dataset)
     examples = load_shift(shift_of(task, name))
     assert seen == asked and len(examples.ids) == len(rows) * len(asked) == len(set(examples.ids))
     assert len(load_shift(shift_of(task, name), limit=1).ids) == 1
@@ -201,7 +201,7 @@ def test_a_hub_set_that_is_a_script_is_not_run_and_a_local_copy_is_asked_for(mon
     def load_dataset(*_, **__):
         raise RuntimeError("Dataset scripts are no longer supported, but found hans.py")
 
-    monkeypatch.setattr(sources, "load_dataset", load_dataset)
+    monkeypatch.setattr(library, "load_dataset", load_dataset)
     with pytest.raises(UserError, match=r"jhu-cogsci/hans cannot be loaded .*found hans.py\); give a local copy"):
         load_shift(shift_of("rte", "hans"))
 
