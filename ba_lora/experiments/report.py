@@ -15,8 +15,7 @@ import jinja2
 from ..errors import UserError
 from ..files import atomic_write
 from .matrix import Experiment, Variant
-from .paper.published import Cell as Printed
-from .paper.published import Published
+from .paper.published import Printed, Published
 from .results import Result
 from .tables.build import HERE, NOT_RUN, Row, Table, build, marks
 from .tables.columns import Column

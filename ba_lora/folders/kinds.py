@@ -131,12 +131,12 @@ IS_RUN = _has("status", "model", config="method", objective="lambda1")
 IS_RESULT = _has("model", "method", "seed", "scores")
 IS_TUNING = _has("learning_rates", "scores", "best")
 IS_GENERATION = _has("model_hash", "backend", "base", "stop")
-MEASURES = ("measures.json", _has("evaluations", "scores"))  # alone: a base model, which is only measured
+MEASURED = ("measures.json", _has("evaluations", "scores"))  # alone: a base model, which is only measured
 TABLE = ("table.csv", _begins("where,model,method,option,value,seeds"))
 IS_FIGURE = _begins(f"Software\0{MADE_BY}", within=256)
 FIGURES = ("*.png", lambda path: all(map(IS_FIGURE, path.parent.glob("*.png"))))
 KINDS = {
-    "run": Kind("run", (("run.json", IS_RUN), MEASURES, ("eval", _only_evaluations)), first=True),
+    "run": Kind("run", (("run.json", IS_RUN), MEASURED, ("eval", _only_evaluations)), first=True),
     "evaluation": Kind(
         "evaluation",
         (
@@ -156,7 +156,7 @@ KINDS = {
     "submission": Kind("submission"),
     "experiment": Kind(
         "experiment",
-        (("tuning.json", IS_TUNING), TABLE, ("*/run.json", IS_RUN), (f"*/{MEASURES[0]}", MEASURES[1])),
+        (("tuning.json", IS_TUNING), TABLE, ("*/run.json", IS_RUN), (f"*/{MEASURED[0]}", MEASURED[1])),
     ),
     "tables": Kind("table or figure", (("tuning.json", IS_TUNING), TABLE, FIGURES)),
     "results": Kind("results", (("tuning.json", IS_TUNING), ("results.jsonl", IS_RESULT), ("*.json", IS_RESULT))),

@@ -72,7 +72,7 @@ def placements(whole: Held, passing: dict[str, int], devices: Devices, cast: boo
     }
 
 
-def room(memory: int) -> float:
+def usable(memory: int) -> float:
     """The usable bytes of a device's memory."""
     return (1 - RESERVE) * memory
 
@@ -100,7 +100,7 @@ def host(whole: Held, start: str, target: tuple[int, int], rank: int, processes:
 def lines(made: dict) -> list[tuple[str, str]]:
     """The part of plan.plan about devices, as pairs of a name and a text."""
     devices, forms, host = f"{made['count']} × {made['name']}", made["forms"], made["host"]
-    available = room(made["memory"])
+    available = usable(made["memory"])
     work = time = "unknown, because the number of rows is unknown"
     if made["samples"]:
         work = ", ".join(f"{form['flops']:.2e} FLOPs {name}" for name, form in forms.items())

@@ -19,7 +19,7 @@ from ..training.teacher_cache import row_bytes
 from . import devices as capacity
 from . import flops
 from .memory import standing
-from .shapes import Job, Sizes, job_of, passing_of, read_numbers, sizes
+from .shapes import Shape, Sizes, job_of, passing_of, read_numbers, sizes
 
 CHECKPOINTS = 3  # at a time: two that a run keeps (run.training_arguments), and a new one before the oldest goes
 RESPONSE = 200  # assumed trained tokens per sample, as on MetaMathQA, when the tokenizer is not used
@@ -112,7 +112,7 @@ def samples_seen(arguments: TrainArguments) -> float | None:
     return rows and rows * arguments.epochs
 
 
-def flops_of(arguments: TrainArguments, job: Job, seen: float) -> float:
+def flops_of(arguments: TrainArguments, job: Shape, seen: float) -> float:
     """Operations for `seen` samples."""
     sample, form = sample_of(arguments), {"checkpointing": job.checkpointing, "cached": job.cached}
     return seen * flops.of_a_sample(sizes(job).work, job.objective, sample.tokens, sample.trained or 0, **form)
@@ -125,7 +125,7 @@ def precision_of(arguments: TrainArguments) -> str:
     return "tf32" if arguments.tf32 else "float32"
 
 
-def _on_devices(devices: capacity.Devices, arguments: TrainArguments, job: Job, memory: bool) -> dict:
+def _on_devices(devices: capacity.Devices, arguments: TrainArguments, job: Shape, memory: bool) -> dict:
     """The run's needs on `devices`, as planned and with gradient checkpointing: work, hours, bytes by placement."""
     seen, size, sample = samples_seen(arguments), sizes(job), sample_of(arguments)
     precision = precision_of(arguments)

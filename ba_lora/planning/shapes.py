@@ -120,7 +120,7 @@ class Sizes(NamedTuple):
     has_known_shapes: bool  # no shape depends on the data
 
 
-class Job(NamedTuple):
+class Shape(NamedTuple):
     """The options of a run that affect its sizes."""
 
     model: str
@@ -140,12 +140,12 @@ class Job(NamedTuple):
     outputs: int | None  # of a classifier; None otherwise
 
 
-def job_of(arguments: TrainArguments) -> Job:
-    """The Job of a run. Runs share a Job if they differ only in settings that do not affect sizes (seed, learning rate, positive
+def job_of(arguments: TrainArguments) -> Shape:
+    """The Shape of a run. Runs share a Shape if they differ only in settings that do not affect sizes (seed, learning rate, positive
     weights, PiSSA start)."""
     objective, method = arguments.objective(), arguments.method
     on = {name: float(getattr(objective, name) > 0) for name in WEIGHTS}
-    return Job(
+    return Shape(
         arguments.model,
         arguments.dtype,
         arguments.attn_implementation,
@@ -164,7 +164,7 @@ def job_of(arguments: TrainArguments) -> Job:
     )
 
 
-def _adapted(job: Job, layers: int | None = None) -> tuple[nn.Module, int]:
+def _adapted(job: Shape, layers: int | None = None) -> tuple[nn.Module, int]:
     """(the job's model on the meta device, adapted by the same `attach` from a start without SVD; its parameter count before)."""
     model = build(job.model, job.dtype, job.attn_implementation, job.outputs, layers)
     total = sum(parameter.numel() for parameter in model.parameters())
@@ -183,13 +183,13 @@ def _adapted(job: Job, layers: int | None = None) -> tuple[nn.Module, int]:
     return model, total
 
 
-def sizes(job: Job) -> Sizes:
+def sizes(job: Shape) -> Sizes:
     """Parameters and standing bytes."""
     return _sizes(job._replace(micro_batch=1, length=1, checkpointing=False, cached=False))
 
 
 @lru_cache(maxsize=256)
-def _sizes(job: Job) -> Sizes:
+def _sizes(job: Shape) -> Sizes:
     model, total = _adapted(job)
     width = model.get_input_embeddings().weight.shape[1]
     targets, left = (), {}
@@ -214,7 +214,7 @@ def _sizes(job: Job) -> Sizes:
 
 
 @lru_cache(maxsize=256)
-def passing_of(job: Job) -> dict[str, int] | None:
+def passing_of(job: Shape) -> dict[str, int] | None:
     """The memory that passes through the job's model in a micro-batch, see `passing`; None if it cannot be found in advance.
 
     If all layers after the first are alike, models of two and three layers are measured, as each further layer adds the same.
@@ -228,7 +228,7 @@ def passing_of(job: Job) -> dict[str, int] | None:
     return {name: two[name] + (size.layers - 2) * (three[name] - two[name]) for name in two}
 
 
-def _passing(job: Job, layers: int | None = None) -> dict[str, int]:
+def _passing(job: Shape, layers: int | None = None) -> dict[str, int]:
     model, _ = _adapted(job, layers)
     return passing(
         model,

@@ -57,7 +57,7 @@ def first_fit(arguments: TrainArguments, devices: capacity.Devices) -> Fit | Non
     space. Raises UserError if the number of rows is not known, or the batch cannot be divided among the devices.
     """
     arguments.accumulation(devices.count)
-    job, seen, available = job_of(arguments), samples_of(arguments), capacity.room(devices.memory)
+    job, seen, available = job_of(arguments), samples_of(arguments), capacity.usable(devices.memory)
     whole = sizes(job).held
     for placement, checkpointing in QUANTISED if arguments.quantize else ORDER:
         options = {"processes": devices.count, "cast": job.autocast, **capacity.PLACEMENTS[placement]}

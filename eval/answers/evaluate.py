@@ -16,7 +16,7 @@ class Answers(NamedTuple):
     """The differences between these benchmarks. A problem is {"id", "reference", …}, a record {"id", "completion", "reference"}."""
 
     few_shot: str  # the protocol with examples
-    layout: lm_eval.Layout  # of its prompts
+    layout: lm_eval.FewShot  # of its prompts
     max_new_tokens: int  # of the other protocols
     load: Callable[[str, int | None], list[dict]]  # (data, limit) → problems
     default_data: Callable[[str], str]  # of a base model

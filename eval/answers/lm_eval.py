@@ -26,7 +26,7 @@ ENDING = "Final Answer: The final answer is"  # followed by the answer and:
 HOPE = "I hope it is correct."
 
 
-class Layout(NamedTuple):
+class FewShot(NamedTuple):
     """One task of the harness: `shots` examples with two fields, the form of the question, stop strings, and the token limit."""
 
     fields: tuple[str, str]
@@ -37,7 +37,7 @@ class Layout(NamedTuple):
     training: tuple[str, ...]  # hub ids of the training split
 
 
-GSM8K = Layout(
+GSM8K = FewShot(
     ("question", "answer"),
     "Question: {}\nAnswer:",
     5,
@@ -45,7 +45,7 @@ GSM8K = Layout(
     256,
     ("openai/gsm8k:main",),
 )
-MINERVA_MATH = Layout(
+MINERVA_MATH = FewShot(
     ("problem", "solution"),
     "Problem:\n{}\n\nSolution:",
     4,
@@ -61,7 +61,7 @@ MINERVA_MATH = Layout(
 )
 
 
-def add_option(parser: argparse.ArgumentParser, layout: Layout) -> None:
+def add_option(parser: argparse.ArgumentParser, layout: FewShot) -> None:
     """Add --shots_data."""
     parser.add_argument(
         "--shots_data",
@@ -77,7 +77,7 @@ def check_option(args: argparse.Namespace, protocol: str) -> None:
         raise UserError(f"--shots_data {args.shots_data} is used when --protocol {protocol} asks a model; leave it out")
 
 
-def load_shots(layout: Layout, data: str | None = None) -> list[tuple[str, str]]:
+def load_shots(layout: FewShot, data: str | None = None) -> list[tuple[str, str]]:
     """Return the examples as (question, answer). Raises UserError naming the source if a field is missing or there are too few."""
     shots = []
     for source in (data,) if data else layout.training:
@@ -108,21 +108,21 @@ def _with_ending(solution: str) -> str:
     return f"{solution}\n{ENDING} ${read_reference(solution) or solution}$. {HOPE}"
 
 
-def draw(layout: Layout, shots: Sequence) -> Iterator[list]:
+def draw(layout: FewShot, shots: Sequence) -> Iterator[list]:
     """Yield the examples of the first problem, of the second, and so on without end."""
     generator = random.Random(DRAW_SEED)
     while True:
         yield list(shots) if len(shots) == layout.shots else generator.sample(shots, layout.shots)
 
 
-def write_prompt(layout: Layout, shots: Sequence[tuple[str, str]], question: str) -> str:
+def write_prompt(layout: FewShot, shots: Sequence[tuple[str, str]], question: str) -> str:
     """Join the examples and the question, separated by blank lines."""
     # not str.format: LaTeX is full of braces
     shown = [layout.form.replace("{}", asked) + " " + answer + "\n\n" for asked, answer in shots]
     return "".join(shown) + layout.form.replace("{}", question)
 
 
-def make_requests(layout: Layout, subject: Subject, problems: Sequence[dict], shots: Sequence) -> list[Request]:
+def make_requests(layout: FewShot, subject: Subject, problems: Sequence[dict], shots: Sequence) -> list[Request]:
     """Return one request per problem ({"id", the layout's first field, "reference"}), in order.
 
     The text is encoded in one piece, with the beginning-of-sequence token if the tokenizer adds one; no template is applied.
@@ -135,7 +135,7 @@ def make_requests(layout: Layout, subject: Subject, problems: Sequence[dict], sh
 
 
 def ask_with_examples(
-    args: argparse.Namespace, folder: Path, layout: Layout, protocol: str, problems: Sequence[dict], data: str
+    args: argparse.Namespace, folder: Path, layout: FewShot, protocol: str, problems: Sequence[dict], data: str
 ) -> tuple[list[dict], dict]:
     """Ask `problems` with the layout's examples if --protocol is `protocol`, else with the run's template; like `ask`."""
     if args.protocol != protocol:

@@ -20,14 +20,14 @@ from .completions import NOT_PYTHON, parses, read_all
 from .completions import SECONDS as READING_SECONDS
 from .completions import bare_code as bare_code
 from .completions import program_of as program_of
-from .sandbox import STATUSES, Job, Limits, Result, find_box, run
+from .sandbox import STATUSES, Limits, Program, Result, find_box, run
 
 UNREAD = Result("error", f"reading the completion took more than {READING_SECONDS} s or ended its process", 0.0)
 KS = (1, 5, 10, 100)  # the values of k for which pass@k is reported, if there are enough samples
 
 
 class Task(NamedTuple):
-    """One task of a benchmark. The other fields are as in Job.
+    """One task of a benchmark. The other fields are as in Program.
 
     text: the task in words. prompt: the code that a completion may continue, "" if it must be a whole program.
     """
@@ -41,9 +41,9 @@ class Task(NamedTuple):
     one_process: bool = False
     reference: str | None = None
 
-    def job(self, source: str) -> Job:
+    def job(self, source: str) -> Program:
         """Return a program with this task's tests."""
-        return Job(source, self.tests, self.names, self.setup, self.one_process)
+        return Program(source, self.tests, self.names, self.setup, self.one_process)
 
 
 # Tests

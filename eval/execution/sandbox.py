@@ -57,7 +57,7 @@ class Limits(NamedTuple):
     output: int = 16 << 20  # bytes per result
 
 
-class Job(NamedTuple):
+class Program(NamedTuple):
     """A program and the tests that it must pass.
 
     source: the program, executed as a module. names: its functions that the tests call. setup: code of the benchmark that
@@ -87,7 +87,13 @@ class Box(NamedTuple):
     words: tuple[str, ...] = ()
 
 
-def run(jobs: Sequence[Job], *, unsafe: bool = False, limits: Limits = Limits(), progress: bool = True) -> list[Result]:  # noqa: B008
+def run(
+    jobs: Sequence[Program],
+    *,
+    unsafe: bool = False,
+    limits: Limits = Limits(),  # noqa: B008
+    progress: bool = True,
+) -> list[Result]:
     """Judge all jobs, one per available CPU at a time → their results, in order.
 
     Raises UserError if no sandbox can be made and `unsafe` is not given.
@@ -111,7 +117,7 @@ def cpus() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def judge(job: Job, box: Box, limits: Limits = Limits(), stop=None) -> Result:  # noqa: B008
+def judge(job: Program, box: Box, limits: Limits = Limits(), stop=None) -> Result:  # noqa: B008
     """Run one job. When this returns, its processes are gone. stop: the reading end of a pipe; when its other end is closed, the
     job is abandoned."""
     start, token = time.monotonic(), secrets.token_hex(16)
@@ -269,7 +275,7 @@ def _bubblewrap() -> tuple[Box | None, str]:
     nobody = "--unshare-user --uid 65534 --gid 65534".split()
     for user in (nobody, [])[: 2 if os.geteuid() == 0 else 1]:  # root can work without a user namespace
         box = Box(" ".join(["bubblewrap", *version[-1:]]), (program, *user, *_options(program)))
-        result = judge(Job("def f(x):\n    return x", "assert f(1) == 1", ("f",)), box)
+        result = judge(Program("def f(x):\n    return x", "assert f(1) == 1", ("f",)), box)
         if result.status == "passed":
             return box, ""
         tried = subprocess.run([*box.words, _interpreter(), "-c", ""], capture_output=True, text=True, check=False)

@@ -16,7 +16,7 @@ from ba_lora.files import read_json
 from ba_lora.methods.attach import attach
 from ba_lora.models import load_model
 from ba_lora.planning import table as plan_table
-from ba_lora.planning.devices import RESERVE, hours, placements, read_devices, room
+from ba_lora.planning.devices import RESERVE, hours, placements, read_devices, usable
 from ba_lora.planning.memory import held
 from ba_lora.planning.plan import plan, render
 from ba_lora.planning.shapes import NUMBERS, build, read_numbers
@@ -227,7 +227,7 @@ def test_mixtral_fits_eight_a40_in_pieces_only():
     with torch.device("meta"):
         model = attach(build("mixtral-8x7b", "bfloat16"), "lora", rank=128, alpha=128)
     sizes = placements(held(model), {}, read_devices("8xA40"), cast=True)
-    available = room(read_devices("A40").memory)
+    available = usable(read_devices("A40").memory)
     assert [name for name, size in sizes.items() if size <= available] == ["ZeRO-3", "ZeRO-3, offloaded"]
     # transformers stacks the experts, so only q, k, v and o of the 32 layers are in 4 bits
     attention = 32 * 4096 * (2 * 4096 + 2 * 1024)
@@ -255,7 +255,7 @@ def test_llama_3_70b_fits_eight_a40_in_pieces_only():
     linear = 80 * 8192 * (2 * 8192 + 2 * 1024 + 3 * 28_672)
     saved = linear * (2 - 0.5 - 4 / 64) - 2 * 8192 * 28_672
     assert sizes["one replica per device, base in 4 bits"] == pytest.approx(replica - saved, rel=1e-6)
-    available = room(read_devices("A40").memory)
+    available = usable(read_devices("A40").memory)
     assert [name for name, size in sizes.items() if size <= available] == ["ZeRO-3", "ZeRO-3, offloaded"]
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from ba_lora.errors import UserError
-from ba_lora.planning.devices import read_devices, room
+from ba_lora.planning.devices import read_devices, usable
 from ba_lora.planning.plan import plan
 from ba_lora.planning.shapes import _sizes, passing_of
 from ba_lora.planning.table import first_fit
@@ -37,7 +37,7 @@ def test_a_fit_is_what_the_plan_says_of_the_same_devices():
     assert (fit.flops, fit.hours, fit.size) == (form["flops"], form["hours"], form["placements"]["ZeRO-3"])
     smaller = plan(arguments(*words.split(), "--devices", "2xA40"))["devices"]["forms"]
     placed = [form["placements"][name] for form in smaller.values() for name in ("one replica per device", "ZeRO-3")]
-    assert min(placed) > room(read_devices("A40").memory)
+    assert min(placed) > usable(read_devices("A40").memory)
 
 
 @pytest.mark.parametrize(

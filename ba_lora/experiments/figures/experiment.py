@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ...canvas import ELSEWHERE, Bars, Estimate, Section, make_figure, save, style
-from ..paper.published import METHODS, Cell, Published, read_paper
+from ..paper.published import METHODS, Printed, Published, read_paper
 from . import option_curves as curves
 from . import training_curves as courses
 from .estimates import Quantity, about_seeds, estimate, group_of, quantities
@@ -130,7 +130,7 @@ def _published_bars(published: Published) -> Section:
     return Section(f"Paper: {published.title}", caption, panels, published=True)
 
 
-def _printed(cell: Cell) -> Estimate:
+def _printed(cell: Printed) -> Estimate:
     """Return a published number; if it was misprinted, with the correct number in brackets."""
     text = str(cell)
     if cell.corrected:

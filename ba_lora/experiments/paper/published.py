@@ -42,13 +42,13 @@ MODELS = (*sorted(file.stem for file in (CONFIGS / "models").glob("*.yaml")), "r
 
 
 @dataclass(frozen=True)
-class Cell:
+class Printed:
     """A printed number. above: the value exceeds `mean`. corrected: the correct value, if known."""
 
     mean: Decimal
     sd: Decimal | None = None
     above: bool = False
-    corrected: "Cell | None" = None
+    corrected: "Printed | None" = None
 
     def __str__(self) -> str:
         return ("> " if self.above else "") + str(self.mean) + (f" ± {self.sd}" if self.sd is not None else "")
@@ -71,7 +71,7 @@ class Row:
 
     model: str
     method: str
-    cells: Mapping[str, Cell]
+    cells: Mapping[str, Printed]
     rank: int | None = None
     second: tuple[str, ...] = ()
 
@@ -88,7 +88,7 @@ class KnownError:
     what: str
     follows: str = ""
     check: str | None = None
-    corrected: Cell | None = None
+    corrected: Printed | None = None
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,7 @@ class Published:
                 return row
         return None
 
-    def value(self, model: str, method: str, column: str, rank: int | None = None) -> Cell | None:
+    def value(self, model: str, method: str, column: str, rank: int | None = None) -> Printed | None:
         """Return the printed value; None if nothing was printed or it was not recovered."""
         row = self.row(model, method, rank)
         return row.cells.get(column) if row else None
@@ -177,7 +177,7 @@ def _read_column(place: str, given: dict) -> Column:
     return column
 
 
-def _read_row(place: str, given: dict, columns: dict[str, Column], corrected: dict[str, Cell]) -> Row:
+def _read_row(place: str, given: dict, columns: dict[str, Column], corrected: dict[str, Printed]) -> Row:
     if not isinstance(given, dict):
         raise UserError(f"{place}: '{given}' is not a row; write - {{model: …, method: …, COLUMN: …}}")
     model = choose(f"{place}: model", given.get("model"), MODELS)
@@ -197,7 +197,7 @@ def _read_row(place: str, given: dict, columns: dict[str, Column], corrected: di
     return Row(model, method, cells, rank, second)
 
 
-def read_cell(value: object, place: str, corrected: Cell | None = None) -> Cell | None:
+def read_cell(value: object, place: str, corrected: Printed | None = None) -> Printed | None:
     """Parse mean, [mean, sd], ">mean", or null (None). Raises UserError for anything else."""
     if value is None:
         return None
@@ -209,7 +209,7 @@ def read_cell(value: object, place: str, corrected: Cell | None = None) -> Cell 
         numbers = []
     if len(numbers) not in (1, 2) or not all(number.is_finite() for number in numbers):
         raise UserError(f"{place}: '{value}' is not a number; write a mean, [mean, deviation], '>number' or null")
-    return Cell(*numbers, above=above, corrected=corrected)
+    return Printed(*numbers, above=above, corrected=corrected)
 
 
 def _read_error(place: str, given: dict) -> KnownError:

@@ -14,8 +14,7 @@ import numpy as np
 from eval.all import BENCHMARKS, MT_BENCH
 
 from ..matrix import Experiment, Variant
-from ..paper.published import Cell as Printed
-from ..paper.published import Published, read_paper
+from ..paper.published import Printed, Published, read_paper
 from ..results import Result, columns
 from .columns import COSTS, MEASURES, Column
 from .statistics import holm, is_apart, mean_sd, paired_interval, paired_p

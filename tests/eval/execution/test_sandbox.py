@@ -19,14 +19,14 @@ import pytest
 
 from ba_lora.errors import UserError
 from eval.execution import inside, sandbox
-from eval.execution.sandbox import Box, Job, Limits, find_box, judge, run
+from eval.execution.sandbox import Box, Limits, Program, find_box, judge, run
 from tests.eval.execution import hostile_programs as hostile
 from tests.eval.execution.sandboxes import box_or_skip
 
 ROOT = Path(__file__).parents[3]
 TESTS = "assert f(2) == 4\nassert f(3) == 9"
 SHORT = Limits(cpu=1, wall=3.0, memory=256 << 20, output=1 << 20)
-GOOD = Job("def f(x):\n    return x * x", TESTS, ("f",))
+GOOD = Program("def f(x):\n    return x * x", TESTS, ("f",))
 
 
 @pytest.fixture(scope="session")
@@ -75,7 +75,9 @@ def attack(box, tmp_path_factory):
         values = {"canary": canary, "port": server.getsockname()[1], "project": ROOT}
         values |= {"packages": sysconfig.get_path("purelib")}
         values |= {"fork": {"x86_64": 56, "aarch64": 220}.get(platform.machine(), -1)}
-        jobs = {name: Job(hostile.fill(source, **values), TESTS, ("f",)) for name, source in hostile.PROGRAMS.items()}
+        jobs = {
+            name: Program(hostile.fill(source, **values), TESTS, ("f",)) for name, source in hostile.PROGRAMS.items()
+        }
         neighbours = [GOOD] * 20
         everything = [*jobs.values()]
         for place, job in enumerate(neighbours):  # between the hostile programs
@@ -169,7 +171,7 @@ def test_the_result_says_what_stopped_a_program(attack, name, status, detail):
     ("name", "signals"), [("loops without end", "SIGXCPU SIGKILL"), ("ignores every signal and loops", "SIGKILL")]
 )
 def test_processor_time_is_limited_whatever_a_program_does_with_signals(box, name, signals):
-    result = judge(Job(hostile.PROGRAMS[name], TESTS, ("f",)), box, Limits(cpu=1, wall=60))
+    result = judge(Program(hostile.PROGRAMS[name], TESTS, ("f",)), box, Limits(cpu=1, wall=60))
     assert result.status == "ended" and any(f"({signal})" in result.detail for signal in signals.split())
 
 
@@ -197,7 +199,7 @@ def test_a_killed_caller_leaves_no_sandbox(box, delay, tmp_path):
         "from eval.execution.sandbox import *\n"
         "find_box()\n"
         "print('start', flush=True)\n"
-        "run([Job('import time\\ndef f(x): time.sleep(1000)', 'f(1)', ('f',))] * 2, progress=False)"
+        "run([Program('import time\\ndef f(x): time.sleep(1000)', 'f(1)', ('f',))] * 2, progress=False)"
     )
     environment = os.environ | {"PYTHONPATH": str(tmp_path / "project")}
     words = [sys.executable, "-c", code]
@@ -254,7 +256,7 @@ def test_what_is_started_ends_with_its_caller_by_itself():
 
 def passes(source, tests, box, **options) -> bool:
     names = options.pop("names", ("f",))
-    return judge(Job(source, tests, names, **options), box).status == "passed"
+    return judge(Program(source, tests, names, **options), box).status == "passed"
 
 
 def test_a_right_program_passes_and_a_wrong_one_fails(box):
@@ -357,7 +359,7 @@ def test_an_exception_cannot_end_a_loop_of_the_tests(box):
 
 
 def test_tests_cannot_catch_the_end_of_the_program(box):
-    result = judge(Job("import os\ndef f(x): os._exit(0)", "try: f(1)\nexcept BaseException: pass", ("f",)), box)
+    result = judge(Program("import os\ndef f(x): os._exit(0)", "try: f(1)\nexcept BaseException: pass", ("f",)), box)
     assert result.status == "ended"
 
 
@@ -368,7 +370,7 @@ def test_a_program_keeps_its_state_between_calls(box):
 
 
 def test_helpers_of_the_tests_are_the_tests_own(box):
-    job = Job(
+    job = Program(
         "def f(x): return 0\ndef helper(x): return 0", "assert f(2) == helper(2)", ("f",), "def helper(x): return x"
     )
     assert judge(job, box).status == "failed"
@@ -393,7 +395,7 @@ def test_a_main_block_is_not_executed(box):
 
 def test_the_order_of_sets_and_chance_are_the_same_in_every_run(box):
     source = "import random\ndef f(): return [list({'a', 'b', 'c', 'd', 'e', 'f'}), random.random()]"
-    results = [judge(Job(source, "assert False, f()", ("f",)), box) for _ in range(3)]
+    results = [judge(Program(source, "assert False, f()", ("f",)), box) for _ in range(3)]
     assert results[0].status == "failed" and len({result.detail for result in results}) == 1
 
 
@@ -414,13 +416,13 @@ def f():
 """
     tests = "pid, user, root, here, files, privileges = f()\nassert pid and here == '/tmp' and files == []\n"
     tests += "assert user == 65534 and privileges == 1\nassert set(root) & {'proc', 'sys', 'home', 'dev', 'var', 'mnt'} == set(), root"
-    result = judge(Job(source, tests, ("f",)), box)
+    result = judge(Program(source, tests, ("f",)), box)
     assert (result.status, result.detail) == ("passed", "")
 
 
 def test_namespaces_differ_from_the_callers(box):
     """Seen from outside while a program runs."""
-    job = Job("import time\ndef f(x): time.sleep(1); return x * x", "assert f(2) == 4", ("f",))
+    job = Program("import time\ndef f(x): time.sleep(1); return x * x", "assert f(2) == 4", ("f",))
     before, results = processes(), []
     thread = threading.Thread(target=lambda: results.append(judge(job, box)))
     thread.start()
@@ -470,14 +472,14 @@ def test_a_bubblewrap_that_does_not_work_is_no_sandbox(monkeypatch, tmp_path):
 def test_unsafe_execution_still_judges_and_limits(name):
     source = hostile.PROGRAMS[name].replace("/tmp/", "")
     limits = SHORT._replace(wall=1.5)
-    assert judge(Job(source, TESTS, ("f",)), Box("none"), limits).status != "passed"
+    assert judge(Program(source, TESTS, ("f",)), Box("none"), limits).status != "passed"
 
 
 def test_unsafe_execution_kills_the_group_and_removes_the_folder():
     before = processes(), set(Path(tempfile.gettempdir()).glob("ba-lora-*"))
     source = "import os\nopen('file', 'w').write('x')\nif os.fork() == 0:\n    while True: pass\ndef f(x): return x * x"
     status = "passed" if os.geteuid() == 0 else "error"  # the limit on processes does not apply to root
-    assert judge(Job(source, TESTS, ("f",)), Box("none")).status == status
+    assert judge(Program(source, TESTS, ("f",)), Box("none")).status == status
     assert left_over(before[0]) == {}
     assert set(Path(tempfile.gettempdir()).glob("ba-lora-*")) - before[1] == set()
 
