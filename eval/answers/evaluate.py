@@ -31,10 +31,12 @@ class Answers(NamedTuple):
 
 
 def add_options(benchmark: Answers, parser: argparse.ArgumentParser) -> None:
+    """Add the options that these benchmarks have beside the common ones."""
     lm_eval.add_option(parser, benchmark.layout)
 
 
 def load(benchmark: Answers, data: str | None, base: str, limit: int | None) -> list[dict]:
+    """Return the problems of --data, or of the default data of the base model `base`, the first `limit`."""
     return benchmark.load(data or benchmark.default_data(base), limit)
 
 
@@ -72,7 +74,7 @@ def evaluate(benchmark: Answers, args: argparse.Namespace, folder: Path) -> int:
 
 
 def summarise_problems(scored: list[dict]) -> dict:
-    """The statistics over problems of lines with "id" and "correct"; several samples of a problem count as their mean."""
+    """Return the statistics over problems of lines with "id" and "correct"; several samples of a problem count as their mean."""
     by_problem: dict[str, list[bool]] = {}
     for line in scored:
         by_problem.setdefault(str(line["id"]), []).append(line["correct"])
@@ -80,11 +82,11 @@ def summarise_problems(scored: list[dict]) -> dict:
 
 
 def count_truncated(records: list[dict]) -> int | None:
-    """How many completions were cut at the token limit; None if no record says how it ended."""
+    """Return how many completions were cut at the token limit; None if no record says how it ended."""
     ends = [record.get("finish_reason") for record in records]
     return ends.count("length") if any(ends) else None
 
 
 def scored_line(record: dict, **values: object) -> dict:
-    """One line of scored.jsonl."""
+    """Return one line of scored.jsonl."""
     return {name: record[name] for name in ("id", "sample") if name in record} | values
