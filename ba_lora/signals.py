@@ -23,10 +23,11 @@ from contextlib import contextmanager
 
 STOP = (signal.SIGINT, signal.SIGTERM)
 ENDED = tuple(128 + number for number in STOP)  # the statuses of commands ended by these signals
+# passed on to a command that this one started
 PASSED = (
     *STOP,
     *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else []),
-)  # passed on to a command that this one started
+)
 GRACE = 1.2  # seconds that a command has to leave its blocks
 AGAIN = 1.0  # seconds after which a further Ctrl-C counts as a second one: a terminal and torchrun both send the first
 LATER = 0.02  # seconds after which a signal is sent again that came where no exception can be raised

@@ -151,9 +151,8 @@ def _watch(todo: list[Run], workers: list, events, stop: _Stop) -> tuple[set[int
                 )
                 for worker in workers:
                     worker.terminate()
-            alive = any(
-                worker.is_alive() for worker in workers
-            )  # before the queue is read, so that it contains the last worker's events
+            # before the queue is read, so that it contains the last worker's events
+            alive = any(worker.is_alive() for worker in workers)
             try:
                 index, kind, value = events.get(timeout=0.2)
             except queue.Empty:

@@ -14,9 +14,8 @@ from ..errors import DamagedFile
 
 def save_tensors(tensors: Mapping[str, Tensor], file: Path, of: str = "") -> None:
     """Write a safetensors file with a checksum. of: the name or hash of what it belongs to."""
-    save_file(
-        dict(tensors), file, metadata={"checksum": f"{_of_tensors(tensors)} {of}"}
-    )  # one entry, because the order of several varies
+    # one entry, because the order of several varies
+    save_file(dict(tensors), file, metadata={"checksum": f"{_of_tensors(tensors)} {of}"})
 
 
 def load_tensors(file: str | Path, of: str = "") -> dict[str, Tensor]:

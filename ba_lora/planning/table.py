@@ -17,12 +17,13 @@ from .plan import flops_of, precision_of, samples_seen
 from .shapes import job_of, passing_of, sizes
 
 FOLDER = Path(__file__).resolve().parents[2] / "configs" / "nlg"
+# (placement, with gradient checkpointing?)
 ORDER = [
     ("one replica per device", False),
     ("one replica per device", True),
     ("ZeRO-3", False),
     ("ZeRO-3", True),
-]  # with gradient checkpointing?
+]
 QUANTISED = [("one replica per device, base in 4 bits", False), ("one replica per device, base in 4 bits", True)]
 DEVICES = ("1xA40", "2xA40", "4xA40", "8xA40", "1xH100-80")
 

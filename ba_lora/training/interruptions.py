@@ -16,11 +16,12 @@ from transformers import TrainerCallback
 from .. import signals
 from ..errors import RunFailure, Stopped, UserError
 
+# the last is torch.save's message, which hides the cause
 FULL = (
     "No space left on device",
     "Disk quota exceeded",
     "inline_container",
-)  # the last is torch.save's message, which hides the cause
+)
 NO_MEMORY = ("DefaultCPUAllocator: can't allocate memory", "not enough memory")
 
 

@@ -23,9 +23,8 @@ class StepModel(nn.Module):
     `begin_step` marks as logged (costs one backward per term).
     """
 
-    averaged: tuple[
-        str, ...
-    ]  # the terms that are per micro-batch: the step's value is their mean over micro-batches and processes
+    # the terms that are per micro-batch: the step's value is their mean over micro-batches and processes
+    averaged: tuple[str, ...]
     accepts_loss_kwargs = True  # Trainer then passes num_items_in_batch and does not divide by the accumulation
 
     def __init__(

@@ -20,14 +20,12 @@ class Answers(NamedTuple):
     max_new_tokens: int  # of the other protocols
     load: Callable[[str, int | None], list[dict]]  # (data, limit) → problems
     default_data: Callable[[str], str]  # of a base model
-    score: Callable[
-        [list[dict], str], tuple[dict, list[dict]]
-    ]  # (records, protocol) → (statistics, lines of scored.jsonl)
+    # (records, protocol) → (statistics, lines of scored.jsonl)
+    score: Callable[[list[dict], str], tuple[dict, list[dict]]]
     name: Callable[[str | None], str]  # of the benchmark on this data
     detail: Callable[[dict], str] = lambda statistics: ""  # of the printed line
-    complete: Callable[[dict, dict | None], dict] = lambda record, problem: (
-        record
-    )  # with the problem of --data, on --rescore
+    # on --rescore: the record, completed from the problem of --data
+    complete: Callable[[dict, dict | None], dict] = lambda record, problem: record
 
 
 def add_options(benchmark: Answers, parser: argparse.ArgumentParser) -> None:

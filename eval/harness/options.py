@@ -63,9 +63,8 @@ def output_folder(args: argparse.Namespace, protocols: Iterable[str]) -> Iterato
     source = Path(args.rescore).resolve() if args.rescore else None
     beside = (source.name,) if source and source.parent == folder.resolve() else ()  # scored into the file's own folder
     with claimed(folder, "evaluation", passed=beside):
-        names = (
-            (GENERATIONS, SCORED, SCORE) if args.rescore else (SCORED, SCORE)
-        )  # generations alone are allowed: see eval.harness.generations
+        # generations alone are allowed: see eval.harness.generations
+        names = (GENERATIONS, SCORED, SCORE) if args.rescore else (SCORED, SCORE)
         there = [name for name in names if (folder / name).exists() and (folder / name).resolve() != source]
         if there and not args.overwrite:
             raise UserError(

@@ -44,9 +44,8 @@ def compose(experiment: "Experiment", results: Sequence["Result"]) -> Iterator[t
     ranks = [each for each in printed if each not in costs and curves.is_by_rank(each)]
     scores = [each for each in printed if each not in costs + ranks]
     options = list(dict.fromkeys(result.variant.varied[0] for result in results if result.variant.varied))
-    plain = (
-        [] if options else results
-    )  # curves include the unvaried runs, which an experiment of their own shows in full
+    # curves include the unvaried runs, which an experiment of their own shows in full
+    plain = [] if options else results
     theirs = [curves.published_section(each) for each in ranks]
     for option in options:
         section = curves.section(experiment, results, option)
