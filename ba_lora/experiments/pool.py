@@ -211,9 +211,8 @@ def _work(tasks, events, evaluations: list[Evaluation]) -> None:
                 with atomic_write(run.failure) as file:
                     file.write(line + "\n")
                 events.put((index, "failed", f"failed: {line} (see {run.log})"))
-        if (
-            ending.received is not None
-        ):  # exit once queues and locks are closed, without the seconds that libraries take to shut down
+        # exit once queues and locks are closed, without the seconds that libraries take to shut down
+        if ending.received is not None:
             multiprocessing.util.Finalize(None, os._exit, args=(128 + ending.received,), exitpriority=-100)
 
 

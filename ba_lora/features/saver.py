@@ -132,9 +132,8 @@ def features_of(
             labels.append(batch.pop("labels").reshape(-1))
             batch = {name: tensor.to(device) for name, tensor in batch.items()}
             mask = batch.setdefault("attention_mask", torch.ones_like(batch["input_ids"]))
-            if (
-                pooling == LAST_TOKEN and not mask[:, 0].all()
-            ):  # padded on the left: positions count from the start of the text
+            # padded on the left: positions count from the start of the text
+            if pooling == LAST_TOKEN and not mask[:, 0].all():
                 batch["position_ids"] = (mask.cumsum(dim=1) - 1).clamp(min=0)
             rows.append(_pool(last_hidden(model, batch), mask, pooling).float().cpu())
     return torch.cat(rows).numpy(), torch.cat(labels).cpu().numpy(), pooling

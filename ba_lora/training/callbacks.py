@@ -104,9 +104,8 @@ class ObjectiveCallback(TrainerCallback):
         self.rows = self.rows + self.model.rows  # a tensor, so the device is not synchronised before a step is logged
         if not is_logged(state.global_step, args, state):
             return
-        if (
-            args.logging_strategy != "no"
-        ):  # transformers would not log a last step that is not a multiple of logging_steps
+        # transformers would not log a last step that is not a multiple of logging_steps
+        if args.logging_strategy != "no":
             control.should_log = True
         self.row = {"step": state.global_step, **self._reduced()}
         self.row |= {"lr": self.learning_rate, "seconds": time.perf_counter() - self.started, "tokens": self.tokens}

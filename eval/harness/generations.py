@@ -81,11 +81,8 @@ def begin(folder: Path, config: dict, fresh: bool) -> Iterator[Callable[[dict], 
     """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / GENERATIONS
-    for name in (
-        SCORE,
-        SCORED,
-        *([GENERATIONS] if fresh else []),
-    ):  # an older score does not belong to these completions
+    # an older score does not belong to these completions
+    for name in SCORE, SCORED, *([GENERATIONS] if fresh else []):
         (folder / name).unlink(missing_ok=True)
     write_json(folder / CONFIG, config)
     if not fresh and path.is_file():
