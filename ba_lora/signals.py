@@ -96,7 +96,8 @@ class Ending:
         """The handler of both signals."""
         self.received = self.received or number
         if _in_finalizer(frame):
-            threading.Timer(LATER, os.kill, (os.getpid(), number)).start()
+            # threading's own locks may be held by the interrupted code
+            _thread.start_new_thread(_send_again, (number,))
         elif not self.raised:
             self.raised = True
             with contextlib.suppress(OSError):
@@ -144,6 +145,11 @@ def _in_finalizer(frame) -> bool:
             return True
         frame = frame.f_back
     return False
+
+
+def _send_again(number: int) -> None:
+    time.sleep(LATER)
+    os.kill(os.getpid(), number)
 
 
 _command: Ending | None = None
