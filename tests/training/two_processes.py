@@ -40,7 +40,7 @@ def main(folder: Path, accumulation: int, method: str, deepspeed: str | None = N
         train_dataset=[s | {"labels": s["input_ids"][1] % 3} for s in ragged_samples(160)]
         if classify
         else ragged_samples(160),
-        data_collator=PadPairs(SimpleNamespace(pad_token_id=0)) if classify else collate,
+        data_collator=PadPairs(SimpleNamespace(pad_token_id=0, eos_token_id=2)) if classify else collate,
         wrapper=ClassifierModel if classify else ObjectiveModel,
     )
     start = torch.cat([p.detach().flatten() for p in trained])
