@@ -14,11 +14,11 @@ from ba_lora.data.sources import read_table, tinymath_rows
 from ba_lora.data.tinymath import SPLITS
 from ba_lora.errors import UserError, run_cli
 
-from .answers import evaluate, lm_eval
-from .answers.evaluate import Answers, count_truncated, scored_line, summarise_problems
+from .answers import lm_eval
+from .answers.evaluate import Answers, benchmark_of, count_truncated, scored_line, summarise_problems
 from .answers.numeric import PROTOCOLS as READINGS
 from .answers.numeric import extract_answer, parse_number, same_number
-from .harness.command import Benchmark, run
+from .harness.command import run
 from .harness.lines import check_field, task_id, written
 
 LM_EVAL = "lm-eval"
@@ -120,16 +120,7 @@ def name_of(data: str | None) -> str:
 
 
 ANSWERS = Answers(LM_EVAL, lm_eval.GSM8K, MAX_NEW_TOKENS, load_problems, default_data, score_records, name_of)
-BENCHMARK = Benchmark(
-    "eval.gsm8k",
-    __doc__,
-    EXAMPLES.format(splits=", ".join(SPLITS)),
-    PROTOCOLS,
-    None,
-    add_options=partial(evaluate.add_options, ANSWERS),
-    load=partial(evaluate.load, ANSWERS),
-    evaluate=partial(evaluate.evaluate, ANSWERS),
-)
+BENCHMARK = benchmark_of(ANSWERS, "eval.gsm8k", __doc__, EXAMPLES.format(splits=", ".join(SPLITS)), PROTOCOLS)
 main = partial(run, BENCHMARK)
 
 

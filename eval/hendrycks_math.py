@@ -18,11 +18,11 @@ from functools import partial
 from ba_lora.data.sources import read_table
 from ba_lora.errors import UserError, run_cli
 
-from .answers import evaluate, lm_eval
-from .answers.evaluate import Answers, count_truncated, scored_line, summarise_problems
+from .answers import lm_eval
+from .answers.evaluate import Answers, benchmark_of, count_truncated, scored_line, summarise_problems
 from .answers.latex import PROTOCOLS as READINGS
 from .answers.latex import as_formula, extract_latex, read_reference, same_string, same_text, same_values
-from .harness.command import Benchmark, run
+from .harness.command import run
 from .harness.lines import check_field, task_id, written
 
 MINERVA = "minerva_math"
@@ -177,16 +177,7 @@ ANSWERS = Answers(
     detail=_detail,
     complete=_complete,
 )
-BENCHMARK = Benchmark(
-    "eval.hendrycks_math",
-    __doc__,
-    EXAMPLES,
-    PROTOCOLS,
-    None,
-    add_options=partial(evaluate.add_options, ANSWERS),
-    load=partial(evaluate.load, ANSWERS),
-    evaluate=partial(evaluate.evaluate, ANSWERS),
-)
+BENCHMARK = benchmark_of(ANSWERS, "eval.hendrycks_math", __doc__, EXAMPLES, PROTOCOLS)
 main = partial(run, BENCHMARK)
 
 

@@ -2,11 +2,13 @@
 
 import argparse
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 from ba_lora.inference.subject import find_base
 
+from ..harness.command import Benchmark
 from ..harness.lines import count_missing, read_lines
 from ..harness.scores import SCORE, facts_beside, summarise, write_score
 from . import lm_eval
@@ -28,14 +30,18 @@ class Answers(NamedTuple):
     complete: Callable[[dict, dict | None], dict] = lambda record, problem: record
 
 
-def add_options(benchmark: Answers, parser: argparse.ArgumentParser) -> None:
-    """Add the options that these benchmarks have beside the common ones."""
-    lm_eval.add_option(parser, benchmark.layout)
-
-
-def load(benchmark: Answers, data: str | None, base: str, limit: int | None) -> list[dict]:
-    """Return the problems of --data, or of the default data of the base model `base`, the first `limit`."""
-    return benchmark.load(data or benchmark.default_data(base), limit)
+def benchmark_of(answers: Answers, module: str, text: str, examples: str, protocols: dict[str, str]) -> Benchmark:
+    """Return the benchmark of the module; for the last four see `Benchmark`."""
+    return Benchmark(
+        module,
+        text,
+        examples,
+        protocols,
+        max_new_tokens=None,  # the protocol's
+        add_options=lambda parser: lm_eval.add_option(parser, answers.layout),
+        load=lambda data, base, limit: answers.load(data or answers.default_data(base), limit),
+        evaluate=partial(evaluate, answers),
+    )
 
 
 def evaluate(benchmark: Answers, args: argparse.Namespace, folder: Path) -> int:
