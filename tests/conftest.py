@@ -1,6 +1,7 @@
 """No test uses a hub or a GPU. Fixtures of the embedded model, for tests that need more than a random model."""
 
 import atexit
+import gc
 import os
 import shutil
 import tempfile
@@ -15,6 +16,12 @@ import pytest
 from ba_lora.models import load_model, load_tokenizer
 
 atexit.register(shutil.rmtree, os.environ["HF_HOME"], ignore_errors=True)
+
+
+def pytest_collection_finish():
+    """Keep the libraries out of every later garbage collection: Trainer collects after each run, which takes half a second with them."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session", autouse=True)

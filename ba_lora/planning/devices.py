@@ -7,9 +7,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
-import yaml
-
 from ..errors import UserError, nearest
+from ..files import load_yaml
 from .memory import Held, standing
 
 TABLE = Path(__file__).resolve().parents[2] / "configs" / "devices.yaml"
@@ -38,7 +37,7 @@ class Devices(NamedTuple):
 @lru_cache(maxsize=1)
 def table() -> dict[str, dict]:
     """The content of configs/devices.yaml, by device name."""
-    return yaml.safe_load(TABLE.read_text(encoding="utf-8"))
+    return load_yaml(TABLE.read_text(encoding="utf-8"))
 
 
 def read_devices(text: str) -> Devices:

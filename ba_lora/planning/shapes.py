@@ -1,13 +1,13 @@
 """A run's model without weights: its parameters, the bytes it holds, the memory that passes through it. Needs no hub."""
 
+import copy
 import json
 from dataclasses import replace
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
-import yaml
 from torch import nn
 from transformers import (
     CONFIG_MAPPING,
@@ -20,6 +20,7 @@ from transformers import (
 
 from ..data.glue import TASKS
 from ..errors import UserError, nearest
+from ..files import load_yaml
 from ..methods.attach import attach, attached_to
 from ..methods.names import method_of
 from ..methods.save import trained_parameters
@@ -46,16 +47,21 @@ def read_numbers(name: str) -> tuple[dict, str]:
         source = "the embedded model" if name == "tiny" else f"{name}/config.json"
         return json.loads((folder / "config.json").read_text(encoding="utf-8")), source
     known = {}
-    for file in sorted(NUMBERS.glob("*.yaml")):
-        described = yaml.safe_load(file.read_text(encoding="utf-8"))
+    for file, described in _described():
         names = {file.stem, described["hub"], described.get("package", described["hub"])}
         if name.lower() in {each.lower() for each in names}:
-            return described["numbers"], f"configs/models/{file.name}"
+            return copy.deepcopy(described["numbers"]), f"configs/models/{file.name}"
         known |= dict.fromkeys(names)
     raise UserError(
         f"no numbers of the model '{name}' are here{nearest(name, known)}; give a folder that holds its config.json, "
         "or describe it in configs/models"
     )
+
+
+@cache
+def _described() -> list[tuple[Path, dict]]:
+    """(file, content) of every model in configs/models."""
+    return [(file, load_yaml(file.read_text(encoding="utf-8"))) for file in sorted(NUMBERS.glob("*.yaml"))]
 
 
 def build(

@@ -1,6 +1,7 @@
 """The matrix: names and states of its runs, workers equal to the command, the statistics, the table."""
 
 import json
+import multiprocessing
 import subprocess
 import sys
 import time
@@ -123,7 +124,11 @@ def test_bad_experiment_files_end_in_one_line(tmp_path):
 
 
 def test_workers_do_the_runs_equal_to_the_command_keep_what_is_done_and_name_what_failed(small, tmp_path, monkeypatch):
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # so that sums are equal here and in a worker
+    # Forked, because a new process imports its libraries for 10 s; test_signals.py has the spawned ones. A forked process has one
+    # thread, and sums are to be equal here and there.
+    fork = multiprocessing.get_context("fork")
+    monkeypatch.setattr(multiprocessing, "get_context", lambda method: fork)
+    torch.set_num_threads(1)
     whole = small.read_text()
     small.write_text(whole.replace("lora: {method: lora, limit: 64", "lora: {method: lora, data: none.jsonl"))
     words = ["-m", "ba_lora.experiments", "run", str(small), "--runs", str(tmp_path), "--seeds", "1", "--jobs", "1"]
@@ -144,7 +149,6 @@ def test_workers_do_the_runs_equal_to_the_command_keep_what_is_done_and_name_wha
     assert set(chosen["scores"]["ba-lora"]) == {"0.001", "0.002"} and list(chosen["best"]) == ["ba-lora"]
     by_hand = ["train.py", "--config", "configs/nlg/tiny.yaml", "--limit", "64", "--progress", "false"]
     by_hand += ["--learning_rate", str(chosen["best"]["ba-lora"]), "--output_dir", str(tmp_path / "hand")]
-    torch.set_num_threads(1)
     assert command(*by_hand).returncode == 0
     run = tmp_path / "small" / "ba-lora-s42"
     assert _weights(run) == _weights(tmp_path / "hand")

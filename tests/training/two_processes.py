@@ -1,10 +1,5 @@
-"""Train the small model and save its trained tensors and losses; test_distributed.py starts it under torchrun, or calls it.
+"""Train a small model and save its trained tensors and losses: what each process of test_distributed.py does."""
 
-Arguments: a folder, the accumulation, the method, "classifier" (BA-LoRA on one) or "delayed" (BA-LoRA whose teacher starts
-after some steps), and optionally a DeepSpeed config.
-"""
-
-import sys
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,7 +12,6 @@ from ba_lora.objective.settings import Objective
 from ba_lora.sharding import gathered
 from ba_lora.training.classifier_model import ClassifierModel
 from ba_lora.training.objective_model import ObjectiveModel
-from ba_lora.training.run import leave_processes
 from ba_lora.training.trainer import BALoRATrainer
 from tests.common import collate, ragged_samples, small_llama
 from tests.training.test_classifier_model import small_bert
@@ -27,6 +21,7 @@ OBJECTIVE = Objective(0.3, 0.2, 0.1, temperature=2.0, top_k=5, svd_k=3, svd_norm
 
 
 def main(folder: Path, accumulation: int, method: str, deepspeed: str | None = None) -> None:
+    """method: a method's name, "classifier" (BA-LoRA on one) or "delayed" (BA-LoRA whose teacher starts after some steps)."""
     classify, delayed = method == "classifier", method == "delayed"
     objective = replace(OBJECTIVE, lambda1_schedule="two_phase") if delayed else OBJECTIVE
     method = "ba-lora" if classify or delayed else method
@@ -51,13 +46,3 @@ def main(folder: Path, accumulation: int, method: str, deepspeed: str | None = N
         end = torch.cat([p.detach().flatten() for p in trained])
     if trainer.is_world_process_zero():
         torch.save({"start": start, "end": end}, folder / "tensors.pt")
-
-
-if __name__ == "__main__":
-    if len(sys.argv) > 4:
-        import deepspeed
-
-        # replaces DeepSpeed's own operator, which takes minutes to compile; test_launch.py covers that one
-        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    main(Path(sys.argv[1]), int(sys.argv[2]), *sys.argv[3:])
-    leave_processes()

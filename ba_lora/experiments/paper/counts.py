@@ -2,8 +2,7 @@
 
 from functools import cache
 
-import yaml
-
+from ...files import load_yaml
 from .published import CONFIGS, Published, Row
 
 BASELINES = ("lora", "pissa")
@@ -13,7 +12,7 @@ FACTORED = (*BASELINES, "corda", "ba-lora")  # with rank · (in + out) trained p
 @cache
 def described(model: str) -> dict:
     file = CONFIGS / "models" / f"{model}.yaml"
-    return yaml.safe_load(file.read_text(encoding="utf-8"))
+    return load_yaml(file.read_text(encoding="utf-8"))
 
 
 def matrices(model: str) -> list[tuple[int, int]]:

@@ -24,6 +24,7 @@ from pathlib import Path
 import yaml
 
 from ...errors import UserError, choose, nearest
+from ...files import YamlLoader
 from ...methods.names import METHODS as TRAINED
 
 CONFIGS = Path(__file__).resolve().parents[3] / "configs"
@@ -132,7 +133,7 @@ def read_paper(name: str, folder: Path = FOLDER) -> Published:
     a value that is not a number, or an error that points at nothing."""
     path = folder / f"{choose('published table', name, names(folder))}.yaml"
     try:
-        content = yaml.load(path.read_text(encoding="utf-8"), _Loader)  # a SafeLoader
+        content = yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except yaml.YAMLError as error:
         raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
     given = _checked(path, content, Published, without=("name",))
@@ -149,7 +150,7 @@ def read_paper(name: str, folder: Path = FOLDER) -> Published:
     return published
 
 
-class _Loader(yaml.SafeLoader):
+class _Loader(YamlLoader):
     """Reads numbers with a decimal point as Decimals."""
 
 

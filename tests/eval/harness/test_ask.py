@@ -2,11 +2,9 @@
 
 import hashlib
 import json
-import os
+import multiprocessing
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -21,7 +19,6 @@ from ba_lora.tiny import MODEL_DIR
 from eval import gsm8k
 from eval.harness.lines import read_lines
 
-ROOT = Path(__file__).parents[3]
 pytestmark = pytest.mark.skipif(not MODEL_DIR.is_dir(), reason="needs the embedded model in ba_lora/tiny/model")
 
 
@@ -41,6 +38,25 @@ def words(folder, *more, limit=24):
 def run(folder, *more, limit=24):
     assert gsm8k.main(words(folder, *more, limit=limit)) == 0
     return (folder / "generations.jsonl").read_bytes()
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("finished") / "run"
+    run(folder)
+    return folder
+
+
+@pytest.fixture
+def folder(finished, tmp_path):
+    """A copy of a finished run."""
+    return Path(shutil.copytree(finished, tmp_path / "run"))
+
+
+@pytest.fixture
+def whole(finished):
+    """The generations of the finished run."""
+    return (finished / "generations.jsonl").read_bytes()
 
 
 def read(path):
@@ -69,16 +85,17 @@ def asked(monkeypatch):
 
 def test_a_run_killed_in_the_middle_continues_to_the_same_files(tmp_path):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    command = [sys.executable, "-m", "eval.gsm8k", *words(killed, limit=80)]
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = multiprocessing.get_context("fork").Process(target=gsm8k.main, args=(words(killed, limit=32),))
+    process.start()
     lines, deadline = killed / "generations.jsonl", time.monotonic() + 60
     while not (lines.is_file() and lines.read_bytes().count(b"\n") >= 5) and time.monotonic() < deadline:
         time.sleep(0.002)
-    os.kill(process.pid, signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
+    process.kill()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
     before = lines.read_bytes().count(b"\n")
-    assert 5 <= before < 80 and not (killed / "score.json").exists()
-    assert run(killed, limit=80) == run(whole, limit=80)
+    assert 5 <= before < 32 and not (killed / "score.json").exists()
+    assert run(killed, limit=32) == run(whole, limit=32)
     scores = [json.loads((folder / "score.json").read_text()) for folder in (killed, whole)]
     assert (scores[0]["resumed"], scores[1]["resumed"]) == (before, 0)
     for name in ("resumed", "seconds", "tokens_per_second", "checksum"):
@@ -88,26 +105,22 @@ def test_a_run_killed_in_the_middle_continues_to_the_same_files(tmp_path):
 
 
 @pytest.mark.parametrize("torn", ["half a line", "half a character", "one byte", "all but the last line's end"])
-def test_a_torn_last_line_is_dropped_and_only_what_is_missing_is_asked(tmp_path, asked, torn):
-    whole = run(tmp_path)
+def test_a_torn_last_line_is_dropped_and_only_what_is_missing_is_asked(folder, whole, asked, torn):
     place = whole.index(b"\n", 2000) + 1
     keep = {"half a line": place + 30, "half a character": place - 1, "one byte": 1}.get(torn, len(whole) - 1)
-    interrupt(tmp_path, keep)
+    interrupt(folder, keep)
     if torn == "half a character":
-        with open(tmp_path / "generations.jsonl", "ab") as file:
+        with open(folder / "generations.jsonl", "ab") as file:
             file.write(b"\n\xe2\x82")
-    kept = (tmp_path / "generations.jsonl").read_bytes().count(b"\n")
-    asked.clear()
-    assert run(tmp_path) == whole
+    kept = (folder / "generations.jsonl").read_bytes().count(b"\n")
+    assert run(folder) == whole
     assert sum(map(len, asked)) == 24 - kept
 
 
-def test_finished_generations_without_a_score_are_scored_without_asking(tmp_path, asked):
-    whole = run(tmp_path)
-    interrupt(tmp_path, len(whole))
-    asked.clear()
-    assert run(tmp_path) == whole and not asked
-    score = json.loads((tmp_path / "score.json").read_text())
+def test_finished_generations_without_a_score_are_scored_without_asking(folder, whole, asked):
+    interrupt(folder, len(whole))
+    assert run(folder) == whole and not asked
+    score = json.loads((folder / "score.json").read_text())
     assert (score["resumed"], score["n"], score["tokens_per_second"]) == (24, 24, None)
 
 
@@ -137,10 +150,9 @@ def test_samples_are_drawn_alike_in_one_go_and_after_an_interruption(tmp_path):
     assert other != whole
 
 
-def test_another_batch_size_may_finish_what_one_began(tmp_path):
-    whole = run(tmp_path)
-    interrupt(tmp_path, 3000)
-    assert run(tmp_path, "--batch_size", "5") == whole
+def test_another_batch_size_may_finish_what_one_began(folder, whole):
+    interrupt(folder, 3000)
+    assert run(folder, "--batch_size", "5") == whole
 
 
 # Refusals
@@ -158,23 +170,21 @@ def test_another_batch_size_may_finish_what_one_began(tmp_path):
         (["--limit", "3"], "id 3 is not asked now, or with another prompt: --data, --limit or --protocol"),
     ],
 )
-def test_an_unfinished_run_with_a_changed_option_is_refused_by_the_option_and_kept(tmp_path, change, message):
-    whole = run(tmp_path, limit=8)
-    interrupt(tmp_path, 1500)
-    before = (tmp_path / "generations.jsonl").read_bytes()
+def test_an_unfinished_run_with_a_changed_option_is_refused_by_the_option_and_kept(folder, whole, change, message):
+    interrupt(folder, len(whole) - 200)
+    files = {path.name: path.read_bytes() for path in folder.iterdir()}
     with pytest.raises(UserError, match=f"{message}.*--overwrite"):
-        run(tmp_path, *change, limit=8)
-    assert (tmp_path / "generations.jsonl").read_bytes() == before
-    assert run(tmp_path, limit=8) == whole
+        run(folder, *change)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == files
+    assert run(folder) == whole
 
 
-def test_weights_that_changed_meanwhile_are_noticed(tmp_path):
-    run(tmp_path, limit=4)
-    interrupt(tmp_path, 600)
-    config = json.loads((tmp_path / "generation.json").read_text())
-    (tmp_path / "generation.json").write_text(json.dumps(config | {"model_hash": "0" * 64}))
+def test_weights_that_changed_meanwhile_are_noticed(folder):
+    interrupt(folder, 600)
+    config = json.loads((folder / "generation.json").read_text())
+    (folder / "generation.json").write_text(json.dumps(config | {"model_hash": "0" * 64}))
     with pytest.raises(UserError, match="in the weights of --model;"):
-        run(tmp_path, limit=4)
+        run(folder)
 
 
 def test_a_config_or_tokenizer_that_changed_meanwhile_at_the_same_path_is_noticed(tmp_path):
@@ -205,19 +215,17 @@ def test_generations_of_unknown_origin_are_neither_continued_nor_lost(tmp_path):
     assert (tmp_path / "generations.jsonl").read_text() == '{"id": 0}\n'
 
 
-def test_a_damaged_line_in_the_middle_is_named(tmp_path):
-    whole = run(tmp_path, limit=4)
-    interrupt(tmp_path, len(whole))
+def test_a_damaged_line_in_the_middle_is_named(folder, whole):
+    interrupt(folder, len(whole))
     lines = whole.splitlines(keepends=True)
-    (tmp_path / "generations.jsonl").write_bytes(lines[0] + b"{broken\n" + lines[2])
+    (folder / "generations.jsonl").write_bytes(lines[0] + b"{broken\n" + lines[2])
     with pytest.raises(UserError, match="generations.jsonl, line 2: not valid JSON"):
-        run(tmp_path, limit=4)
+        run(folder)
 
 
-def test_a_finished_evaluation_is_not_run_again_without_overwrite(tmp_path):
-    run(tmp_path, limit=4)
+def test_a_finished_evaluation_is_not_run_again_without_overwrite(folder):
     with pytest.raises(UserError, match=r"already holds scored.jsonl, score.json; add --overwrite"):
-        run(tmp_path, limit=4)
+        run(folder)
 
 
 def test_samples_of_one_task_are_lines_of_their_own_and_the_same_sample_twice_is_refused(tmp_path):
