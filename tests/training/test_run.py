@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from pathlib import Path
 
 import pytest
@@ -44,8 +45,14 @@ def record(folder):
     return json.loads((folder / "run.json").read_text())
 
 
-def test_a_run_writes_what_the_contract_names(tmp_path):
-    folder = run(tmp_path / "run", "--merge", "--log_gradient_norms")
+@pytest.fixture(scope="module")
+def merged(tmp_path_factory):
+    """A finished run with its merged model."""
+    return run(tmp_path_factory.mktemp("merged") / "run", "--merge", "--log_gradient_norms")
+
+
+def test_a_run_writes_what_the_contract_names(merged):
+    folder = merged
     assert sorted(path.name for path in folder.iterdir()) == ["adapter", "merged", "metrics.jsonl", "run.json"]
     written = record(folder)
     assert written["status"] == "finished" and written["steps"] == 2 and written["processes"] == 1
@@ -62,13 +69,12 @@ def test_a_run_writes_what_the_contract_names(tmp_path):
     assert suffixes <= {".json", ".jsonl", ".safetensors", ".md"}
 
 
-def test_the_adapter_opens_in_stock_peft_on_the_original_model(tmp_path):
-    folder = run(tmp_path / "run", "--merge")
+def test_the_adapter_opens_in_stock_peft_on_the_original_model(merged):
     ids = torch.arange(5, 60)[None]
-    stock = PeftModel.from_pretrained(load_model("tiny"), folder / "adapter")(ids).logits
+    stock = PeftModel.from_pretrained(load_model("tiny"), merged / "adapter")(ids).logits
     assert (stock - load_model("tiny")(ids).logits).abs().max() > 1e-2
-    torch.testing.assert_close(ba_lora.load(folder)(ids).logits, stock)
-    torch.testing.assert_close(load_model(str(folder / "merged"))(ids).logits, stock, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(ba_lora.load(merged)(ids).logits, stock)
+    torch.testing.assert_close(load_model(str(merged / "merged"))(ids).logits, stock, rtol=1e-3, atol=1e-3)
 
 
 def test_full_fine_tuning_saves_a_model_that_opens_alone(tmp_path):
@@ -95,19 +101,23 @@ def test_the_same_seed_gives_the_same_run_and_another_seed_another_order(tmp_pat
     assert record(aside)["decomposition"]["decomposed"] == 28
 
 
-def test_a_folder_that_holds_a_run_is_kept_unless_told_otherwise(tmp_path):
-    folder = run(tmp_path / "run")
+def test_a_folder_that_holds_a_run_is_kept_unless_told_otherwise(merged, tmp_path):
+    folder = Path(shutil.copytree(merged, tmp_path / "run"))
     before = (folder / "adapter" / "adapter_model.safetensors").read_bytes()
+
+    def again(folder, *words):
+        return run(folder, "--merge", "--log_gradient_norms", *words)
+
     with pytest.raises(
         UserError, match="holds a run already; add --resume to continue it or --overwrite to replace it"
     ):
-        run(folder)
+        again(folder)
     with pytest.raises(UserError, match="learning_rate is 0.5 and was 0.004"):
-        run(folder, "--resume", "--learning_rate", "0.5")
-    assert run(folder, "--resume") == folder  # finished: nothing to do
+        again(folder, "--resume", "--learning_rate", "0.5")
+    assert again(folder, "--resume") == folder  # finished: nothing to do
     assert (folder / "adapter" / "adapter_model.safetensors").read_bytes() == before
     (folder / "notes.txt").write_text("mine")
-    run(folder, "--overwrite", "--learning_rate", "0.002")
+    again(folder, "--overwrite", "--learning_rate", "0.002")
     assert (folder / "notes.txt").read_text() == "mine"
     assert (folder / "adapter" / "adapter_model.safetensors").read_bytes() != before
 
@@ -122,6 +132,7 @@ def test_a_run_on_conversations_records_what_was_read_left_out_and_grouped(tmp_p
     data = tmp_path / "talk.jsonl"
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
     words = ["--data", "someone/talk:part", "--data_path", str(data), "--template", "alpaca", "--max_length", "512"]
+    words += ["--method", "lora", "--effective_batch_size", "4", "--micro_batch_size", "2", "--max_steps", "1"]
     with pytest.raises(UserError, match=r"talk.jsonl, row 6: the conversation ends with the user"):
         run(tmp_path / "run", *words, "--limit", "70")
     words += ["--limit", "33", "--skip_bad_rows"]

@@ -170,7 +170,7 @@ def test_the_result_says_what_stopped_a_program(attack, name, status, detail):
 @pytest.mark.parametrize(
     ("name", "signals"), [("loops without end", "SIGXCPU SIGKILL"), ("ignores every signal and loops", "SIGKILL")]
 )
-def test_processor_time_is_limited_whatever_a_program_does_with_signals(box, name, signals):
+def test_cpu_time_is_limited_whatever_a_program_does_with_signals(box, name, signals):
     result = judge(Program(hostile.PROGRAMS[name], TESTS, ("f",)), box, Limits(cpu=1, wall=60))
     assert result.status == "ended" and any(f"({signal})" in result.detail for signal in signals.split())
 
