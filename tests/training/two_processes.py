@@ -20,7 +20,7 @@ from tests.training.test_trainer import arguments
 OBJECTIVE = Objective(0.3, 0.2, 0.1, temperature=2.0, top_k=5, svd_k=3, svd_norm="frobenius")
 
 
-def main(folder: Path, accumulation: int, method: str, deepspeed: str | None = None) -> None:
+def main(folder: Path, accumulation: int, method: str, deepspeed: str | None = None, steps: int = 20) -> None:
     """method: a method's name, "classifier" (BA-LoRA on one) or "delayed" (BA-LoRA whose teacher starts after some steps)."""
     classify, delayed = method == "classifier", method == "delayed"
     objective = replace(OBJECTIVE, lambda1_schedule="two_phase") if delayed else OBJECTIVE
@@ -30,7 +30,9 @@ def main(folder: Path, accumulation: int, method: str, deepspeed: str | None = N
     trainer = BALoRATrainer(
         model,
         replace(OBJECTIVE, top_k=None, svd_k=1, diversity="covariance") if classify else objective,
-        arguments(folder, max_steps=20, gradient_accumulation_steps=accumulation, logging_steps=1, deepspeed=deepspeed),
+        arguments(
+            folder, max_steps=steps, gradient_accumulation_steps=accumulation, logging_steps=1, deepspeed=deepspeed
+        ),
         metrics=folder / "metrics.jsonl",
         train_dataset=[s | {"labels": s["input_ids"][1] % 3} for s in ragged_samples(160)]
         if classify
