@@ -390,7 +390,7 @@ def test_a_matrix_ends_at_any_moment_and_goes_on(tmp_path, kind, moment, number,
         assert resumed["status"] == "finished"
 
 
-# A single training; tests/training/test_checkpoints.py covers the moments within a step
+# A single training; tests/training/test_checkpoint_signals.py covers the moments within a step
 
 TRAIN = [sys.executable, "train.py", "--config", "configs/nlg/tiny.yaml", "--limit", "640", "--logging_steps", "1"]
 

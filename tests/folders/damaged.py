@@ -1,4 +1,5 @@
-"""One file of each kind that the project writes and reads again, and how each is read: the files that test_damage.py damages."""
+"""One file of each kind that the project writes and reads again, and how each is read: the files that test_damage.py and
+test_changed_on_purpose.py damage."""
 
 import json
 import os
@@ -331,3 +332,21 @@ def _kinds():
 
 KINDS = dict(_kinds())
 GROWING = (unfinished, unscored, judgments)  # lines that are missing are requested again
+
+
+# How a bit is flipped, and when two values are equal
+
+
+def flip(content, share):
+    place = round(share * (len(content) - 1))
+    return content[:place] + bytes([content[place] ^ 1 << (place % 7)]) + content[place + 1 :]
+
+
+def same(one, other):
+    if isinstance(one, torch.Tensor | np.ndarray):
+        return type(one) is type(other) and one.shape == other.shape and bool((one == other).all())
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
+    if isinstance(one, list | tuple):
+        return len(one) == len(other) and all(map(same, one, other))
+    return one == other

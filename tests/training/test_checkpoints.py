@@ -1,109 +1,31 @@
-"""Runs that survive being killed at any moment, out of disk or memory, or stopped by a signal; each continues to the same bits.
-
-A life is train.py itself in a separate process, forked so that the libraries are imported only once. The test, never the
-product, installs what kills it.
-"""
+"""Runs that survive being killed at any moment, or out of disk or memory; each continues to the same bits."""
 
 import contextlib
 import errno
 import json
-import logging
 import os
 import random
-import runpy
 import shutil
 import signal
 import subprocess
 import sys
 import time
-import traceback
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import Trainer
-from transformers.utils.logging import disable_progress_bar
 
-from ba_lora.errors import RunFailure, Stopped
+from ba_lora.errors import RunFailure
 from ba_lora.methods import pissa
 from ba_lora.models import load_model
 from ba_lora.tiny import MODEL_DIR
 from ba_lora.training import checkpoints, interruptions, run
 from ba_lora.training.command_line import parse
 from ba_lora.training.step_model import StepModel
-from tests.processes import default_signals
-
-ROOT = Path(__file__).parents[2]
-SHORT = ["--config", str(ROOT / "configs/nlg/tiny.yaml"), "--progress", "false", "--rank", "4"]
-SHORT += ["--limit", "22", "--effective_batch_size", "4", "--micro_batch_size", "2", "--max_length", "96"]
-SAME = ("step", "loss", "task", "consistency", "diversity", "spectrum", "lambda1", "lambda2", "lambda3", "lr", "tokens")
-
-
-def life(folder, *words, before=lambda: None, resume=True):
-    """(exit status, stderr) of train.py; `before` runs in its process."""
-    said = folder.with_suffix(".txt")
-    child = os.fork()
-    if child == 0:
-        status = 99
-        try:
-            with open(said, "w") as file, open(os.devnull, "w") as nowhere:
-                os.dup2(nowhere.fileno(), 1), os.dup2(file.fileno(), 2)
-            sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")
-            disable_progress_bar()
-            torch.set_num_threads(1)  # the parent's threads do not exist here
-            logging.getLogger().handlers.clear()  # pytest's
-            default_signals()
-            signal.signal(signal.SIGINT, signal.default_int_handler)  # Python's default at start
-            before()
-            sys.argv = ["train.py", *SHORT, "--output_dir", str(folder), *(["--resume"] if resume else []), *words]
-            runpy.run_path(str(ROOT / "train.py"), run_name="__main__")
-        except SystemExit as end:
-            status = end.code or 0
-        except BaseException:
-            traceback.print_exc()
-        finally:
-            sys.stdout.flush(), sys.stderr.flush()
-            os._exit(status)
-    _, status = os.waitpid(child, 0)
-    return os.waitstatus_to_exitcode(status), said.read_text()
-
-
-def on_call(owner, name, number, action=lambda: os.kill(os.getpid(), signal.SIGKILL)):
-    """A `before` that runs `action` at the number-th call (from 1) of owner.name, before the call does its work."""
-
-    def put():
-        original, calls = getattr(owner, name), []
-
-        def replaced(*arguments, **options):
-            calls.append(1)
-            if len(calls) == number:
-                action()
-            return original(*arguments, **options)
-
-        setattr(owner, name, replaced)
-
-    return put
-
-
-def metrics(folder):
-    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [[row[name] for name in SAME] for row in rows]
-
-
-def weights(folder):
-    return (folder / "adapter" / "adapter_model.safetensors").read_bytes()
-
-
-def assert_same(folder, whole):
-    assert metrics(folder) == metrics(whole)
-    assert weights(folder) == weights(whole)
-    assert json.loads((folder / "run.json").read_text())["status"] == "finished"
-    assert not [path for path in folder.rglob(".*")]  # no temporary name is left
-
-
-def steps_in(folder):
-    return sorted(checkpoints.step_of(path) for path in checkpoints.saved(folder / "checkpoints"))
+from tests.processes import ROOT, default_signals
+from tests.training.lives import ADAPTIVE, SHORT, assert_same, life, metrics, on_call, steps_in, weights
 
 
 def write(file):
@@ -111,17 +33,6 @@ def write(file):
     with open(file, "wb", buffering=0) as out, contextlib.suppress(OSError):
         while True:
             out.write(b"x" * 4096)
-
-
-ADAPTIVE = ["--epochs", "2", "--lambda1_schedule", "adaptive", "--logging_steps", "3", "--limit", "14"]  # 8 steps
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("runs") / "whole"
-    assert life(folder, *ADAPTIVE)[0] == 0
-    assert not (folder / "checkpoints").exists()
-    return folder
 
 
 def test_a_run_killed_in_a_step_and_in_its_checkpoint_ends_as_the_uninterrupted_one(whole, tmp_path):
@@ -143,61 +54,6 @@ def test_a_run_killed_in_a_step_and_in_its_checkpoint_ends_as_the_uninterrupted_
     for tensors in map(load_file, (folder / "checkpoints").rglob("trained.safetensors")):
         assert tensors and all(".lora_" in name for name in tensors)
     assert life(folder, *words)[1].strip().endswith("holds this run, finished: nothing to do")
-
-
-def test_a_signal_gets_a_checkpoint_and_a_status_of_its_own(whole, tmp_path):
-    folder = tmp_path / "run"
-    note = on_call(StepModel, "begin_step", 4, lambda: os.kill(os.getpid(), signal.SIGTERM))
-    status, said = life(folder, *ADAPTIVE, before=note)
-    assert (status, Stopped.STATUS) == (75, 75)
-    assert said.strip() == (
-        f"stopped: SIGTERM after step 3 of 8; its checkpoint is in {folder}/checkpoints, continue with --resume"
-    )
-    assert steps_in(folder) == [3]
-    note = on_call(StepModel, "begin_step", 3, lambda: os.kill(os.getpid(), signal.SIGINT))
-    assert life(folder, *ADAPTIVE, before=note)[0] == 75 and steps_in(folder) == [3, 5]
-    assert life(folder, *ADAPTIVE)[0] == 0
-    assert_same(folder, whole)
-    assert not (folder / "checkpoints").exists()  # not requested
-
-
-def send(number):
-    return lambda: os.kill(os.getpid(), number)
-
-
-@pytest.mark.parametrize(
-    ("number", "line"), [(signal.SIGINT, "error: interrupted"), (signal.SIGTERM, "error: ended by SIGTERM")]
-)
-def test_a_signal_while_the_model_is_opened_ends_the_run_with_one_line(tmp_path, number, line):
-    opens = on_call(run.generation, "prepare", 1, send(number))
-    assert life(tmp_path / "run", before=opens) == (128 + number, line + "\n")
-    assert not (tmp_path / "run").exists()
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_while_the_adapter_is_written_lets_the_run_end(whole, tmp_path, number):
-    assert life(tmp_path / "run", *ADAPTIVE, before=on_call(run, "export", 1, send(number)))[0] == 0
-    assert_same(tmp_path / "run", whole)
-
-
-def test_a_second_ctrl_c_ends_a_run_within_its_step(tmp_path):
-    def twice():
-        send(signal.SIGINT)()
-        time.sleep(1.1)
-        send(signal.SIGINT)()
-
-    status, said = life(tmp_path / "run", before=on_call(StepModel, "begin_step", 4, twice))
-    assert (status, said) == (130, "error: interrupted\n") and steps_in(tmp_path / "run") == []
-
-
-def test_a_run_under_nohup_ignores_ctrl_c_and_stops_at_sigterm(tmp_path):
-    def before():
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        on_call(StepModel, "begin_step", 2, send(signal.SIGINT))()
-        on_call(StepModel, "begin_step", 4, send(signal.SIGTERM))()
-
-    status, said = life(tmp_path / "run", before=before)
-    assert status == 75 and said.startswith("stopped: SIGTERM after step 3 of 6; its checkpoint is in ")
 
 
 def test_checkpoints_that_are_not_whole_are_skipped_and_named(tmp_path, caplog):

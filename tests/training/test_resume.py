@@ -3,74 +3,37 @@
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
-from datasets import Dataset
 from safetensors.torch import load_file, save_file
-from transformers import BertConfig, BertModel, TrainerCallback
+from transformers import BertConfig, BertModel
 
-from ba_lora.errors import Stopped, UserError
-from ba_lora.experiments.matrix import read_experiment
-from ba_lora.experiments.pool import command_of
+from ba_lora.errors import UserError
 from ba_lora.files import digest, read_json, write_json
 from ba_lora.folders.kinds import MARKER
 from ba_lora.folders.ownership import mark
-from ba_lora.tiny import MODEL_DIR
 from ba_lora.training.command_line import parse
-from ba_lora.training.inputs import input_hashes
-from ba_lora.training.resume import SAMPLED, base_of, refuse_changes, tensors_hash, trained_hash
+from ba_lora.training.resume import refuse_changes
 from ba_lora.training.run import train
-from tests.common import ROOT, command, small_llama
+from tests.common import ROOT, command
 from tests.tiny_encoder import make_home
+from tests.training.resuming import (
+    GENERATION,
+    SHORT,
+    begin,
+    change_one_value,
+    edit_json,
+    rows,
+    swap_two_tokens,
+    write_lines,
+)
 
-GENERATION = ["--model", "M", "--data", "d.jsonl", "--template", "plain", "--max_length", "96", "--rank", "2"]
 CLASSIFICATION = ["--model", "encoder", "--task", "sst2", "--data", "sst2", "--rank", "2", "--limit", "8"]
 CLASSIFICATION += ["--features_steps", "1"]
-SHORT = ["--output_dir", "run", "--max_steps", "3", "--effective_batch_size", "4", "--micro_batch_size", "2"]
-SHORT += ["--progress", "false", "--use_cpu"]
-
-
-class StopAfterTheFirstStep(TrainerCallback):
-    def on_step_begin(self, args, state, control, **objects):
-        if state.global_step == 0:
-            os.kill(os.getpid(), signal.SIGTERM)
-
-
-def write_lines(file, rows):
-    Path(file).write_text("".join(json.dumps(row) + "\n" for row in rows))
-
-
-def rows(count=8, what="is"):
-    return [{"question": f"What {what} {i} + {i}?", "answer": str(2 * i)} for i in range(count)]
-
-
-def begin(words, home):
-    """In the folder `home`, create run/, stopped after step 1, and done/, the same run finished."""
-    before = os.getcwd()
-    os.chdir(home)
-    try:
-        with pytest.raises(Stopped):
-            train(parse([*words, *SHORT]), callbacks=[StopAfterTheFirstStep()])
-        shutil.copytree("run", "done")
-        train(parse([*words, *SHORT, "--resume", "--output_dir", "done"]))
-    finally:
-        os.chdir(before)
-    return home
-
-
-@pytest.fixture(scope="module")
-def generation(tmp_path_factory):
-    home = tmp_path_factory.mktemp("generation")
-    small_llama(vocab_size=768).save_pretrained(home / "M")
-    for file in MODEL_DIR.glob("tokenizer*"):
-        shutil.copy(file, home / "M")
-    write_lines(home / "d.jsonl", rows())
-    return begin(GENERATION, home)
 
 
 @pytest.fixture(scope="module")
@@ -78,41 +41,8 @@ def classification(tmp_path_factory):
     return begin(CLASSIFICATION, make_home(tmp_path_factory.mktemp("classification")))
 
 
-@pytest.fixture
-def here(tmp_path, monkeypatch, request):
-    """A copy of a fixture's folder, as the current directory."""
-    home = tmp_path / "home"
-
-    def copy(name):
-        shutil.copytree(request.getfixturevalue(name), home)
-        monkeypatch.chdir(home)
-        return home
-
-    return copy
-
-
 def contents(folder):
     return {path.relative_to(folder): path.read_bytes() for path in Path(folder).rglob("*") if path.is_file()}
-
-
-def change_one_value(file, name):
-    """Change one number of one tensor in its last bits, avoiding those that a sample would read."""
-    tensors = load_file(file)
-    flat = tensors[name].view(-1)
-    flat[1] = torch.nextafter(flat[1], torch.tensor(9.0))
-    save_file(tensors, file, metadata={"format": "pt"})
-
-
-def edit_json(file, edit):
-    content = json.loads(Path(file).read_text())
-    edit(content)
-    Path(file).write_text(json.dumps(content))
-
-
-def swap_two_tokens(tokenizer):
-    vocabulary = tokenizer["model"]["vocab"]
-    one, two = "a", "e"
-    vocabulary[one], vocabulary[two] = vocabulary[two], vocabulary[one]
 
 
 OF_GENERATION = {
@@ -322,153 +252,6 @@ def test_the_command_says_it_in_one_line_and_ends_with_status_2(here):
     done = command("train.py", *GENERATION, *SHORT, "--resume", cwd=home)
     assert done.returncode == 2
     assert done.stderr.strip().splitlines()[-1].startswith("error: --resume would mix two runs: since run was begun")
-
-
-def test_every_value_of_a_model_counts_in_its_hash():
-    model = small_llama()
-    before = base_of(model)
-    assert base_of(small_llama()) == before
-    for name, parameter in model.named_parameters():
-        with torch.no_grad():
-            was = parameter.view(-1)[-1].item()
-            parameter.view(-1)[-1] = was + 1e-3
-            assert base_of(model)["weights"] != before["weights"], name
-            parameter.view(-1)[-1] = was
-    assert base_of(model) == before
-    assert base_of(model.to(torch.bfloat16))["weights"] != before["weights"]
-
-
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.uint8, torch.int64, torch.bool])
-def test_tensors_of_any_precision_shape_and_layout_have_a_hash(dtype):
-    values = torch.arange(24).reshape(4, 6).to(dtype)
-    assert tensors_hash([("a", values.t())]) == tensors_hash([("a", values.t().contiguous())])
-    assert len({tensors_hash([("a", each)]) for each in (values, values.t(), values[:0], values[0, 0])}) == 4
-    assert tensors_hash([("a", values)]) != tensors_hash([("b", values)])
-    many = torch.zeros(40 * SAMPLED)
-    sample = tensors_hash([("a", many)], SAMPLED)
-    many[1] = 1.0
-    assert tensors_hash([("a", many)], SAMPLED) == sample != tensors_hash([("a", many)])
-
-
-def test_the_hash_of_trained_tokens_sees_masks_and_borders():
-    def of(*labels):
-        return trained_hash(Dataset.from_list([{"input_ids": ids, "labels": ids} for ids in labels]))
-
-    hashes = {of([1, 2, 3], [4]), of([1, 2], [3, 4]), of([-100, 2, 3], [4]), of([4], [1, 2, 3])}
-    assert len(hashes) == 4
-
-
-def matrix(folder):
-    (folder / "c.yaml").write_text("model: M\ndata: d.jsonl\ntemplate: plain\nmax_steps: 1\n")
-    (folder / "e.yaml").write_text("name: e\nconfig: c.yaml\nmethods: {lora: {method: lora, rank: 2}}\nseeds: [1]\n")
-    (run,) = read_experiment("e.yaml").runs
-    record = {"status": "finished", "config": {**vars(run.arguments)}, "inputs": input_hashes(run.arguments)}
-    write_json(run.folder / "run.json", record)
-    return run
-
-
-def same_time(file, change):
-    """Apply `change`, then restore the file's times, as a copy that keeps times does."""
-    was = os.stat(file)
-    change()
-    os.utime(file, ns=(was.st_atime_ns, was.st_mtime_ns))
-
-
-STALE = {
-    "other data": lambda: write_lines("d.jsonl", rows(what="was")),
-    "other data of the same time and size": lambda: same_time(
-        "d.jsonl", lambda: write_lines("d.jsonl", [*rows()[:-1], {"question": "What is 7 + 7?", "answer": "15"}])
-    ),
-    "another base": lambda: change_one_value("M/model.safetensors", "model.norm.weight"),
-    "another tokenizer": lambda: edit_json("M/tokenizer.json", swap_two_tokens),
-}
-
-
-@pytest.mark.parametrize("change", STALE.values(), ids=STALE)
-def test_a_matrix_takes_no_finished_run_on_other_inputs_for_done(here, change):
-    run = matrix(here("generation"))
-    assert run.is_trained()
-    change()
-    assert not run.is_trained()
-
-
-MEASURED = {
-    "another base": lambda: change_one_value("M/model.safetensors", "model.norm.weight"),
-    "other problems": lambda: write_lines("d.jsonl", rows(what="was")),
-    "nothing": lambda: Path("d.jsonl").touch(),
-}
-
-
-@pytest.mark.parametrize("change", MEASURED)
-@pytest.mark.parametrize("name", ["base", "lora-s1"])
-def test_a_matrix_measures_again_what_was_measured_with_other_files(here, name, change):
-    here("generation")
-    Path("c.yaml").write_text("model: M\ndata: tinymath:train\ntemplate: plain\nmax_steps: 1\n")
-    parts = "methods: {base: {}, lora: {method: lora, rank: 2}}\nseeds: [1]\nevaluate: {test: {data: d.jsonl}}\n"
-    Path("e.yaml").write_text(f"name: e\nconfig: c.yaml\n{parts}")
-    experiment = read_experiment("e.yaml")
-    (run,) = [each for each in experiment.runs if each.name == name]
-    if run.arguments:
-        write_json(run.folder / "run.json", {"status": "finished", "config": {**vars(run.arguments)}})
-    made = run.measured_with(experiment.evaluations)
-    write_json(run.folder / "measures.json", made | {"scores": {"test": 0.5}})
-    assert set(made["inputs"]) == {"M", "d.jsonl"} and run.state(experiment.evaluations) == "measured"
-    MEASURED[change]()
-    assert run.state(experiment.evaluations) == ("measured" if change == "nothing" else "trained")
-    del made["inputs"]  # an earlier version lacked this
-    write_json(run.folder / "measures.json", made | {"scores": {"test": 0.5}})
-    assert run.state(experiment.evaluations) == "measured"
-
-
-@pytest.mark.parametrize("change", STALE.values(), ids=STALE)
-def test_a_matrix_of_commands_resumes_only_the_same_run_and_repeats_it_when_asked(here, change):
-    run = matrix(here("generation"))
-    record = read_json(run.folder / "run.json")
-    for status in ("finished", "running"):
-        write_json(run.folder / "run.json", record | {"status": status})
-        assert command_of(run)[-1] == "--resume" and command_of(run, overwrite=True)[-1] == "--overwrite"
-    assert run.words[0] in command_of(run)
-    change()
-    assert command_of(run)[-1] == "--overwrite"
-
-
-def test_a_matrix_of_commands_starts_a_run_with_other_options_anew(here):
-    run = matrix(here("generation"))
-    record = read_json(run.folder / "run.json")
-    write_json(run.folder / "run.json", record | {"config": record["config"] | {"learning_rate": 0.5}})
-    assert command_of(run)[-1] == "--overwrite"
-    (run.folder / "run.json").unlink()
-    assert command_of(run)[-1] == "--overwrite"
-
-
-def test_a_matrix_keeps_finished_runs_whose_inputs_are_elsewhere_or_were_not_recorded(here):
-    run = matrix(here("generation"))
-    Path("d.jsonl").unlink()
-    shutil.rmtree("M")
-    assert run.is_trained()
-    record = read_json(run.folder / "run.json")
-    del record["inputs"]
-    write_json(run.folder / "run.json", record)
-    assert run.is_trained()
-
-
-def test_the_files_of_a_run_are_those_of_its_split_and_task(tmp_path):
-    for name in ("sst2/train.tsv", "sst2/dev.tsv", "cola/train.tsv", "plain/a.jsonl", "plain/b.jsonl"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).write_text("x")
-
-    def changes(file, *words):
-        options = [*words, "--model", "someone/encoder", "--output_dir", "x"]
-        before = input_hashes(parse(options))["data"]
-        (tmp_path / file).write_text((tmp_path / file).read_text() + "y")
-        return input_hashes(parse(options))["data"] != before
-
-    task = ["--task", "sst2", "--data", str(tmp_path)]
-    assert changes("sst2/train.tsv", *task)
-    assert not changes("sst2/dev.tsv", *task) and not changes("cola/train.tsv", *task)
-    assert changes("plain/b.jsonl", "--data", f"{tmp_path}:plain", "--template", "plain")
-    generated = parse(["--data", "tinymath:train", "--output_dir", "x"])
-    assert input_hashes(generated)["data"] is None and input_hashes(generated)["base"]
 
 
 @pytest.mark.slow

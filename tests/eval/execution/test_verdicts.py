@@ -1,0 +1,196 @@
+"""What the sandbox says of programs that do not attack it, and what passes between them and their tests."""
+
+import os
+import threading
+import time
+
+import pytest
+
+from eval.execution import inside
+from eval.execution.sandbox import Program, judge, run
+from tests.eval.execution.sandboxes import GOOD, processes
+
+
+def passes(source, tests, box, **options) -> bool:
+    names = options.pop("names", ("f",))
+    return judge(Program(source, tests, names, **options), box).status == "passed"
+
+
+def test_a_right_program_passes_and_a_wrong_one_fails(box):
+    assert judge(GOOD, box).status == "passed"
+    wrong = judge(GOOD._replace(source="def f(x):\n    return x + 2"), box)
+    assert (wrong.status, wrong.detail) == ("failed", "AssertionError in assert f(3) == 9")
+
+
+@pytest.mark.parametrize(
+    ("source", "status", "detail"),
+    [
+        ("def g(x): return x", "error", "AttributeError"),
+        ("def f(x): return 1 / 0", "error", "ZeroDivisionError: division by zero in assert f(2) == 4"),
+        ("def f(x) return", "error", "SyntaxError"),
+        ("import numpy", "error", "ModuleNotFoundError"),
+        ("f = 4", "error", "TypeError"),
+        ("", "error", "AttributeError"),
+        ("def f(x): return chr(0xD800)", "failed", "assert f(2)"),
+        ("x = '\\0'\x00", "error", "Error"),
+    ],
+)
+def test_a_program_that_does_not_work_says_why(box, source, status, detail):
+    result = judge(GOOD._replace(source=source), box)
+    assert result.status == status and detail in result.detail
+
+
+def test_run_keeps_the_order_of_the_jobs(box):
+    jobs = [GOOD, GOOD._replace(source="def f(x): return 0"), GOOD, GOOD._replace(source="import os; os._exit(0)")]
+    assert [result.status for result in run(jobs, progress=False)] == ["passed", "failed", "passed", "ended"]
+    assert run([], progress=False) == []
+
+
+VALUES = [
+    *("None", "True", "0", "-5", "2 ** 53", "-(2 ** 64)", "10 ** 5000", "0.1", "-0.0", "1e400", "5e-324"),
+    *("'ü\\n\"'", "'\\ud800'", "b'\\x00\\xff'", "(1+2j)", "[]", "()", "set()", "frozenset({1})", "{}"),
+    *("[1, [2, (3, {4: {5: frozenset({6})}})]]", "{(1, 2): [None]}", "range(2, 9, 3)", "{'a': 1}.keys()"),
+]
+
+
+@pytest.mark.parametrize("text", VALUES)
+def test_a_plain_value_comes_back_as_it_is(box, text):
+    value = eval(text)
+    again = inside.unpack(inside.json.loads(inside.json.dumps(inside.pack(value))))
+    assert (
+        type(again) is type(value) and again == value and str(again)[:1000:7] == str(value)[:1000:7]
+        if (text != "10 ** 5000")
+        else again == value
+    )
+
+
+def test_values_pass_both_ways(box):
+    tests = f"for value in [{', '.join(VALUES)}]:\n    assert f(value) == value and type(f(value)) is type(value)\n"
+    tests += "nan = f(float('nan'))\nassert nan != nan\nassert f(1) is not True and f(x=1) == 1"
+    assert passes("def f(x): return x", tests, box)
+
+
+def test_subclasses_arrive_as_plain_values(box):
+    source = """
+from collections import Counter, OrderedDict, defaultdict, namedtuple
+from enum import IntEnum
+Point = namedtuple("Point", "x y")
+Colour = IntEnum("Colour", "RED")
+def f(): return [Counter("aab"), OrderedDict(a=1), defaultdict(int, a=1), Point(1, 2), Colour.RED, type("S", (str,), {})("s")]
+"""
+    tests = "got = f()\nassert got == [{'a': 2, 'b': 1}, {'a': 1}, {'a': 1}, (1, 2), 1, 's']\n"
+    tests += "assert [type(one) for one in got] == [dict, dict, dict, tuple, int, str]"
+    assert passes(source, tests, box)
+
+
+def test_iterators_and_views_are_what_they_are_in_python(box):
+    source = "def f(kind): return {'g': (n for n in [1, 2]), 'm': map(abs, [-1]), 'v': {1: 2}.values(), 'z': zip('a', 'b')}[kind]"
+    tests = "assert list(f('g')) == [1, 2] and f('g') != [1, 2] and next(f('m')) == 1 and f('m') != [1]\n"
+    tests += "assert list(f('v')) == [2] and f('v') != [2] and dict(f('z')) == {'a': 'b'} and bool(f('g'))\n"
+    tests += "one = f('g')\nassert list(one) == [1, 2] and list(one) == []"
+    assert passes(source, tests, box)
+
+
+def test_arguments_that_a_program_changes_are_changed(box):
+    source = "def f(a, d, s, t):\n    a.sort(); d['new'] = a; s.clear(); t[0].append(1)"
+    tests = "a, d, s, t = [3, 1], {}, {1}, ([],)\nassert f(a, d, s, t) is None\n"
+    tests += "assert a == [1, 3] and d == {'new': [1, 3]} and s == set() and t == ([1],)"
+    assert passes(source, tests, box)
+
+
+def test_an_expected_exception_is_recognised_by_its_builtin_class(box):
+    source = "class Mine(ValueError): pass\ndef f(x): raise {0: ValueError('no'), 1: Mine(), 2: KeyError('k')}[x]"
+    tests = "for x, kind in enumerate([ValueError, ValueError, KeyError]):\n    try: f(x)\n    except kind: pass\n"
+    tests += "    else: assert False"
+    assert passes(source, tests, box)
+
+
+@pytest.mark.parametrize("what", ["SystemExit", "KeyboardInterrupt", "GeneratorExit"])
+def test_leaving_is_never_an_expected_exception(box, what):
+    tests = "try: f(1)\nexcept Exception: pass\nexcept SystemExit: pass\nexcept KeyboardInterrupt: pass"
+    assert not passes(f"def f(x): raise {what}", tests, box)
+
+
+def test_an_exception_cannot_end_a_loop_of_the_tests(box):
+    assert not passes("def f(x): raise StopIteration", "assert all(map(f, [1, 2])) and list(map(f, [1])) == []", box)
+
+
+def test_tests_cannot_catch_the_end_of_the_program(box):
+    result = judge(Program("import os\ndef f(x): os._exit(0)", "try: f(1)\nexcept BaseException: pass", ("f",)), box)
+    assert result.status == "ended"
+
+
+def test_a_program_keeps_its_state_between_calls(box):
+    assert passes(
+        "seen = []\ndef f(x):\n    seen.append(x)\n    return len(seen)", "assert [f(9), f(9)] == [1, 2]", box
+    )
+
+
+def test_helpers_of_the_tests_are_the_tests_own(box):
+    job = Program(
+        "def f(x): return 0\ndef helper(x): return 0", "assert f(2) == helper(2)", ("f",), "def helper(x): return x"
+    )
+    assert judge(job, box).status == "failed"
+
+
+def test_a_program_may_use_its_folder_and_the_standard_library(box):
+    source = """
+import bisect, collections, datetime, decimal, fractions, functools, hashlib, heapq, itertools, json, math, random, re, string, typing
+from dataclasses import dataclass
+@dataclass
+class Node: value: int
+def f(x):
+    with open("note", "w") as file: file.write(str(x))
+    return Node(int(open("note").read())).value + math.gcd(4, 6)
+"""
+    assert passes(source, "assert f(2) == 4", box)
+
+
+def test_a_main_block_is_not_executed(box):
+    assert passes("def f(x): return x\nif __name__ == '__main__':\n    f = None", "assert f(1) == 1", box)
+
+
+def test_the_order_of_sets_and_chance_are_the_same_in_every_run(box):
+    source = "import random\ndef f(): return [list({'a', 'b', 'c', 'd', 'e', 'f'}), random.random()]"
+    results = [judge(Program(source, "assert False, f()", ("f",)), box) for _ in range(3)]
+    assert results[0].status == "failed" and len({result.detail for result in results}) == 1
+
+
+def test_tests_may_run_in_the_programs_process(box):
+    source, tests = "class Node:\n    value = 4\ndef f(node): return node.value", "assert f(Node()) == 4"
+    assert passes(source, tests, box, one_process=True)
+    assert not passes(source, "assert f(Node()) == 5", box, one_process=True)
+    for attack in ("import os; os._exit(0)", "raise SystemExit", "print('passed')", "assert False"):
+        assert not passes(source + "\n" + attack, "assert f(Node()) == 5", box, one_process=True)
+
+
+def test_a_program_gets_its_own_namespaces_and_no_rights(box):
+    source = """
+import ctypes, os
+def f():
+    libc = ctypes.CDLL(None)
+    return [os.getpid() < 4, os.getuid(), sorted(os.listdir("/")), os.getcwd(), os.listdir("/tmp"), libc.prctl(39, 0, 0, 0, 0)]
+"""
+    tests = "pid, user, root, here, files, privileges = f()\nassert pid and here == '/tmp' and files == []\n"
+    tests += "assert user == 65534 and privileges == 1\nassert set(root) & {'proc', 'sys', 'home', 'dev', 'var', 'mnt'} == set(), root"
+    result = judge(Program(source, tests, ("f",)), box)
+    assert (result.status, result.detail) == ("passed", "")
+
+
+def test_namespaces_differ_from_the_callers(box):
+    """Seen from outside while a program runs."""
+    job = Program("import time\ndef f(x): time.sleep(1); return x * x", "assert f(2) == 4", ("f",))
+    before, results = processes(), []
+    thread = threading.Thread(target=lambda: results.append(judge(job, box)))
+    thread.start()
+    kinds = {"user", "pid", "mnt", "net", "ipc", "uts"}
+    mine = {kind: os.readlink(f"/proc/self/ns/{kind}") for kind in kinds}
+    separate, deadline = set(), time.monotonic() + 5
+    while separate != kinds and time.monotonic() < deadline:
+        for pid in set(processes()) - set(before):
+            try:
+                separate = {kind for kind in kinds if os.readlink(f"/proc/{pid}/ns/{kind}") != mine[kind]} | separate
+            except OSError:
+                continue
+    thread.join()
+    assert separate == kinds and results[0].status == "passed"
