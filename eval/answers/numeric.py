@@ -1,13 +1,4 @@
-"""Numbers as people and models write them, and the position of the answer in a completion.
-
-`parse_number` is exact: it returns a Fraction, so 18, "18.0", "18." and "36/2" are one number, and rounding as in 0.1 + 0.2 does
-not occur. Its decisions, each with a test:
-
-- a comma groups thousands ("1,234,567"); before anything but three digits it ends the number, so "1,5" reads as 1;
-- currency, percent sign and units are dropped: "$5", "50%", "12 apples" are 5, 50, 12, as GSM8K's references are written;
-- "1/2", "\\frac{1}{2}", "½" are a half; "1 1/2", "1 and 1/2" and "1\\frac{1}{2}" are three halves; "1/0" is not a number;
-- "1e3" is 1000 (at most two digits of exponent, so that an answer cannot ask for a gigabyte of zeros);
-- a minus is a sign only if it touches its number and nothing before it: "10-7" holds 10 and 7, "- 3" holds 3.
+"""The position of the answer in a completion whose answer is one number; `eval.answers.spelling` reads the number itself.
 
 Two protocols read a completion. "ba-lora" is the correct one; "upstream" repeats what the published code does, including its
 flaws, for comparison with published numbers. See `extract_answer`.
@@ -15,22 +6,15 @@ flaws, for comparison with published numbers. See `extract_answer`.
 
 import math
 import re
-import unicodedata
 from fractions import Fraction
 
 from ba_lora.errors import choose
 
-PROTOCOLS = {"ba-lora": "2", "upstream": "1"}  # name → version; a change in what is read raises the version
+from .spelling import NUMBER, numbers, unify, value_of
 
-MAX_DIGITS = 100  # endlessly repeated digits are not a number
+PROTOCOLS = {"ba-lora": "3", "upstream": "1"}  # name → version; a change in what is read raises the version
+
 CLAIM = 300  # characters after a marker in which its number is searched
-
-_UNSIGNED = r"""(?:
-    (?P<mixed>\d+)(?:[ \t]+and[ \t]+|[ \t]+|(?=\\frac)) (?: (?P<mn>\d+)/(?P<md>\d+) | \\frac\{(?P<mfn>\d+)\}\{(?P<mfd>\d+)\} )
-  | \\frac\{(?P<fn>-?\d+)\}\{(?P<fd>\d+)\}
-  | (?P<num> (?:\d{1,3}(?:,\d{3})+(?!\d)|\d+) (?:\.\d+)? | \.\d+ ) (?P<exp>[eE][-+]?\d{1,2}(?!\w))? (?:/(?P<den>\d+(?:\.\d+)?))?
-)"""
-_NUMBER = re.compile(r"(?P<sign>(?<![\w)\]}.])[-+])?\$?(?P<inner>(?<=\$)-)?" + _UNSIGNED, re.VERBOSE | re.ASCII)
 
 # Text that opens another question or turn: a line "Q2: …", "### Instruction:", "**Problem 3:** …", or "Question:" anywhere, or
 # the turn markers of chat templates.
@@ -39,62 +23,48 @@ _NEW_QUESTION = re.compile(
     r"|<\|im_start\|>|\[INST\]|<start_of_turn>",
     re.IGNORECASE | re.MULTILINE,
 )
-_HASHES = re.compile(r"####")
-_ANSWER_IS = re.compile(r"\bthe\s+(?:final\s+)?answer\s+is\b", re.IGNORECASE)
+_HASHES = re.compile(r"#{4,}")
+_HEADING = re.compile(  # "#### 1. Cost", "#### **2)** Tax", "#### 3 - Total", "#### 1.2 Tips"
+    r"^[ \t>]*(?P<hashes>#+)[ \t]*[*_(]*(?P<label>\d{1,2}(?:\.\d{1,2})*)"
+    r"(?:[*_]*[.):][*_]*(?=[ \t]+\S)|[ \t]+[-:](?=[ \t]+\S)|(?<=\.\d)(?=[ \t]+[*_]*[A-Z]))",
+    re.MULTILINE,
+)
+_ANSWER_IS = re.compile(
+    r"\b(?:(?:the|my|our)\s+(?:(?:final|correct)\s+)?|final\s+)answer\s+is\b"
+    r"|^[ \t#>*_-]*final\s+answer[*_ \t]*(?:[:=]|$)",
+    re.IGNORECASE | re.MULTILINE,
+)
+_ANSWER = re.compile(r"^[ \t#>*_-]*answer[*_ \t]*[:=]", re.IGNORECASE | re.MULTILINE)
 _BOXED = re.compile(r"\\boxed\s*\{")
-_EQUATION = re.compile(r"^(?:[^A-Za-z\n\\]|\\[A-Za-z]+|\b[A-Za-z]\b)*=")  # "3 + 4 =", "x =": the number follows it
-_DIGIT = re.compile("[0-9]")
-_NO_WORDS = re.compile(r"(?:[^A-Za-z0-9\n\\]|\\(?:boxed|text|textbf|mathbf|[dt]?frac(?!\w))?)*")
+_LEAD = re.compile(r"(?:[\s:*$=`_]|\\[\[(])*")
+_NO_WORDS = re.compile(r"(?:[^A-Za-z0-9\n\\]|\\(?:boxed|frac(?!\w))?)*")
+_UNIT_ONLY = re.compile(r"[^\w\n]*(?:[A-Za-z]+[^\w\n]+){0,3}[A-Za-z]*[^\w\n]*")
+_ABBREVIATION = re.compile(
+    r"(?:\b(?:rs|re|rp|tk|kr|fr|k?sh|approx|appr|ca|abt|est|avg|nos?|max|min|incl|resp|viz|vs|mrs?|ms|dr|prof|st"
+    r"|jan|feb|mar|apr|jun|jul|aug|sept?|oct|nov|dec)|\b[a-z](?:\.[a-z])+)$",
+    re.IGNORECASE,
+)
 
-
-def _normalise(text: str) -> str:
-    """Unify spellings: minus signs, spaces, LaTeX's thousands and fractions, ½."""
-    text = re.sub("[\u2012\u2013\u2212\ufe63\uff0d]", "-", text)
-    text = re.sub("[€£¥]", "$", text)
-    text = re.sub(r"\\([$%])", r"\1", text)
-    text = re.sub(r"(?<=\d)(?:\{,\}|\\,|\\!,?)(?=\d{3})", ",", text)
-    text = re.sub("(?<=\\d)[\u00a0\u2009\u202f](?=\\d{3}(?!\\d))", ",", text)
-    text = re.sub(r"\\[dt]frac(?![A-Za-z])", r"\\frac", text)
-    text = re.sub(r"\\frac\s*\{\s*(-?\d+)\s*\}\s*\{\s*(\d+)\s*\}", r"\\frac{\1}{\2}", text)
-    text = re.sub(r"\\frac(\d)(\d)", r"\\frac{\1}{\2}", text)
-    text = re.sub("[¼-¾⅐-⅞]", lambda mark: " " + unicodedata.normalize("NFKC", mark.group()).replace("⁄", "/"), text)
-    return re.sub(r"(?<=\d) ?/ ?(?=\d)", "/", text)
-
-
-def _value(match: re.Match) -> Fraction | None:
-    """Return the value of a match of _NUMBER; None for a zero denominator or an absurd length."""
-    part = match.groupdict()
-    if len(match.group()) > MAX_DIGITS:
-        return None
-    whole = Fraction(part["mixed"] or 0)
-    if part["num"]:
-        top, bottom = Fraction(part["num"].replace(",", "") + (part["exp"] or "")), Fraction(part["den"] or 1)
-    else:
-        top = Fraction(part["mn"] or part["mfn"] or part["fn"])
-        bottom = Fraction(part["md"] or part["mfd"] or part["fd"])
-    if not bottom:
-        return None
-    value = whole + top / bottom
-    return -value if (part["sign"] == "-") != (part["inner"] == "-") else value
-
-
-def _numbers(text: str) -> list[tuple[str, Fraction]]:
-    """Return every number in a normalised text as (text, value), in order."""
-    if not _DIGIT.search(text):
-        return []
-    found = [(match.group(), _value(match)) for match in _NUMBER.finditer(text)]
-    return [(written, value) for written, value in found if value is not None]
+# Equations, in which every number is written as 0
+_OPERATOR = (
+    r"(?:[+*/×÷·⋅]|(?<![A-Za-z])-(?![A-Za-z])|\\(?:times|cdot|div)(?![A-Za-z])"
+    r"|(?<![A-Za-z])(?:x|plus|minus|times|of|divided\s+by|multiplied\s+by)(?![A-Za-z]))"
+)
+_EQUALS = re.compile(r"=|\bequals\b|\bis\s+equal\s+to\b")
+_JOINED = re.compile(_OPERATOR + "|=")
+_OPERATION = re.compile(rf"\W*0(?:\s*[A-Za-z]+(?:\s+[A-Za-z]+){{0,2}})?\s*{_OPERATOR}\W*0")
+_WORD = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{2,}")
+_CONJUNCTIONS = set("because since as so if when where while which who that given but or with".split())
 
 
 def all_numbers(text: str) -> list[Fraction]:
     """Return every number written in `text`, exactly, in order."""
-    return [value for _, value in _numbers(_normalise(text))]
+    return [value for _, value in numbers(unify(text))]
 
 
 def parse_number(text: str) -> Fraction | None:
     """Return the first number written in `text`, exactly; None if there is none."""
-    found = _numbers(_normalise(text))
-    return found[0][1] if found else None
+    return next(iter(all_numbers(text)), None)
 
 
 def same_number(a: str, b: str) -> bool:
@@ -108,9 +78,10 @@ def extract_answer(completion: str, protocol: str = "ba-lora") -> str | None:
 
     "ba-lora": a model that was not stopped continues with a new question, so the completion is split at lines that open one
     ("Question:", "### Instruction:"), and the first part that states an answer is read. A part states its answer in "#### N",
-    else in "The answer is N" (any case, with or without a colon), else in a balanced \\boxed{N}; if there are several, the last
-    one with a number counts, because a model may correct itself. If no part states one: the last number of the first part that
-    has a number.
+    else in "The answer is N" or "Final answer: N" (any case, with or without a colon), else in a balanced \\boxed{N}, else in a line
+    "Answer: N" with nothing but a unit behind the number; if there are several, the last one with a number counts, because a
+    model may correct itself. A numbered heading ("#### 1. Cost") states nothing. Of an equation, the result counts. If no part
+    states an answer: the last number of the first part that has a number.
 
     "upstream": the text after the last "The answer is: ", of which the first match of [-+]?\\d*[.,/]?\\d+ is rounded to
     an integer (halves to even). So "1,234,567" is 1234, "18.4" is 18, "1/2" is 0, and every other form has no answer.
@@ -120,7 +91,7 @@ def extract_answer(completion: str, protocol: str = "ba-lora") -> str | None:
     choose("protocol", protocol, PROTOCOLS)
     if protocol == "upstream":
         return _extract_upstream(completion)
-    parts = [part for part in split_questions(_normalise(completion)) if part.strip()]
+    parts = [part for part in split_questions(unify(completion)) if part.strip()]
     for read in (_stated, _last_number):
         for part in parts:
             if answer := read(part):
@@ -135,33 +106,65 @@ def split_questions(text: str) -> list[str]:
 
 
 def _last_number(text: str) -> str | None:
-    for match in reversed(list(_NUMBER.finditer(text))):
-        if _value(match) is not None:
+    for match in reversed(list(NUMBER.finditer(text))):
+        if value_of(match) is not None:
             return match.group()
     return None
 
 
 def _stated(text: str) -> str | None:
-    """Return the answer of one part: "####", else "The answer is", else \\boxed{}; in each case the last one with a number."""
-    hashes, phrases, boxes = (list(mark.finditer(text)) for mark in (_HASHES, _ANSWER_IS, _BOXED))
+    """Return the answer that one part states, in the order of `extract_answer`; None if it states none."""
+    hashes, phrases, boxes, labels = (
+        [mark.end() for mark in marker.finditer(text)] for marker in (_HASHES, _ANSWER_IS, _BOXED, _ANSWER)
+    )
+    headings = _headings(text) if hashes else ()
+    hashes = [end for end in hashes if end not in headings]
     # A number that follows directly goes before one after words ("The answer is correct because 3 …"); "#### Step 1" is a heading.
-    for marks, read, direct in (
+    for ends, read, direct in (
         *((hashes, _statement, True), (phrases, _statement, True)),
-        *((phrases, _statement, False), (boxes, _braced, False)),
+        *((phrases, _statement, False), (boxes, _braced, False), (labels, _only_number, False)),
     ):
-        for mark in reversed(marks):
-            statement = read(text, mark.end())
-            found = _numbers(statement)
+        for end in reversed(ends):
+            statement = read(text, end)
+            found = numbers(statement)
             if found and not (direct and not _starts_with_number(statement)):
                 return found[0][0]
     return None
 
 
+def _headings(text: str) -> set[int]:
+    """Return where the hashes of numbered headings end. Headings count up from 1, and another number follows below them."""
+    seen, ends = set(), set()
+    last_digit = max(map(text.rfind, "0123456789"))
+    for match in _HEADING.finditer(text):
+        *above, number = map(int, match["label"].split("."))
+        line_end = text.find("\n", match.end())
+        if (number == 1 or (*above, number - 1) in seen) and -1 < line_end < last_digit:
+            seen.add((*above, number))
+            ends.add(match.end("hashes"))
+    return ends
+
+
+def _line(text: str, start: int) -> str:
+    """Return the rest of the line at `start`, or the next line that is not empty, without marks around its content."""
+    claim = text[start : start + CLAIM]
+    return claim[_LEAD.match(claim).end() :].split("\n", 1)[0]
+
+
 def _statement(text: str, start: int) -> str:
-    """Return the statement at `start`: the rest of the line or of the next nonempty one, after the last "=" of an equation."""
-    lines = text[start : start + CLAIM].lstrip(" \t\r\n:*$").split("\n", 1)
-    sentence = re.split(r"[.;?!]\s", lines[0], maxsplit=1)[0]
-    return _EQUATION.sub("", sentence)
+    """Return the sentence at `start`, or the result of its equation."""
+    line = _line(text, start)
+    for end in re.finditer(r"[.;?!]\s", line):
+        if not (end[0][0] == "." and _ABBREVIATION.search(line, 0, end.start())):
+            return _result(line[: end.start()])
+    return _result(line)
+
+
+def _only_number(text: str, start: int) -> str:
+    """Return the line at `start` if it holds a number, at most a unit behind it, and nothing else; otherwise ""."""
+    line = _line(text, start)
+    number = NUMBER.match(line)
+    return line if number and _UNIT_ONLY.fullmatch(line, number.end()) else ""
 
 
 def _starts_with_number(statement: str) -> bool:
@@ -170,13 +173,49 @@ def _starts_with_number(statement: str) -> bool:
 
 
 def _braced(text: str, start: int) -> str:
-    """Return the content of the braces opened just before `start`; "" if they are not closed."""
+    """Return the content of the braces opened just before `start`, or the result of its equation; "" if they are not closed."""
     depth = 1
     for match in re.compile("[{}]").finditer(text, start, start + CLAIM):
         depth += 1 if match[0] == "{" else -1
         if depth == 0:
-            return _EQUATION.sub("", text[start : match.start()])
+            return _signed(_result(text[start : match.start()]))
     return ""
+
+
+def _signed(text: str) -> str:
+    """Attach a minus at the front to its number: nothing stands before it from which it could subtract."""
+    return re.sub(r"^\s*-\s+(?=[$\\.\d])", "-", text)
+
+
+def _result(text: str) -> str:
+    """Return the side of an equation that holds its result: the last one, or the one before if the last is an operation.
+
+    "3 apples + 5 apples = 8 apples" → "8 apples"; "18 = 6 * 3" → "18"; a text that does not begin with an equation is returned unchanged.
+    """
+    sides = _EQUALS.split(text)
+    for count in range(len(sides) - 1, 0, -1):
+        if _is_left_side("=".join(sides[:count])):
+            result, before = "=".join(sides[count:]), sides[count - 1]
+            swap = _is_operation(result) and numbers(before) and not _is_operation(before)
+            return _signed(before if swap else result)
+    return text
+
+
+def _is_operation(text: str) -> bool:
+    """Return True if a text begins with two numbers and an operator between them."""
+    return bool(_OPERATION.match(NUMBER.sub("0", text)))
+
+
+def _is_left_side(text: str) -> bool:
+    """Return True if the text before a "=" belongs to an equation: a name, or numbers with units that operators join."""
+    bare = NUMBER.sub("0", text)
+    words = {word.lower() for word in _WORD.findall(bare)}
+    if not words:
+        return True
+    first, *between, last = bare.split("0") if "0" in bare else ("", "")
+    if not between and "0" in bare:  # a single number is a left side if an operator joins it to a name
+        between = [first + last]
+    return not words & _CONJUNCTIONS and all(_JOINED.search(gap) for gap in between)
 
 
 def _extract_upstream(completion: str) -> str | None:

@@ -46,7 +46,7 @@ def rescore(tmp_path, lines, *options):
 def test_rescore_gives_the_fraction_right_with_its_uncertainty(tmp_path):
     score = rescore(tmp_path, LINES)
     expected = {"benchmark": "gsm8k", "score": 0.5, "n": 4, "n_correct": 2, "stderr": 0.25, "n_unparsable": 1}
-    expected |= {"protocol": "ba-lora", "protocol_version": "2", "missing": None, "n_truncated": None, "model": None}
+    expected |= {"protocol": "ba-lora", "protocol_version": "3", "missing": None, "n_truncated": None, "model": None}
     assert {key: score[key] for key in expected} == expected
     assert score["interval"] == pytest.approx([0.1500, 0.8500], abs=1e-4)
     scored = read(tmp_path / "out" / "scored.jsonl")

@@ -1,4 +1,4 @@
-"""Numbers in their various spellings, and where a completion states its answer, under both protocols."""
+"""Where a completion states its answer, under both protocols."""
 
 import json
 import os
@@ -12,65 +12,6 @@ import pytest
 from ba_lora.errors import UserError
 from eval.answers.numeric import extract_answer, parse_number, same_number
 from eval.gsm8k import score_records
-
-WRITTEN_NUMBERS = [
-    ("18", 18),
-    ("18.", 18),
-    ("18.0", 18),
-    ("018", 18),
-    ("+18", 18),
-    ("3.75", "15/4"),
-    (".5", "1/2"),
-    ("-7", -7),
-    ("\u22127", -7),
-    ("\u20137", -7),
-    ("-0.5", "-1/2"),
-    ("1,234,567", 1234567),
-    ("12,345", 12345),
-    ("1,5", 1),
-    ("1,2345", 1),
-    ("$1,200.50", "2401/2"),
-    ("\\$18", 18),
-    ("-$5", -5),
-    ("$-5", -5),
-    ("€20", 20),
-    ("USD18", 18),
-    ("50%", 50),
-    ("50\\%", 50),
-    ("12 apples", 12),
-    ("about 12 apples", 12),
-    ("12-year-old", 12),
-    ("10-7", 10),
-    ("- 3", 3),
-    ("1/2", "1/2"),
-    ("3 / 4", "3/4"),
-    ("-3/4", "-3/4"),
-    ("36/2", 18),
-    ("1 1/2", "3/2"),
-    ("-1 1/2", "-3/2"),
-    ("2 and 3/4 hours", "11/4"),
-    ("½", "1/2"),
-    ("1½", "3/2"),
-    ("\\frac{1}{2}", "1/2"),
-    ("\\dfrac{ 3 }{ 4 }", "3/4"),
-    ("\\frac12", "1/2"),
-    ("-\\frac{1}{2}", "-1/2"),
-    ("\\frac{-1}{2}", "-1/2"),
-    ("1\\frac{1}{2}", "3/2"),
-    ("\\boxed{12}", 12),
-    ("**12**", 12),
-    ("\\(12\\)", 12),
-    ("1{,}234", 1234),
-    ("1\\,234", 1234),
-    ("1\u202f234", 1234),
-    ("1e3", 1000),
-    ("2.5e-1", "1/4"),
-    ("1/0", None),
-    ("\\frac{1}{0}", None),
-    ("no number", None),
-    ("", None),
-    ("9" * 5000, None),
-]
 
 # (completion, what protocol ba-lora reads, what protocol upstream reads)
 COMPLETIONS = [
@@ -234,16 +175,98 @@ COMPLETIONS = [
     ("The answer is:18", 18, None),
     ("The answer is : 18", 18, None),
     ("Answer: 18", 18, None),
+    # numbered headings
+    ("#### **1. Cost**\n3*5=15\n#### **2. Tax**\n15+1=16\nThe answer is 16.", 16, None),
+    ("#### (1) Cost\n3*5=15\n#### (2) Tax\n15+1=16\n#### 16", 16, None),
+    ("#### 1 - Cost\n3*5=15\n#### 2 - Tax\n15+1=16\nFinal answer: 16", 16, None),
+    ("#### 1: Cost\n3*5=15\n#### 2: Tax\n15+1=16", 16, None),
+    ("#### 1.1 Cost\n3*5=15\n#### 1.2 Tax\n15+1=16\nSo \\boxed{16}.", 16, None),
+    ("##### 1. Cost\n3*5=15\nSo \\boxed{15}.", 15, None),
+    ("### 1. Cost\n3*5=15\n#### 2. Tax\n15+1=16\nThe answer is 16.", 16, None),
+    ("3*6=18\n#### 18. Enjoy!\nShe keeps 3.", 18, None),
+    ("#### 1. One egg is left.", 1, None),
+    ("6*3=18\n#### 18.\nThat is 3 times 6.", 18, None),
+    ("#### 18 eggs\nNote: 3 ducks.", 18, None),
+    ("#### 1) Cost\n4*4=16\nSo \\boxed{16}", 16, None),
+    # equations
+    ("The answer is 5 apples + 3 apples = 8 apples.", 8, None),
+    ("\\boxed{5 \\text{ apples} + 3 \\text{ apples} = 8 \\text{ apples}}", 8, None),
+    ("\\boxed{\\text{Total cost} = 18 \\text{ dollars}}", 18, None),
+    ("The answer is 6 boxes x 3 eggs = 18 eggs.", 18, None),
+    ("The answer is 50% of 36 = 18.", 18, None),
+    ("The answer is: Total cost = $5 + $13 = $18", 18, 5),
+    ("The answer is 18 = 6 * 3.", 18, None),
+    ("The answer is 18 eggs because 20 eggs - 2 eggs = 18 eggs", 18, None),
+    ("The answer is 18 eggs, since each box = 6 eggs", 18, None),
+    ("\\boxed{T_{1} = 18}", 18, None),
+    ("\\boxed{x_{12} = -4}", -4, None),
+    ("\\boxed{f(3) = 18}", 18, None),
+    ("#### x_2 = 7", 7, None),
+    ("\\boxed{3 - 8 = - 5}", -5, None),
+    ("The answer is 3 apples/day * 6 days = 18 apples", 18, None),
+    ("The answer is $3 \\times 6 = 18$.", 18, None),
+    ("The answer is: 3 times 6 equals 18", 18, 3),
+    ("Final answer = $42. (There are 3 left.)", 42, None),
+    ("Answer: 6 * 3 = 18\nThen 18 + 2 = 20.", 20, None),
+    ("Let us find the final answer:\n6 * 3 = 18\n18 + 2 = 20", 20, None),
+    ("The answer is 3 dozen = 36", 3, None),
+    ("The answer is total = 3 dozen = 36", 36, None),
+    # abbreviations
+    ("The answer is Rs. 50 for 3 items.", 50, None),
+    ("The answer is approx. 50 km in 3 hours.", 50, None),
+    ("The answer is Rs.50 for 3 items.", 50, None),
+    ("The answer is No. 5 of 7.", 5, None),
+    ("The answer is, e.g. 50 km in 3 hours", 50, None),
+    ("The answer is ca. 50 km. It takes 3 hours.", 50, None),
+    ("The answer is U.S. $50 for 3 items", 50, None),
+    ("The answer is about 50 km/hr. It takes 3 hours.", 50, None),
+    # an afterthought
+    ("**Final Answer:** 42\n\nNote that 3 eggs are left over.", 42, None),
+    ("Answer: 42\n\nNote that 3 eggs are left over.", 42, None),
+    ("**Answer:** 42 eggs\n\n(3 are left over)", 42, None),
+    ("### Final Answer\n42\n\nNote that 3 eggs are left.", 42, None),
+    ("### Final Answer\n\\[\n\\boxed{42}\n\\]\nNote that 3 eggs are left.", 42, None),
+    ("My final answer is 42. I used 3 steps.", 42, None),
+    ("The correct answer is 42, and 3 are left.", 42, None),
+    ("Answer: She has 6 boxes of 3 eggs, so 18.", 18, None),
+    ("**Answer: $18**", 18, None),
+    ("Answer: \\$18 per day.\nThat is 3 times 6.", 18, None),
+    ("The answer is: 18\nAnswer: 3", 18, 18),
+    # spellings where they are stated
+    ("\\boxed{- 5}", -5, None),
+    ("The answer is 2.5 million dollars.", 2500000, None),
+    ("#### $50k", 50000, None),
+    ("\\boxed{3\\text{ thousand}}", 3000, None),
+    ("The answer is $1.2 billion", 1200000000, None),
+    ("The answer is 2 dozen eggs", 2, None),
+    ("The answer is 2 lakh rupees", 200000, None),
+    ("The answer is \\(-\\frac{3}{4}\\)", "-3/4", None),
+    ("The answer is:\n\\[\n-5\n\\]", -5, None),
+    ("The answer is \u22125.", -5, None),
+    ("\\boxed{\u20115}", -5, None),
+    ("#### \u2013½", "-1/2", None),
+    ("#### 12\u2009345", 12345, None),
+    ("The answer is 1'234'567.", 1234567, None),
+    ("The answer is ₹1,00,00,000.", 10000000, None),
+    ("The answer is 3 × 10⁴ km", 30000, None),
+    ("The answer is $2 \\cdot 10^{-2}$", "1/50", None),
+    ("The answer is 10^6.", 1000000, None),
+    ("\\boxed{\\frac 12}", "1/2", None),
+    ("\\boxed{\\frac{-3.5}{2}}", "-7/4", None),
+    ("\\boxed{-\\dfrac{1}{2}}", "-1/2", None),
+    ("\\boxed{{-}\\frac{1}{2}}", "-1/2", None),
+    ("\\boxed{18}. Put it in \\boxed{...}", 18, None),
+    ("The answer is 18 m. Each of the 3 is 6 m.", 18, None),
+    ("\\boxed{2 \\text{ and } \\frac{1}{2}}", "5/2", None),
+    ("The answer is 5:30", 5, None),
+    ("The answer is 18 (= 6 * 3).", 18, None),
+    ("The answer is 10/3 ≈ 3.33", "10/3", None),
+    ("The total is 3(5)+3=18. \\boxed{\\$18.00}", 18, None),
 ]
 
 
 def fraction(value):
     return None if value is None else Fraction(value)
-
-
-@pytest.mark.parametrize(("text", "value"), WRITTEN_NUMBERS, ids=[repr(text)[:30] for text, _ in WRITTEN_NUMBERS])
-def test_a_number_is_read_exactly_as_it_is_written(text, value):
-    assert parse_number(text) == fraction(value)
 
 
 @pytest.mark.parametrize(("completion", "ours", "theirs"), COMPLETIONS, ids=[repr(row[0])[:40] for row in COMPLETIONS])
@@ -273,6 +296,7 @@ def test_an_unknown_protocol_is_refused_with_the_nearest_name():
 
 
 DEGENERATE = ["1", "1,", "1 ", "\\boxed{", "= 1 ", "The answer is ", "####", "Question: "]
+DEGENERATE += ["#### 1. a 1\n", "Final answer: ", "Answer: 1 a\n", "\\boxed{a + 1 = ", "1 a + ", "Rs. "]
 
 
 @pytest.mark.parametrize("piece", DEGENERATE)
