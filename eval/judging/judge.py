@@ -5,9 +5,10 @@ for math, reasoning and coding, a reference answer, and ends its reply with a ra
 judgments.jsonl, one line per judgment, with a key of judge, options and prompt: an existing judgment is never requested again,
 one with a changed prompt always is. Ratings are read from that file, so reading them again needs no judge.
 
-Reading a reply. "ba-lora": the rating is the last number in double brackets, else the last in single ones, because the
-prompt asks for it after the explanation, which may quote another. Blanks and "/10" inside the brackets are allowed; brackets
-directly after a word ("list[0]") are code, and the prompt's own example, quoted in full, is not the judge's rating. Anything
+Reading a reply. "ba-lora": the rating is the last number in double brackets, because the prompt asks for it after the
+explanation, which may quote another. If there is none, it is the last number in single brackets that the reply calls a rating
+("Rating: [7]", "[7/10]", or alone on its line): other single brackets are citations or code. Blanks, LaTeX's backslashes and the
+scale are allowed ("[[7/10]]", "[[7]] out of [[10]]"). The prompt's own example, quoted in full, is not the judge's rating. Anything
 else is not a rating, nor is a number below 1 or above 10.
 "fastchat": the first number in double brackets, else the first in single ones, whatever its size, as published.
 
@@ -32,7 +33,7 @@ from ba_lora.errors import UserError
 from ba_lora.files import digest
 from ba_lora.folders.checksums import check_line, checked_line
 
-PROTOCOLS = {"ba-lora": "1", "fastchat": "1"}  # how a reply is read; a change in what is read raises the version
+PROTOCOLS = {"ba-lora": "2", "fastchat": "1"}  # how a reply is read; a change in what is read raises the version
 PROMPTS = {  # (with a reference answer, turn) → the published prompt
     (False, 1): "single-v1",
     (True, 1): "single-math-v1",
@@ -46,14 +47,15 @@ LOWEST, HIGHEST = 1, 10
 
 _EXAMPLE = 'for example: "Rating: [[5]]"'  # the example of the form in the published prompts
 _NUMBER = r"(\d+(?:\.\d*)?)"
-_READ = {  # protocol → (double brackets, single brackets, which of several numbers counts)
-    "ba-lora": (
-        re.compile(rf"\[\[\s*{_NUMBER}\s*(?:/\s*10\s*)?\]\]", re.ASCII),
-        re.compile(rf"(?<![\w\])])\[\s*{_NUMBER}\s*(?:/\s*10\s*)?\]", re.ASCII),
-        -1,
-    ),
-    "fastchat": (re.compile(rf"\[\[{_NUMBER}\]\]", re.ASCII), re.compile(rf"\[{_NUMBER}\]", re.ASCII), 0),
-}
+_PUBLISHED = re.compile(rf"\[\[{_NUMBER}\]\]", re.ASCII), re.compile(rf"\[{_NUMBER}\]", re.ASCII)
+_INSIDE = rf"[\s*]*(?:(?:rating|score)\s*:\s*)?{_NUMBER}[\s*]*(?P<scale>(?:/|(?:out\s+)?of)\s*10[\s*]*)?"
+_BEHIND = r"(?P<scale_behind>\s*(?:/|out\s+of)\s*(?:10\b|\[{1,2}\s*10\s*\]{1,2}))?"
+_DOUBLE = re.compile(rf"\[\[{_INSIDE}\]\]{_BEHIND}", re.ASCII | re.IGNORECASE)
+_SINGLE = re.compile(rf"(?<![\w\])])\[{_INSIDE}\]{_BEHIND}", re.ASCII | re.IGNORECASE)
+_CALLED = re.compile(  # the words before a rating
+    r"\b(?:(?:rating|score|grade)[*_\s]*(?:\b(?:is|of|as|would\s+be)\b|[:=-])|(?:rate|give)\s+(?:it|this)(?:\s+an?)?)[^\w\]]*$",
+    re.IGNORECASE,
+)
 
 
 class Judge(NamedTuple):
@@ -82,17 +84,31 @@ class Reading(NamedTuple):
 
 def read_rating(reply: str, protocol: str = "ba-lora") -> Reading:
     """Return the rating in one reply; the rules are in the module docstring."""
-    double, single, which = _READ[protocol]
-    if protocol != "fastchat":
-        reply = reply.replace(_EXAMPLE, "")
-    found = double.findall(reply) or single.findall(reply)
-    if not found:
+    found = [pattern.findall(reply) for pattern in _PUBLISHED] if protocol == "fastchat" else _in_brackets(reply)
+    numbers = [float(number) for number in found[0] or found[1]]
+    if not numbers:
         return Reading(None, "no rating")
-    several = len({float(number) for number in found}) > 1
-    rating = float(found[which])
+    several = len(set(numbers)) > 1
+    rating = numbers[0 if protocol == "fastchat" else -1]
     if protocol != "fastchat" and not LOWEST <= rating <= HIGHEST:
         return Reading(None, "out of range", several)
     return Reading(rating, None, several)
+
+
+def _in_brackets(reply: str) -> tuple[list[str], list[str]]:
+    """Return the numbers in double brackets, and those in single ones that the reply calls a rating."""
+    reply = re.sub(r"\\(?=[\[\]])", "", reply.replace(_EXAMPLE, ""))
+    double = [match[1] for match in _DOUBLE.finditer(reply)]
+    single = [match[1] for match in _SINGLE.finditer(reply) if _is_rating(reply, match)]
+    return double, single
+
+
+def _is_rating(reply: str, match: re.Match) -> bool:
+    """Return True if a number in single brackets has a scale, follows a word like "Rating:", or is alone on its line."""
+    before = reply[reply.rfind("\n", 0, match.start()) + 1 : match.start()]
+    after = reply[match.end() :].partition("\n")[0]
+    alone = not re.search(r"[\w\]]", before + after)
+    return bool(match["scale"] or match["scale_behind"] or _CALLED.search(before[-60:]) or alone)
 
 
 def read_replies(replies: Sequence[str], protocol: str = "ba-lora") -> Reading:

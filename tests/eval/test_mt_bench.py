@@ -56,7 +56,7 @@ def test_the_score_says_who_judged_how_and_when(tmp_path, data):
     assert (score["judge"], score["judge_options"]) == ("scripted", {"temperature": 0, "max_tokens": 2048, "seed": 1})
     assert score["prompt_version"].startswith("own (sha256 ") and len(score["questions_hash"]) == 64
     assert len(score["judged"]) == 2 and all(date.endswith("Z") for date in score["judged"])
-    assert (score["protocol"], score["protocol_version"], score["data"]) == ("ba-lora", "1", data)
+    assert (score["protocol"], score["protocol_version"], score["data"]) == ("ba-lora", "2", data)
     scored = read(tmp_path / "out" / "scored.jsonl")
     assert [(line["id"], line["turn"]) for line in scored] == [(a["id"], a["turn"]) for a in ANSWERS]
     assert scored[3] | {"judgment": 0} == {

@@ -72,6 +72,29 @@ CASES = [  # reply, "ba-lora" (a rating or why there is none), "fastchat"
     ("[[7.]]", 7, 7),
     ("[[[7]]]", 7, 7),
     ("[[07]]", 7, 7),
+    ("**Rating**: [[**7**]]", 7, "no rating"),
+    ("Rating: [[Rating: 7]]", 7, "no rating"),
+    ("Rating: \\[\\[8\\]\\]", 8, "no rating"),
+    # the scale is no rating
+    ("Rating: [[8]]/[[10]]", 8, 8),
+    ("Rating: [8]/[10]", 8, 8),
+    ("Rating: [[8]/[10]]", 8, 8),
+    ("Rating: [[8]] out of [[10]]", 8, 8),
+    ("Rating: [[8]] / 10", 8, 8),
+    ("Rating: [[8 out of 10]]", 8, "no rating"),
+    ("Rating: [[8.5 of 10]]", 8.5, "no rating"),
+    ("Rating: \\[\\[8\\]\\] / \\[\\[10\\]\\]", 8, "no rating"),
+    ("I give it [8] out of 10.", 8, 8),
+    ("Rating: [[10]]/[[10]]", 10, 10),
+    # single brackets: only what is called a rating
+    ("It agrees with source [1]. I rate it 8.", "no rating", 1),
+    ("As [1] and [2] say, this is right.", "no rating", 1),
+    ("The rating follows from [3].", "no rating", 3),
+    ("It names [3] of 10 causes.", "no rating", 3),
+    ("Good.\n\n**[7]**", 7, 7),
+    ("See [1].\n**Final rating:** [7]", 7, 1),
+    ("My score is [7], as in [2].", 7, 7),
+    ("I rate it [7].", 7, 7),
     # several numbers: the last counts, because the rating is requested after the explanation; the published code takes the first
     ("The first answer deserved [[9]], this one [[4]]", 4, 9),
     ('The answer ends in "Rating: [[10]]", which is not a merit. Rating: [[2]]', 2, 10),
@@ -118,7 +141,7 @@ def test_a_reply_is_read_by_the_written_rules(reply, correct, published):
 
 
 def test_different_numbers_in_one_reply_are_noted_and_equal_ones_are_not():
-    assert read_rating("[[9]] or [[4]]").several and read_rating("[3] [4]").several
+    assert read_rating("[[9]] or [[4]]").several and read_rating("Rating: [3]. Rating: [4]").several
     assert not read_rating("[[6]] [[6.0]]").several and not read_rating("[3] then [[8]]").several
 
 
