@@ -12,6 +12,7 @@ Runs only in a worker (`eval.answers.latex_worker`): a hostile answer may take a
 """
 
 import re
+import unicodedata
 from contextlib import contextmanager
 
 import sympy
@@ -46,6 +47,18 @@ _SIGNS = {ord(sign): "-" for sign in "\u2010\u2011\u2012\u2013\u2212\ufe63\uff0d
         "×·÷π∞≤≥≠≈∪∩∅±", "times cdot div pi infty le ge neq approx cup cap emptyset pm".split(), strict=True
     )
 }
+_FINAL_PERIOD = re.compile(r"(?<!\.)(?<!\\right)\.((?:\s|~|\\[,;: !])*\}?)\s*$")  # also inside a last \\text{}
+_ROOTS = {"√": r"\sqrt", "∛": r"\sqrt[3]", "∜": r"\sqrt[4]"}
+_TYPED = (  # characters in place of commands; the digits of exponents, indices and fractions
+    (
+        re.compile(r"([√∛∜])\s*(?:(\d+(?:\.\d+)?|[A-Za-z](?![A-Za-z]))|(?=[({\\]))"),
+        lambda found: _ROOTS[found[1]] + (f"{{{found[2]}}}" if found[2] else ""),
+    ),
+    (re.compile("[¼-¾⅐-⅞]"), lambda found: r"\frac{{{}}}{{{}}}".format(*_digits(found[0]).split("\u2044"))),
+    (re.compile(r"(?<=[\w)}\]])[⁺⁻]?[⁰¹²³⁴-⁹ⁿ]+"), lambda found: f"^{{{_digits(found[0])}}}"),
+    (re.compile(r"(?<=[\w)}\]])[₀-₉]+"), lambda found: f"_{{{_digits(found[0])}}}"),
+    (re.compile(r"\{([-+])\}"), r"\1"),
+)
 _SYNONYMS = (  # commands that the parser does not know
     (re.compile(r"\\[bB]igg?[lrm]?(?![A-Za-z])"), ""),
     (re.compile(r"\\bigcup(?![A-Za-z])"), r"\\cup"),
@@ -59,7 +72,7 @@ _PRIME = re.compile(r"(?<!\\)['\"′″]|\\prime")  # the parser drops primes
 _SPACE = re.compile(
     r"(?<!\\)\\[,;: ]|\\q?quad(?![A-Za-z])|\\(?:thin|med|thick)?space(?![A-Za-z])|~|[\u00a0\u2009\u202f]|\n"
 )
-_GROUPS = re.compile(r"(?<![\d.,])\d{1,3}(?:(?:\{,\}|,?\\!,?|,\\,|\\,|\\ |~|[ \u00a0\u2009\u202f])\d{3})+(?!\d)")
+_GROUPS = re.compile(r"(?<![\d.,])\d{1,3}(?:(?:\{,\}|,?\\!,?|,\\,|\\,|\\ |~|[ '\u2019\u00a0\u2009\u202f])\d{3})+(?!\d)")
 _MIXED = re.compile(r"(?<![\w.^/\\])(\d+)\s+(\d+)\s*/\s*(\d+)(?![\w.^/])")  # "1 1/2"
 _TWO_NUMBERS = re.compile(r"(?<![\w.^\\])\d[\d.]*\s+[\d.]|\.\d*\.")  # the parser adds or multiplies them
 _REPEATING = re.compile(r"(?<![\d.])(\d{0,50})\.(\d{0,50})\s*\\(?:overline|bar)\s*(?:\{\s*(\d{1,50})\s*\}|(\d))")
@@ -122,7 +135,7 @@ def read(text: str, real: bool = True):
         return _read_sentence(formulas, outside, real)
     if any(_LEFT_OUT.search(formula) for formula in formulas):
         raise Unread(text)
-    latex = clean(", ".join(re.sub(r"[.,;]\s*$", "", formula) for formula in formulas))
+    latex = clean(", ".join(re.sub(r"(?<!\\)[.,;]\s*$", "", formula) for formula in formulas))
     first, *others = [_parse(side, real) for side in re.split(r"\\approx(?![A-Za-z])", latex)]
     if others and isinstance(first, sympy.Symbol):  # "x \approx 3.4"
         first, *others = others
@@ -151,10 +164,10 @@ def _read_sentence(formulas: list[str], words: str, real: bool):
 
 def clean(latex: str) -> str:
     """Return a formula as math-verify's parser takes it. Drops nothing with a value; raises Unread for what the parser would drop."""
-    text = latex.translate(_SIGNS).strip().removesuffix(".").strip()
+    text = _FINAL_PERIOD.sub(r"\1", latex.translate(_SIGNS)).strip()
+    text = _GROUPS.sub(lambda match: re.sub(r"\D", "", match[0]), text)
     if _LEFT_OUT.search(text) or _PRIME.search(text):
         raise Unread(latex)
-    text = _GROUPS.sub(lambda match: re.sub(r"\D", "", match[0]), text)
     text = _SPACE.sub(" ", text.replace("\\!", "").replace("{,}", ",")).strip()
     text = re.sub(r"(?:°|\\degree(?![A-Za-z])|\^\s*\{\s*\\degree\s*\})", r"^{\\circ}", text)
     text = re.sub(r"^(?:\\\$|[$€£¥])\s*|\\(?:display|text)style(?![A-Za-z])", "", text)
@@ -164,6 +177,8 @@ def clean(latex: str) -> str:
     text = _PERCENT.sub(r"\\%", text)
     text = _LETTER.sub(lambda match: f" {match[1]} " if match[1] in "ie" else match[0], text)
     text = _PLAIN_UNIT.sub(_unit, _TEXT_UNIT.sub(_unit, text)).strip()
+    for written, instead in _TYPED:
+        text = written.sub(instead, text)
     text = _BASE.sub(_in_base, _ORDINAL.sub("", text))
     text = _MIXED.sub(r"\1\\frac{\2}{\3}", _REPEATING.sub(_repeating, text))
     text = _brace_arguments(text)
@@ -173,6 +188,11 @@ def clean(latex: str) -> str:
     if not text:
         raise Unread(latex)
     return text
+
+
+def _digits(text: str) -> str:
+    """Return raised, lowered or vulgar characters as plain ones: "⁻¹²" → "-12"."""
+    return unicodedata.normalize("NFKC", text).replace("\u2212", "-")
 
 
 def _unit(match: re.Match) -> str:

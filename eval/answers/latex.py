@@ -16,16 +16,22 @@ from importlib.metadata import PackageNotFoundError, version
 from ba_lora.errors import UserError, choose
 
 from ..harness.workers import ask
-from .numeric import split_questions
+from .numeric import ANSWER_IS, split_questions
 
-PROTOCOLS = {"ba-lora": "2", "upstream": "1"}  # name → version; a change in what is read raises the version
+PROTOCOLS = {"ba-lora": "3", "upstream": "1"}  # name → version; a change in what is read raises the version
 
 CLAIM = 2000  # characters after a marker within which its answer must end
 SECONDS = 10  # for one comparison
 VERSION = "0.9.0"  # of math-verify: `eval.answers.formulas` replaces a function inside it
 
-_BOXED = re.compile(r"\\(?:boxed|fbox)(?:\s*(?P<brace>\{)|\s+(?P<bare>[^$\n]{1,2000}(?=\$)|[^\s${}]+))")
-_ANSWER_IS = re.compile(r"\b(?:the|final)\s+answer\s+is\b", re.IGNORECASE)
+_BOXED = re.compile(r"\\(?:boxed|fbox)(?:\s*(?P<brace>\{)|\s+|(?=\d|\\[A-Za-z]))")
+_TO_DELIMITER = re.compile(r"[^$\n]{1,2000}?(?=\$|\\\)|\\\])")
+_ONE_WORD = re.compile(r"[^\s${}]*[\d\\][^\s${}]*(?=[\s$}]|\Z)")
+_PROSE = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{2,}")
+_TEXT = re.compile(r"\\text\w*\s*\{[^{}]*\}")
+_PLACEHOLDER = re.compile(  # "\\boxed{...}", "\\boxed{\\text{your answer}}"
+    r"(?:[\s.…_?<>\[\]{}]|\\(?:text\w*|mathrm|[lcv]?dots|square)(?![A-Za-z])|(?i:\b(?:your|the|my|final|answer|result|here)\b))*"
+)
 _MATH = re.compile(
     r"\$\$(?P<display>(?:[^$]|\\\$)+)\$\$|\\\[(?P<bracket>.+?)\\\]|\\\((?P<paren>.+?)\\\)"
     r"|\$(?!\s)(?P<inline>(?:\\.|[^$\\\n])+)(?<!\s)\$(?!\d)",
@@ -42,8 +48,8 @@ def extract_latex(completion: str, protocol: str = "ba-lora") -> str | None:
     """Return the answer that a completion states, as LaTeX without its dollars, or None if it states none.
 
     "ba-lora": as in `eval.answers.numeric`, the completion is split at lines that open another question, and the first part that
-    states an answer is read: its last balanced \\boxed{}, else its last "The answer is" or "final answer is" (up to the end
-    of the formula, else of the sentence). Text that was cut off inside braces is not an answer.
+    states an answer is read: its last balanced \\boxed{} with more than a placeholder in it, else its last "The answer is" or "Final
+    answer:" (up to the end of the formula, else of the sentence). Text that was cut off inside braces is not an answer.
 
     "upstream": the text after the last "The answer is: " up to the first period that ends a line, without one final period.
 
@@ -77,14 +83,25 @@ def read_reference(reference: str, protocol: str = "ba-lora") -> str | None:
 
 
 def last_boxed(text: str) -> str | None:
-    """Return the content of the last \\boxed{} or \\fbox{} that is closed and not empty, or of "\\boxed 5"; else None."""
+    """Return the content of the last \\boxed{} or \\fbox{} that is closed and holds an answer, or of "\\boxed 5"; else None.
+
+    "\\boxed{...}" and "\\boxed" in a sentence about the form hold none.
+    """
     boxes = list(_BOXED.finditer(text))
     closing = _closing_braces(text) if boxes else {}
     for match in reversed(boxes):
-        inside = _braced(text, match.end(), closing) if match["brace"] else match["bare"].rstrip(".,;:")
-        if inside and inside.strip():
+        inside = _braced(text, match.end(), closing) if match["brace"] else _unbraced(text, match.end())
+        if inside and not _PLACEHOLDER.fullmatch(inside):
             return inside.strip()
     return None
+
+
+def _unbraced(text: str, start: int) -> str | None:
+    """Return what follows a \\boxed without braces: the rest of the formula, or one word like a number; None if it is prose."""
+    found = _TO_DELIMITER.match(text, start)
+    if not found or _PROSE.search(_TEXT.sub("", found[0])):
+        found = _ONE_WORD.match(text, start)
+    return found[0].rstrip(" .,;:") if found else None
 
 
 def _closing_braces(text: str) -> dict[int, int]:
@@ -105,8 +122,8 @@ def _braced(text: str, start: int, closing: dict[int, int]) -> str | None:
 
 
 def _last_claim(text: str) -> str | None:
-    for match in reversed(list(_ANSWER_IS.finditer(text))):
-        if claim := _claim(text[match.end() : match.end() + CLAIM].lstrip(" \t\r\n:*")):
+    for match in reversed(list(ANSWER_IS.finditer(text))):
+        if claim := _claim(text[match.end() : match.end() + CLAIM].lstrip(" \t\r\n:*=_")):
             return claim
     return None
 
@@ -151,6 +168,7 @@ _REWRITINGS = (
     ("^\\circ", ""),
     ("\\$", ""),
 )
+_PERIOD = re.compile(r"(?<!\.)\.\s*$")
 _UNIT = "\\text{ "  # a unit, as written in MATH's solutions; everything after it is removed
 
 
@@ -163,8 +181,9 @@ def same_string(reference: str, answer: str) -> bool:
 
 
 def same_text(reference: str, answer: str) -> bool:
-    """Like `same_string`, but units count: nothing may be removed from answers whose value is not known."""
-    return same_string(reference.replace(_UNIT, "\\text{"), answer.replace(_UNIT, "\\text{"))
+    """Like `same_string`, but units count, and a final period does not: nothing else is removed from answers of unknown value."""
+    reference, answer = (_PERIOD.sub("", text).replace(_UNIT, "\\text{") for text in (reference, answer))
+    return same_string(reference, answer)
 
 
 def normalise_string(text: str) -> str:

@@ -29,7 +29,7 @@ _HEADING = re.compile(  # "#### 1. Cost", "#### **2)** Tax", "#### 3 - Total", "
     r"(?:[*_]*[.):][*_]*(?=[ \t]+\S)|[ \t]+[-:](?=[ \t]+\S)|(?<=\.\d)(?=[ \t]+[*_]*[A-Z]))",
     re.MULTILINE,
 )
-_ANSWER_IS = re.compile(
+ANSWER_IS = re.compile(
     r"\b(?:(?:the|my|our)\s+(?:(?:final|correct)\s+)?|final\s+)answer\s+is\b"
     r"|^[ \t#>*_-]*final\s+answer[*_ \t]*(?:[:=]|$)",
     re.IGNORECASE | re.MULTILINE,
@@ -115,7 +115,7 @@ def _last_number(text: str) -> str | None:
 def _stated(text: str) -> str | None:
     """Return the answer that one part states, in the order of `extract_answer`; None if it states none."""
     hashes, phrases, boxes, labels = (
-        [mark.end() for mark in marker.finditer(text)] for marker in (_HASHES, _ANSWER_IS, _BOXED, _ANSWER)
+        [mark.end() for mark in marker.finditer(text)] for marker in (_HASHES, ANSWER_IS, _BOXED, _ANSWER)
     )
     headings = _headings(text) if hashes else ()
     hashes = [end for end in hashes if end not in headings]

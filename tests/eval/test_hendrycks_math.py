@@ -44,7 +44,7 @@ def test_rescore_gives_both_judges_scores_and_follows_math_verify(tmp_path):
     score = rescore(tmp_path, LINES)
     expected = {"benchmark": "math", "score": 0.75, "n": 4, "n_correct": 3, "n_unparsable": 1, "judge": "math-verify"}
     expected |= {"score_math_verify": 0.75, "score_string": 0.5, "n_without_verdict": 0, "protocol": "ba-lora"}
-    expected |= {"protocol_version": "2", "missing": None, "model": None, "shots_data": None, "n_truncated": None}
+    expected |= {"protocol_version": "3", "missing": None, "model": None, "shots_data": None, "n_truncated": None}
     assert {key: score[key] for key in expected} == expected
     scored = read(tmp_path / "out" / "scored.jsonl")
     assert scored[0] == {"id": 0, "answer": "\\frac{2}{4}", "correct": True, "math_verify": True, "string": False}

@@ -32,6 +32,8 @@ NOT_WHOLE = [  # text after a plain answer
     " \\approx 400",
     "^T",
     "^{\\mathrm{T}}",
+    "√",
+    "∛",
 ]
 OTHER_VALUE = [  # (reference, a completely read answer with another value)
     ("3", "3\\mathrm{i}"),
@@ -70,6 +72,11 @@ OTHER_VALUE = [  # (reference, a completely read answer with another value)
     ("\\pi", "\\pi-\\infty"),
     ("e", "e\\infty"),
     ("(1+2i)^2", "-3-4i"),
+    ("2", "√2"),
+    ("3", "3½"),
+    ("3", "3²"),
+    ("25", "25₆"),
+    ("8", "∛8"),
 ]
 SAME_VALUE = [
     ("3i", "3\\mathrm{i}"),
@@ -125,6 +132,32 @@ SAME_VALUE = [
     ("-1", "e^{i\\pi}"),
     ("1-i", "\\frac{2}{1+i}"),
     ("6.02\\times10^{23}", "602000000000000000000000"),
+    # periods
+    ("5", "5.\\,"),
+    ("\\text{Tuesday.}", "\\text{Tuesday}"),
+    ("\\begin{pmatrix} 1 \\\\ 2 \\end{pmatrix}.", "\\begin{pmatrix} 1 \\\\ 2 \\end{pmatrix}"),
+    ("5\\text{ cm}.", "5"),
+    # thousands
+    ("12345678", "12\\,345\\,678"),
+    ("12345", "12~345"),
+    ("1234567", "1'234'567"),
+    # characters in place of commands
+    ("2\\sqrt{3}", "2√3"),
+    ("2\\sqrt{3}", "√12"),
+    ("\\frac{3\\sqrt{2}}{2}", "3√(2)/2"),
+    ("\\sqrt{x}+1", "√x+1"),
+    ("2", "∛8"),
+    ("x^{10}+x^{-1}", "x¹⁰ + x⁻¹"),
+    ("25_6", "25₆"),
+    ("x_1", "x₁"),
+    ("\\frac{1}{2}", "½"),
+    ("5", "{-}{-}5"),
+    # mixed numbers
+    ("\\frac{7}{2}", "3½"),
+    ("-\\frac{3}{2}", "-1 1/2"),
+    ("\\frac{71}{6}", "11~\\tfrac56"),
+    ("\\frac{71}{6}", "11\\,5/6"),
+    ("x+\\frac{3}{2}", "1\\frac12 + x"),
 ]
 SMALL = ["2^{-100}", "2^{-99}", "10^{-400}", "\\frac{\\sqrt{2}}{10^{30}}", "0"]
 LARGE = ["10^{400}", "10^{400}+1", "100000000000000000001"]
@@ -208,15 +241,15 @@ def test_exact_values_in_other_forms_and_rounded_ones_stay_equal_and_rough_ones_
 
 
 def test_an_answer_without_a_verdict_is_right_where_it_is_the_same_text_and_is_counted():
-    texts = ["\\foo{x} + 1", " \\foo{x}+1", "\\foo{x}", "5\\foo\\text{ cm}", "1, 2, \\ldots, n", "5 \\ldots"]
-    references = ["\\foo{x}+1", "\\foo{x}+1", "\\foo{x}+1", "5\\foo\\text{ m}", "1,2,\\ldots,n", "5"]
+    texts = ["\\foo{x} + 1", " \\foo{x}+1", "\\foo{x}", "5\\foo\\text{ cm}", "1, 2, \\ldots, n", "5 \\ldots", "5\\foo"]
+    references = ["\\foo{x}+1", "\\foo{x}+1", "\\foo{x}+1", "5\\foo\\text{ m}", "1,2,\\ldots,n.", "5", "5\\foo."]
     records = [
         {"id": n, "completion": f"\\boxed{{{text}}}", "reference": f"\\boxed{{{right}}}"}
         for n, (text, right) in enumerate(zip(texts, references, strict=True))
     ]
     score, scored = score_records(records)
-    assert [line["correct"] for line in scored] == [True, True, False, False, True, False]
-    assert (score["n_without_verdict"], score["n_correct"], score["score_math_verify"]) == (6, 3, 0)
+    assert [line["correct"] for line in scored] == [True, True, False, False, True, False, True]
+    assert (score["n_without_verdict"], score["n_correct"], score["score_math_verify"]) == (7, 4, 0)
 
 
 def test_minerva_keeps_the_verdicts_of_math_verify_itself():
@@ -224,6 +257,16 @@ def test_minerva_keeps_the_verdicts_of_math_verify_itself():
     record = {"id": 0, "completion": ending.format("3\\mathrm{i}"), "reference": "\\boxed{3}"}
     assert score_records([record], "minerva_math")[0]["score"] == 1
     assert score_records([record])[0]["score"] == 0
+
+
+def test_a_period_inside_the_box_of_a_solution_is_ignored_but_not_by_the_protocols_that_repeat_others():
+    solution = "So $2z = 3,$ and\n\\[z = \\boxed{\\frac{7}{5} + \\frac{1}{5} i.}.\\]"
+    answer = (
+        "The answer is: $\\frac{7+i}{5}$.\nFinal Answer: The final answer is $\\frac{7+i}{5}$. I hope it is correct."
+    )
+    record = {"id": 0, "completion": answer, "reference": solution}
+    scores = {name: score_records([record], name)[0]["score"] for name in ("ba-lora", "upstream", "minerva_math")}
+    assert scores == {"ba-lora": 1, "upstream": 0, "minerva_math": 0}
 
 
 HOSTILE = {
