@@ -17,7 +17,7 @@ from ba_lora.errors import UserError, run_cli
 from .answers import lm_eval
 from .answers.evaluate import Answers, benchmark_of, count_truncated, scored_line, summarise_problems
 from .answers.numeric import PROTOCOLS as READINGS
-from .answers.numeric import extract_answer, parse_number, same_number
+from .answers.numeric import extract_answer, parse_number, same_answer
 from .harness.command import run
 from .harness.lines import check_field, task_id, written
 
@@ -91,7 +91,7 @@ def score_records(records: list[dict], protocol: str = "ba-lora") -> tuple[dict,
     """Score records of {"id", "completion", "reference"} → (the statistics of score.json, the lines of scored.jsonl)."""
     answers = [read_answer(record["completion"], protocol) for record in records]
     references = [read_reference(record["reference"], f"id {record['id']}") for record in records]
-    same = lm_eval.same_gsm8k if protocol == LM_EVAL else same_number
+    same = lm_eval.same_gsm8k if protocol == LM_EVAL else same_answer
     scored = [
         scored_line(record, answer=answer, correct=answer is not None and same(answer, reference))
         for record, answer, reference in zip(records, answers, references, strict=True)

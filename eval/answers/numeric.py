@@ -37,7 +37,7 @@ ANSWER_IS = re.compile(
 _ANSWER = re.compile(r"^[ \t#>*_-]*answer[*_ \t]*[:=]", re.IGNORECASE | re.MULTILINE)
 _BOXED = re.compile(r"\\boxed\s*\{")
 _LEAD = re.compile(r"(?:[\s:*$=`_]|\\[\[(])*")
-_NO_WORDS = re.compile(r"(?:[^A-Za-z0-9\n\\]|\\(?:boxed|frac(?!\w))?)*")
+_WORD_OR_DIGIT = re.compile(r"(?<![\\A-Za-z])(?:[A-Za-z]{2,}|[A-Za-z](?!\s*[=(]))|(?P<digit>[0-9])")  # "x =" is no word
 _UNIT_ONLY = re.compile(r"[^\w\n]*(?:[A-Za-z]+[^\w\n]+){0,3}[A-Za-z]*[^\w\n]*")
 _ABBREVIATION = re.compile(
     r"(?:\b(?:rs|re|rp|tk|kr|fr|k?sh|approx|appr|ca|abt|est|avg|nos?|max|min|incl|resp|viz|vs|mrs?|ms|dr|prof|st"
@@ -54,7 +54,8 @@ _EQUALS = re.compile(r"=|\bequals\b|\bis\s+equal\s+to\b")
 _JOINED = re.compile(_OPERATOR + "|=")
 _OPERATION = re.compile(rf"\W*0(?:\s*[A-Za-z]+(?:\s+[A-Za-z]+){{0,2}})?\s*{_OPERATOR}\W*0")
 _WORD = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{2,}")
-_CONJUNCTIONS = set("because since as so if when where while which who that given but or with".split())
+_CAUSES = {"because", "since", "as"}
+_CONJUNCTIONS = _CAUSES | set("if when where while which who that given but or".split())
 
 
 def all_numbers(text: str) -> list[Fraction]:
@@ -73,6 +74,16 @@ def same_number(a: str, b: str) -> bool:
     return first is not None and first == second
 
 
+def same_answer(answer: str, reference: str) -> bool:
+    """Return True if an answer is the number of the reference, with or without a factor like "million".
+
+    GSM8K's references leave units out, and to "How many million dollars …?" million is a unit: "60 million" equals "60" too.
+    """
+    found = NUMBER.search(unify(answer))
+    bare = answer if found is None else found.group()[: -len(found["scale"] or "") or None]
+    return same_number(answer, reference) or same_number(bare, reference)
+
+
 def extract_answer(completion: str, protocol: str = "ba-lora") -> str | None:
     """Return the answer of a completion as text that `parse_number` reads, or None if it states none.
 
@@ -80,7 +91,7 @@ def extract_answer(completion: str, protocol: str = "ba-lora") -> str | None:
     ("Question:", "### Instruction:"), and the first part that states an answer is read. A part states its answer in "#### N",
     else in "The answer is N" or "Final answer: N" (any case, with or without a colon), else in a balanced \\boxed{N}, else in a line
     "Answer: N" with nothing but a unit behind the number; if there are several, the last one with a number counts, because a
-    model may correct itself. A numbered heading ("#### 1. Cost") states nothing. Of an equation, the result counts. If no part
+    model may correct itself. A numbered heading ("#### 1. Cost") states nothing. The result of an equation counts. If no part
     states an answer: the last number of the first part that has a number.
 
     "upstream": the text after the last "The answer is: ", of which the first match of [-+]?\\d*[.,/]?\\d+ is rounded to
@@ -122,12 +133,13 @@ def _stated(text: str) -> str | None:
     # A number that follows directly goes before one after words ("The answer is correct because 3 …"); "#### Step 1" is a heading.
     for ends, read, direct in (
         *((hashes, _statement, True), (phrases, _statement, True)),
-        *((phrases, _statement, False), (boxes, _braced, False), (labels, _only_number, False)),
+        *((phrases, _claim, False), (boxes, _braced, False), (labels, _only_number, False)),
     ):
         for end in reversed(ends):
             statement = read(text, end)
-            found = numbers(statement)
-            if found and not (direct and not _starts_with_number(statement)):
+            if direct and not _starts_with_number(statement):
+                continue
+            if found := numbers(_result(statement)):
                 return found[0][0]
     return None
 
@@ -152,12 +164,19 @@ def _line(text: str, start: int) -> str:
 
 
 def _statement(text: str, start: int) -> str:
-    """Return the sentence at `start`, or the result of its equation."""
+    """Return the sentence at `start`."""
     line = _line(text, start)
     for end in re.finditer(r"[.;?!]\s", line):
         if not (end[0][0] == "." and _ABBREVIATION.search(line, 0, end.start())):
-            return _result(line[: end.start()])
-    return _result(line)
+            return line[: end.start()]
+    return line
+
+
+def _claim(text: str, start: int) -> str:
+    """Return the box in the sentence at `start`, else the sentence: "The answer is 5 more than 3, that is \\boxed{8}"."""
+    statement = _statement(text, start)
+    box = _BOXED.search(statement)
+    return _braced(statement, box.end()) if box else statement
 
 
 def _only_number(text: str, start: int) -> str:
@@ -168,17 +187,18 @@ def _only_number(text: str, start: int) -> str:
 
 
 def _starts_with_number(statement: str) -> bool:
-    end = _NO_WORDS.match(statement).end()
-    return statement[end : end + 1].isdigit()
+    """Return True if no word stands before the first number."""
+    first = _WORD_OR_DIGIT.search(statement)
+    return bool(first and first["digit"])
 
 
 def _braced(text: str, start: int) -> str:
-    """Return the content of the braces opened just before `start`, or the result of its equation; "" if they are not closed."""
+    """Return the content of the braces opened just before `start`; "" if they are not closed."""
     depth = 1
     for match in re.compile("[{}]").finditer(text, start, start + CLAIM):
         depth += 1 if match[0] == "{" else -1
         if depth == 0:
-            return _signed(_result(text[start : match.start()]))
+            return _signed(text[start : match.start()])
     return ""
 
 
@@ -190,7 +210,8 @@ def _signed(text: str) -> str:
 def _result(text: str) -> str:
     """Return the side of an equation that holds its result: the last one, or the one before if the last is an operation.
 
-    "3 apples + 5 apples = 8 apples" → "8 apples"; "18 = 6 * 3" → "18"; a text that does not begin with an equation is returned unchanged.
+    "3 apples + 5 apples = 8 apples" → "8 apples"; "18 = 6 * 3" → "18"; "so he has 5 - 3 = 2 left" → "2 left". A text whose number is
+    given before the equation, or that argues ("because"), is returned unchanged.
     """
     sides = _EQUALS.split(text)
     for count in range(len(sides) - 1, 0, -1):
@@ -198,7 +219,8 @@ def _result(text: str) -> str:
             result, before = "=".join(sides[count:]), sides[count - 1]
             swap = _is_operation(result) and numbers(before) and not _is_operation(before)
             return _signed(before if swap else result)
-    return text
+    argues = not _CAUSES.isdisjoint(word.lower() for word in _WORD.findall(text))
+    return text if argues or _starts_with_number(text) else sides[-1]
 
 
 def _is_operation(text: str) -> bool:
@@ -212,9 +234,8 @@ def _is_left_side(text: str) -> bool:
     words = {word.lower() for word in _WORD.findall(bare)}
     if not words:
         return True
-    first, *between, last = bare.split("0") if "0" in bare else ("", "")
-    if not between and "0" in bare:  # a single number is a left side if an operator joins it to a name
-        between = [first + last]
+    gaps = bare.split("0")
+    between = gaps[1:-1] if len(gaps) != 2 else ["".join(gaps)]  # an operator joins a single number to a name
     return not words & _CONJUNCTIONS and all(_JOINED.search(gap) for gap in between)
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from ba_lora.errors import UserError
-from eval.answers.numeric import extract_answer, parse_number, same_number
+from eval.answers.numeric import extract_answer, parse_number, same_answer, same_number
 from eval.gsm8k import score_records
 
 # (completion, what protocol ba-lora reads, what protocol upstream reads)
@@ -211,6 +211,11 @@ COMPLETIONS = [
     ("Let us find the final answer:\n6 * 3 = 18\n18 + 2 = 20", 20, None),
     ("The answer is 3 dozen = 36", 3, None),
     ("The answer is total = 3 dozen = 36", 36, None),
+    ("The answer is that Mr. Gray had 50 and sold 43, so he has 50 - 43 = 7 left.", 7, None),
+    ("The answer is about 18 eggs since each box = 6 eggs.", 18, None),
+    ("The answer is: 18. The answer is right since 3 * 6 = 20 - 2.", 18, 18),
+    ("Our final answer is the product of 6 and 3, which is \\boxed{18}.", 18, None),
+    ("#### Cost: 3 * 5 = 15\n15 + 1 = 16\nThe answer is 16.", 16, None),
     # abbreviations
     ("The answer is Rs. 50 for 3 items.", 50, None),
     ("The answer is approx. 50 km in 3 hours.", 50, None),
@@ -293,6 +298,13 @@ def test_different_numbers_and_no_numbers_are_not_the_same(a, b):
 def test_an_unknown_protocol_is_refused_with_the_nearest_name():
     with pytest.raises(UserError, match="did you mean 'upstream'"):
         extract_answer("18", "upstraem")
+
+
+def test_a_million_may_be_a_unit_of_the_question_and_no_other_factor_is_left_out():
+    pairs = [("60 million", "60"), ("60 million", "60000000"), ("$2k", "2"), ("60", "60 million"), ("60 million", "6")]
+    assert [same_answer(*pair) for pair in pairs] == [True, True, True, False, False]
+    score, _ = score_records([{"id": 0, "completion": "#### 60 million", "reference": "4*15 = $60 million\n#### 60"}])
+    assert score["score"] == 1
 
 
 DEGENERATE = ["1", "1,", "1 ", "\\boxed{", "= 1 ", "The answer is ", "####", "Question: "]
