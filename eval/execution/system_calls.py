@@ -1,8 +1,12 @@
 """The system calls that a sandboxed program may not make, as the filter that bubblewrap installs (seccomp, classic BPF).
 
-It restricts a program to one process and one thread, so that limits on a process are limits on the program, and to memory that
-the limit counts. It blocks sockets, access to other processes, mounts and kernel administration. A refused call fails with "not
-permitted", as without the privilege.
+It restricts a program to one process and one thread, so that limits on a process are limits on the program. It blocks most calls
+that take memory which no limit counts, sockets, access to other processes, mounts and kernel administration. It also blocks
+leases: a lease on a file of the standard library delays every process of the machine that opens the file. A refused call fails
+with "not permitted", as without the privilege.
+
+Files, folders, symbolic links and file locks are left, because programs need them: each takes up to a kilobyte of kernel memory,
+and a program can make a million of them within its CPU time. The memory is free again when the program ends.
 """
 
 import os
@@ -45,6 +49,13 @@ io_uring_setup 425 425
 io_uring_enter 426 426
 io_uring_register 427 427
 kcmp 312 272
+pidfd_open 434 434
+pidfd_getfd 438 438
+pidfd_send_signal 424 424
+setxattr 188 5
+lsetxattr 189 6
+fsetxattr 190 7
+setxattrat 463 463
 open_by_handle_at 304 265
 init_module 175 105
 finit_module 313 273
@@ -54,12 +65,15 @@ reboot 169 142
 swapon 167 224
 acct 163 89
 """  # name, number on x86-64, number on aarch64
+FCNTL = "fcntl 72 25"
+LEASES = {"F_SETLEASE": 1024, "F_SETDELEG": 1040}  # commands of fcntl, its second argument
 AUDIT_ARCH = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
 
 
 @cache
 def system_call_filter() -> bytes:
-    """Return a classic BPF program that answers SYSTEM_CALLS with "not permitted"; b"" for a machine whose numbers are not listed."""
+    """Return a classic BPF program that answers SYSTEM_CALLS and LEASES with "not permitted"; b"" for a machine whose numbers
+    are not listed."""
     machine = os.uname().machine
     if machine not in AUDIT_ARCH:
         return b""
@@ -67,8 +81,13 @@ def system_call_filter() -> bytes:
     numbers = [int(line.split()[column]) for line in SYSTEM_CALLS.splitlines() if line.split()[column] != "-"]
     load, equal, at_least, give = 0x20, 0x15, 0x35, 0x06
     kill, deny, allow = 0x80000000, 0x00050001, 0x7FFF0000
-    steps = [(load, 0, 0, 4), (equal, 1, 0, AUDIT_ARCH[machine]), (give, 0, 0, kill), (load, 0, 0, 0)]
-    steps += [(at_least, len(numbers) + 1, 0, 0x40000000)]  # the x32 numbers of x86-64
-    steps += [(equal, len(numbers) - place, 0, number) for place, number in enumerate(numbers)]
-    steps += [(give, 0, 0, allow), (give, 0, 0, deny)]
+    call, arch, second = 0, 4, 24  # offsets in seccomp_data; both machines are little-endian
+    head = [(load, 0, 0, arch), (equal, 1, 0, AUDIT_ARCH[machine]), (give, 0, 0, kill), (load, 0, 0, call)]
+    checks = [(at_least, 0x40000000), *((equal, number) for number in numbers)]  # first the x32 numbers of x86-64
+    leases = [(equal, command) for command in LEASES.values()]
+    rest = 2 + len(leases)  # after the checks: is it fcntl, which command
+    steps = [(kind, len(checks) - place + rest, 0, value) for place, (kind, value) in enumerate(checks)]
+    steps += [(equal, 0, 1 + len(leases), int(FCNTL.split()[column])), (load, 0, 0, second)]
+    steps += [(kind, len(leases) - place, 0, value) for place, (kind, value) in enumerate(leases)]
+    steps = [*head, *steps, (give, 0, 0, allow), (give, 0, 0, deny)]
     return b"".join(struct.pack("=HBBI", *step) for step in steps)
