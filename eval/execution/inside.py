@@ -3,116 +3,26 @@
 `serve` executes the program and answers calls; `check` executes the tests, whose calls to the program's functions go over a
 pipe; `alone` does both in one process. `eval.execution.sandbox` starts this file as a script, with only the standard library.
 
-A value is sent as JSON: None, bool, str, float and small int unchanged, everything else as [type, ...]. A subclass is sent as
-the plain type that it derives from, so no method of the program is transferred: received values compare by their content.
-Iterators are sent with their items; anything else as an `Other`, which equals only itself.
+Messages are lines of JSON: {"call", "args", "kwargs"} is answered by {"value"} or {"error", "text", "given"}, with {"args"} if the
+call changed them. A call of a function that came as an argument goes the other way before the answer.
 """
 
 import builtins
 import json
 import os
 import sys
-from collections import deque
 from contextlib import suppress
-from itertools import islice
 
-MAX_ITEMS = 100_000  # of an iterator
-MAX_DEPTH = 200
-SMALL = 1 << 53
-SEQUENCES = {"list": list, "tuple": tuple, "set": set, "frozenset": frozenset, "deque": deque, "iterator": iter}
-VIEWS = {"keys": type({}.keys()), "values": type({}.values()), "items": type({}.items())}
+try:
+    from .values import Functions, pack, restore, unpack
+except ImportError:  # in the sandbox both files lie in one folder, without their package
+    from values import Functions, pack, restore, unpack
 
-
-class Other:
-    """A value of the program that is not a plain value; it has no content here."""
+ONLY_TREE = 0x400  # of `compile`: ast.PyCF_ONLY_AST, without the time that importing ast takes
 
 
 class ProgramError(BaseException):
     """The program raised something other than a builtin Exception: tests cannot expect it, so no `except Exception` catches it."""
-
-
-# Values
-
-
-def pack(value, depth: int = 0):
-    """Return the JSON form of `value`. Raises ValueError if it is nested too deep or an iterator is too long."""
-    kind = type(value)
-    if value is None or kind is bool:
-        return value
-    if depth > MAX_DEPTH:
-        raise ValueError(f"a value is nested more than {MAX_DEPTH} deep")
-    if issubclass(kind, int):
-        number = int.__index__(value)
-        return number if -SMALL < number < SMALL else ["int", hex(number)]
-    if issubclass(kind, float):
-        return float.__float__(value)
-    if issubclass(kind, str):
-        return str.__str__(value)
-    if issubclass(kind, (bytes, bytearray)):
-        return ["bytes", bytes.hex(value) if issubclass(kind, bytes) else bytearray.hex(value)]
-    if issubclass(kind, complex):
-        return ["complex", complex.__complex__(value).real, complex.__complex__(value).imag]
-    if issubclass(kind, dict):
-        return ["dict", *([pack(key, depth + 1), pack(item, depth + 1)] for key, item in dict.items(value))]
-    for name in ("list", "tuple", "set", "frozenset", "deque"):
-        plain = SEQUENCES[name]
-        if issubclass(kind, plain):
-            return [name, *(pack(item, depth + 1) for item in plain.__iter__(value))]
-    if kind is range:
-        return ["range", *(pack(number) for number in (value.start, value.stop, value.step))]
-    for name, view in VIEWS.items():
-        if kind is view:
-            return [name, *(pack(item, depth + 1) for item in value)]
-    if hasattr(kind, "__next__"):
-        items = [pack(item, depth + 1) for item in islice(value, MAX_ITEMS + 1)]
-        if len(items) > MAX_ITEMS:
-            raise ValueError(f"an iterator does not end within {MAX_ITEMS} items")
-        return ["iterator", *items]
-    return ["other"]
-
-
-def unpack(data):
-    """Return the value of a JSON form. Raises ValueError, TypeError, OverflowError or RecursionError for invalid data."""
-    if data is None or isinstance(data, (bool, int, float, str)):
-        return data
-    if not isinstance(data, list) or not data or not isinstance(data[0], str):
-        raise ValueError("no value")
-    name, *items = data
-    if name in SEQUENCES:
-        return SEQUENCES[name]([unpack(item) for item in items])
-    if name == "dict":
-        return {unpack(key): unpack(item) for key, item in items}
-    if name == "int":
-        return int(items[0], 16)
-    if name == "bytes":
-        return bytes.fromhex(items[0])
-    if name == "complex":
-        return complex(float(items[0]), float(items[1]))
-    if name == "range":
-        return range(*(unpack(item) for item in items))
-    if name == "keys":
-        return dict.fromkeys([unpack(item) for item in items]).keys()
-    if name == "values":
-        return dict(enumerate([unpack(item) for item in items])).values()
-    if name == "items":
-        return dict([unpack(item) for item in items]).items()
-    if name == "other":
-        return Other()
-    raise ValueError("no value")
-
-
-def restore(old, new) -> None:
-    """Give an argument the content that the program left in it."""
-    if type(old) is not type(new):
-        return
-    if isinstance(old, list):
-        old[:] = new
-    elif isinstance(old, (dict, set)):
-        old.clear()
-        old.update(new)
-    elif isinstance(old, tuple):
-        for before, after in zip(old, new, strict=False):
-            restore(before, after)
 
 
 # Lines over a pipe
@@ -126,21 +36,182 @@ def send(file, message: dict, limit: int | None = None) -> None:
         line = b""
     if not line or (limit is not None and len(line) > limit):
         text = f"the result is larger than {limit} bytes"
-        line = json.dumps({"error": "ValueError", "text": text}).encode() + b"\n"
+        line = json.dumps({"error": "ValueError", "text": text, "given": None}).encode() + b"\n"
     file.write(line)
     file.flush()
+
+
+class Peer:
+    """The other process at the end of two pipes: calls its functions, and answers its calls meanwhile.
+
+    of_tests: whether this is the checker's process. named: returns a function of this process that is called by name. fail: called with
+    a reason if the other process has ended or written something else than a message; does not return. limit: bytes per line.
+    """
+
+    def __init__(self, reader, writer, of_tests: bool, named, fail, limit: int):
+        self.reader, self.writer, self.named, self.fail, self.limit = reader, writer, named, fail, limit
+        self.of_tests, self.functions = of_tests, Functions(of_tests, self.call)
+
+    def send(self, message: dict) -> None:
+        try:
+            send(self.writer, message, None if self.of_tests else self.limit)
+        except OSError:
+            self.fail("the program's process ended")
+
+    def receive(self) -> dict:
+        """Return the next message, with its values unpacked."""
+        line = self.reader.readline(self.limit + 1 if self.of_tests else -1)
+        if not line.endswith(b"\n"):
+            self.fail("the program's process ended, or wrote more than it may")
+        try:
+            message = json.loads(line)
+            if message.keys() - {"value", "args"} not in (set(), {"error", "text", "given"}, {"call", "kwargs"}):
+                raise ValueError
+            if "error" in message and not (isinstance(message["error"], str) and isinstance(message["text"], str)):
+                raise ValueError
+            values = ("value", "args", "kwargs", "given")
+            return message | {name: unpack(message[name], self.functions) for name in values if name in message}
+        except Exception:
+            self.fail("the program's process wrote something that is not a value")
+
+    def call(self, what: str | int, args: tuple, kwargs: dict):
+        """Call a function of the other process, which it has under this name or has sent under this number."""
+        packed = {"args": pack(args, self.functions), "kwargs": pack(kwargs, self.functions)}
+        self.send({"call": what} | packed)
+        while "call" in (reply := self.receive()):
+            self.answer(reply)
+        if "args" in reply:
+            restore(args, reply["args"])
+        if "error" in reply:
+            raise exception(reply["error"], reply["text"], reply["given"])
+        return reply.get("value")
+
+    def answer(self, message: dict) -> None:
+        """Make the call that the other process asks for, and send what came of it."""
+        what, args, before = message["call"], message["args"], None
+        try:
+            before = pack(args, self.functions)
+            function = self.named(what) if isinstance(what, str) else self.functions.sent[what]
+            answer = {"value": pack(function(*args, **message["kwargs"]), self.functions)}
+        except BaseException as error:
+            answer = describe(error)
+        with suppress(Exception):  # an argument that is not sendable any more stays as it was
+            after = pack(args, self.functions)
+            if after != before:
+                answer["args"] = after
+        self.send(answer)
+
+
+def describe(error: BaseException) -> dict:
+    """Return an exception as its nearest builtin class, its text, and the arguments that make it."""
+    kind = next(kind for kind in type(error).__mro__ if vars(builtins).get(kind.__name__) is kind)
+    given = error.args
+    if isinstance(error, OSError) and error.filename is not None:
+        given = (error.errno, error.strerror, error.filename)
+    try:
+        given = pack(given)
+    except Exception:
+        given = None
+    return {"error": kind.__name__, "text": text_of(error, 10_000), "given": given}
+
+
+def exception(name: str, text: str, given) -> BaseException:
+    """Return the builtin exception of that name, or of the nearest class above it that takes a text alone.
+
+    A ProgramError for any other name, also for one that would silently end a loop: `all(map(f, xs))`.
+    """
+    kind = vars(builtins).get(name)
+    if not isinstance(kind, type) or not issubclass(kind, Exception) or name in ("StopIteration", "StopAsyncIteration"):
+        return ProgramError(f"{name}: {text}")
+    with suppress(Exception):
+        if str(made := kind(*given)) == text:
+            return made
+    for base in kind.__mro__:
+        if issubclass(base, Exception):
+            with suppress(Exception):
+                return base(text)
+    return ProgramError(f"{name}: {text}")
+
+
+def text_of(error: BaseException, length: int) -> str:
+    try:
+        return str(error)[:length]
+    except Exception:
+        return ""
 
 
 # The program's process
 
 
-def load(source: str):
-    """Execute a program as its own module. Its exceptions propagate."""
+def load(source: str, names=()):
+    """Execute a program as its own module → the module, one statement after the other.
+
+    A statement that raises is skipped, and the names that it binds are undefined afterwards: a sample call, a check, a line of
+    prose that reads as Python. A statement that exits ends the module. Raises the first exception if one of `names` is not
+    defined then, and SyntaxError or ValueError if the source is not Python.
+    """
     program = type(sys)("program")
     sys.modules["program"] = program  # dataclasses and pickle look up their module
     settle_random(source)
-    exec(compile(source, "<program>", "exec", dont_inherit=True), vars(program))
+    flags, failure = 0, None
+    for text, node in statements(source):
+        flags |= _future(node)
+        try:
+            exec(compile(text, "<program>", "exec", flags, dont_inherit=True), vars(program))
+        except (Exception, SystemExit) as error:
+            failure = failure or error
+            if isinstance(error, SystemExit):
+                break
+            for name in bound(node):
+                vars(program).pop(name, None)
+    if failure and any(name not in vars(program) for name in names):
+        raise failure
     return program
+
+
+def statements(source: str) -> list:
+    """Return (text, tree) of every statement at the margin; the whole text as one if it is too deep for a tree."""
+    source = source.replace("\r\n", "\n").replace("\r", "\n")
+    try:
+        tree = compile(source, "<program>", "exec", ONLY_TREE, dont_inherit=True)
+    except (RecursionError, MemoryError):
+        return [(source, None)]
+    data, line_starts, start, found = source.encode(), [0], 0, []
+    for line in data.split(b"\n"):
+        line_starts.append(line_starts[-1] + len(line) + 1)
+    for node in tree.body:
+        end = line_starts[node.end_lineno - 1] + node.end_col_offset  # the parser counts columns in bytes
+        found.append((data[start:end].lstrip(b" \t\f;").decode(), node))
+        start = end
+    return found
+
+
+def _future(node) -> int:
+    """Return the compiler's flags of a `from __future__ import`, which holds for all statements after it, wherever it stands."""
+    if type(node).__name__ != "ImportFrom" or node.module != "__future__":
+        return 0
+    import __future__
+
+    features = (getattr(__future__, alias.name, None) for alias in node.names)
+    return sum(getattr(feature, "compiler_flag", 0) for feature in features)
+
+
+def bound(node) -> set[str]:
+    """Return the names that a statement defines outside functions and classes, other than by an import: one that fails leaves
+    what was there."""
+    names, waiting = set(), [node]
+    while waiting:
+        node = waiting.pop()
+        kind = type(node).__name__
+        if kind in ("FunctionDef", "AsyncFunctionDef", "ClassDef"):
+            names.add(node.name)
+        elif kind == "Name" and type(node.ctx).__name__ == "Store":
+            names.add(node.id)
+        elif kind not in ("Lambda", "comprehension") and not (kind == "AnnAssign" and node.value is None):
+            for field in getattr(node, "_fields", ()):
+                value = getattr(node, field, None)
+                waiting += value if isinstance(value, list) else [value]
+    return names
 
 
 def settle_random(source: str) -> None:
@@ -151,39 +222,19 @@ def settle_random(source: str) -> None:
         random.seed(0)
 
 
-def describe(error: BaseException) -> dict:
-    """Return an exception as its nearest builtin class and its text."""
-    kind = next(kind for kind in type(error).__mro__ if vars(builtins).get(kind.__name__) is kind)
-    return {"error": kind.__name__, "text": text_of(error)}
-
-
-def text_of(error: BaseException) -> str:
-    try:
-        return str(error)[:200]
-    except Exception:
-        return ""
-
-
 def serve(job: dict, requests: int, replies: int) -> None:
     """Execute the program, then answer calls until the checker is gone."""
     with os.fdopen(requests, "rb") as requests, os.fdopen(replies, "wb") as replies:
         try:
-            program, failure = load(job["source"]), {}
+            program, failure = load(job["source"], job["names"]), {}
         except BaseException as error:
             program, failure = None, describe(error)
-        send(replies, failure, job["output"])
-        while program and (line := requests.readline()):
-            call = json.loads(line)
-            args, kwargs = unpack(call["args"]), unpack(call["kwargs"])
-            try:
-                answer = {"value": pack(getattr(program, call["name"])(*args, **kwargs))}
-            except BaseException as error:
-                answer = describe(error)
-            with suppress(Exception):  # an argument that is not sendable any more stays as it was
-                after = pack(args)
-                if after != call["args"]:
-                    answer["args"] = after
-            send(replies, answer, job["output"])
+        peer = Peer(
+            requests, replies, False, lambda name: getattr(program, name), lambda reason: os._exit(0), job["output"]
+        )
+        peer.send(failure)
+        while program:
+            peer.answer(peer.receive())
 
 
 # The checker's process
@@ -197,59 +248,21 @@ def check(job: dict, replies: int, requests: int, verdict: int) -> None:
             os.write(verdict, f"{job['token']} {status} {detail[:300]}".encode("utf-8", "replace"))
             os._exit(0)  # regardless of what the tests would catch
 
-        def receive() -> dict:
-            line = replies.readline(job["output"] + 1)
-            if not line.endswith(b"\n"):
-                finish("ended", "the program's process ended, or wrote more than it may")
-            try:
-                reply = json.loads(line)
-                names = set(reply)
-                value, args = unpack(reply.get("value")), unpack(reply.get("args"))
-                failed = isinstance(reply.get("error"), str) and isinstance(reply.get("text"), str)
-                if names - {"value", "args"} and not failed:
-                    raise ValueError
-            except Exception:
-                finish("ended", "the program's process wrote something that is not a value")
-            return {"value": value, "args": args, "error": reply.get("error"), "text": reply.get("text")}
-
-        def function(name: str):
-            def call(*args, **kwargs):
-                try:
-                    send(requests, {"name": name, "args": pack(args), "kwargs": pack(kwargs)})
-                except OSError:
-                    finish("ended", "the program's process ended")
-                reply = receive()
-                if reply["args"] is not None:
-                    restore(args, reply["args"])
-                if reply["error"]:
-                    raise exception(reply["error"], reply["text"])
-                return reply["value"]
-
-            return call
-
-        loaded = receive()
-        if loaded["error"]:
+        peer = Peer(replies, requests, True, None, lambda reason: finish("ended", reason), job["output"])
+        loaded = peer.receive()
+        if "error" in loaded:
             finish("error", f"{loaded['error']}: {loaded['text']}")
         settle_random(job["setup"] + job["tests"])
         space = {"__name__": "tests"}
         try:
             exec(compile(job["setup"], "<setup>", "exec", dont_inherit=True), space)
-            space.update((name, function(name)) for name in job["names"])
+            space.update(
+                (name, lambda *args, _name=name, **kwargs: peer.call(_name, args, kwargs)) for name in job["names"]
+            )
             exec(compile(job["tests"], "<tests>", "exec", dont_inherit=True), space)
         except BaseException as error:
             finish("failed" if isinstance(error, AssertionError) else "error", explain(error, job["tests"]))
         finish("passed")
-
-
-def exception(name: str, text: str) -> BaseException:
-    """Return the builtin exception of that name, else a ProgramError, also if it would silently end a loop: `all(map(f, xs))`."""
-    kind = vars(builtins).get(name)
-    if isinstance(kind, type) and issubclass(kind, Exception) and name not in ("StopIteration", "StopAsyncIteration"):
-        try:
-            return kind(text)
-        except TypeError:  # some need more than a text
-            pass
-    return ProgramError(f"{name}: {text}")
 
 
 def explain(error: BaseException, tests: str) -> str:
@@ -260,7 +273,7 @@ def explain(error: BaseException, tests: str) -> str:
             number = trace.tb_lineno
         trace = trace.tb_next
     line = tests.splitlines()[number - 1].strip() if 0 < number <= len(tests.splitlines()) else ""
-    text = text_of(error)
+    text = text_of(error, 200)
     return f"{type(error).__name__}{': ' if text else ''}{text} in {line}"
 
 
@@ -272,7 +285,7 @@ def alone(job: dict, verdict: int) -> None:
     token, write, leave = job.pop("token"), os.write, os._exit
     tests = compile(job["setup"] + "\n" + job["tests"], "<tests>", "exec", dont_inherit=True)
     try:
-        space = vars(load(job["source"]))
+        space = vars(load(job["source"], job["names"]))
         settle_random(job["tests"])
         exec(tests, space)
     except AssertionError:
@@ -322,6 +335,7 @@ def main() -> None:
     os.environ.clear()
     sys.argv[:] = [""]
     del sys.path[0]  # the folder of this file
+    sys.modules.pop("values", None)  # a program may have a module of that name
     limit(job["limits"])
     {"serve": serve, "check": check, "alone": alone}[role](job, *map(int, pipes))
     os._exit(0)  # without atexit handlers and without waiting for threads

@@ -44,6 +44,7 @@ from ba_lora.errors import UserError
 from .system_calls import system_call_filter
 
 INSIDE = Path(__file__).with_name("inside.py")
+VALUES = INSIDE.with_name("values.py")  # what inside.py imports
 STATUSES = ("passed", "failed", "error", "ended", "timeout")
 
 
@@ -129,7 +130,9 @@ def judge(job: Program, box: Box, limits: Limits = Limits(), stop=None) -> Resul
         else:
             requests, requests_end = _pipe(stack)
             replies, replies_end = _pipe(stack)
-            program = stack.enter_context(_start("serve", {"source": job.source}, [requests, replies_end], box, limits))
+            program = stack.enter_context(
+                _start("serve", {"source": job.source, "names": job.names}, [requests, replies_end], box, limits)
+            )
             stack.enter_context(_start("check", tests, [replies, requests_end, verdict_end], box, limits))
             for file in (requests, requests_end, replies, replies_end):
                 file.close()
@@ -298,7 +301,8 @@ def _options(program: str) -> list[str]:
     for library in libraries:
         for packages in sorted([*Path(library).glob("python*/*-packages"), *Path(library).glob("*-packages")]):
             words += ["--tmpfs", str(packages), "--remount-ro", str(packages)]
-    words += ["--ro-bind", str(INSIDE), "/inside.py"]
+    for file in (INSIDE, VALUES):
+        words += ["--ro-bind", str(file), f"/{file.name}"]
     shown = subprocess.run([program, "--help"], capture_output=True, text=True, check=False)
     if "--size" in shown.stdout + shown.stderr:
         words += ["--size", str(Limits().files), "--tmpfs", "/tmp"]

@@ -232,12 +232,13 @@ PROCESSES = {
             return x * x""",
     "forks twice and stays": """
         import os, time
-        if os.fork() == 0:
+        child = os.fork()
+        if child == 0:
             os.setsid()
             if os.fork() == 0:
                 time.sleep(1000)
             os._exit(0)
-        def f(x): return x * x""",
+        def f(x): return x * x if child else 0""",
     "starts a shell": """
         import subprocess
         def f(x): subprocess.run(["/bin/sh", "-c", "sleep 1000 &"], check=True); return x * x""",
