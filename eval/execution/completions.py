@@ -9,16 +9,16 @@ import ast
 import re
 import textwrap
 from collections.abc import Iterator, Sequence
+from enum import IntEnum
 from typing import NamedTuple
 
 from ..harness import workers
+from .blocks import clean, split
+from .definitions import changed, defined, imported, is_stub, may_define, parse, parses, used
+from .inside import statements
+from .runs import bare_code, run_from, runs
 
 SECONDS = 10  # for one completion
-
-FENCE = re.compile(r"^\s*(?:```+|~~~+).*$")
-START = re.compile(r"(?:async )?def \w+\s*\(|class \w+\s*[(:]|@\w|(?:import|from) \w|[A-Za-z_]\w*\s*=")
-_MAY_GO_ON = re.compile(r"[:\\@]|'''|\"\"\"")  # in a line whose statement may continue on the next
-NOT_PYTHON = (SyntaxError, ValueError, RecursionError, MemoryError)  # raised by the parser
 
 
 class Reading(NamedTuple):
@@ -39,66 +39,156 @@ def read(question: tuple[str, Sequence[str], str]) -> Reading:
     return Reading(source, parses(source))
 
 
+class Kind(IntEnum):
+    """How well a piece of code defines the names; the best piece counts, of equal ones the first."""
+
+    WHOLE = 0  # as it stands
+    CUT = 1  # after lines that are not Python were removed
+    IMPORTED = 2  # by an import
+    STUB = 3  # as a function without a body
+    BROKEN = 4  # in text that is not Python
+
+
+class Piece(NamedTuple):
+    """A piece of code: its kind, its text, and the other pieces of the completion, before and after it."""
+
+    kind: Kind
+    code: str
+    before: list[str]
+    after: list[str]
+
+
 def program_of(completion: str, names: Sequence[str], prompt: str = "") -> str:
     """Return the program in a completion; it should define `names`.
 
-    With a `prompt`, a completion that does not define them continues it, verbatim if the two together are Python; one that
-    does follows the part of the prompt before the function (imports, helpers). Fenced blocks take precedence over bare text;
-    the first block that defines a name counts, after the declarations of the blocks before it. Prose around bare code is
-    removed, and so are assertions outside functions: they would test the program against the model's own beliefs.
+    The program is the piece of code that defines a name best (`Kind`): the fenced blocks first, then the runs of Python in the
+    bare text. What it uses but does not define is taken from the other pieces. With a `prompt`, it follows the part of the
+    prompt before the function (imports, helpers); a completion that does not define the names continues the prompt.
     """
-    text = completion.replace("\r\n", "\n")
-    outside, blocks = split_fences(text)
-    fenced = any(defines(block, names) for block in blocks)
-    if prompt and starts_indented(text) and not fenced:
-        for rest in (text, outside[0]):  # the prompt may have opened a fence, which then ends after the function
-            if parses(prompt + rest):
-                return prompt + rest
-    outside, blocks = split_fences(text.lstrip())
-    if prompt and not any(defines(part, names) for part in (*outside, *blocks)):
-        return _continue(prompt, text, blocks)
+    text = clean(completion)
+    piece = min(_pieces(_at_margin(text), names), key=lambda piece: piece.kind, default=None)
+    if prompt and (not piece or piece.kind > Kind.IMPORTED or _begins_indented(text, names)):
+        fenced = piece and piece.kind <= Kind.IMPORTED and piece.code in split(text)[1]
+        if not fenced and (whole := _continuation(text, names, prompt)) is not None:
+            return whole
+    if not piece:
+        blocks = split(text)[1]
+        return prompt + text if prompt else "\n\n".join(blocks) or text
     head = before_function(prompt, names) if prompt else ""
-    for number, block in enumerate(blocks):
-        if defines(block, names):
-            return head + "\n\n".join([*map(_declarations, blocks[:number]), without_asserts(block)])
-    for part in outside:
-        if defines(part, names):
-            return head + without_asserts(bare_code(part, names))
-    return "\n\n".join(blocks) if blocks else text
+    return head + "\n\n".join([*_helpers(piece, names), piece.code])
 
 
-def _continue(prompt: str, text: str, blocks: list[str]) -> str:
-    if parses(prompt + text) or not blocks:
-        return prompt + text
-    return prompt + (blocks[0] if starts_indented(blocks[0]) else textwrap.indent(blocks[0], "    "))
+# The piece that defines the names
 
 
-def split_fences(text: str) -> tuple[list[str], list[str]]:
-    """Return (the texts outside fences, the texts inside); the last fence may be open."""
-    parts: list[list[str]] = [[]]
-    for line in text.split("\n"):
-        if FENCE.match(line):
-            parts.append([])
-        else:
-            parts[-1].append(line)
-    texts = ["\n".join(part) for part in parts]
-    return texts[::2], [textwrap.dedent(part) if defines(textwrap.dedent(part)) else part for part in texts[1::2]]
+def _at_margin(text: str) -> str:
+    """Return a text whose first line is not indented."""
+    return textwrap.dedent(text).lstrip()
 
 
-def _definition(names: Sequence[str] | None) -> re.Pattern:
-    known = "|".join(map(re.escape, names)) if names is not None else r"\w+"
+def _pieces(text: str, names: Sequence[str]) -> Iterator[Piece]:
+    """Yield the pieces of code that define a name, until one is whole."""
+    pattern, last = may_define(names), None
+    for strings in (True, False):
+        parts = split(text, strings)
+        if parts == last:
+            return
+        last = parts
+        outside, blocks = parts
+        for number, block in enumerate(blocks):
+            if pattern.search(block) and (found := _kind_of(block, names)):
+                yield Piece(*found, blocks[:number], blocks[number + 1 :])
+                if found[0] == Kind.WHOLE:
+                    return
+        for part in outside:
+            if pattern.search(part) and (piece := _bare_piece(part, names)):
+                yield piece
+                if piece.kind == Kind.WHOLE:
+                    return
+
+
+def _kind_of(code: str, names: Sequence[str], whole: Kind = Kind.WHOLE) -> tuple[Kind, str] | None:
+    """Return how a text defines the names, and the text without lines that are not Python; None if it does not."""
+    tree = parse(code)
+    if tree is None and whole == Kind.WHOLE:
+        found = _kind_of(bare_code(code, names), names, Kind.CUT)
+        return found or ((Kind.BROKEN, code) if _begins(names).search(code) else None)
+    if tree is None:
+        return None
+    if not defined(tree).isdisjoint(names):
+        return Kind.STUB if is_stub(tree, names) else whole, code
+    return (Kind.IMPORTED, code) if not imported(tree).isdisjoint(names) else None
+
+
+def _bare_piece(text: str, names: Sequence[str]) -> Piece | None:
+    """Return the first run of bare text that defines a name, with the runs around it."""
+    lines, before, best = text.split("\n"), [], None
+    for start, end, _ in runs(text, names):
+        code = "\n".join(lines[start:end])
+        found = _kind_of(code, names)
+        if found and (best is None or found[0] < best.kind):
+            rest = "\n".join(lines[end:])
+            best = Piece(*found, list(before), [rest])
+        if found and found[0] == Kind.WHOLE:
+            return best
+        before.append(code)
+    if best is None and _begins(names).search(text):
+        return Piece(Kind.BROKEN, bare_code(text, names), [], [])
+    return best
+
+
+def _begins(names: Sequence[str]) -> re.Pattern:
+    known = "|".join(map(re.escape, names))
     return re.compile(rf"^(?:async )?(?:def|class)\s+(?:{known})\b", re.MULTILINE)
 
 
-def defines(text: str, names: Sequence[str] | None = None) -> bool:
-    """Return True if a function (or class) with one of these names (None: any name) is defined at the left margin."""
-    return _definition(names).search(text) is not None
+# What it needs of the others
 
 
-def starts_indented(text: str) -> bool:
-    """Return True if the first nonblank line is indented."""
-    first = next((line for line in text.split("\n") if line.strip()), "")
-    return first[:1] in (" ", "\t")
+def _helpers(piece: Piece, names: Sequence[str]) -> list[str]:
+    """Return the statements of other pieces that define, import or fill what the program uses, in their order."""
+    tree = parse(piece.code)
+    if tree is None or not (piece.before or piece.after):
+        return []
+    offers: list[tuple[str, ast.stmt]] = []
+    makers: dict[str, list[int]] = {}
+    for side in (piece.before, piece.after):  # what comes before takes precedence
+        own: dict[str, list[int]] = {}
+        for statement in (each for part in side for each in _statements(part)):
+            for name in changed(statement[1]):
+                own.setdefault(name, []).append(len(offers))
+            offers.append(statement)
+        makers = own | makers
+    wanted = list((used(tree) | set(names)) - defined(tree) - imported(tree))
+    seen, chosen = set(wanted) | {"*"}, set()
+    wanted.append("*")
+    while wanted:
+        for number in makers.get(wanted.pop(), ()):
+            if number not in chosen:
+                chosen.add(number)
+                more = used(offers[number][1]) - seen
+                seen |= more
+                wanted += more
+    return [offers[number][0].strip("\n") for number in sorted(chosen)]
+
+
+def _statements(code: str) -> list[tuple[str, ast.stmt]]:
+    """Return (text, tree) of the statements of a piece, as far as it is Python."""
+    if not parses(code):
+        lines = code.split("\n")
+        code = "\n\n".join("\n".join(lines[start:end]) for start, end in _separate_runs(code))
+    return [(text, node) for text, node in statements(code) if node is not None]
+
+
+def _separate_runs(text: str) -> Iterator[tuple[int, int]]:
+    done = 0
+    for start, end, _ in runs(text):
+        if start >= done:
+            done = end
+            yield start, end
+
+
+# The rest of the prompt's function
 
 
 def before_function(prompt: str, names: Sequence[str]) -> str:
@@ -108,116 +198,39 @@ def before_function(prompt: str, names: Sequence[str]) -> str:
     return prompt[: starts[-1]] if starts else prompt
 
 
-# Bare code
+def _begins_indented(text: str, names: Sequence[str]) -> bool:
+    """Return True if the first line is indented, but not as the function's first line."""
+    first = next((line for line in text.split("\n") if line.strip()), "")
+    return first[:1] in (" ", "\t") and not _begins(names).match(first.strip())
 
 
-def bare_code(text: str, names: Sequence[str]) -> str:
-    """Return the first run of lines that is Python and defines a name; a run begins with a line that looks like code.
-
-    A run extends as far as the parser allows: lines are removed at the end until the rest is Python. If no run defines a name:
-    everything from the first line that looks like code. Each line is parsed only a few times: if a run defines no name, neither
-    do the runs that start at its statements, since they would end where it ends.
-    """
-    lines = text.split("\n")
-    starts = [number for number, line in enumerate(lines) if START.match(line)]
-    definitions = [text.count("\n", 0, match.start()) for match in _definition(names).finditer(text)]
-    passed: set[int] = set()
-    for start in starts:
-        if not definitions or start > definitions[-1]:
-            break
-        if start in passed or (_stands_alone(lines[start]) and not parses(lines[start])):
-            continue
-        end, tree = _run(lines, start)
-        if defines(code := "\n".join(lines[start:end]), names):
-            return code
-        passed |= {start + number for number in _first_lines(tree)}
-    return "\n".join(lines[starts[0] :]) if starts else text
+def _continuation(text: str, names: Sequence[str], prompt: str) -> str | None:
+    """Return the prompt with the body that a completion gives, None if it gives none: as it stands if the two are Python, else
+    with its indentation repaired, else without the lines after it that are not Python."""
+    outside, blocks = split(text)
+    parts = list(
+        dict.fromkeys([text, *blocks, outside[0]])
+    )  # the prompt may have opened a fence, which ends after the body
+    bodies = [body for part in parts if part.strip() for body in _indentations(part, prompt)]
+    for body in bodies:
+        if (tree := parse(prompt + body)) and not is_stub(tree, names):
+            return prompt + body
+    best, most = None, 0
+    for body in bodies:
+        lines = (prompt + body).split("\n")
+        end, tree = run_from(lines, 0)
+        kept = sum(bool(line.strip()) for line in lines[prompt.count("\n") : end])
+        if kept > most and not is_stub(tree, names):
+            best, most = "\n".join(lines[:end]), kept
+    return best
 
 
-def _run(lines: list[str], start: int) -> tuple[int, ast.Module]:
-    """Return (the end of the run that begins at `start`, its tree)."""
-    end = len(lines)
-    while end > start:
-        last = end  # without the blank lines at the end, which would otherwise be removed one by one
-        while last > start + 1 and not lines[last - 1].strip() and not lines[last - 2].endswith("\\"):
-            last -= 1
-        try:
-            return end, ast.parse("\n".join(lines[start:last]))
-        except NOT_PYTHON as error:
-            end = last
-            number = getattr(error, "lineno", None)
-            wrong = start + number - 1 if number else _first_too_much(lines, start, end)
-            end = max(start, min(wrong, end - 1))
-    return end, ast.Module([], [])
-
-
-def _first_too_much(lines: list[str], start: int, end: int) -> int:
-    """Return the line that exceeds the parser, which reports no line number (too deep, a NUL, half a surrogate pair)."""
-    low, high = start, end  # lines[start:low] is not too much, lines[start:high] is
-    while high - low > 1:
-        middle = (low + high) // 2
-        try:
-            ast.parse("\n".join(lines[start:middle]))
-            low = middle
-        except NOT_PYTHON as error:
-            low, high = (middle, high) if getattr(error, "lineno", None) else (low, middle)
-    return high - 1
-
-
-def _first_lines(tree: ast.Module) -> Iterator[int]:
-    """Yield the lines, from 0, on which statements begin, including their decorators."""
-    for node in tree.body:
-        yield node.lineno - 1
-        yield from (decorator.lineno - 1 for decorator in getattr(node, "decorator_list", ()))
-
-
-def _stands_alone(line: str) -> bool:
-    """Return True if a line is a whole statement or none, whatever follows; False if in doubt."""
-    if _MAY_GO_ON.search(line):
-        return False
-    if re.search(r"[(\[{]", line):
-        return not re.search(r"['\"#]", line) and all(line.count(a) == line.count(b) for a, b in ("()", "[]", "{}"))
-    return True
-
-
-# Changes to a program
-
-
-def without_asserts(code: str) -> str:
-    """Remove assertions and lone names outside functions; code that does not parse is unchanged."""
-
-    def unwanted(node: ast.stmt) -> bool:
-        return isinstance(node, ast.Assert) or (isinstance(node, ast.Expr) and isinstance(node.value, ast.Name))
-
-    return _without(code, unwanted) if parses(code) else code
-
-
-def _declarations(code: str) -> str:
-    """Return the imports, functions and classes of a block that precedes the program's."""
-    kinds = (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
-    return _without(code, lambda node: not isinstance(node, kinds)) if parses(code) else ""
-
-
-def _without(code: str, unwanted) -> str:
-    """Remove some top-level statements of Python code. The others keep their text, since unparsing fails on deep trees."""
-    lines = [line.encode() for line in re.split("\r\n?|\n", code)]  # the parser counts columns in bytes
-    for node in reversed(ast.parse(code).body):
-        if not unwanted(node):
-            continue
-        first, last = node.lineno - 1, node.end_lineno - 1
-        before, after = lines[first][: node.col_offset], lines[last][node.end_col_offset :]
-        alone = not before.strip() and (not after.strip() or after.lstrip().startswith(b"#"))
-        lines[first : last + 1] = [after.lstrip() if alone else before + b"pass" + after]
-    return b"\n".join(lines).decode()
-
-
-def parses(code: str) -> bool:
-    """Return True if the text is Python."""
-    try:
-        ast.parse(code)
-    except NOT_PYTHON:
-        return False
-    return True
+def _indentations(body: str, prompt: str) -> list[str]:
+    """Return a body as it stands, with the indentation of its first line, and with that of all lines."""
+    last = next((line for line in reversed(prompt.split("\n")) if line.strip()), "")
+    indent = last[: len(last) - len(last.lstrip())] or "    "
+    forms = [body, indent + body.lstrip(), textwrap.indent(textwrap.dedent(body).strip("\n"), indent)]
+    return list(dict.fromkeys(forms))
 
 
 if __name__ == "__main__":

@@ -16,10 +16,9 @@ from ba_lora.errors import UserError
 
 from ..harness.lines import count_missing
 from ..harness.scores import SCORE, summarise, write_score
-from .completions import NOT_PYTHON, parses, read_all
 from .completions import SECONDS as READING_SECONDS
-from .completions import bare_code as bare_code
-from .completions import program_of as program_of
+from .completions import read_all
+from .definitions import NOT_PYTHON, parses
 from .sandbox import STATUSES, Limits, Program, Result, find_box, run
 
 UNREAD = Result("error", f"reading the completion took more than {READING_SECONDS} s or ended its process", 0.0)

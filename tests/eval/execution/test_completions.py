@@ -5,9 +5,11 @@ import random
 
 import pytest
 
-from eval.execution import completions
-from eval.execution.completions import START, bare_code, defines, parses, program_of, read_all
+from eval.execution import definitions
+from eval.execution.completions import program_of, read_all
+from eval.execution.definitions import defines
 from eval.execution.programs import Task, score_records
+from eval.execution.runs import START, bare_code
 
 # Runs of bare code, compared with their definition
 
@@ -48,7 +50,7 @@ def test_bare_code_is_the_first_run_of_lines_that_is_python_and_defines_a_name()
 )
 def test_many_lines_that_look_like_code_are_parsed_a_few_times_each(line, monkeypatch):
     parsed, parse = [], ast.parse
-    monkeypatch.setattr(completions.ast, "parse", lambda text: parsed.append(len(text)) or parse(text))
+    monkeypatch.setattr(definitions.ast, "parse", lambda text: parsed.append(len(text)) or parse(text))
     sizes = []
     for count in (200, 400):
         parsed.clear()
@@ -103,52 +105,6 @@ def test_a_completion_that_takes_too_long_to_read_costs_no_other_one_its_program
     readings = read_all([(good, ("f",), ""), (slow, ("f",), ""), (good, ("f",), "")], seconds=2)
     assert readings[1] is None
     assert [reading.source for reading in (readings[0], readings[2])] == [good, good]
-
-
-# Parts removed from a program
-
-
-@pytest.mark.parametrize(
-    ("code", "left"),
-    [
-        ("def f(x):  # a comment\n    return x\n\nassert f(1) == 1\n", "def f(x):  # a comment\n    return x\n\n\n"),
-        ("y = 1; assert y", "y = 1; pass"),
-        ("assert y; y = 1", "pass; y = 1"),
-        ("assert (1,\n 2)  # both\ny = 'é'", "# both\ny = 'é'"),
-        ("é = 1; assert é; z = 2\n", "é = 1; pass; z = 2\n"),
-        ("f\ndef f():\n    assert 1\nf\n", "\ndef f():\n    assert 1\n\n"),
-        ("def f():\r\n    return 1\rassert f() == 2\n", "def f():\n    return 1\n\n"),
-        ("assert f(\n", "assert f(\n"),
-        ("from __future__ import annotations\nassert 1\n", "from __future__ import annotations\n\n"),
-    ],
-)
-def test_outer_assertions_and_lone_names_go_and_all_else_keeps_its_text(code, left):
-    assert completions.without_asserts(code) == left
-    assert not parses(code) or ast.dump(ast.parse(left)) == ast.dump(
-        ast.Module([*map(as_pass, ast.parse(code).body)], []) if "pass" in left else without(ast.parse(code))
-    )
-
-
-def unwanted(node):
-    return isinstance(node, ast.Assert) or (isinstance(node, ast.Expr) and isinstance(node.value, ast.Name))
-
-
-def as_pass(node):
-    return ast.Pass() if unwanted(node) else node
-
-
-def without(tree):
-    return ast.Module([node for node in tree.body if not unwanted(node)], [])
-
-
-def test_declarations_keep_decorators_and_drop_calls():
-    first = "from functools import cache\nprint('x')\n@cache\ndef g(x):\n    return x\nTABLE = g(1)\n"
-    completion = f"```python\n{first}```\nthen\n```python\ndef f(x):\n    return g(x)\n```"
-    source = program_of(completion, ("f",))
-    assert "@cache\ndef g(x)" in source and "print" not in source and "TABLE" not in source
-    space = {}
-    exec(source, space)
-    assert space["f"](3) == 3
 
 
 # From completion to score

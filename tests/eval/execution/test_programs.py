@@ -6,7 +6,10 @@ import itertools
 import pytest
 
 from ba_lora.errors import UserError
-from eval.execution.programs import names_in_tests, parses, pass_at_k, program_of
+from eval.execution import inside
+from eval.execution.completions import program_of
+from eval.execution.definitions import parses
+from eval.execution.programs import names_in_tests, pass_at_k
 
 PROMPT = '''from typing import List
 
@@ -27,10 +30,8 @@ BARE = "def g(a):\n    return a\n\ndef f(xs):\n    return g(sum(xs)) + 1"
 
 
 def value(source, call="f([1, 2])"):
-    """Execute the program and return the result of the call."""
-    space = {}
-    exec(source, space)
-    return eval(call, space)
+    """Load the program as the sandbox does, and return the result of the call."""
+    return eval(call, vars(inside.load(source, ("f",))))
 
 
 # Completions that continue the prompt
