@@ -213,16 +213,22 @@ def _continuation(text: str, names: Sequence[str], prompt: str) -> str | None:
     )  # the prompt may have opened a fence, which ends after the body
     bodies = [body for part in parts if part.strip() for body in _indentations(part, prompt)]
     for body in bodies:
-        if (tree := parse(prompt + body)) and not is_stub(tree, names):
+        if (tree := parse(prompt + body)) and not is_stub(tree, names) and not _outside(tree):
             return prompt + body
     best, most = None, 0
     for body in bodies:
         lines = (prompt + body).split("\n")
         end, tree = run_from(lines, 0)
+        end = min([end, *(node.lineno - 1 for node in _outside(tree))])
         kept = sum(bool(line.strip()) for line in lines[prompt.count("\n") : end])
         if kept > most and not is_stub(tree, names):
             best, most = "\n".join(lines[:end]), kept
     return best
+
+
+def _outside(tree: ast.Module) -> list[ast.Return]:
+    """Return the `return` statements outside functions, which the parser lets pass."""
+    return [node for node in tree.body if isinstance(node, ast.Return)]
 
 
 def _indentations(body: str, prompt: str) -> list[str]:

@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterator, Sequence
 from .definitions import NOT_PYTHON, defined, may_define, parses
 
 START = re.compile(
-    r"(?:async )?def \w+\s*\(|class \w+\s*[(:]|@\w|(?:import|from) \w|[A-Za-z_]\w*\s*(?::[^=]*)?=|(?:if|try|for|while|with)\b.*:\s*$"
+    r"(?:async )?def \w+\s*\(|class \w+\s*[(:]|@\w|(?:import|from) \w|[A-Za-z_]\w*(?:\s*,\s*\w+)*\s*(?::[^=]*)?=|(?:if|try|for|while|with)\b.*:\s*$"
 )
 _MAY_GO_ON = re.compile(r"[:\\@]|'''|\"\"\"")  # in a line whose statement may continue on the next
 
