@@ -226,16 +226,17 @@ def _continuation(text: str, names: Sequence[str], prompt: str) -> str | None:
     return best
 
 
-def _outside(tree: ast.Module) -> list[ast.Return]:
-    """Return the `return` statements outside functions, which the parser lets pass."""
-    return [node for node in tree.body if isinstance(node, ast.Return)]
+def _outside(tree: ast.Module) -> list[ast.stmt]:
+    """Return the statements outside functions that hold a `return`, which the parser lets pass."""
+    others = (node for node in tree.body if not isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)))
+    return [node for node in others if any(isinstance(each, ast.Return) for each in ast.walk(node))]
 
 
 def _indentations(body: str, prompt: str) -> list[str]:
-    """Return a body as it stands, with the indentation of its first line, and with that of all lines."""
+    """Return a body as it stands, with the indentation of all lines, and with that of its first line."""
     last = next((line for line in reversed(prompt.split("\n")) if line.strip()), "")
     indent = last[: len(last) - len(last.lstrip())] or "    "
-    forms = [body, indent + body.lstrip(), textwrap.indent(textwrap.dedent(body).strip("\n"), indent)]
+    forms = [body, textwrap.indent(textwrap.dedent(body).strip("\n"), indent), indent + body.lstrip()]
     return list(dict.fromkeys(forms))
 
 
