@@ -26,7 +26,7 @@ from .harness.command import Benchmark, run
 from .harness.lines import check_field, read_lines
 from .harness.scores import facts_beside
 
-PROTOCOLS = {"ba-lora": "2", "upstream": "2", "base": "2"}  # name → version
+PROTOCOLS = {"ba-lora": "3", "upstream": "3", "base": "3"}  # name → version
 STOP = ("\nclass", "\ndef", "\n#", "\nif", "\nprint")  # section 2.2 of the paper
 SAMPLING = {
     "ba-lora": Sampling(),

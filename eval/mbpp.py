@@ -27,7 +27,7 @@ from .harness.command import Benchmark, run
 from .harness.lines import check_field, read_lines, task_id
 from .harness.scores import facts_beside
 
-PROTOCOLS = {"ba-lora": "2", "upstream": "2", "base": "2"}  # name → version
+PROTOCOLS = {"ba-lora": "3", "upstream": "3", "base": "3"}  # name → version
 HUB = "google-research-datasets/mbpp:full"
 TEST = (11, 510)  # the tasks of the test split
 EXAMPLE_TASKS = (2, 3, 4)  # of the prompt split

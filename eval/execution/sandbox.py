@@ -1,7 +1,7 @@
 """Runs untrusted programs: each in its own sandbox, judged by a checker in another one.
 
 `run` takes jobs, each a program and the tests of its functions, and reports for each whether the end of the tests was reached.
-The program and the checker are two processes that exchange only plain values over a pipe (`eval.execution.inside`). A job whose
+The program and the checker are two processes that exchange plain values and calls over pipes (`eval.execution.inside`). A job whose
 tests need more than values (the program's own classes) runs in one process, and its verdict is weaker: see below.
 
 With bubblewrap each process has a fresh interpreter in its own user, mount, pid, network, ipc and uts namespaces: no
@@ -11,7 +11,8 @@ aarch64, the limit on processes elsewhere), so its limits on CPU time and memory
 everything in it is killed.
 
 Not protected from: faults of the kernel or of bubblewrap; a program that has memorised the answers; a program that uses up its
-limits, once per task; side channels, such as how busy the machine is. In one process a program that tries can forge its
+limits, once per task; a program that fills its folder with a million empty files, folders or links, which take up to a gigabyte of
+kernel memory until it ends; side channels, such as how busy the machine is. In one process a program that tries can forge its
 verdict, and an object of its own can claim to equal anything.
 
 Without bubblewrap, which `unsafe` must allow: the same processes in their own process group and temporary folder, with

@@ -152,6 +152,25 @@ def test_the_fields_of_the_sanitized_and_the_extended_set_are_read(tmp_path):
         ([row(11), row(11)], "task_id 11 stands for more than one row"),
         ([row("eleven")], "task_id 'eleven' is not a number"),
         ([row(5)], "has no task from 11 to 510; name others with --tasks, or all"),
+        (
+            [row(11), row(12, test_list=[None])],
+            r"data.jsonl, row 2: 'test_list' is \[None\], a list of texts is needed",
+        ),
+        (
+            [row(11, test_list=["assert f(1)", 5])],
+            r"row 1: 'test_list' is \['assert f\(1\)', 5\], a list of texts is needed",
+        ),
+        ([row(11, test_list=5)], "row 1: 'test_list' is 5, a list of texts is needed"),
+        ([row(11, test_list="assert f(1) == 2")], "row 1: 'test_list' is 'assert f.*', a list of texts is needed"),
+        ([row(11, test_list=[])], r"row 1: a task needs text \(or prompt\), task_id and test_list"),
+        ([row(11, test_list=None)], r"row 1: a task needs text \(or prompt\), task_id and test_list"),
+        ([row(11, code=["def f(x):", "  return x"])], r"row 1: 'code' is \['def f\(x\):', .*\], a text is needed"),
+        ([row(11, code=3)], "row 1: 'code' is 3, a text is needed"),
+        ([row(11, test_imports=[None])], r"row 1: 'test_imports' is \[None\], a list of texts is needed"),
+        ([row(11, test_imports=7)], "row 1: 'test_imports' is 7, a list of texts is needed"),
+        ([row(11, test_imports="import")], "row 1: the tests are not Python"),
+        ([row(11, test_setup_code=["x = 1"])], r"row 1: 'test_setup_code' is \['x = 1'\], a text is needed"),
+        ([row(11, text=11)], "row 1: 'text' is 11, a text is needed"),
     ],
 )
 def test_a_row_that_cannot_be_used_is_named(tmp_path, rows, message):
@@ -270,3 +289,32 @@ def test_without_code_the_tests_name_the_function_even_a_builtins(tmp_path, test
 def test_the_imports_of_tests_may_be_one_text(tmp_path, imports):
     data = write(tmp_path, [row(11, test_list=["assert f(4) == math.sqrt(64)"], test_imports=imports)])
     assert rescore(tmp_path, data, [{"id": 11, "completion": "def f(x):\n    return 2 * x"}])["score"] == 1
+
+
+@pytest.mark.parametrize(
+    ("test", "right", "wrong"),
+    [
+        ("assert f((4, 7.7, 1.2), int) == [7.7, 1.2]", "[y for y in x if not isinstance(y, kind)]", "list(x)"),
+        ("assert f([1, 2], len) == 2", "kind(x)", "1"),
+        ("assert f(2, lambda v: v + 1) == 3", "kind(x)", "x"),
+        ("assert f(2, type) == int", "kind(x)", "str"),
+        (
+            "import datetime\nassert f(2, None) == datetime.date(2020, 1, 2)",
+            "__import__('datetime').date(2020, 1, x)",
+            "x",
+        ),
+    ],
+)
+def test_tests_may_pass_types_and_functions(tmp_path, test, right, wrong):
+    code = f"def f(x, kind):\n    return {right}"
+    data = write(tmp_path, [row(number, code=code, test_list=[test]) for number in (11, 12)])
+    lines = [{"id": 11, "completion": code}, {"id": 12, "completion": code.replace(right, wrong)}]
+    score = rescore(tmp_path, data, lines)
+    assert (score["score"], score["one_process"]) == (0.5, [])
+    scored = [json.loads(line) for line in (tmp_path / "out" / "scored.jsonl").read_text().splitlines()]
+    assert [line["correct"] for line in scored] == [True, False]
+
+
+def test_the_frame_of_the_papers_prompt_is_not_code(tmp_path, data):
+    lines = [{"id": 11, "completion": f"[BEGIN]\n{ROWS[3]['code']}\n[DONE]\n\nYou are an expert"}]
+    assert rescore(tmp_path, data, lines)["score"] == 1.0
