@@ -14,6 +14,7 @@ _CODE = re.compile(
     r"(?:async )?def |class \w|@\w|import \w|from \w[\w.]* import|return\b|[A-Za-z_]\w*(?:: \w+)? = |[ \t]+\S"
 )
 _THOUGHT = re.compile(r"\A\s*<think>.*?</think>|\A.*^[ \t]*</think>[ \t]*$", re.DOTALL | re.MULTILINE)
+_END = re.compile(r"(?:<\|\w+\|>|</s>)[ \t]*$", re.MULTILINE)  # the end token of a template, written as text
 _STRING = re.compile(
     r"""#[^\n]*|(\"{3}(?:[^\\]|\\.)*?\"{3}|'{3}(?:[^\\]|\\.)*?'{3})|\"(?:[^\"\\\n]|\\.)*\"|'(?:[^'\\\n]|\\.)*'|\\.""",
     re.DOTALL,
@@ -22,8 +23,9 @@ _INLINE = re.compile(r"^\s*(`|<(?:code|pre)>)([^`]+)(`|</(?:code|pre)>)\s*$")
 
 
 def clean(completion: str) -> str:
-    """Return a completion with plain line ends, and without byte-order marks, form feeds at the margin, and thoughts before the answer."""
-    text = re.sub("\r\n?", "\n", completion)
+    """Return a completion with plain line ends, and without byte-order marks, form feeds at the margin, end tokens, and thoughts
+    before the answer."""
+    text = _END.sub("", re.sub("\r\n?", "\n", completion))
     return _THOUGHT.sub("", re.sub("^[\ufeff\f]+", "", text, flags=re.MULTILINE), count=1)
 
 

@@ -96,6 +96,13 @@ PIECES = {  # over several blocks, or with text around
     "a form feed": f"\x0cimport math\n\x0c\n{CODE}",
     "carriage returns alone": CODE.replace("\n", "\r"),
     "a byte-order mark in the fence": f"{F}python\n\ufeff{CODE}{F}",
+    "an end token after the code": CODE.rstrip() + "<|im_end|>",
+    "an end token in a line of its own": f"{CODE}</s>\nIt's more (",
+    "a JSON block before": f"{fenced('{}', 'json')}\n{fenced(CODE, 'Python')}",
+    "a fence in a comment": fenced(f"# {F} as in Markdown\n{CODE}"),
+    "a test class": fenced(
+        f"import unittest\n{CODE}\nclass T(unittest.TestCase):\n    def test(self): pass\nunittest.main()"
+    ),
     "a quotation mark that is open": f"{fenced('x = ' + chr(34) * 3, 'text')}\n{fenced(CODE)}",
 }
 RIGHT = {name: fenced(code) for name, code in BOUND.items()} | PIECES
