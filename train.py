@@ -6,11 +6,14 @@ from ba_lora.errors import Stopped, run_cli
 def main() -> None:
     from ba_lora.training.command_line import parse
 
-    arguments = parse()  # the libraries take seconds to import; --help and a wrong option do not need them
+    arguments = parse()  # the libraries take seconds to import; --help and a wrong option or path do not need them
     if arguments.dry_run:
         from ba_lora.planning.plan import show
 
         return show(arguments)
+    from ba_lora.training.first_checks import check_inputs
+
+    check_inputs(arguments)
     from ba_lora.hub import push_after
     from ba_lora.training.run import leave_processes, train
 

@@ -163,6 +163,14 @@ def read_member(archive: Path | bytes, name: str) -> bytes:
         ) from None
 
 
+def check_name(name: str) -> bool:
+    """Return True for the name of a model package; False for a name without the prefix. UserError for an unknown package."""
+    if not name.startswith(PREFIX):
+        return False
+    choose("model package", name.removeprefix(PREFIX), MODELS)
+    return True
+
+
 def open_model(name: str) -> Path:
     """The folder that transformers opens for `name`, a key of MODELS with or without the prefix "package:".
 

@@ -7,8 +7,8 @@ import pytest
 from transformers.integrations.deepspeed import HfTrainerDeepSpeedConfig, unset_hf_deepspeed_config
 
 from ba_lora.errors import UserError
-from ba_lora.sharding import check_config, zero_stage
 from ba_lora.training.command_line import parse
+from ba_lora.training.deepspeed_config import check_config, zero_stage
 from ba_lora.training.run import train, training_arguments
 
 ROOT = Path(__file__).parent.parent

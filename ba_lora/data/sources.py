@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ..errors import UserError, choose
+from ..folders.places import is_path
 from .readers import ENDINGS, LOADERS, read_files, reason_of
 from .tinymath import SPLITS, generate
 
@@ -57,6 +58,14 @@ def read_table(
     return Table(source, columns, [(number + 1, row) for number, row in zip(numbers, chosen, strict=True)])
 
 
+def check_source(data: str, path: str | None = None) -> None:
+    """Raise UserError if `data`, or its local copy `path`, is known to be missing, without opening it."""
+    if data.startswith("tinymath:") and not path:
+        tinymath_rows(data, 1)
+    else:
+        _find(data, path)
+
+
 def _choose(records, numbers: list[int]) -> list[dict]:
     """The rows with these numbers (from 0) of a list, an Arrow table or a Dataset, without fields that are null."""
     if isinstance(records, list):
@@ -81,10 +90,7 @@ def tinymath_rows(data: str, count: int) -> list[dict]:
 
 def _open(data: str, path: str | None, split: str) -> tuple:
     """(its name in errors, its columns, its rows) of the source that `data` and `path` name."""
-    name, part = data, ""
-    if not Path(data).exists() and ":" in data:
-        name, _, part = data.rpartition(":")
-    place = Path(path or name)
+    name, part, place = _find(data, path)
     if place.is_file():
         return str(place), *read_files([place])
     if place.is_dir():
@@ -92,11 +98,20 @@ def _open(data: str, path: str | None, split: str) -> tuple:
 
         with library.quiet():
             return library.open_folder(place, part, split)
-    if path or place.suffix in LOADERS or name.startswith((".", "/", "~")) or name.count("/") != 1:
-        raise UserError(
-            f"data file {place} does not exist; give the path of a file ({ENDINGS}) or a folder, or a hub id (OWNER/NAME)"
-        )
     from . import library
 
     with library.quiet():
         return data, *library.load_named(name, part, split)
+
+
+def _find(data: str, path: str | None) -> tuple[str, str, Path]:
+    """(its name, the subfolder or config, the path) of a source. Raises UserError for a path that does not exist."""
+    name, part = data, ""
+    if not Path(data).exists() and ":" in data:
+        name, _, part = data.rpartition(":")
+    place = Path(path or name)
+    if not place.exists() and (path or place.suffix in LOADERS or name.count("/") != 1 or is_path(name)):
+        raise UserError(
+            f"data file {place} does not exist; give the path of a file ({ENDINGS}) or a folder, or a hub id (OWNER/NAME)"
+        )
+    return name, part, place

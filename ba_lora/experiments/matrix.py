@@ -24,7 +24,7 @@ devices: 2xA40                        # GPUs for which --dry_run estimates the c
 """
 
 import itertools
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -342,6 +342,9 @@ def read_file(file: str | Path) -> dict:
         raise UserError(f"{file} is not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(content, dict):
         raise UserError(f"{file} must hold the keys {', '.join(KEYS)}")
+    options = {item.name for item in fields(TrainArguments)} | {"extends"}
+    if not content.keys() & {"methods", "seeds"} and content.keys() <= options:
+        raise UserError(f"{file} is the config of one run; train and evaluate it with: sh scripts/ba-lora.sh {file}")
     for key in content:
         if key not in KEYS:
             raise UserError(f"{file}: unknown key '{key}'{nearest(key, KEYS)}")

@@ -14,7 +14,7 @@ from ..hub import push_after, reserve
 from ..training import launch
 from ..training.arguments import TrainArguments
 from ..training.command_line import parse
-from ..training.run import train
+from ..training.first_checks import check_inputs
 
 CLASSIFICATION = ("glue", "gluex")  # the benchmarks of a run with --task
 
@@ -37,16 +37,20 @@ def train_and_evaluate(config: str, words: list[str]) -> int:
     known = CLASSIFICATION if arguments.task else eval.all.BENCHMARKS
     benchmarks = [choose("benchmark", name, known) for name in arguments.benchmarks or ()]
     tests = {} if arguments.task else _test_data(arguments, benchmarks)
+    check_inputs(arguments)
+    if launch.is_first_machine() and not arguments.task:
+        for name in benchmarks:  # report unreadable data before the training
+            eval.all.check_data(name, tests.get(name), arguments.model, arguments.eval_limit)
     command = launch.command(arguments, [*words, "--push_to_hub", "none", "--hub_public", "false"])
     if not launch.is_first_machine():
         launch.start(command)
         print(f"The first machine evaluates and holds the run folder: {arguments.output_dir}")
         return 0
-    for name in () if arguments.task else benchmarks:  # report unreadable data before the training
-        eval.all.check_data(name, tests.get(name), arguments.model, arguments.eval_limit)
     if arguments.push_to_hub:
         reserve(arguments.push_to_hub, arguments.hub_public)
     if command is None:
+        from ..training.run import train  # the libraries, which take seconds to import
+
         train(arguments)
         signals.check()
     else:

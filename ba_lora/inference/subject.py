@@ -10,8 +10,8 @@ from typing import NamedTuple
 from ..data.templates import Template, check_template, default_template, make_template, template_of
 from ..errors import UserError
 from ..files import digest, hash_of
+from ..folders.places import ADAPTERS
 
-ADAPTERS = ("adapter_config.json", "ba_lora.json")  # files that identify an adapter folder: PEFT's format, our own
 # Small files that affect completions.
 SETTINGS = (
     *(

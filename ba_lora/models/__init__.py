@@ -23,6 +23,7 @@ from transformers import logging as transformers_logging
 from .. import packages
 from ..errors import RunFailure, UserError, choose
 from ..folders import checksums
+from ..folders.places import check_model_folder
 from ..tiny import CHECKSUMS, MODEL_DIR
 from .labels import check_names, in_order_of, output_layer, reorder_outputs, saved_names
 from .pooling import pool_by_mask
@@ -33,7 +34,6 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 ATTENTIONS = ("eager", "sdpa", "flash_attention_2")
 # Raised by transformers, besides ValueError, for invalid values in a config or a generation config.
 MALFORMED = (StrictDataclassError, TypeError, AttributeError, LookupError, AssertionError, ArithmeticError)
-WEIGHT_FILES = ("*.safetensors", "*.safetensors.index.json", "*.gguf")
 
 
 def locate(name: str) -> str:
@@ -49,15 +49,9 @@ def locate(name: str) -> str:
     if name.startswith(packages.PREFIX):
         return str(packages.open_model(name))
     folder = Path(name)
+    check_model_folder(name)
     if folder.is_dir():
-        if not (folder / "config.json").is_file():
-            raise UserError(f"model folder {name} has no config.json; give a folder written by save_pretrained")
-        if not any(next(folder.glob(pattern), None) for pattern in WEIGHT_FILES):
-            raise UserError(f"model folder {name} has a config.json but no safetensors weights")
         checksums.verify_model(folder)
-        return name
-    if name.startswith((".", "/", "~")) or name.count("/") > 1:
-        raise UserError(f"model folder {name} does not exist")
     return name
 
 

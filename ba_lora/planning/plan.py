@@ -12,9 +12,9 @@ from ..data.sources import TINYMATH_ROWS, read_table
 from ..methods.decomposition import file_bytes
 from ..methods.names import method_of, start_of
 from ..objective.settings import REGULARIZERS, WEIGHTS
-from ..sharding import zero_stage
 from ..training import launch
 from ..training.arguments import TrainArguments
+from ..training.deepspeed_config import zero_stage
 from ..training.teacher_cache import row_bytes
 from . import devices as capacity
 from . import flops

@@ -11,6 +11,7 @@ from ..data.templates import IN_TEXT, check_template, default_template
 from ..errors import UserError, choose
 from ..files import cache_home
 from ..methods.names import METHODS, PLACES, PRECISIONS, QUANTISED, check_method, check_quantised, method_of, start_of
+from .deepspeed_config import check_config, zero_stage
 
 if TYPE_CHECKING:
     from ..objective.settings import Objective
@@ -273,8 +274,6 @@ class TrainArguments:
     eval_limit: int | None = option(None, "number of test problems to use", group="evaluation")
 
     def __post_init__(self):
-        from ..sharding import check_config, zero_stage  # torch, which --help need not wait for
-
         check_method(self.method)
         for name, is_good, wanted in NUMBERS:
             value = getattr(self, name)

@@ -101,6 +101,8 @@ def config_words(file: str | Path) -> list[str]:
     if not isinstance(values, dict):
         raise UserError(f"{file} must hold 'option: value' lines")
     known = [f.name for f in fields(TrainArguments)]
+    if values.keys() & {"methods", "seeds"}:
+        raise UserError(f"{file} is an experiment file; run it with: python -m ba_lora.experiments run {file}")
     parent = values.pop("extends", None)
     if parent is not None and str(parent) == path.name:
         raise UserError(f"{file} extends itself; name another config")

@@ -17,7 +17,6 @@ import sys
 from pathlib import Path
 
 import psutil
-import torch
 
 from .. import signals
 from ..errors import RunFailure, Stopped, UserError, choose
@@ -39,12 +38,18 @@ def processes() -> tuple[int, int]:
     """(processes per machine, machines). Raises UserError for values that are not numbers or contradict each other."""
     hosts = _hosts()
     if not hosts:
-        return _whole("NPROC", max(torch.cuda.device_count(), 1)), _whole("NNODES", 1)
+        return _whole("NPROC", 1 if os.environ.get("NPROC") else max(_gpus(), 1)), _whole("NNODES", 1)
     found = {"NPROC": next(iter(hosts.values())), "NNODES": len(hosts)}
     for name, number in found.items():
         if _whole(name, number) != number:
             raise UserError(f"{name} is {os.environ[name]} and HOSTFILE says {number}; leave {name} out")
     return found["NPROC"], found["NNODES"]
+
+
+def _gpus() -> int:
+    import torch  # here, because it takes seconds
+
+    return torch.cuda.device_count()
 
 
 def _hosts() -> dict[str, int]:
@@ -72,7 +77,8 @@ def _hosts() -> dict[str, int]:
 
 def is_first_machine() -> bool:
     """Return True if this is the only machine or the first of several, which does the work that follows the training."""
-    return processes()[1] == 1 or _whole("NODE_RANK", 0, lowest=0) == 0
+    machines = len(_hosts()) or _whole("NNODES", 1)
+    return machines == 1 or _whole("NODE_RANK", 0, lowest=0) == 0
 
 
 def _meeting(nodes: int) -> list[str]:
@@ -133,7 +139,7 @@ def start(words: list[str]) -> None:
     ended it, and UserError or RunFailure, matching the status, if one of its processes fails."""
     environment = dict(os.environ)
     environment.setdefault("OMP_NUM_THREADS", str(max((os.cpu_count() or 1) // processes()[0], 1)))
-    if not torch.cuda.is_available():
+    if not _gpus():
         environment.setdefault("DS_ACCELERATOR", "cpu")
     status, received = signals.run(words, _training, env=environment)
     if status in (Stopped.STATUS, *signals.ENDED):

@@ -40,6 +40,7 @@ from . import prepare_generator as generation
 from .arguments import TrainArguments
 from .command_line import as_config, changed_options
 from .ending import KeepTrained, told, try_out
+from .first_checks import refuse_another_run
 from .inputs import input_hashes
 from .interruptions import StopSignals, explained
 from .prepare import Prepared
@@ -310,22 +311,11 @@ def training_arguments(arguments: TrainArguments, accumulation: int) -> Training
 
 def _is_finished(arguments: TrainArguments, folder: Path) -> bool:
     """Return True if `folder` holds this very run, finished. Raises UserError if it holds a run that must not be changed."""
-    if not (folder / "run.json").is_file():
+    before = refuse_another_run(arguments)
+    if before is None or before["status"] != "finished":
         return False
-    if arguments.overwrite:
-        return False
-    if not arguments.resume:
-        raise UserError(
-            f"--output_dir {folder} holds a run already; add --resume to continue it or --overwrite to replace it"
-        )
-    before = read_json(folder / "run.json", "config", "status")
-    for name, (was, now) in changed_options(before["config"], arguments).items():
-        raise UserError(
-            f"--resume: {name} is {now} and was {was} in {folder}; give the first run's options, or --overwrite"
-        )
-    if before["status"] == "finished":
-        checksums.verify_run(folder)
-    return before["status"] == "finished"
+    checksums.verify_run(folder)
+    return True
 
 
 def _check_agreement(record: dict) -> None:

@@ -6,10 +6,13 @@ from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 
+from ba_lora.data.sources import check_source
 from ba_lora.data.templates import NAMES
 from ba_lora.errors import UserError, choose
 from ba_lora.folders.ownership import claimed
+from ba_lora.folders.places import check_trained
 from ba_lora.inference.backends import BACKENDS
+from ba_lora.packages import check_name
 
 from .scores import GENERATIONS, SCORE, SCORED
 
@@ -97,6 +100,17 @@ def check_options(args: argparse.Namespace, protocols: Iterable[str]) -> None:
         raise UserError(f"--seed is {args.seed}; it must be at least 0")
     if args.model:
         _check_backend(args)
+    _check_places(args)
+
+
+def _check_places(args: argparse.Namespace) -> None:
+    """Refuse a model, an adapter or a file that is known to be missing, before anything is opened."""
+    if args.model and args.model != "tiny" and not check_name(args.model):
+        check_trained(args.model, "--model")
+    if args.adapter:
+        check_trained(args.adapter, "--adapter")
+    for file in filter(None, (args.data, getattr(args, "shots_data", None))):
+        check_source(file)
 
 
 def _check_backend(args: argparse.Namespace) -> None:

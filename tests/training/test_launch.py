@@ -87,7 +87,7 @@ def test_a_host_file_says_the_machines_to_both_launchers(monkeypatch, hosts):
 
 
 def test_processes_default_to_the_gpus_found(monkeypatch):
-    monkeypatch.setattr(launch.torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
     assert command(monkeypatch)[:3] == ["ba_lora.training.torchrun", "--nproc_per_node", "2"]
     assert command(monkeypatch, NPROC="1") is None
 

@@ -1,0 +1,55 @@
+"""Names of models that may be paths: what the disk shows to be wrong with one. Needs no large library."""
+
+from pathlib import Path
+
+from ..errors import UserError
+from .kinds import saved_in
+
+WEIGHT_FILES = ("*.safetensors", "*.safetensors.index.json", "*.gguf")
+# Files that identify a folder with trained weights: PEFT's adapters, our own.
+ADAPTERS = ("adapter_config.json", "ba_lora.json")
+
+
+def is_path(name: str) -> bool:
+    """Return True if `name`, which need not exist, is a path and no hub id (OWNER/NAME).
+
+    A name in a folder that exists here is a path, and so is every name in runs/, where run folders go by default.
+    """
+    if name.startswith((".", "/", "~")) or name.count("/") > 1:
+        return True
+    return "/" in name and (name.startswith("runs/") or Path(name).parent.is_dir())
+
+
+def check_model_folder(name: str) -> None:
+    """Raise UserError for a path without a model in it. A name that may be a hub id is accepted."""
+    folder = Path(name)
+    if not folder.is_dir():
+        return refuse_missing(name)
+    if not (folder / "config.json").is_file():
+        raise UserError(f"model folder {name} has no config.json; give a folder written by save_pretrained")
+    if not any(next(folder.glob(pattern), None) for pattern in WEIGHT_FILES):
+        raise UserError(f"model folder {name} has a config.json but no safetensors weights")
+
+
+def check_trained(name: str, option: str) -> None:
+    """Raise UserError for a path without a run, an adapter or a model in it. A name that may be a hub id is accepted."""
+    folder = Path(name)
+    if not folder.is_dir():
+        return refuse_missing(name, f"{option} {name}")
+    if any((folder / file).is_file() for file in ADAPTERS):
+        return
+    if (folder / "run.json").is_file():
+        saved_in(folder)
+    elif not (folder / "config.json").is_file():
+        raise UserError(
+            f"{option} {name} is not a run folder (run.json), adapter folder (adapter_config.json) or model folder (config.json)"
+        )
+
+
+def refuse_missing(name: str, shown: str = "") -> None:
+    """Raise UserError if `name` is a path that is not there. shown: how the message begins."""
+    shown = shown or f"model folder {name}"
+    if Path(name).is_file():
+        raise UserError(f"{shown} is a file; name the folder that it lies in")
+    if is_path(name):
+        raise UserError(f"{shown} does not exist; give a folder that does, or a hub id (OWNER/NAME)")

@@ -1,0 +1,42 @@
+"""Refusals that need only the options and the disk, made before the libraries are imported, which takes seconds."""
+
+from pathlib import Path
+
+from ..data.sources import check_source
+from ..errors import UserError
+from ..files import read_json
+from ..folders.ownership import refuse_foreign
+from ..folders.places import check_model_folder
+from ..packages import check_name
+from .arguments import TrainArguments
+from .command_line import changed_options
+
+
+def check_inputs(arguments: TrainArguments) -> None:
+    """Raise UserError if the base model, the data or the output folder of a run is known to be wrong."""
+    refuse_foreign(arguments.output_dir, "run")
+    refuse_another_run(arguments)
+    if not check_name(arguments.model) and arguments.model != "tiny":
+        check_model_folder(arguments.model)
+    if arguments.data or arguments.data_path:
+        check_source(arguments.data or "", arguments.data_path)
+
+
+def refuse_another_run(arguments: TrainArguments) -> dict | None:
+    """The run.json of the run that --resume continues, or None if the folder is free or --overwrite frees it.
+
+    Raises UserError if the folder holds a run that must not be changed, or one of other options.
+    """
+    folder = Path(arguments.output_dir)
+    if arguments.overwrite or not (folder / "run.json").is_file():
+        return None
+    if not arguments.resume:
+        raise UserError(
+            f"--output_dir {folder} holds a run already; add --resume to continue it or --overwrite to replace it"
+        )
+    before = read_json(folder / "run.json", "config", "status")
+    for name, (was, now) in changed_options(before["config"], arguments).items():
+        raise UserError(
+            f"--resume: {name} is {now} and was {was} in {folder}; give the first run's options, or --overwrite"
+        )
+    return before

@@ -1,0 +1,90 @@
+"""Refusals that need only the options and the disk: the libraries, which take seconds to import, are not waited for."""
+
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ba_lora.errors import UserError
+from ba_lora.folders.places import check_model_folder, check_trained, is_path
+from tests.common import finished_run
+
+ROOT = Path(__file__).parents[1]
+LIMIT = 2  # seconds of CPU; with torch and transformers it would be 6 or more
+TINY = "configs/nlg/tiny.yaml"
+TRAIN, ONE = ("train.py",), ("-m", "ba_lora.experiments", "one", TINY)
+RUN, GSM8K = ("-m", "ba_lora.experiments", "run"), ("-m", "eval.gsm8k", "--output_dir", "OUT")
+REFUSALS = [
+    (TRAIN, "--output_dir is missing"),
+    ((*TRAIN, "--output_dir", "OUT", "--method", "lorra"), "method 'lorra' is not known, did you mean 'lora'?"),
+    ((*TRAIN, "--output_dir", "OUT", "--data", "nope.jsonl"), "data file nope.jsonl does not exist"),
+    ((*TRAIN, "--output_dir", "OUT", "--data", "tinymath:tests"), "tinymath split 'tests' is not known"),
+    ((*TRAIN, "--output_dir", "OUT", "--model", "runs/nope"), "model folder runs/nope does not exist"),
+    ((*TRAIN, "--output_dir", "OUT", "--model", "package:nope"), "model package 'nope' is not known"),
+    ((*TRAIN, "--output_dir", "RUN"), "holds a run already; add --resume"),
+    ((*TRAIN, "--output_dir", "RUN", "--resume", "--rank", "3"), "--resume: "),
+    ((*TRAIN, "--output_dir", "FOREIGN"), "is not empty and holds no run"),
+    ((*TRAIN, "--config", "configs/experiments/ranks.yaml"), "run it with: python -m ba_lora.experiments run configs/"),
+    ((*ONE, "--data", "data/nope.csv"), "data file data/nope.csv does not exist"),
+    ((*ONE, "--eval_data", "nope.jsonl"), "data file nope.jsonl does not exist"),
+    ((*ONE, "--output_dir", "RUN"), "holds a run already"),
+    (("-m", "ba_lora.experiments", "one", "nope.yaml"), "config file nope.yaml does not exist"),
+    ((*RUN, "nope.yaml"), "experiment file nope.yaml does not exist"),
+    ((*RUN, TINY), f"is the config of one run; train and evaluate it with: sh scripts/ba-lora.sh {TINY}"),
+    ((*GSM8K, "--model", "runs/nope"), "--model runs/nope does not exist"),
+    ((*GSM8K, "--model", "docs"), "--model docs is not a run folder (run.json), adapter folder"),
+    ((*GSM8K, "--model", "tiny", "--adapter", "runs/nope"), "--adapter runs/nope does not exist"),
+    ((*GSM8K, "--model", "tiny", "--data", "nope.jsonl"), "data file nope.jsonl does not exist"),
+    (("-m", "eval.all", "runs/nope"), "error: --model runs/nope does not exist"),
+    (("-m", "eval.humaneval", "--output_dir", "OUT", "--model", "runs/nope"), "--model runs/nope does not exist"),
+    (("-m", "eval.glue", "--model", "runs/nope"), "--model runs/nope is not a run folder of a classifier"),
+]
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory):
+    """{word of a row above: the path that it stands for}: an unused name, a finished run, a folder of someone else's."""
+    home = tmp_path_factory.mktemp("places")
+    (home / "foreign").mkdir()
+    (home / "foreign" / "thesis.tex").touch()
+    (home / "run").mkdir()
+    return {"OUT": home / "out", "RUN": finished_run(home / "run", model="tiny"), "FOREIGN": home / "foreign"}
+
+
+@pytest.mark.parametrize(("words", "message"), REFUSALS, ids=[" ".join(words) for words, _ in REFUSALS])
+def test_a_refusal_takes_less_than_two_seconds_of_cpu(words, message, places):
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    command = [sys.executable, *(str(places.get(word, word)) for word in words)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert done.returncode == 2 and message in done.stderr and len(done.stderr.splitlines()) == 1, done.stderr
+    assert (after.ru_utime - before.ru_utime) + (after.ru_stime - before.ru_stime) < LIMIT
+    assert not places["OUT"].exists() and not (ROOT / "runs" / "nope").exists()
+
+
+def test_a_name_is_a_path_if_it_begins_like_one_or_lies_in_a_folder_that_is_here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "models").mkdir()
+    paths = ("./a", "../a", "/a", "~/a", "a/b/c", "runs/a", "models/a")
+    assert [name for name in (*paths, "gpt2", "openai/gsm8k", "meta-llama/Llama-2-7b-hf") if is_path(name)] == [*paths]
+
+
+def test_a_folder_is_a_model_or_holds_something_trained(tmp_path):
+    (tmp_path / "file").touch()
+    for check, kind in ((check_model_folder, "model folder"), (lambda name: check_trained(name, "--model"), "--model")):
+        check("someone/base")
+        with pytest.raises(UserError, match=f"{kind} .*file is a file; name the folder"):
+            check(str(tmp_path / "file"))
+        with pytest.raises(UserError, match=f"{kind} .*none does not exist"):
+            check(str(tmp_path / "none"))
+    with pytest.raises(UserError, match=r"has no config\.json"):
+        check_model_folder(str(tmp_path))
+    (tmp_path / "config.json").write_text("{}")
+    check_trained(str(tmp_path), "--model")
+    with pytest.raises(UserError, match="no safetensors weights"):
+        check_model_folder(str(tmp_path))
+    (tmp_path / "run.json").write_text("{}")
+    with pytest.raises(UserError, match="the run has not ended"):
+        check_trained(str(tmp_path), "--model")
