@@ -4,16 +4,15 @@ from ba_lora.errors import Stopped, run_cli
 
 
 def main() -> None:
-    from ba_lora.training.command_line import parse
+    from ba_lora.training.first_checks import parse_and_check
 
-    arguments = parse()  # the libraries take seconds to import; --help and a wrong option or path do not need them
+    arguments = (
+        parse_and_check()
+    )  # the libraries take seconds to import; --help and a wrong option or path do not need them
     if arguments.dry_run:
         from ba_lora.planning.plan import show
 
         return show(arguments)
-    from ba_lora.training.first_checks import check_inputs
-
-    check_inputs(arguments)
     from ba_lora.hub import push_after
     from ba_lora.training.run import leave_processes, train
 

@@ -18,8 +18,8 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, LlamaCo
 from ba_lora.data.collator import PadRight
 from ba_lora.data.templates import TEMPLATES
 from ba_lora.files import write_json
-from ba_lora.planning.shapes import read_numbers
 from ba_lora.training.command_line import as_config, parse
+from ba_lora.training.model_numbers import read_numbers
 
 ROOT = Path(__file__).parent.parent
 VOCABULARY = 97

@@ -21,8 +21,8 @@ from ..data.tinymath import SPLITS as TINYMATH
 from ..errors import UserError, choose, run_cli
 from ..planning.devices import UTILISATION
 from ..planning.plan import plan
-from ..planning.shapes import read_numbers
 from ..training.arguments import TrainArguments
+from ..training.model_numbers import read_numbers
 from .matrix import FOLDER, Evaluation, Experiment, Run, read_experiment
 
 DEVICES = "1xA40"  # if the file names none; several GPUs take the same number of GPU-hours

@@ -14,7 +14,7 @@ from ..hub import push_after, reserve
 from ..training import launch
 from ..training.arguments import TrainArguments
 from ..training.command_line import parse
-from ..training.first_checks import check_inputs
+from ..training.first_checks import parse_and_check
 
 CLASSIFICATION = ("glue", "gluex")  # the benchmarks of a run with --task
 
@@ -28,16 +28,15 @@ def train_and_evaluate(config: str, words: list[str]) -> int:
     if "--dry_run" in words:
         from ..planning.plan import show
 
-        show(parse(["--config", config, *words]))
+        show(parse_and_check(["--config", config, *words]))
         return 0
     words = ["--config", config, *words]
     if not any(word.partition("=")[0] == "--output_dir" for word in words):
         words += ["--output_dir", str(Path("runs") / _name(config, words))]
-    arguments = parse(words)
+    arguments = parse_and_check(words)
     known = CLASSIFICATION if arguments.task else eval.all.BENCHMARKS
     benchmarks = [choose("benchmark", name, known) for name in arguments.benchmarks or ()]
     tests = {} if arguments.task else _test_data(arguments, benchmarks)
-    check_inputs(arguments)
     if launch.is_first_machine() and not arguments.task:
         for name in benchmarks:  # report unreadable data before the training
             eval.all.check_data(name, tests.get(name), arguments.model, arguments.eval_limit)

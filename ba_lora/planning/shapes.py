@@ -1,10 +1,7 @@
 """A run's model without weights: its parameters, the bytes it holds, the memory that passes through it. Needs no hub."""
 
-import copy
-import json
 from dataclasses import replace
-from functools import cache, lru_cache
-from pathlib import Path
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -19,49 +16,19 @@ from transformers import (
 )
 
 from ..data.glue import TASKS
-from ..errors import UserError, nearest
-from ..files import load_yaml
+from ..errors import UserError
 from ..methods.attach import attach, attached_to
 from ..methods.names import method_of
 from ..methods.save import trained_parameters
 from ..methods.targets import left_out, stacked_experts
 from ..models import DTYPES, beside_body, keep_soft_cap
 from ..objective.settings import WEIGHTS, Objective
-from ..tiny import MODEL_DIR
 from ..training.arguments import TrainArguments
+from ..training.model_numbers import read_numbers
 from . import flops
 from .memory import Held, held, passing
 
-NUMBERS = Path(__file__).resolve().parents[2] / "configs" / "models"
 ENCODERS = ("bert", "roberta", "deberta-v2")
-
-
-def read_numbers(name: str) -> tuple[dict, str]:
-    """(sizes of an architecture as arguments of AutoConfig.for_model, their source).
-
-    name: 'tiny', a folder with a config.json, or the name, `hub` or `package` of a file in configs/models.
-    Raises UserError if there are none.
-    """
-    folder = MODEL_DIR if name == "tiny" else Path(name)
-    if (folder / "config.json").is_file():
-        source = "the embedded model" if name == "tiny" else f"{name}/config.json"
-        return json.loads((folder / "config.json").read_text(encoding="utf-8")), source
-    known = {}
-    for file, described in _described():
-        names = {file.stem, described["hub"], described.get("package", described["hub"])}
-        if name.lower() in {each.lower() for each in names}:
-            return copy.deepcopy(described["numbers"]), f"configs/models/{file.name}"
-        known |= dict.fromkeys(names)
-    raise UserError(
-        f"no numbers of the model '{name}' are here{nearest(name, known)}; give a folder that holds its config.json, "
-        "or describe it in configs/models"
-    )
-
-
-@cache
-def _described() -> list[tuple[Path, dict]]:
-    """(file, content) of every model in configs/models."""
-    return [(file, load_yaml(file.read_text(encoding="utf-8"))) for file in sorted(NUMBERS.glob("*.yaml"))]
 
 
 def build(

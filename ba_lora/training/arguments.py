@@ -9,9 +9,10 @@ from ..data.corruption import KINDS
 from ..data.glue import TASKS
 from ..data.templates import IN_TEXT, check_template, default_template
 from ..errors import UserError, choose
-from ..files import cache_home
+from ..files import cache_home, read_json
 from ..methods.names import METHODS, PLACES, PRECISIONS, QUANTISED, check_method, check_quantised, method_of, start_of
 from .deepspeed_config import check_config, zero_stage
+from .model_numbers import suited
 
 if TYPE_CHECKING:
     from ..objective.settings import Objective
@@ -66,8 +67,11 @@ class TrainArguments:
     )
     trust_remote_code: bool = option(False, "run Python code that ships with the model; read it first", group="model")
     method: str = option("ba-lora", f"{', '.join(METHODS)}, or pissa_niter_N", group="method")
-    rank: int = option(
-        128, "rank of the factors (paper: 128; GLUE: 8); for houlsby and pfeiffer, the bottleneck width", group="method"
+    rank: int | None = option(
+        None,
+        "rank of the factors (paper: 128; GLUE: 8); none = 8 with --task, else 16 to 128 by the model's width; for houlsby and "
+        "pfeiffer, the bottleneck width",
+        group="method",
     )
     alpha: float | None = option(None, "numerator of the scaling alpha/rank; none = rank (paper)", group="method")
     dropout: float = option(0.0, "dropout on the adapter's input; not allowed with a PiSSA start", group="method")
@@ -208,7 +212,9 @@ class TrainArguments:
     log_all_terms: bool = option(False, "also compute and log terms whose weight is 0", group="objective")
     log_gradient_norms: bool = option(False, "log each term's gradient norm relative to the task's", group="objective")
 
-    learning_rate: float = option(2e-5, "peak (paper: 2e-5)", group="training")
+    learning_rate: float | None = option(
+        None, "peak (paper: 2e-5); none = 4e-3 to 2e-5 by the model's width", group="training"
+    )
     epochs: float = option(1.0, "passes over the data (paper: 1)", group="training")
     max_steps: int = option(-1, "optimiser steps; overrides epochs when positive", group="training")
     effective_batch_size: int = option(
@@ -275,6 +281,7 @@ class TrainArguments:
 
     def __post_init__(self):
         check_method(self.method)
+        self._fill_in()
         for name, is_good, wanted in NUMBERS:
             value = getattr(self, name)
             if value is not None and not is_good(value):
@@ -326,6 +333,26 @@ class TrainArguments:
         else:
             self._check_generation()
         self.objective()
+
+    def _fill_in(self) -> None:
+        """Set the rank and the learning rate that were not given: those of the run that --resume continues, else by the model.
+
+        `chosen` then names those set by the model, for the user; it is "" if there are none.
+        """
+        names = [name for name in ("rank", "learning_rate") if getattr(self, name) is None]
+        record, self.chosen = Path(self.output_dir or "") / "run.json", ""
+        if names and self.resume and self.output_dir and record.is_file():
+            recorded = read_json(record, "config")["config"]
+            for name in names:
+                setattr(self, name, recorded.get(name))
+            names = [name for name in names if getattr(self, name) is None]
+        if not names:
+            return
+        rank, rate, why = suited(self.model, bool(self.task))
+        self.rank = rank if self.rank is None else self.rank
+        self.learning_rate = rate if self.learning_rate is None else self.learning_rate
+        values = " and ".join(f"--{name} {getattr(self, name):g}" for name in names)
+        self.chosen = f"{values}: not given, and {why}"
 
     def _check_generation(self) -> None:
         for name in CLASSIFICATION:

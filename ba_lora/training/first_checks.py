@@ -1,5 +1,6 @@
 """Refusals that need only the options and the disk, made before the libraries are imported, which takes seconds."""
 
+import os
 from pathlib import Path
 
 from ..data.sources import check_source
@@ -9,7 +10,25 @@ from ..folders.ownership import refuse_foreign
 from ..folders.places import check_model_folder
 from ..packages import check_name
 from .arguments import TrainArguments
-from .command_line import changed_options
+from .command_line import changed_options, parse
+from .model_numbers import fetch_config, width_of
+
+
+def parse_and_check(words: list[str] | None = None) -> TrainArguments:
+    """`command_line.parse`, then `check_inputs`. A model on the hub is asked for its size if the options depend on it."""
+    arguments = parse(words)
+    if not arguments.dry_run:
+        check_inputs(arguments)
+    if (
+        arguments.chosen
+        and not arguments.dry_run
+        and width_of(arguments.model) is None
+        and fetch_config(arguments.model)
+    ):
+        arguments = parse(words)
+    if arguments.chosen and int(os.environ.get("RANK", 0)) == 0:
+        print(arguments.chosen)
+    return arguments
 
 
 def check_inputs(arguments: TrainArguments) -> None:

@@ -80,6 +80,7 @@ def _train(arguments: TrainArguments, folder: Path, callbacks: Sequence) -> Path
         "status": "running",
         "model": arguments.model,
         "config": as_config(arguments),
+        "chosen": arguments.chosen,
         "objective": vars(objective),
         **work.record,
         "decomposition": getattr(work.student, "decomposition", None),

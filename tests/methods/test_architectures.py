@@ -31,7 +31,7 @@ from ba_lora.methods.teacher import teacher
 from ba_lora.models import load_model
 from ba_lora.objective.dense import dense_objective
 from ba_lora.objective.settings import Objective
-from ba_lora.planning.shapes import read_numbers
+from ba_lora.training.model_numbers import read_numbers
 from ba_lora.training.objective_model import ObjectiveModel
 from ba_lora.training.trainer import BALoRATrainer
 from tests.common import SMALL, collate, move, ragged_samples

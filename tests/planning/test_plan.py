@@ -19,10 +19,11 @@ from ba_lora.planning import table as plan_table
 from ba_lora.planning.devices import RESERVE, hours, placements, read_devices, usable
 from ba_lora.planning.memory import held
 from ba_lora.planning.plan import plan, render
-from ba_lora.planning.shapes import NUMBERS, build, read_numbers
+from ba_lora.planning.shapes import build
 from ba_lora.training import checkpoints
 from ba_lora.training.checkpoints import START
 from ba_lora.training.command_line import parse
+from ba_lora.training.model_numbers import NUMBERS, read_numbers
 from ba_lora.training.run import train
 from tests.common import SMALL, command, small_llama
 

@@ -1,0 +1,123 @@
+"""The sizes of a model by its name, and the rank and learning rate that suit them. Needs no large library and no weights.
+
+A PiSSA start wants a lower rate in a wider model, and the paper's values are those of models of 7B parameters. `SUITED` has what
+was chosen on validation data or published for each width; docs/start.md names the source of each row.
+"""
+
+import copy
+import json
+import re
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+from ..errors import UserError, nearest
+from ..files import load_yaml
+from ..tiny import MODEL_DIR
+
+NUMBERS = Path(__file__).resolve().parents[2] / "configs" / "models"
+HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+WIDTHS = ("hidden_size", "n_embd", "d_model", "dim")  # keys of the width in a config.json
+
+
+class Suited(NamedTuple):
+    """Rank and learning rate of models whose width is below `below`."""
+
+    below: float
+    rank: int
+    learning_rate: float
+
+
+SUITED = (
+    Suited(below=256, rank=16, learning_rate=4e-3),
+    Suited(below=512, rank=16, learning_rate=1e-3),
+    Suited(below=1024, rank=16, learning_rate=5e-4),
+    Suited(below=2048, rank=32, learning_rate=2e-4),
+    Suited(below=3072, rank=64, learning_rate=5e-5),
+    Suited(below=float("inf"), rank=128, learning_rate=2e-5),
+)
+PAPER = SUITED[-1]
+CLASSIFIER_RANK = 8  # the paper's for GLUE, at every width
+SHARE = 8  # a rank is at most this part of the width
+
+
+def suited(model: str, is_classifier: bool) -> tuple[int, float, str]:
+    """(rank, learning rate, the reason in words) that suit the base model `model`: the paper's if its width is not known."""
+    width = width_of(model)
+    if width is None:
+        rank, rate, why = (
+            PAPER.rank,
+            PAPER.learning_rate,
+            f"the paper's for 7B, since the width of {model} is not known",
+        )
+    else:
+        row = next(row for row in SUITED if width < row.below)
+        rank, rate, why = row.rank, row.learning_rate, f"suit a model of width {width}"
+    rank = CLASSIFIER_RANK if is_classifier else rank
+    return min(rank, max((width or SHARE * rank) // SHARE, 1)), rate, why
+
+
+def width_of(model: str) -> int | None:
+    """The hidden width of a model: from its config.json, a file in configs/models, or the hub's cache; None if it is not known."""
+    try:
+        numbers = read_numbers(model)[0]
+    except (UserError, ValueError):
+        numbers = _from_hub(model)
+    found = (part.get(key) for part in (numbers, numbers.get("text_config") or {}) for key in WIDTHS)
+    return next((width for width in found if isinstance(width, int) and width > 0), None)
+
+
+def _from_hub(model: str) -> dict:
+    """config.json of a hub id that the hub's cache holds; {} otherwise."""
+    if not HUB_ID.fullmatch(model):
+        return {}
+    from huggingface_hub import try_to_load_from_cache
+
+    found = try_to_load_from_cache(model, "config.json")
+    try:
+        numbers = json.loads(Path(found).read_text(encoding="utf-8")) if isinstance(found, str) else {}
+    except (OSError, ValueError):
+        return {}
+    return numbers if isinstance(numbers, dict) else {}
+
+
+def fetch_config(model: str) -> bool:
+    """Put config.json of a hub id into the hub's cache. Return False if the hub does not give it: opening the model says why."""
+    if not HUB_ID.fullmatch(model) or Path(model).exists():
+        return False
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        hf_hub_download(model, "config.json")
+    except (OSError, ValueError, HfHubHTTPError):
+        return False
+    return True
+
+
+def read_numbers(name: str) -> tuple[dict, str]:
+    """(sizes of an architecture as arguments of AutoConfig.for_model, their source).
+
+    name: 'tiny', a folder with a config.json, or the name, `hub` or `package` of a file in configs/models.
+    Raises UserError if there are none.
+    """
+    folder = MODEL_DIR if name == "tiny" else Path(name)
+    if (folder / "config.json").is_file():
+        source = "the embedded model" if name == "tiny" else f"{name}/config.json"
+        return json.loads((folder / "config.json").read_text(encoding="utf-8")), source
+    known = {}
+    for file, described in _described():
+        names = {file.stem, described["hub"], described.get("package", described["hub"])}
+        if name.lower() in {each.lower() for each in names}:
+            return copy.deepcopy(described["numbers"]), f"configs/models/{file.name}"
+        known |= dict.fromkeys(names)
+    raise UserError(
+        f"no numbers of the model '{name}' are here{nearest(name, known)}; give a folder that holds its config.json, "
+        "or describe it in configs/models"
+    )
+
+
+@cache
+def _described() -> list[tuple[Path, dict]]:
+    """(file, content) of every model in configs/models."""
+    return [(file, load_yaml(file.read_text(encoding="utf-8"))) for file in sorted(NUMBERS.glob("*.yaml"))]
