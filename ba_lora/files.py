@@ -18,8 +18,15 @@ from .errors import DamagedFile, UserError
 # Temporary names of atomic_write and atomic_folder: name, process id and, for folders, some letters.
 LEFTOVER = re.compile(r"\.(?P<name>.+?)\.\d+(\.\w+)?\.(?P<end>tmp|old)")
 CHECKSUM = "checksum"  # key of a sealed JSON file: checksum of all its other keys
+PROJECT = Path(__file__).resolve().parents[1]  # configs/, results/ and scripts/ are here
 RECORDS = ("run.json", "generation.json")
 LAYOUT = "{\n"  # how the JSON files of this project begin
+
+
+def of_the_project(name: str | Path) -> Path:
+    """The path `name` in the current folder or, if it does not exist there, in the project's, as configs/nlg/tiny.yaml is."""
+    place = Path(name)
+    return place if place.exists() or not (PROJECT / place).exists() else PROJECT / place
 
 
 def cache_home() -> Path:

@@ -13,8 +13,9 @@
 # docs/nodes.md has examples.
 # Without a POSIX shell: pip install -r requirements.txt, then python -m ba_lora.experiments run (or: one CONFIG).
 set -eu
-cd "$(dirname "$0")/.."
-. scripts/environment.sh
+case "${1:-}" in -h | --help) exec sed -n '2,/^[^#]/s/^# \{0,1\}//p' "$0" ;; esac
+root=$(cd "$(dirname "$0")/.." && pwd)
+. "$root/scripts/environment.sh"
 case "${1:-}" in
 "" | -*) exec "$PYTHON" -m ba_lora.experiments run "$@" ;;
 *) exec "$PYTHON" -m ba_lora.experiments one "$@" ;;

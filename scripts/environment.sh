@@ -1,4 +1,5 @@
-# Sourced by the other scripts, from the repository's root: sets PYTHON to an interpreter that has requirements.txt.
+# Sourced by the other scripts, with the repository in $root: sets PYTHON to an interpreter that has requirements.txt, and finds
+# the project's modules from any folder, so that paths are relative to the folder in which the script is called.
 # Uses an active virtual environment, or creates .venv. Packages that are already installed are not installed again.
 
 if [ -n "${VIRTUAL_ENV:-}" ]; then
@@ -6,7 +7,7 @@ if [ -n "${VIRTUAL_ENV:-}" ]; then
 elif [ -n "${CONDA_PREFIX:-}" ] && [ "${CONDA_DEFAULT_ENV:-base}" != base ]; then
     environment=$CONDA_PREFIX
 else
-    environment=$PWD/.venv
+    environment=$root/.venv
     if [ ! -f "$environment/pyvenv.cfg" ]; then
         for candidate in python3 python python3.13 python3.12 python3.11 python3.10; do
             if "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null; then break; fi
@@ -24,9 +25,11 @@ PYTHON=$environment/bin/python
 [ -x "$PYTHON" ] || PYTHON=$environment/Scripts/python.exe
 [ -x "$PYTHON" ] || { echo "error: no python in $environment; remove that folder and run this again" >&2; exit 2; }
 
-if ! cmp -s requirements.txt "$environment/ba-lora-requirements.txt"; then
+if ! cmp -s "$root/requirements.txt" "$environment/ba-lora-requirements.txt"; then
     echo "Installing requirements.txt into $environment (once)"
-    "$PYTHON" -m pip install --quiet --disable-pip-version-check -r requirements.txt
-    cp requirements.txt "$environment/ba-lora-requirements.txt"
+    "$PYTHON" -m pip install --quiet --disable-pip-version-check -r "$root/requirements.txt"
+    cp "$root/requirements.txt" "$environment/ba-lora-requirements.txt"
 fi
-export PYTHON
+PYTHONPATH=$root${PYTHONPATH:+:$PYTHONPATH}
+PYTHONSAFEPATH=1 # Python 3.11 and newer: an eval.py in the user's folder does not hide ours
+export PYTHON PYTHONPATH PYTHONSAFEPATH

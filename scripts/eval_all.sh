@@ -3,6 +3,7 @@
 #   sh scripts/eval_all.sh MODEL [ADAPTER] [--benchmarks NAME ...] [--data NAME=FILE ...] [--option value ...]
 # eval_gsm8k.sh, eval_math.sh, eval_humaneval.sh, eval_mbpp.sh and eval_mt_bench.sh run one each.
 set -eu
-cd "$(dirname "$0")/.."
-. scripts/environment.sh
+case "${1:-}" in -h | --help) exec sed -n '2,/^[^#]/s/^# \{0,1\}//p' "$0" ;; esac
+root=$(cd "$(dirname "$0")/.." && pwd)
+. "$root/scripts/environment.sh"
 exec "$PYTHON" -m eval.all "$@"

@@ -2,4 +2,5 @@
 # Evaluate one model on GSM8K, into eval/gsm8k of its run folder (or runs/eval/MODEL/gsm8k); see scripts/eval_all.sh.
 #   sh scripts/eval_gsm8k.sh MODEL [ADAPTER] [--option value ...]
 set -eu
+case "${1:-}" in -h | --help) exec sed -n '2,/^[^#]/s/^# \{0,1\}//p' "$0" ;; esac
 exec sh "$(dirname "$0")/eval_all.sh" "$@" --benchmarks gsm8k

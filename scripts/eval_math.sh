@@ -2,4 +2,5 @@
 # Evaluate one model on MATH, into eval/math of its run folder (or runs/eval/MODEL/math); see scripts/eval_all.sh.
 #   sh scripts/eval_math.sh MODEL [ADAPTER] [--option value ...]
 set -eu
+case "${1:-}" in -h | --help) exec sed -n '2,/^[^#]/s/^# \{0,1\}//p' "$0" ;; esac
 exec sh "$(dirname "$0")/eval_all.sh" "$@" --benchmarks math

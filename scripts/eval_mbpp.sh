@@ -2,4 +2,5 @@
 # Evaluate one model on MBPP, into eval/mbpp of its run folder (or runs/eval/MODEL/mbpp); see scripts/eval_all.sh.
 #   sh scripts/eval_mbpp.sh MODEL [ADAPTER] [--option value ...]
 set -eu
+case "${1:-}" in -h | --help) exec sed -n '2,/^[^#]/s/^# \{0,1\}//p' "$0" ;; esac
 exec sh "$(dirname "$0")/eval_all.sh" "$@" --benchmarks mbpp

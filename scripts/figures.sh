@@ -3,7 +3,9 @@
 # assets/various_ranks, named as the paper's figures, with the published values beside ours, and assets/t-sne.
 #   sh scripts/figures.sh [--option value ...]        options of python -m ba_lora.experiments figure
 set -eu
-cd "$(dirname "$0")/.."
+case "${1:-}" in -h | --help) exec sed -n '2,/^[^#]/s/^# \{0,1\}//p' "$0" ;; esac
+root=$(cd "$(dirname "$0")/.." && pwd)
+cd "$root"
 . scripts/environment.sh
 draw() {
     name=$1 && shift

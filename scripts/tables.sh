@@ -3,7 +3,9 @@
 #   sh scripts/tables.sh [NAME ...]        default: every experiment of results/
 # NAME is a file of configs/experiments. To write the results: python -m ba_lora.experiments collect FILE
 set -eu
-cd "$(dirname "$0")/.."
+case "${1:-}" in -h | --help) exec sed -n '2,/^[^#]/s/^# \{0,1\}//p' "$0" ;; esac
+root=$(cd "$(dirname "$0")/.." && pwd)
+cd "$root"
 . scripts/environment.sh
 if [ $# -eq 0 ]; then
     for folder in results/*/; do

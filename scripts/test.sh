@@ -4,7 +4,9 @@
 #   sh scripts/test.sh slow                    the slow tier: the main job and similar tests
 # Without a POSIX shell: pip install -r requirements.txt, then python -m pytest -n 2 -m "not slow".
 set -eu
-cd "$(dirname "$0")/.."
+case "${1:-}" in -h | --help) exec sed -n '2,/^[^#]/s/^# \{0,1\}//p' "$0" ;; esac
+root=$(cd "$(dirname "$0")/.." && pwd)
+cd "$root"
 . scripts/environment.sh
 tier="not slow"
 workers=3 # on two cores, because some tests wait

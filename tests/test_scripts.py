@@ -30,18 +30,20 @@ def checkout(tmp_path):
     return tmp_path
 
 
-def call(checkout, *words, **variables):
+def call(checkout, *words, cwd=None, **variables):
     kept = {k: v for k, v in os.environ.items() if k not in ("VIRTUAL_ENV", "CONDA_PREFIX", "CONDA_DEFAULT_ENV")}
     environment = kept | {"PATH": f"{checkout}/bin:/usr/bin:/bin", "CALLS": f"{checkout}/calls"} | variables
     (checkout / "calls").write_text("")
-    done = subprocess.run(["sh", *words], cwd=checkout, env=environment, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        ["sh", *words], cwd=cwd or checkout, env=environment, capture_output=True, text=True, timeout=60
+    )
     return done, (checkout / "calls").read_text()
 
 
 def test_a_fresh_checkout_gets_an_environment_and_the_pinned_requirements_once(checkout):
     done, calls = call(checkout, "scripts/ba-lora.sh", "--seeds", "1")
     assert done.returncode == 0, done.stderr
-    assert "-m venv" in calls and "pip install" in calls and "-r requirements.txt" in calls
+    assert "-m venv" in calls and "pip install" in calls and f"-r {checkout}/requirements.txt" in calls
     assert calls.splitlines()[-1] == "-m ba_lora.experiments run --seeds 1"
     _, again = call(checkout, "scripts/ba-lora.sh", "configs/nlg/tiny.yaml", "--rank", "4")
     assert again.splitlines() == ["-m ba_lora.experiments one configs/nlg/tiny.yaml --rank 4"]
@@ -106,7 +108,7 @@ def test_the_figure_of_the_features_is_three_runs_and_a_drawing(checkout):
     done, calls = call(checkout, "scripts/tsne.sh", "configs/nlu/some.yaml", "--max_steps", "9")
     one = "-m ba_lora.experiments one configs/nlu/some.yaml --method {0} --output_dir runs/some/{0} --overwrite --max_steps 9"
     drawn = (
-        "tsne_visualization.py --features_dir runs/some/lora runs/some/pissa runs/some/ba-lora "
+        f"{checkout}/tsne_visualization.py --features_dir runs/some/lora runs/some/pissa runs/some/ba-lora "
         "--names LoRA PiSSA BA-LoRA --step all --output_dir runs/some/figure"
     )
     assert done.returncode == 0
@@ -136,3 +138,39 @@ def test_tables_and_figures_are_those_of_the_experiments_in_results_and_the_poin
     redrawn = call(checkout, "scripts/figures.sh")[1].splitlines()[-1]
     assert redrawn.startswith("tsne_visualization.py --redraw results/t-sne --output_dir ")
     assert not Path(redrawn.split()[-1]).exists()
+
+
+@pytest.mark.parametrize("script", sorted((ROOT / "scripts").glob("*.sh")), ids=lambda script: script.stem)
+def test_help_is_the_comment_at_the_top_and_starts_nothing(checkout, script):
+    if script.stem == "environment":
+        return  # sourced by the others, not run
+    for word in ("--help", "-h"):
+        done, calls = call(checkout, f"scripts/{script.name}", word)
+        assert done.returncode == 0 and calls == "" and not (checkout / ".venv").exists()
+        assert f"  sh scripts/{script.name}" in done.stdout and "set -eu" not in done.stdout
+        assert done.stdout.splitlines() == [
+            line.removeprefix("#").removeprefix(" ")
+            for line in script.read_text().partition("\nset -eu\n")[0].splitlines()[1:]
+        ]
+
+
+def test_paths_are_those_of_the_folder_in_which_a_script_is_called(checkout, tmp_path_factory):
+    """The project's modules come from its own folder, also if the user's has an eval.py."""
+    here = tmp_path_factory.mktemp("elsewhere")
+    fake = checkout / "bin" / "python3"
+    fake.write_text(FAKE + 'echo "$PWD $PYTHONPATH $PYTHONSAFEPATH" >> "$CALLS.places"\n')
+    for script, *words in (
+        ("ba-lora", "mine.yaml"),
+        ("lora", "mine.yaml"),
+        ("nlu", "mine.yaml"),
+        ("glue", "bert-large", "lora", "cola"),
+        ("tsne", "mine.yaml"),
+        ("eval_all", "runs/mine"),
+        ("eval_math", "runs/mine"),
+    ):
+        done, calls = call(checkout, f"{checkout}/scripts/{script}.sh", *words, cwd=here)
+        assert done.returncode == 0, done.stderr
+        assert f" {words[0]}" in calls or script == "glue"
+    places = set((checkout / "calls.places").read_text().splitlines())
+    assert f"{here} {checkout} 1" in places and not (here / ".venv").exists()
+    assert {place.split()[0] for place in places} == {str(here)}

@@ -5,6 +5,7 @@ import os
 from dataclasses import fields
 
 from ..errors import UserError, nearest, run_cli
+from ..files import of_the_project
 from ..folders.ownership import claimed, refuse_foreign
 
 DEFAULT = "configs/experiments/nlg-main-embedded.yaml"
@@ -104,7 +105,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 def _add_places(command: argparse.ArgumentParser) -> None:
     command.add_argument("--runs", default="runs", help="folder of the runs [runs]")
-    command.add_argument("--results", default="results", help="folder of the results [results]")
+    command.add_argument("--results", default=of_the_project("results"), help="folder of the results [results]")
     command.add_argument("--debug", action="store_true", help="show the traceback of an error")
 
 

@@ -31,13 +31,13 @@ from typing import NamedTuple
 import yaml
 
 from ..errors import UserError, choose, nearest
-from ..files import load_yaml, read_json
+from ..files import PROJECT, load_yaml, of_the_project, read_json
 from ..training.arguments import TrainArguments
 from ..training.command_line import changed_options, parse
 from ..training.inputs import inputs_changed, measured_hashes
 from .run_names import check_content, check_options, check_runs
 
-FOLDER = Path("configs/experiments")
+FOLDER = PROJECT / "configs" / "experiments"
 NEEDED = ("name", "config", "methods", "seeds")
 KEYS = (
     *NEEDED,
@@ -333,7 +333,7 @@ def _evaluations(content: dict) -> list[Evaluation]:
 
 def read_file(file: str | Path) -> dict:
     """Return the content of an experiment file after checking its keys. Raises UserError naming file and key."""
-    path = Path(file)
+    path = of_the_project(file)
     if not path.is_file():
         raise UserError(f"experiment file {file} does not exist")
     try:

@@ -6,9 +6,9 @@ The table of docs/reproduction.md, one row per file that needs GPUs: python -m b
 work of each run. Neither needs weights or the hub.
 """
 
+import argparse
 import importlib
 import re
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -208,8 +208,13 @@ def row(file: Path) -> str:
 
 
 def main() -> None:
+    text = "The GPU-hours of experiment files, as a table in Markdown: the arithmetic of training alone."
+    parser = argparse.ArgumentParser(prog="python -m ba_lora.experiments.price", description=text)
+    parser.add_argument("files", nargs="*", type=Path, metavar="FILE", help="experiment files [those that need GPUs]")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    files = parser.parse_args().files or needs_gpus()
     print("| file | trainings | GPU-hours | on |\n| --- | ---: | ---: | --- |")
-    for file in [Path(word) for word in sys.argv[1:]] or needs_gpus():
+    for file in files:
         print(row(file), flush=True)
 
 

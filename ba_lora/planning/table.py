@@ -4,7 +4,7 @@ A cell is the first placement that fits: "c" with --gradient_checkpointing, "z" 
 bytes per device and the hours.
 """
 
-import sys
+import argparse
 from pathlib import Path
 from typing import NamedTuple
 
@@ -92,7 +92,12 @@ def _cell(fit: Fit | None) -> str:
 
 
 def main() -> None:
-    configs = [Path(word) for word in sys.argv[1:]] or published()
+    parser = argparse.ArgumentParser(prog="python -m ba_lora.planning.table", description=__doc__.partition("\n")[0])
+    parser.add_argument(
+        "configs", nargs="*", type=Path, metavar="CONFIG", help="configs of train.py [the published runs]"
+    )
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    configs = parser.parse_args().configs or published()
     print(f"| run | FLOPs | {' | '.join(name.replace('x', ' × ', 1) for name in DEVICES)} |")
     print("| --- | ---: |" + " ---: |" * len(DEVICES))
     for config in configs:

@@ -9,7 +9,7 @@ from ..data.corruption import KINDS
 from ..data.glue import TASKS
 from ..data.templates import IN_TEXT, check_template, default_template
 from ..errors import UserError, choose
-from ..files import cache_home, read_json
+from ..files import cache_home, of_the_project, read_json
 from ..methods.names import METHODS, PLACES, PRECISIONS, QUANTISED, check_method, check_quantised, method_of, start_of
 from .deepspeed_config import check_config, zero_stage
 from .model_numbers import suited
@@ -246,7 +246,11 @@ class TrainArguments:
         group="run",
     )
     overwrite: bool = option(False, "replace the run in output_dir", group="run")
-    progress: bool = option(True, "show the progress bar", group="run")
+    progress: bool = option(
+        True,
+        "show a progress bar on a terminal; without one, a line now and then says step, loss and time left",
+        group="run",
+    )
     use_cpu: bool = option(False, "train on the CPU even if there is a GPU", group="run")
     report_to: list[str] | None = option(
         None, "tensorboard and/or wandb beside metrics.jsonl; their files go to logs/", group="run"
@@ -298,6 +302,7 @@ class TrainArguments:
             raise UserError(
                 "--hub_public says how --push_to_hub makes its repository; give --push_to_hub USER/NAME too"
             )
+        self.deepspeed = self.deepspeed and str(of_the_project(self.deepspeed))
         if self.deepspeed and not Path(self.deepspeed).is_file():
             raise UserError(f"--deepspeed {self.deepspeed} does not exist; there is configs/deepspeed/zero2.json")
         if self.deepspeed:

@@ -1,4 +1,4 @@
-"""Callbacks around each optimiser step: the weights, the check of the terms, metrics.jsonl, and the progress bar."""
+"""The callback around each optimiser step: the weights, the check of the terms, metrics.jsonl."""
 
 import json
 import logging
@@ -7,7 +7,6 @@ from pathlib import Path
 
 import torch
 from torch import distributed
-from tqdm import tqdm
 from transformers import TrainerCallback
 
 from ..errors import RunFailure, UserError
@@ -168,33 +167,6 @@ def forget_after(metrics: Path, step: int, copy: Path) -> list[dict]:
     with atomic_write(metrics) as file:
         file.writelines(line + "\n" for line, _ in kept)
     return [row for _, row in kept]
-
-
-class StepBar(TrainerCallback):
-    """A progress bar over the optimiser steps that shows the terms of the last logged one."""
-
-    def __init__(self, source: ObjectiveCallback):
-        self.source, self.bar = source, None
-
-    def on_train_begin(self, args, state, control, **objects):
-        if state.is_world_process_zero and not args.disable_tqdm:
-            self.bar = tqdm(
-                total=state.max_steps, initial=state.global_step, desc="train", unit="step", mininterval=0.5
-            )
-
-    def on_step_end(self, args, state, control, **objects):
-        if self.bar is None:
-            return
-        row = self.source.row
-        if row and row["step"] == state.global_step:
-            shown = {name: f"{row[name]:.3g}" for name in ("loss", *TERMS) if row[name] is not None}
-            self.bar.set_postfix(shown, refresh=False)
-        self.bar.update(state.global_step - self.bar.n)
-
-    def on_train_end(self, args, state, control, **objects):
-        if self.bar is not None:
-            self.bar.close()
-            self.bar = None
 
 
 def is_logged(step: int, args, state) -> bool:

@@ -15,7 +15,7 @@ from typing import get_args
 import yaml
 
 from ..errors import UserError, nearest
-from ..files import load_yaml
+from ..files import load_yaml, of_the_project
 from .arguments import TrainArguments
 
 
@@ -88,7 +88,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 def config_words(file: str | Path) -> list[str]:
     """The options of a config file as command-line words. Raises UserError naming the file and the key."""
-    path = Path(file)
+    path = of_the_project(file)
     if not path.is_file():
         raise UserError(f"config file {file} does not exist")
     try:

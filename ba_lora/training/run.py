@@ -195,6 +195,8 @@ def _run(arguments: TrainArguments, folder: Path, trainer: BALoRATrainer, record
     with provenance.PeakMemory() as memory, reporting(trainer, folder):
         trainer.objective_callback.gauges.memory = memory
         checkpoint = _checkpoint(arguments, folder, trainer.is_world_process_zero(), record)
+        if arguments.resume and trainer.is_world_process_zero():
+            print(f"{folder}: {continues_from(checkpoint)}", flush=True)
         trainer.train(resume_from_checkpoint=checkpoint)
     started = min(started, trainer.objective_callback.started)  # for a resumed run, includes the earlier time
     seconds = time.perf_counter() - started
@@ -265,6 +267,13 @@ def leave_processes(status: int = 0) -> None:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status)
+
+
+def continues_from(checkpoint: str | None) -> str:
+    """Where --resume begins, in words."""
+    if checkpoint is None:
+        return "no checkpoint to continue from, so the run starts before step 1"
+    return f"continues after step {Path(checkpoint).name.removeprefix(checkpoints.PREFIX)}"
 
 
 def started_from(facts: dict) -> str:

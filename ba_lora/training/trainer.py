@@ -17,9 +17,10 @@ from ..methods.save import saved_parameters
 from ..objective.settings import Objective
 from ..sharding import gathered, only_tensors
 from . import checkpoints
-from .callbacks import PROGRESS, ObjectiveCallback, StepBar
+from .callbacks import PROGRESS, ObjectiveCallback
 from .objective_model import ObjectiveModel
 from .order import FixedOrder
+from .progress import StepBar, StepLines
 from .step_model import StepModel
 
 
@@ -51,7 +52,8 @@ class BALoRATrainer(Trainer):
         self.add_callback(self.objective_callback)
         for printing in (PrinterCallback, ProgressCallback):
             self.remove_callback(printing)
-        self.add_callback(StepBar(self.objective_callback))
+        for showing in (StepBar, StepLines):
+            self.add_callback(showing(self.objective_callback))
 
     def _get_train_sampler(self, train_dataset=None) -> Sampler:
         if self.order is not None:

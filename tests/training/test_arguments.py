@@ -145,3 +145,13 @@ def test_a_config_of_an_earlier_version_differs_only_in_what_was_set():
     assert changed_options(recorded | {"rank": 8}, arguments) == {"rank": (8, 4)}
     arguments.tf32 = True
     assert changed_options(earlier, arguments) == {"tf32": (False, True)}
+
+
+def test_a_config_of_the_project_is_found_from_any_folder_and_one_that_is_here_first(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    words = ["--config", "configs/nlg/tiny.yaml", "--output_dir", "x"]
+    assert parse(words).max_length == 256
+    assert parse([*words, "--deepspeed", "configs/deepspeed/zero2.json"]).deepspeed.endswith("/zero2.json")
+    (tmp_path / "configs/nlg").mkdir(parents=True)
+    (tmp_path / "configs/nlg/tiny.yaml").write_text("max_length: 9\n")
+    assert parse(words).max_length == 9

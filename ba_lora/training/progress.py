@@ -1,0 +1,68 @@
+"""The progress of a training: a bar on stderr if that is a terminal, else a line on stdout now and then."""
+
+import sys
+import time
+from datetime import timedelta
+
+from tqdm import tqdm
+from transformers import TrainerCallback
+
+from ..objective.settings import TERMS
+from .callbacks import ObjectiveCallback
+
+PAUSE = 30  # seconds between two lines, at least
+
+
+def has_bar(args) -> bool:
+    """Return True if a bar is wanted (--progress) and stderr is a terminal, on which it can be drawn."""
+    return not args.disable_tqdm and sys.stderr.isatty()
+
+
+class StepBar(TrainerCallback):
+    """A progress bar over the optimiser steps that shows the terms of the last logged one."""
+
+    def __init__(self, source: ObjectiveCallback):
+        self.source, self.bar = source, None
+
+    def on_train_begin(self, args, state, control, **objects):
+        if state.is_world_process_zero and has_bar(args):
+            self.bar = tqdm(
+                total=state.max_steps, initial=state.global_step, desc="train", unit="step", mininterval=0.5
+            )
+
+    def on_step_end(self, args, state, control, **objects):
+        if self.bar is None:
+            return
+        row = self.source.row
+        if row and row["step"] == state.global_step:
+            shown = {name: f"{row[name]:.3g}" for name in ("loss", *TERMS) if row[name] is not None}
+            self.bar.set_postfix(shown, refresh=False)
+        self.bar.update(state.global_step - self.bar.n)
+
+    def on_train_end(self, args, state, control, **objects):
+        if self.bar is not None:
+            self.bar.close()
+            self.bar = None
+
+
+class StepLines(TrainerCallback):
+    """Without a bar: a line after the first step and then every PAUSE seconds, with the last logged loss and the time left."""
+
+    def __init__(self, source: ObjectiveCallback):
+        self.source, self.said = source, None
+
+    def on_train_begin(self, args, state, control, **objects):
+        self.first, self.began, self.said = state.global_step, time.monotonic(), None
+
+    def on_step_end(self, args, state, control, **objects):
+        now, row = time.monotonic(), self.source.row
+        is_due = self.said is None or now - self.said >= PAUSE
+        if row is None or not is_due or has_bar(args) or not state.is_world_process_zero:
+            return
+        self.said, step = now, state.global_step
+        left = (now - self.began) / (step - self.first) * (state.max_steps - step)
+        of = "" if row["step"] == step else f" (step {row['step']})"
+        print(
+            f"step {step} of {state.max_steps}, loss {row['loss']:.3f}{of}, about {timedelta(seconds=round(left))} left",
+            flush=True,
+        )
