@@ -33,6 +33,7 @@ class Row(NamedTuple):
 
 
 MT_BENCH = "mt_bench"
+GENERATED = "tinymath"  # generated problems, which eval.gsm8k asks in place of GSM8K's
 BENCHMARKS = {
     "gsm8k": Row("eval.gsm8k", "GSM8K"),
     "math": Row("eval.hendrycks_math", "MATH"),
@@ -143,16 +144,17 @@ def row(folder: Path, name: str) -> str:
     values = {bench: score["score"] * BENCHMARKS[bench].scale for bench, score in scores.items()}
     cells = [f"{values[bench]:.2f}" if bench in values else "–" for bench in BENCHMARKS]
     mean = f"{sum(values.values()) / len(values):.2f}" if len(values) == len(BENCHMARKS) else "–"
-    titles = [row.title for row in BENCHMARKS.values()]
+    titles = {bench: row.title for bench, row in BENCHMARKS.items()}
+    titles |= {bench: GENERATED for bench, score in scores.items() if score["benchmark"] == GENERATED}
     lines = [
-        f"| model | {' | '.join(titles)} | Avg |",
+        f"| model | {' | '.join(titles.values())} | Avg |",
         f"| --- |{' ---: |' * (len(titles) + 1)}",
         f"| {name} | {' | '.join(cells)} | {mean} |",
         "",
     ]
     for bench, score in scores.items():
         what = f"{score['benchmark']}, {score['metric']}, protocol {score['protocol']} {score['protocol_version']}"
-        lines.append(f"{BENCHMARKS[bench].title}: {what}, n = {score['n']}, standard error {_error(bench, score)}")
+        lines.append(f"{titles[bench]}: {what}, n = {score['n']}, standard error {_error(bench, score)}")
     return "\n".join(lines)
 
 

@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import sys
 from dataclasses import fields
 
 from ..errors import UserError, nearest, run_cli
@@ -94,7 +95,7 @@ def make_parser() -> argparse.ArgumentParser:
     _add_places(figure)
     report = commands.add_parser("report", help=REPORT, description=REPORT)
     report.add_argument("files", nargs="*", help="experiment files [those with a folder in the results folder]")
-    report.add_argument("--output", default="report.html", help="page to write [report.html]")
+    report.add_argument("--output", help="page to write [runs/report.html]")
     _add_places(report)
     one = commands.add_parser(
         "one", help="train one config and evaluate it", description="train one config and evaluate it"
@@ -174,19 +175,21 @@ def _report(arguments: argparse.Namespace) -> int:
     from .report import write_report
     from .results import read_results
 
-    if Path(arguments.output).is_dir():
-        raise UserError(f"--output {arguments.output} is a folder; name a file")
+    output = Path(arguments.output or Path(arguments.runs) / "report.html")
+    if output.is_dir():
+        raise UserError(f"--output {output} is a folder; name a file")
     named = [FOLDER / f"{folder.name}.yaml" for folder in sorted(Path(arguments.results).glob("*")) if folder.is_dir()]
     files = arguments.files or [file for file in named if file.is_file()]  # results/t-sne is not an experiment
     if not files:
         raise UserError(f"{arguments.results} holds no results; run an experiment and collect them, or name files")
     found = []
     with tempfile.TemporaryDirectory() as figures:
-        for file in files:
+        for number, file in enumerate(files, 1):
+            print(f"{number} of {len(files)}: {Path(file).stem}", file=sys.stderr, flush=True)
             experiment = read_experiment(file, arguments.runs, results=arguments.results)
             found.append((experiment, read_results(experiment, arguments.results)))
             draw(*found[-1], Path(figures) / experiment.name)
-        path = write_report(found, Path(arguments.output), Path(figures))
+        path = write_report(found, output, Path(figures))
     print(f"Saved as {path}: {len(found)} experiments")
     return 0
 

@@ -31,13 +31,13 @@ from typing import NamedTuple
 import yaml
 
 from ..errors import UserError, choose, nearest
-from ..files import PROJECT, load_yaml, of_the_project, read_json
+from ..files import load_yaml, of_the_project, read_json
 from ..training.arguments import TrainArguments
 from ..training.command_line import changed_options, parse
 from ..training.inputs import inputs_changed, measured_hashes
 from .run_names import check_content, check_options, check_runs
 
-FOLDER = PROJECT / "configs" / "experiments"
+FOLDER = of_the_project("configs/experiments")
 NEEDED = ("name", "config", "methods", "seeds")
 KEYS = (
     *NEEDED,

@@ -20,6 +20,7 @@ from .results import Result
 from .tables.build import HERE, NOT_RUN, Row, Table, build, marks
 from .tables.columns import Column
 from .tables.formats import EMPTY, STATISTICS, STATISTICS_NOTE, comparison_lines, known_errors, notes, text_of
+from .tables.rows import ROWS
 
 CAPTIONS = {
     "bars": "Scores by method",
@@ -87,10 +88,17 @@ def write_report(
         models=sorted({line.variant.model for line in lines}),
         methods=list(dict.fromkeys(line.variant.method for line in lines)),
         rows=len(lines),
+        meanings=_meanings(lines),
     )
     with atomic_write(output) as file:
         file.write(page)
     return Path(output)
+
+
+def _meanings(lines: Iterable[Line]) -> dict[str, str]:
+    """Return {name of a row on the page: its meaning}, in the order of ROWS; a row that only one experiment has is not there."""
+    shown = {line.variant.method for line in lines}
+    return {name: meaning for name, meaning in ROWS.items() if name in shown}
 
 
 def _section(table: Table, figures: Path | None) -> dict:

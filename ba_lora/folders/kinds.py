@@ -150,7 +150,10 @@ KINDS = {
     ),
     "evaluations": Kind(
         "evaluations",
-        (("row.md", _begins("| model | GSM8K |")), ("*", lambda path: is_ours(path, "evaluation"))),
+        (
+            ("row.md", lambda path: any(_begins(f"| model | {first} |")(path) for first in ("GSM8K", "tinymath"))),
+            ("*", lambda path: is_ours(path, "evaluation")),
+        ),
         first=True,
     ),
     "submission": Kind("submission"),

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from ba_lora.errors import UserError
+from ba_lora.folders.kinds import is_ours
 from eval.all import BENCHMARKS, default_folder, main, options_for, read_pair, row
 
 ROOT = Path(__file__).parent.parent.parent
@@ -32,6 +33,18 @@ def test_the_row_is_percent_but_for_mt_bench_and_its_mean_needs_all_five(tmp_pat
     assert "| run | 54.53 | 9.21 | 23.58 | 36.86 | 5.11 | 25.86 |" in lines  # the mean printed in the paper
     assert "GSM8K: gsm8k, accuracy, protocol ba-lora 1, n = 50, standard error 5.00" in lines
     assert "rating of the first turn" in lines[-1] and lines[-1].endswith("n = 80, standard error 0.05")
+
+
+def test_generated_problems_are_not_headed_gsm8k(tmp_path):
+    write_scores(tmp_path, gsm8k=0.29)
+    file = tmp_path / "gsm8k" / "score.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"benchmark": "tinymath"}))
+    lines = row(tmp_path, "run").splitlines()
+    assert lines[0] == "| model | tinymath | MATH | HumanEval | MBPP | MT-Bench | Avg |"
+    assert lines[-1].startswith("tinymath: tinymath, accuracy")
+    (tmp_path / "row.md").write_text("\n".join(lines))
+    (tmp_path / "gsm8k" / "score.json").unlink()
+    assert is_ours(tmp_path, "evaluations")
 
 
 def test_options_of_some_benchmarks_go_to_these_alone_with_their_values():

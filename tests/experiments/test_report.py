@@ -13,6 +13,7 @@ from ba_lora.experiments.__main__ import _report, make_parser
 from ba_lora.experiments.matrix import read_experiment
 from ba_lora.experiments.report import write_report
 from ba_lora.experiments.results import read_results
+from ba_lora.experiments.tables.rows import ROWS
 from ba_lora.files import write_json
 from tests.browser import open_browser
 
@@ -209,6 +210,14 @@ def test_click_on_a_heading_sorts_by_its_numbers(shown):
     shown.click(heading)
     assert shown.evaluate(scores)[:3] == ["58.0 ± 2.8", "33.0", "9.5 ± 0.0"]
     assert shown.evaluate('document.querySelector("#small [aria-sort=descending]").textContent') == "test %"
+
+
+def test_rows_are_explained_as_in_the_glossary(page):
+    text = page.read_text()
+    assert "What the rows are" in text and "<li><b>pissa</b>: factors that start as the leading" in text
+    rows = (ROOT / "docs/glossary.md").read_text().partition("## Columns")[0].splitlines()
+    cells = [line.split("|")[1] for line in rows if line.startswith("| ") and not line.startswith("| row ")]
+    assert sorted(name.strip("* ") for cell in cells for name in cell.split(",")) == sorted(ROWS)
 
 
 def test_results_of_no_experiment_are_left_out(tmp_path):
