@@ -1,6 +1,6 @@
 """Upload the result of a run, with its model card, to the Hugging Face hub.
 
-    python -m ba_lora.hub RUN USER/NAME [--public]
+    python -m ba_lora.hub RUN USER/NAME [--hub_public]
 
 `reserve` checks before training that the upload can work; `push` uploads afterwards. A failed upload loses nothing: the
 run folder is complete, and the command above uploads it later.
@@ -129,11 +129,13 @@ def main() -> None:
     )
     parser.add_argument("run", metavar="RUN", help="the --output_dir of a training run")
     parser.add_argument("repo", metavar="USER/NAME", help="the repository on the hub; created if it does not exist")
-    parser.add_argument("--public", action="store_true", help="create the repository public instead of private")
+    parser.add_argument(
+        *("--hub_public", "--public"), action="store_true", help="make the repository public instead of private"
+    )
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     options = parser.parse_args()
     saved_in(options.run)
-    reserve(options.repo, options.public)
+    reserve(options.repo, options.hub_public)
     print(push(options.run, options.repo))
 
 

@@ -58,7 +58,12 @@ def make_parser() -> argparse.ArgumentParser:
     add("--only", nargs="+", metavar="NAME", help=f"contestants to measure, in addition to {BASE}")
     add("--no_memory", action="store_true", help="measure only step times; each memory figure takes a new process")
     add("--growth", action="store_true", help="also print how the cost grows with V, N and k, around the first V")
-    add("--output", default="runs/benchmark", help="folder for benchmark.json and benchmark.png (default: %(default)s)")
+    add(
+        *("--output_dir", "--output"),
+        dest="output",
+        default="runs/benchmark",
+        help="folder for benchmark.json and benchmark.png (default: %(default)s)",
+    )
     add("--debug", action="store_true", help="keep tracebacks")
     add("--child", nargs=2, help=argparse.SUPPRESS)  # sizes, contestant: print the peak memory of this process
     return parser
@@ -105,7 +110,7 @@ def main(words: list[str] | None = None) -> None:
         print(peak_of(Case(**json.loads(args.child[0])), args.child[1]))
         return
     cases = cases_of(args)
-    with claimed(args.output, "benchmark", "--output"):
+    with claimed(args.output, "benchmark"):
         _measure(args, cases)
 
 

@@ -73,7 +73,11 @@ def make_parser() -> argparse.ArgumentParser:
             command.add_argument(
                 "--format", choices=("markdown", "csv", "latex"), default="markdown", help="what to print"
             )
-            command.add_argument("--output", help="folder for the table in all three formats [runs/NAME]")
+            command.add_argument(
+                *("--output_dir", "--output"),
+                dest="output",
+                help="folder for the table in all three formats [runs/NAME]",
+            )
             command.add_argument("--quiet", action="store_true", help="print only the names of the files")
             command.add_argument(
                 "--average_with_mt_bench",

@@ -1,6 +1,6 @@
 """Pre-trains the embedded model from scratch, including its tokenizer, on generated problems and stories (data/tinymath.py).
 
-    python -m ba_lora.tiny.pretrain --output DIR
+    python -m ba_lora.tiny.pretrain --output_dir DIR
 
 For problems, the loss covers the response and its end token; for stories, every token. The seed fixes the data, the order
 and the weights. DIR appears only when everything is done. It holds weights, tokenizer, and recipe.json with the command, the
@@ -179,7 +179,7 @@ def pretrain(output, steps, batch_size, lr, seed, held_out=HELD_OUT):
 
     Raises UserError if `output` holds anything but an earlier model of this command, or if another process is filling it.
     """
-    with claimed(output, "pre-trained model", "--output"):
+    with claimed(output, "pre-trained model"):
         return _pretrain(output, steps, batch_size, lr, seed, held_out)
 
 
@@ -195,8 +195,8 @@ def _pretrain(output, steps, batch_size, lr, seed, held_out):
     train(model, cut_batches(samples, batch_size, seed), steps, lr, tokenizer.pad_token_id)
     seconds = time.perf_counter() - start
     recipe = {
-        "command": "python -m ba_lora.tiny.pretrain --output DIR "
-        f"--steps {steps} --batch_size {batch_size} --lr {lr} --seed {seed}",
+        "command": "python -m ba_lora.tiny.pretrain --output_dir DIR "
+        f"--steps {steps} --batch_size {batch_size} --learning_rate {lr} --seed {seed}",
         "parameters": model.num_parameters(),
         "problems": len(problems),
         "stories": len(stories),
@@ -225,19 +225,25 @@ def main(arguments=None):
         description=__doc__,
     )
     parser.add_argument(
-        "--output", type=Path, required=True, help="folder to write; an earlier model of this command in it is replaced"
+        *("--output_dir", "--output"),
+        dest="output",
+        type=Path,
+        required=True,
+        help="folder to write; an earlier model of this command in it is replaced",
     )
     parser.add_argument("--steps", type=int, default=3200, help="optimiser steps (default %(default)s)")
     parser.add_argument("--batch_size", type=int, default=32, help="sequences per step (default %(default)s)")
-    parser.add_argument("--lr", type=float, default=2e-3, help="peak learning rate of AdamW (default %(default)s)")
+    parser.add_argument(
+        *("--learning_rate", "--lr"), type=float, default=2e-3, help="peak rate of AdamW (default %(default)s)"
+    )
     parser.add_argument("--seed", type=int, default=0, help="seed of data, order and weights (default %(default)s)")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads (default %(default)s)")
     options = parser.parse_args(arguments)
-    for name in ("steps", "batch_size", "threads", "lr"):
+    for name in ("steps", "batch_size", "threads", "learning_rate"):
         if not 0 < getattr(options, name) < math.inf:
             raise UserError(f"--{name} is {getattr(options, name)}: it must be greater than 0 and finite")
     torch.set_num_threads(options.threads)
-    recipe = pretrain(options.output, options.steps, options.batch_size, options.lr, options.seed)
+    recipe = pretrain(options.output, options.steps, options.batch_size, options.learning_rate, options.seed)
     print(json.dumps(recipe, indent=2))
     return 0
 
