@@ -109,8 +109,8 @@ def _check_places(args: argparse.Namespace) -> None:
         check_trained(args.model, "--model")
     if args.adapter:
         check_trained(args.adapter, "--adapter")
-    for file in filter(None, (args.data, getattr(args, "shots_data", None))):
-        check_source(file)
+    if args.data:
+        check_source(args.data)
 
 
 def _check_backend(args: argparse.Namespace) -> None:
