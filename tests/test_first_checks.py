@@ -1,6 +1,8 @@
 """Refusals that need only the options and the disk: the libraries, which take seconds to import, are not waited for."""
 
+import re
 import resource
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -62,6 +64,23 @@ def test_a_refusal_takes_less_than_two_seconds_of_cpu(words, message, places):
     assert done.returncode == 2 and message in done.stderr and len(done.stderr.splitlines()) == 1, done.stderr
     assert (after.ru_utime - before.ru_utime) + (after.ru_stime - before.ru_stime) < LIMIT
     assert not places["OUT"].exists() and not (ROOT / "runs" / "nope").exists()
+
+
+def shown() -> list[tuple[str, str]]:
+    """[(command, the error that docs/start.md shows for it)]"""
+    page = (ROOT / "docs" / "start.md").read_text(encoding="utf-8")
+    return re.findall(r"^\$ (python .*)\n(error: .*)$", page, flags=re.M)
+
+
+@pytest.mark.parametrize(("line", "error"), shown())
+def test_the_refusals_of_the_page_are_what_the_commands_print(line, error):
+    _, *words = shlex.split(line)
+    done = subprocess.run([sys.executable, *words], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", error + "\n")
+
+
+def test_the_page_shows_refusals():
+    assert len(shown()) >= 6
 
 
 def test_a_name_is_a_path_if_it_begins_like_one_or_lies_in_a_folder_that_is_here(tmp_path, monkeypatch):

@@ -356,8 +356,8 @@ class TrainArguments:
         rank, rate, why = suited(self.model, bool(self.task))
         self.rank = rank if self.rank is None else self.rank
         self.learning_rate = rate if self.learning_rate is None else self.learning_rate
-        values = " and ".join(f"--{name} {getattr(self, name):g}" for name in names)
-        self.chosen = f"{values}: not given, and {why}"
+        values = " ".join(f"--{name} {getattr(self, name):g}" for name in names)
+        self.chosen = f"chosen: {values}, {why} (docs/start.md)"
 
     def _check_generation(self) -> None:
         for name in CLASSIFICATION:

@@ -52,7 +52,7 @@ def suited(model: str, is_classifier: bool) -> tuple[int, float, str]:
         )
     else:
         row = next(row for row in SUITED if width < row.below)
-        rank, rate, why = row.rank, row.learning_rate, f"suit a model of width {width}"
+        rank, rate, why = row.rank, row.learning_rate, f"for a model of width {width}"
     rank = CLASSIFIER_RANK if is_classifier else rank
     return min(rank, max((width or SHARE * rank) // SHARE, 1)), rate, why
 

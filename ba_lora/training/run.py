@@ -180,8 +180,9 @@ def _begin(arguments: TrainArguments, folder: Path, trainer: BALoRATrainer, stud
     if main:
         if record["decomposition"]:
             print(started_from(record["decomposition"]))
-        elif arguments.resume and (folder / "run.json").is_file():
-            record["decomposition"] = read_json(folder / "run.json").get("decomposition")  # from the first start
+        if arguments.resume and (folder / "run.json").is_file():
+            first = read_json(folder / "run.json")  # which began the run
+            record |= {name: record[name] or first.get(name) for name in ("decomposition", "chosen")}
         _clean_up(arguments, folder)
         write_sealed(folder / "run.json", record)
     checkpoints.keep_start(student, start, first=main)

@@ -58,7 +58,7 @@ def test_a_damaged_config_and_an_unknown_model_get_the_papers_values_and_say_so(
     for model in (str(tmp_path), "someone/base"):
         arguments = parse(["--model", model, "--output_dir", "x"])
         assert (arguments.rank, arguments.learning_rate) == (128, 2e-5)
-        assert arguments.chosen.endswith(f"the paper's for 7B, since the width of {model} is not known")
+        assert arguments.chosen.endswith(f"the paper's for 7B, since the width of {model} is not known (docs/start.md)")
 
 
 def test_wider_models_never_get_a_higher_rate_or_a_lower_rank():
@@ -84,7 +84,7 @@ def test_a_classifier_has_the_papers_rank_for_glue():
 def test_given_values_win_and_only_the_others_are_named():
     given = parse(["--rank", "3", "--output_dir", "x"])
     assert (given.rank, given.alpha, given.learning_rate) == (3, 3.0, 4e-3)
-    assert given.chosen == "--learning_rate 0.004: not given, and suit a model of width 192"
+    assert given.chosen == "chosen: --learning_rate 0.004, for a model of width 192 (docs/start.md)"
     both = parse(["--rank", "3", "--learning_rate", "1e-5", "--output_dir", "x"])
     assert (both.rank, both.learning_rate, both.chosen) == (3, 1e-5, "")
     config = parse(["--config", str(ROOT / "configs/nlg/tiny.yaml"), "--output_dir", "x"])
@@ -112,5 +112,5 @@ def test_a_model_of_the_hub_is_asked_for_its_size_before_the_run(tmp_path, monke
     arguments = first_checks.parse_and_check(["--model", "someone/base", "--output_dir", str(tmp_path / "run")])
     assert (arguments.rank, arguments.learning_rate) == (16, 5e-4)
     assert capsys.readouterr().out == (
-        "--rank 16 and --learning_rate 0.0005: not given, and suit a model of width 900\n"
+        "chosen: --rank 16 --learning_rate 0.0005, for a model of width 900 (docs/start.md)\n"
     )
