@@ -37,6 +37,7 @@ examples:
 
 FIGURE = "draw an experiment's figures, or the terms and weights of one run by step"
 REPORT = "write one HTML page with the tables, figures and provenance of several experiments"
+ONE = "train one config and evaluate it"
 COMMANDS = {
     "run": "train and measure the runs that are not done, then print the table",
     "tune": "choose learning rates on validation problems, with the same grid for every method",
@@ -101,9 +102,7 @@ def make_parser() -> argparse.ArgumentParser:
     report.add_argument("files", nargs="*", help="experiment files [those with a folder in the results folder]")
     report.add_argument("--output", help="page to write [runs/report.html]")
     _add_places(report)
-    one = commands.add_parser(
-        "one", help="train one config and evaluate it", description="train one config and evaluate it"
-    )
+    one = commands.add_parser("one", help=ONE, description=ONE)
     one.add_argument("config", help="a config file of train.py; options of train.py may follow")
     return parser
 

@@ -9,10 +9,11 @@ from ..data.corruption import KINDS
 from ..data.glue import TASKS
 from ..data.templates import IN_TEXT, check_template, default_template
 from ..errors import UserError, choose
-from ..files import cache_home, of_the_project, read_json
+from ..files import cache_home, of_the_project
 from ..methods.names import METHODS, PLACES, PRECISIONS, QUANTISED, check_method, check_quantised, method_of, start_of
 from .deepspeed_config import check_config, zero_stage
-from .model_numbers import suited
+from .model_numbers import fill_in
+from .ranges import check_ranges
 
 if TYPE_CHECKING:
     from ..objective.settings import Objective
@@ -20,24 +21,6 @@ if TYPE_CHECKING:
 # Options that apply to only one kind of run, in addition to its data options.
 CLASSIFICATION = ("regularize", "model_dropout", "label_noise", "class_shares", "features_steps")
 GENERATION = ("template", "fields", "ignore_columns", "shuffle_data", "skip_bad_rows", "teacher_cache", "merge")
-# (option, test, the accepted values in words): any other number would train nothing, or not what it says.
-NUMBERS = (
-    *((name, lambda value: value >= 1, "at least 1") for name in ("rank", "max_length", "effective_batch_size")),
-    *((name, lambda value: value >= 1, "at least 1") for name in ("micro_batch_size", "logging_steps")),
-    *((name, lambda value: value >= 1, "at least 1") for name in ("features_examples", "eval_limit")),
-    ("max_steps", lambda value: value >= 1 or value == -1, "at least 1, or -1 to train for --epochs"),
-    ("save_steps", lambda value: value >= 0, "at least 0"),
-    ("seed", lambda value: 0 <= value < 2**32, "at least 0 and below 2^32"),
-    *(
-        (name, lambda value: 0 < value < math.inf, "positive and finite")
-        for name in ("learning_rate", "epochs", "alpha")
-    ),
-    *(
-        (name, lambda value: 0 <= value < math.inf, "at least 0 and finite")
-        for name in ("weight_decay", "max_grad_norm")
-    ),
-    *((name, lambda value: 0 <= value < 1, "at least 0 and below 1") for name in ("dropout", "warmup_ratio")),
-)
 
 
 def option(default, help, **more):
@@ -285,11 +268,8 @@ class TrainArguments:
 
     def __post_init__(self):
         check_method(self.method)
-        self._fill_in()
-        for name, is_good, wanted in NUMBERS:
-            value = getattr(self, name)
-            if value is not None and not is_good(value):
-                raise UserError(f"--{name} must be {wanted}, got {value}")
+        fill_in(self)
+        check_ranges(self)
         if self.limit is not None and self.limit < 1:
             raise UserError(f"--limit must be at least 1, got {self.limit}; leave it out to use all rows")
         if start_of(self.method, self.init).startswith("pissa") and self.dropout:
@@ -338,26 +318,6 @@ class TrainArguments:
         else:
             self._check_generation()
         self.objective()
-
-    def _fill_in(self) -> None:
-        """Set the rank and the learning rate that were not given: those of the run that --resume continues, else by the model.
-
-        `chosen` then names those set by the model, for the user; it is "" if there are none.
-        """
-        names = [name for name in ("rank", "learning_rate") if getattr(self, name) is None]
-        record, self.chosen = Path(self.output_dir or "") / "run.json", ""
-        if names and self.resume and self.output_dir and record.is_file():
-            recorded = read_json(record, "config")["config"]
-            for name in names:
-                setattr(self, name, recorded.get(name))
-            names = [name for name in names if getattr(self, name) is None]
-        if not names:
-            return
-        rank, rate, why = suited(self.model, bool(self.task))
-        self.rank = rank if self.rank is None else self.rank
-        self.learning_rate = rate if self.learning_rate is None else self.learning_rate
-        values = " ".join(f"--{name} {getattr(self, name):g}" for name in names)
-        self.chosen = f"chosen: {values}, {why} (docs/start.md)"
 
     def _check_generation(self) -> None:
         for name in CLASSIFICATION:

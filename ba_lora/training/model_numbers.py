@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ..errors import UserError, nearest
-from ..files import load_yaml
+from ..files import load_yaml, read_json
 from ..tiny import MODEL_DIR
 
 NUMBERS = Path(__file__).resolve().parents[2] / "configs" / "models"
@@ -55,6 +55,26 @@ def suited(model: str, is_classifier: bool) -> tuple[int, float, str]:
         rank, rate, why = row.rank, row.learning_rate, f"for a model of width {width}"
     rank = CLASSIFIER_RANK if is_classifier else rank
     return min(rank, max((width or SHARE * rank) // SHARE, 1)), rate, why
+
+
+def fill_in(arguments) -> None:
+    """Set the rank and the learning rate of `arguments` (TrainArguments) that were not given: those of the run that --resume
+    continues, else by the model. `arguments.chosen` then names those set by the model; it is "" if there are none."""
+    names = [name for name in ("rank", "learning_rate") if getattr(arguments, name) is None]
+    record, arguments.chosen = Path(arguments.output_dir or "") / "run.json", ""
+    if names and arguments.resume and arguments.output_dir and record.is_file():
+        recorded = read_json(record, "config")["config"]
+        for name in names:
+            setattr(arguments, name, recorded.get(name))
+        names = [name for name in names if getattr(arguments, name) is None]
+    if not names:
+        return
+    rank, rate, why = suited(arguments.model, bool(arguments.task))
+    for name, value in (("rank", rank), ("learning_rate", rate)):
+        if name in names:
+            setattr(arguments, name, value)
+    values = " ".join(f"--{name} {getattr(arguments, name):g}" for name in names)
+    arguments.chosen = f"chosen: {values}, {why} (docs/start.md)"
 
 
 def width_of(model: str) -> int | None:
