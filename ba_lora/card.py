@@ -7,16 +7,15 @@ the machine: a local model or file appears only with the last part of its name.
 """
 
 import argparse
-import json
 import re
 from pathlib import Path
 
-from .errors import UserError, run_cli
-from .files import atomic_write, read_json
+from .errors import DamagedFile, UserError, run_cli
+from .files import REMEDY, atomic_write, check_kinds, read_json, read_json_lines
 from .folders import checksums, kinds
 from .folders.adapter_names import check_header
 from .methods.names import method_of
-from .objective.settings import REGULARIZERS, TERMS
+from .objective.settings import METRICS, REGULARIZERS, TERMS
 
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")  # excludes "./folder"
 FILES = (".json", ".jsonl", ".ndjson", ".parquet", ".csv")
@@ -24,6 +23,29 @@ FILES = (".json", ".jsonl", ".ndjson", ".parquet", ".csv")
 LIMITS = """\
 All of this belongs to one run: one seed, this data, this prompt template; another prompt format gives other answers. Nothing
 was tested for safety, factuality or bias beyond the results listed. The base model's licence and terms of use apply."""
+
+CONFIG = {
+    **dict.fromkeys(("rank", "effective_batch_size", "max_length", "seed"), "a whole number"),
+    **dict.fromkeys(("alpha", "dropout", "learning_rate", "warmup_ratio"), "a number"),
+    **dict.fromkeys(("method", "dtype", "lr_scheduler", "data?", "data_path?", "task?"), "a text"),
+}
+RECORD = {  # kinds of the values of run.json that the card shows
+    **{"model": "a text", "config": "an object", **{f"config.{name}": kind for name, kind in CONFIG.items()}},
+    **{"objective": "an object", "data": "an object", "data.kept": "a whole number", "data.hash": "a text"},
+    **dict.fromkeys(("objective.warmup?", "objective.ramp?", "objective.lambda1_min?"), "a number"),
+    **{f"objective.{each.weight}?": "a number" for each in REGULARIZERS},
+    **{f"objective.{each.schedule}?": "a text" for each in REGULARIZERS},
+    **{"template?": "an object", "task?": "an object", "quantisation?": "an object", "versions": "an object"},
+    **{"versions.ba-lora": "a text", "train_seconds": "a number"},
+    **dict.fromkeys(("steps", "processes", "trained_parameters"), "a whole number"),
+}
+TEMPLATE = {"name": "a text", "prompt?": "a text"}
+TASK = {"name": "a text", "max_length": "a whole number", "labels?": "a list of texts", "head?": "a list of texts"}
+QUANTISED = {"kind": "a text", "relative_error": "a number"}
+SCORE = {
+    **{"benchmark": "a text", "metric": "a text", "score?": "a number", "stderr?": "a number", "n": "a whole number"},
+    **{"data?": "a text", "protocol?": "a text"},
+}
 
 CITATION = """\
 ```bibtex
@@ -72,7 +94,12 @@ def write_card(run: str | Path) -> Path:
 
     run, saved = Path(run), saved_in(run)
     check_header(saved)
-    record = read_json(run / "run.json", "config", "model", "objective", "data", "steps", "versions")
+    record = read_json(run / "run.json", kinds=RECORD)
+    if not record.get("task"):
+        check_kinds(record, str(run / "run.json"), {"template": "an object"})
+    for part, of_part in (("template", TEMPLATE), ("task", TASK), ("quantisation", QUANTISED)):
+        if record.get(part):
+            check_kinds(record[part], f"{run / 'run.json'}: {part}", of_part)
     checksums.check_of_run(run, "metrics.jsonl")
     data = hub_id(_data_name(record["config"]))
     front = ModelCardData(
@@ -110,7 +137,8 @@ def _tags(record: dict, saved: Path) -> list[str]:
 def _peft(saved: Path) -> dict | None:
     """PEFT's config of the adapter; None if PEFT does not have the method."""
     file = saved / "adapter_config.json"
-    return read_json(file) if file.is_file() else None
+    kinds = {"r?": "a whole number", "lora_alpha?": "a number"}
+    return read_json(file, kinds=kinds, remedy="copy the adapter again") if file.is_file() else None
 
 
 def _starts_from_pissa(record: dict, saved: Path) -> bool:
@@ -159,11 +187,15 @@ def _objective(objective: dict) -> str:
     if not any(objective[each.weight] for each in known):
         return "The task's loss alone; the regularizers were off."
     lines = ["The task's loss plus:", "", "| term | form | weight | schedule |", "|---|---|---:|---|"]
-    words = objective | {"classes": _classes(objective["top_k"])}
+    words = objective | {"classes": _classes(objective.get("top_k"))}
     for each in known:
-        form = each.forms[objective[each.option]].text.format(**words)
-        weight = objective[each.weight]
-        schedule = _schedule(objective, objective[each.schedule]) if weight else "off"
+        try:
+            form, weight = each.forms[objective[each.option]].text.format(**words), objective[each.weight]
+            schedule = _schedule(objective, objective[each.schedule]) if weight else "off"
+        except (KeyError, TypeError, ValueError) as error:
+            raise DamagedFile(
+                f"run.json: the objective's {each.name} cannot be described ({error!r}); {REMEDY}"
+            ) from None
         lines.append(f"| {each.name} | {form} | {weight:g} | {schedule} |")
     return "\n".join(lines)
 
@@ -234,9 +266,9 @@ def _training(record: dict, metrics: Path) -> str:
         ("processes", record["processes"]),
         ("training time", f"{record['train_seconds']:.0f} s"),
     ]
-    lines = metrics.read_text(encoding="utf-8").splitlines() if metrics.is_file() else []
+    lines = read_json_lines(metrics, METRICS) if metrics.is_file() else []
     if lines:
-        last = json.loads(lines[-1])
+        last = lines[-1]
         terms = [name for name in ("loss", *TERMS) if last.get(name) is not None]
         rows.append((f"at step {last['step']}", ", ".join(f"{name} {last[name]:.4g}" for name in terms)))
     return "| | |\n|---|---|\n" + "\n".join(f"| {name} | {value} |" for name, value in rows)
@@ -246,6 +278,7 @@ def _results(run: Path) -> str:
     scores = []
     for file in sorted((run / "eval").glob("**/score.json")):
         scores.append(checksums.read_record(file) | {"folder": file.parent.name})
+        check_kinds(scores[-1], str(file), SCORE)
         checksums.check_weights(scores[-1], run, file)
     if not scores:
         return "None were measured."
@@ -254,7 +287,7 @@ def _results(run: Path) -> str:
     for score in scores:
         data = public_name(score["data"]) if score.get("data") else "–"
         error = f" ± {score['stderr']:.4f}" if score.get("stderr") is not None else ""
-        shown = "undefined" if score["score"] is None else f"{score['score']:.4f}{error}"
+        shown = "undefined" if score.get("score") is None else f"{score['score']:.4f}{error}"
         cells = (score["folder"], score["benchmark"], data, score["metric"], shown)
         lines.append(f"| {' | '.join(cells)} | {score['n']} | {score.get('protocol', '–')} |")
     return "\n".join(lines)

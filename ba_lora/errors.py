@@ -5,7 +5,9 @@ Exit statuses: 0 success, 1 something failed while running, 2 wrong input, 75 st
 """
 
 import difflib
+import itertools
 import os
+import reprlib
 import signal
 import sys
 from collections.abc import Callable, Iterable
@@ -14,9 +16,15 @@ from .signals import Ending, Terminated, describe
 
 
 class UserError(Exception):
-    """The user gave something wrong. The message is one line: what, where, what to do."""
+    """The user gave something wrong. The message says what, where, and what to do.
+
+    It is always one line: line breaks and other control characters, which values from a file may hold, become escapes.
+    """
 
     status = 2
+
+    def __init__(self, message: object = ""):
+        super().__init__(one_line(str(message)))
 
 
 class RunFailure(UserError):
@@ -42,6 +50,36 @@ class Stopped(SystemExit):
         """Print the message, on rank 0 only."""
         if os.environ.get("RANK", "0") == "0":
             print(f"stopped: {self.message}", file=sys.stderr)
+
+
+def one_line(text: str) -> str:
+    """`text` with escapes for line breaks, control characters and half surrogate pairs: it prints as one line anywhere."""
+    if text.isprintable():
+        return text
+    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
+
+
+def short(value) -> str:
+    """`value` for a message: its repr, on one line of at most 60 characters."""
+    try:
+        text = repr(value) if isinstance(value, str | int | float) else _PARTS.repr(value)
+    except ValueError:
+        text = "a whole number of thousands of digits"
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+class _Parts(reprlib.Repr):
+    """The beginning of a value's repr: aliases in YAML can make a small file's value endless in print."""
+
+    def repr_dict(self, value, level):
+        if level <= 0:
+            return "{...}"
+        parts = (f"{self.repr1(key, level - 1)}: {self.repr1(each, level - 1)}" for key, each in value.items())
+        return "{" + ", ".join(itertools.islice(parts, self.maxdict)) + "}"
+
+
+_PARTS = _Parts()
+_PARTS.maxstring = _PARTS.maxother = _PARTS.maxlong = 60
 
 
 def nearest(value: str, choices: Iterable[str]) -> str:
@@ -94,5 +132,7 @@ def _tell(error: BaseException) -> int:
         return 128 + signal.SIGINT
     # an unforeseen error is our fault: still one line, with how to see the rest
     first = (str(error).strip().splitlines() or [""])[0]
-    print(f"error: {type(error).__name__}: {first} (run again with --debug for the traceback)", file=sys.stderr)
+    print(
+        f"error: {type(error).__name__}: {one_line(first)} (run again with --debug for the traceback)", file=sys.stderr
+    )
     return 1

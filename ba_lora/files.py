@@ -5,15 +5,16 @@ import json
 import os
 import re
 import shutil
+import sys
 import uuid
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from pathlib import Path
 
 import yaml
 
-from .errors import DamagedFile, UserError
+from .errors import DamagedFile, UserError, short
 
 # Temporary names of atomic_write and atomic_folder: name, process id and, for folders, some letters.
 LEFTOVER = re.compile(r"\.(?P<name>.+?)\.\d+(\.\w+)?\.(?P<end>tmp|old)")
@@ -21,6 +22,7 @@ CHECKSUM = "checksum"  # key of a sealed JSON file: checksum of all its other ke
 PROJECT = Path(__file__).resolve().parents[1]  # configs/, results/ and scripts/ are here
 RECORDS = ("run.json", "generation.json")
 LAYOUT = "{\n"  # how the JSON files of this project begin
+REMEDY = "put it back from a copy or remove it"
 
 
 def of_the_project(name: str | Path) -> Path:
@@ -150,30 +152,36 @@ def write_json(path: str | os.PathLike, value) -> None:
         file.write("\n")
 
 
-def read_json(path: str | os.PathLike, *keys: str) -> dict:
-    """Read a JSON object that has `keys`. A sealed object is checked against its checksum, which is not returned.
+def read_json(
+    path: str | os.PathLike, *keys: str, kinds: Mapping[str, str] | None = None, remedy: str = REMEDY
+) -> dict:
+    """Read a JSON object that has `keys`, and values of `kinds` (see `check_kinds`). A sealed object is checked against its
+    checksum, which is not returned.
 
     A record (RECORDS) that another program rewrote in its own layout was changed on purpose and is not compared. Raises
-    DamagedFile if the file is not such an object or was altered.
+    DamagedFile, with `remedy`, if the file cannot be read, is not such an object, or was altered.
     """
-    text = Path(path).read_bytes()
+    try:
+        text = Path(path).read_bytes()
+    except OSError as error:
+        raise DamagedFile(f"{path} cannot be read ({error.strerror or error}); {remedy}") from None
     rewritten = Path(path).name in RECORDS and not text.startswith(LAYOUT.encode())
-    value = unsealed(text, str(path), compare=not rewritten)
+    value = unsealed(text, str(path), compare=not rewritten, remedy=remedy)
     for key in keys:
         if key not in value:
-            raise DamagedFile(f"{path} has no '{key}'; put it back from a copy or remove it")
+            raise DamagedFile(f"{path} has no '{key}'; {remedy}")
+    check_kinds(value, str(path), kinds or {}, remedy)
     return value
 
 
-def unsealed(text: bytes, place: str, *, compare: bool = True) -> dict:
+def unsealed(text: bytes, place: str, *, compare: bool = True, remedy: str = REMEDY) -> dict:
     """The JSON object of `text`, without its checksum, which is compared if there is one. DamagedFile names `place`."""
     try:
         value = json.loads(text)
     except (ValueError, RecursionError) as error:
-        reason = "it is empty" if not text else str(error).partition("\n")[0]
-        raise DamagedFile(f"{place} is not valid JSON ({reason}); put it back from a copy or remove it") from None
+        raise DamagedFile(f"{place} is not valid JSON ({json_reason(error, text)}); {remedy}") from None
     if not isinstance(value, dict):
-        raise DamagedFile(f"{place} holds no object; put it back from a copy or remove it")
+        raise DamagedFile(f"{place} holds no object; {remedy}")
     expected = value.pop(CHECKSUM, None)
     if expected is not None and compare and expected != _seal(value):
         raise DamagedFile(
@@ -183,14 +191,136 @@ def unsealed(text: bytes, place: str, *, compare: bool = True) -> dict:
     return value
 
 
+def read_json_lines(
+    path: str | os.PathLike, kinds: Mapping[str, str] | None = None, remedy: str = "put the file back from a copy"
+) -> list[dict]:
+    """Read a file of one JSON object per line, with values of `kinds` (see `check_kinds`).
+
+    Raises DamagedFile, with `remedy`, naming the file and the line that is not such an object.
+    """
+    try:
+        lines = Path(path).read_bytes().split(b"\n")
+    except OSError as error:
+        raise DamagedFile(f"{path} cannot be read ({error.strerror or error}); {remedy}") from None
+    rows = []
+    for number, line in enumerate(lines, 1):
+        if line.strip():
+            rows.append(unsealed(line, f"{path}, line {number}", remedy=remedy))
+            check_kinds(rows[-1], f"{path}, line {number}", kinds or {}, remedy)
+    return rows
+
+
+def parse_json(text: str, place: str, *, strict: bool = False, remedy: str = "fix or remove the line"):
+    """The value of one JSON text. strict: refuse NaN, infinities, and a name that is there twice in one object.
+
+    Raises UserError, with `remedy` and beginning with `place`, if the text is not JSON or cannot be represented.
+    """
+    try:
+        return STRICT.decode(text) if strict else json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{place}: not valid JSON ({json_reason(error, text)}); {remedy}") from None
+
+
+def _object(pairs: list[tuple]) -> dict:
+    made = {sys.intern(name): value for name, value in pairs}
+    if len(made) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"the name {short(twice)} appears twice in one object")
+    return made
+
+
+def _constant(name: str):
+    raise ValueError(f"{name} is not a JSON number; write null")
+
+
+STRICT = json.JSONDecoder(object_pairs_hook=_object, parse_constant=_constant)
+
+
+def json_reason(error: Exception, text: str | bytes | None = None) -> str:
+    """Why a JSON text cannot be read, from the exception that reading it raised."""
+    if text is not None and not text.strip():
+        return "it is empty"
+    if isinstance(error, RecursionError):
+        return "nested too deeply"
+    if isinstance(error, UnicodeDecodeError):
+        return "not UTF-8 text"
+    if isinstance(error, json.JSONDecodeError):
+        return f"{error.msg} at " + (f"line {error.lineno}, " if error.lineno > 1 else "") + f"column {error.colno}"
+    if "integer string conversion" in str(error):
+        return f"a whole number of more than {sys.get_int_max_str_digits()} digits; write it as a text"
+    return str(error)
+
+
+def name_of(kind: type) -> str:
+    """The name of a JSON type in messages."""
+    return "null" if kind is type(None) else kind.__name__
+
+
+def _is_number(value) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
+
+
+KINDS = {  # kind of a value, as messages call it → test
+    "a text": lambda value: isinstance(value, str),
+    "a text or a number": lambda value: isinstance(value, str) or _is_number(value),
+    "a number": _is_number,
+    "a whole number": lambda value: isinstance(value, int) and not isinstance(value, bool),
+    "true or false": lambda value: isinstance(value, bool),
+    "an object": lambda value: isinstance(value, dict),
+    "an object of numbers": lambda value: isinstance(value, dict) and all(map(_is_number, value.values())),
+    "a list": lambda value: isinstance(value, list),
+    "a list of objects": lambda value: isinstance(value, list) and all(isinstance(each, dict) for each in value),
+    "a list of texts": lambda value: isinstance(value, list) and all(isinstance(text, str) for text in value),
+}
+
+
+def check_kinds(record: dict, place: str, kinds: Mapping[str, str], remedy: str = REMEDY) -> None:
+    """Check the values of a JSON object that was read from `place`.
+
+    kinds: name → a key of KINDS, such as "a number". "a.b" is the value b of the object a. After the name, "?" allows the value
+    to be absent or null. Raises DamagedFile, with `remedy`, naming the place, the value and the kind that is needed.
+    """
+    for name, kind in kinds.items():
+        value, path = record, name.rstrip("?").split(".")
+        for part in path:
+            value = value.get(part) if isinstance(value, dict) else None
+        if value is None and name.endswith("?"):
+            continue
+        if value is None and path[-1] not in record:
+            raise DamagedFile(f"{place} has no '{name.rstrip('?')}'; {remedy}")
+        if not KINDS[kind](value):
+            raise DamagedFile(f"{place}: '{name.rstrip('?')}' is {short(value)}, {kind} is needed; {remedy}")
+
+
 YamlLoader = getattr(
     yaml, "CSafeLoader", yaml.SafeLoader
 )  # libyaml's, which takes a tenth of the time, where PyYAML has it
+DEEPEST = 100  # levels of nesting in a YAML file, far below what ends the process
 
 
-def load_yaml(text: str):
+def read_yaml(path: str | os.PathLike, loader: type = YamlLoader):
+    """The value of a YAML file; None if it has none. Raises UserError, in one line with the place, if it cannot be read."""
+    try:
+        return load_yaml(Path(path).read_text(encoding="utf-8-sig"), loader)
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror or error}); give a YAML file") from None
+    except UnicodeDecodeError:
+        raise UserError(f"{path} is not UTF-8 text; convert the file") from None
+    except yaml.YAMLError as error:
+        raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}; fix the file") from None
+    except RecursionError:
+        raise UserError(f"{path} is not valid YAML: nested too deeply; fix the file") from None
+    except (ValueError, TypeError, AttributeError, LookupError, ArithmeticError) as error:  # of values: the 45th of May
+        raise UserError(
+            f"{path} holds a value that YAML cannot read ({json_reason(error)}); put it in quotes"
+        ) from None
+
+
+def load_yaml(text: str, loader: type = YamlLoader):
     """`yaml.safe_load`, but a repeated key in a mapping is a YAMLError; safe_load would silently keep the last one."""
-    loader = YamlLoader(text)
+    _check_nesting(text, loader)
+    loader = loader(text)
     document = loader.get_single_node()
     nodes, seen = [document], set()
     while nodes:
@@ -210,6 +340,22 @@ def load_yaml(text: str):
             keys.add((key.tag, key.value if isinstance(key, yaml.ScalarNode) else id(key)))
             nodes.append(value)
     return None if document is None else loader.construct_document(document)
+
+
+def _check_nesting(text: str, loader: type) -> None:
+    """Raise a YAMLError for a document that is nested too deeply or contains itself."""
+    anchors = []  # of the collections that are open
+    for event in yaml.parse(text, Loader=loader):
+        problem = None
+        if isinstance(event, yaml.CollectionEndEvent):
+            anchors.pop()
+        elif isinstance(event, yaml.CollectionStartEvent):
+            anchors.append(event.anchor)
+            problem = f"nested more than {DEEPEST} deep" if len(anchors) > DEEPEST else None
+        elif isinstance(event, yaml.AliasEvent) and event.anchor in anchors:
+            problem = f"'{event.anchor}' contains itself"
+        if problem:
+            raise yaml.constructor.ConstructorError(problem=problem, problem_mark=event.start_mark)
 
 
 def write_sealed(path: str | os.PathLike, value: dict) -> None:

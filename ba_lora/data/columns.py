@@ -12,7 +12,7 @@ import shlex
 from collections.abc import Collection
 from numbers import Number
 
-from ..errors import UserError
+from ..errors import UserError, short
 
 SYSTEM = ("system", "system_prompt")
 USED = (*SYSTEM, "history", "weight", "train")
@@ -143,12 +143,3 @@ def _history(value, place: str) -> list[dict]:
             raise UserError(f"{place}: 'history' holds {short(pair)}, a list of [prompt, answer] pairs is needed")
     roles = ("user", "assistant")
     return [{"role": role, "content": text} for pair in pairs for role, text in zip(roles, pair, strict=True)]
-
-
-def short(value) -> str:
-    """`value` shortened for a one-line message."""
-    try:
-        text = repr(value)
-    except RecursionError:
-        text = f"a {type(value).__name__}, nested too deeply"
-    return text if len(text) <= 60 else text[:57] + "..."

@@ -9,8 +9,8 @@ else in a row or a message are in `columns`.
 import logging
 from collections.abc import Sequence
 
-from ..errors import UserError
-from .columns import USED, Lost, add_system_and_history, check_left_out, is_trained, short
+from ..errors import UserError, short
+from .columns import USED, Lost, add_system_and_history, check_left_out, is_trained
 from .sources import Table
 
 logger = logging.getLogger(__name__)

@@ -13,7 +13,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO, TextIO
 
-from ..errors import UserError
+from ..errors import UserError, short
+from ..files import STRICT, json_reason, name_of, parse_json
 
 logger = logging.getLogger(__name__)
 
@@ -53,14 +54,6 @@ def warn_of_missing_parts(files: Sequence[Path]) -> None:
 # JSON
 
 
-def parse_json(text: str, place: str):
-    """The value of one JSON text. Raises UserError, beginning with `place`, if it is not JSON or cannot be represented."""
-    try:
-        return _DECODER.decode(text)
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{place}: not valid JSON ({_reason(error)}); fix or remove the line") from None
-
-
 def json_lines(file: BinaryIO, name: str) -> Iterator[Found]:
     """(its place, value) of each nonblank line. `name` is the file's name in errors."""
     for number, line in enumerate(file, 1):
@@ -70,7 +63,7 @@ def json_lines(file: BinaryIO, name: str) -> Iterator[Found]:
         except UnicodeDecodeError:
             raise UserError(f"{place} is not UTF-8 text; convert the file") from None
         if text.strip():
-            value = parse_json(text, place)
+            value = parse_json(text, place, strict=True)
             if SURROGATE.search(text):
                 _check_text(value, place)
             yield place, value
@@ -88,7 +81,7 @@ def objects(found: Iterable[Found]) -> Iterator[dict]:
             kind, first = kinds.setdefault(name, (type(value), place))
             if kind is not type(value) and not {list, dict}.isdisjoint((kind, type(value))):
                 raise UserError(
-                    f"{place}: field {_short(name)} is a {name_of(type(value))}, and a {name_of(kind)} in {first}; fix one of them"
+                    f"{place}: field {short(name)} is a {name_of(type(value))}, and a {name_of(kind)} in {first}; fix one of them"
                 )
         yield row
 
@@ -139,7 +132,7 @@ class _Pieces:
         """The value that begins here."""
         while True:
             try:
-                value, end = _DECODER.raw_decode(self.text, self.at)
+                value, end = STRICT.raw_decode(self.text, self.at)
             except (ValueError, RecursionError):
                 if not self.more():
                     raise
@@ -166,7 +159,7 @@ def _document(file: Path) -> Iterator[Found]:
     except UnicodeDecodeError:
         raise UserError(f"{where} is not UTF-8 text; convert the file") from None
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{where} is not valid JSON ({_reason(error)}); fix the file") from None
+        raise UserError(f"{where} is not valid JSON ({json_reason(error)}); fix the file") from None
 
 
 def _entries(pieces: _Pieces, where: str) -> Iterator:
@@ -180,7 +173,7 @@ def _entries(pieces: _Pieces, where: str) -> Iterator:
         try:
             value = pieces.value(f"{where}, entry {number}")
         except (ValueError, RecursionError) as error:
-            raise ValueError(f"entry {number}: {_reason(error)}") from None
+            raise ValueError(f"entry {number}: {json_reason(error)}") from None
         yield value
         mark = pieces.mark()
         if mark == "]":
@@ -201,44 +194,9 @@ def _check_text(value, place: str) -> None:
         ) from None
 
 
-def _object(pairs: list[tuple]) -> dict:
-    made = {sys.intern(name): value for name, value in pairs}
-    if len(made) < len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"the name {_short(twice)} appears twice in one object")
-    return made
-
-
-def _constant(name: str):
-    raise ValueError(f"{name} is not a JSON number; write null")
-
-
-_DECODER = json.JSONDecoder(object_pairs_hook=_object, parse_constant=_constant)
-
-
-def _reason(error: Exception) -> str:
-    if isinstance(error, RecursionError):
-        return "nested too deeply"
-    if isinstance(error, json.JSONDecodeError):
-        return f"{error.msg} at column {error.colno}"
-    if "integer string conversion" in str(error):
-        return f"a whole number of more than {sys.get_int_max_str_digits()} digits; write it as a text"
-    return str(error)
-
-
-def _short(name: str) -> str:
-    return repr(name if len(name) <= 60 else name[:57] + "...")
-
-
 def _listed(names: list[str]) -> str:
     text = ", ".join(" ".join(name.split()) for name in names)
     return text if len(text) <= 200 else text[:197] + "..."
-
-
-def name_of(kind: type) -> str:
-    """The name of a JSON type in messages."""
-    return "null" if kind is type(None) else kind.__name__
 
 
 # CSV
@@ -262,7 +220,7 @@ def check_names(names: Sequence[str], place: str) -> None:
     for name in names:
         if names.count(name) > 1:
             raise UserError(
-                f"{place}: the header names {_short(name)} {names.count(name)} times; give every column its own name"
+                f"{place}: the header names {short(name)} {names.count(name)} times; give every column its own name"
             )
 
 

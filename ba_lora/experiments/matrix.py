@@ -28,12 +28,10 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import NamedTuple
 
-import yaml
-
-from ..errors import UserError, choose, nearest
-from ..files import load_yaml, of_the_project, read_json
+from ..errors import UserError, choose, nearest, short
+from ..files import of_the_project, read_json, read_yaml
 from ..training.arguments import TrainArguments
-from ..training.command_line import changed_options, parse
+from ..training.command_line import changed_options, option_words, parse
 from ..training.inputs import inputs_changed, measured_hashes
 from .run_names import check_content, check_options, check_runs
 
@@ -44,6 +42,9 @@ KEYS = (
     *("title", "note", "paper", "folder", "models", "data", "vary", "evaluate", "reference", "tuning", "rates_of"),
     "devices",
 )
+
+
+RUN_KINDS = {"status": "a text", "config": "an object", "inputs?": "an object"}  # of run.json
 
 
 @dataclass(frozen=True)
@@ -98,7 +99,7 @@ class Run:
     def status(self) -> str | None:
         """The status of the training in its folder; None unless it has exactly these options and the files are unchanged."""
         record = self.folder / "run.json"
-        before = read_json(record, "status", "config") if record.is_file() else None
+        before = read_json(record, kinds=RUN_KINDS) if record.is_file() else None
         if (
             before is None
             or changed_options(before["config"], self.arguments)
@@ -121,7 +122,8 @@ class Run:
             scores = [self.folder / "eval" / name / "score.json" for name in self.benchmarks]
             return "measured" if all(file.is_file() for file in scores) else "trained"
         file = self.folder / "measures.json"
-        made, wanted = read_json(file) if file.is_file() else {}, self.measured_with(evaluations)
+        made = read_json(file, kinds={"inputs?": "an object"}) if file.is_file() else {}
+        wanted = self.measured_with(evaluations)
         before = made.get("inputs") or {}  # earlier versions wrote none
         changed = [name for name, value in wanted["inputs"].items() if before.get(name, value) != value]
         return "measured" if made.get("evaluations") == wanted["evaluations"] and not changed else "trained"
@@ -238,7 +240,7 @@ def tuned_rates(name: str, runs: str | Path, results: str | Path) -> dict[str, f
     """Return {group: learning rate} chosen by the tuning of experiment `name`; {} if it has not been done."""
     for file in (Path(runs) / name / "tuning.json", Path(results) / name / "tuning.json"):
         if file.is_file():
-            tuned = read_json(file)
+            tuned = read_json(file, kinds={"experiment?": "a text", "best": "an object of numbers"})
             if tuned.get("experiment", name) != name:
                 raise UserError(
                     f"{file} is the tuning of {tuned['experiment']}, not of {name}; put the right one there"
@@ -306,25 +308,16 @@ def _runs(
     varied = f"-{'='.join(cell.variant.varied)}" if cell.variant.varied else ""
     name = f"{cell.group}{varied}{suffix}"
     is_tuned = rate is not None and "learning_rate" not in cell.options
-    words = _words(({"learning_rate": rate} if is_tuned else {}) | cell.options | changes)
+    words = option_words(({"learning_rate": rate} if is_tuned else {}) | cell.options | changes, f"the run {name}")
     parsed = parse(["--config", cell.config, *words, "--output_dir", str(home / name)])
     variant = cell.variant if cell.variant.model else cell.variant._replace(model=parsed.model)
     made = []
     for seed in seeds if cell.own else [None]:
         folder = home / (name if seed is None else f"{name}-s{seed}")
-        whole = (cell.config, *words, *_words({"seed": seed or 0, "output_dir": folder}))
+        whole = (cell.config, *words, *option_words({"seed": seed or 0, "output_dir": str(folder)}, name))
         arguments = None if seed is None else replace(parsed, seed=seed, output_dir=str(folder))
         made.append(Run(variant, cell.data, seed, folder, parsed.model, whole, arguments, is_tuned))
     return made
-
-
-def _words(options: dict) -> list[str]:
-    """Return {option: value} as command-line words."""
-    words = []
-    for key, value in options.items():
-        values = (value or [None]) if isinstance(value, list) else [value]
-        words += [f"--{key}", *("none" if item is None else str(item) for item in values)]
-    return words
 
 
 def _evaluations(content: dict) -> list[Evaluation]:
@@ -335,11 +328,8 @@ def read_file(file: str | Path) -> dict:
     """Return the content of an experiment file after checking its keys. Raises UserError naming file and key."""
     path = of_the_project(file)
     if not path.is_file():
-        raise UserError(f"experiment file {file} does not exist")
-    try:
-        content = load_yaml(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{file} is not valid YAML: {' '.join(str(error).split())}") from None
+        raise UserError(f"experiment file {file} does not exist; name one of {FOLDER}")
+    content = read_yaml(path)
     if not isinstance(content, dict):
         raise UserError(f"{file} must hold the keys {', '.join(KEYS)}")
     options = {item.name for item in fields(TrainArguments)} | {"extends"}
@@ -347,7 +337,7 @@ def read_file(file: str | Path) -> dict:
         raise UserError(f"{file} is the config of one run; train and evaluate it with: sh scripts/ba-lora.sh {file}")
     for key in content:
         if key not in KEYS:
-            raise UserError(f"{file}: unknown key '{key}'{nearest(key, KEYS)}")
+            raise UserError(f"{file}: unknown key {short(key)}{nearest(key, KEYS)}; remove or correct it")
     for key in NEEDED:
         if not content.get(key):
             raise UserError(f"{file}: '{key}' is missing or empty")

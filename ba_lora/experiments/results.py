@@ -19,19 +19,33 @@ from pathlib import Path
 
 import numpy as np
 
-from ..errors import UserError
-from ..files import atomic_write, digest, read_json, sealed, unsealed, write_sealed
+from ..errors import UserError, short
+from ..files import atomic_write, check_kinds, digest, read_json, read_json_lines, sealed, unsealed, write_sealed
 from ..folders import checksums
 from ..folders.ownership import claimed
-from ..objective.settings import TERMS, WEIGHTS
+from ..objective.settings import METRICS, TERMS, WEIGHTS
 from .matrix import Experiment, Run, Variant
-from .tables.columns import MEASURES, NO_COLUMNS
+from .tables.columns import COSTS, MEASURES, NO_COLUMNS
 
 RESULTS = "results.jsonl"
 CURVE = 24  # number of steps kept of a run's curve
 CURVES = ("loss", *TERMS, *WEIGHTS, "lr")
 TRAINING = ("trained_parameters", "train_seconds", "peak_memory", "steps", "processes")
 SCORES = ("score", "n", "metric", "protocol", "data_hash")
+
+AGAIN = "put it back from a copy, or collect it again"
+KINDS_OF_A_RESULT = {
+    **{"model": "a text", "method": "a text", "seed?": "a whole number", "scores": "an object", "data?": "a text"},
+    **{"varied?": "a list of texts", "experiment?": "a text"},
+    **{"measures?": "an object", "training?": "an object", "curves?": "an object", "provenance?": "an object"},
+}
+KINDS_OF_A_SCORE = {"score?": "a number", "n": "a whole number", "correct?": "a text"} | dict.fromkeys(
+    ("metric", "protocol", "data_hash"), "a text"
+)
+KINDS_OF_PARTS = {
+    "measures": {column.key: "a number" for column in MEASURES},
+    "training": {column.key: "a number" for column in COSTS} | {"learning_rate": "a number"},
+}
 
 
 @dataclass(frozen=True)
@@ -170,10 +184,10 @@ def _score_of(folder: Path, run: Path) -> dict:
     protocol = f"{made.get('protocol', 'classification')} {made.get('protocol_version', '1')}"
     score = {"score": value, "n": made["n"], "metric": made["metric"], "protocol": protocol}
     lines = folder / "generations.jsonl", folder / "predictions.jsonl"
-    asked = next((_lines(file) for file in lines if file.is_file()), [])
+    asked = next((read_json_lines(file, {"id": "a text or a number"}) for file in lines if file.is_file()), [])
     score["data_hash"] = digest([[str(each["id"]), each.get("reference", each.get("label"))] for each in asked])
     if (folder / "scored.jsonl").is_file():
-        outcomes = [each.get("correct") for each in _lines(folder / "scored.jsonl")]
+        outcomes = [each.get("correct") for each in read_json_lines(folder / "scored.jsonl")]
         if all(outcome in (0, 1) for outcome in outcomes):
             score["correct"] = "".join(str(int(outcome)) for outcome in outcomes)
     return score
@@ -181,7 +195,7 @@ def _score_of(folder: Path, run: Path) -> dict:
 
 def _curves(file: Path) -> dict:
     """Return {name: values} at up to CURVE of the logged steps, including the first and the last."""
-    rows = _lines(file) if file.is_file() else []
+    rows = read_json_lines(file, METRICS) if file.is_file() else []
     if len(rows) > CURVE:
         rows = [rows[round(place)] for place in np.linspace(0, len(rows) - 1, CURVE)]
     kept = {"step": [row["step"] for row in rows]} if rows else {}
@@ -190,16 +204,6 @@ def _curves(file: Path) -> dict:
 
 def _rounded(value: float | None) -> float | None:
     return None if value is None else float(f"{value:.5g}")
-
-
-def _lines(file: Path) -> list[dict]:
-    rows = []
-    for number, line in enumerate(file.read_bytes().splitlines(), 1):
-        try:
-            rows.append(json.loads(line))
-        except ValueError:
-            raise UserError(f"{file}, line {number}: not valid JSON; put the file back from a copy") from None
-    return rows
 
 
 def _varied(content: dict) -> tuple | None:
@@ -217,8 +221,8 @@ def _read(folder: Path) -> Iterator[tuple[str, dict]]:
         if file.name != "tuning.json" and not file.name.startswith("."):
             yield str(file), _checked(read_json(file), str(file))
     if (folder / RESULTS).is_file():
-        lines = (folder / RESULTS).read_bytes().splitlines()
-        if not lines:
+        lines = (folder / RESULTS).read_bytes().removesuffix(b"\n").split(b"\n")
+        if lines == [b""]:
             raise UserError(f"{folder / RESULTS} is empty; put it back from a copy or remove it")
         for number, line in enumerate(lines, 1):
             place = f"{folder / RESULTS}, line {number}"
@@ -226,14 +230,40 @@ def _read(folder: Path) -> Iterator[tuple[str, dict]]:
 
 
 def _checked(content: dict, source: str) -> dict:
+    """Return a result whose keys and values are those of the module docstring. Raises UserError naming the first that is not."""
     for key in ("model", "method", "seed", "scores"):
         if key not in content:
             raise UserError(f"{source} has no '{key}'; a result needs model, method, seed and scores")
+    check_kinds(content, source, KINDS_OF_A_RESULT, AGAIN)
+    varied = content.get("varied")
+    if varied is not None and len(varied) != 2:
+        raise UserError(f"{source}: 'varied' is {short(varied)}, an option and its value are needed; {AGAIN}")
     for name, score in content["scores"].items():
+        place = f"{source}: the score of {name}"
+        if not isinstance(score, dict):
+            raise UserError(f"{place} is {short(score)}; it needs {', '.join(SCORES)}")
         for key in SCORES:
             if key not in score:
-                raise UserError(f"{source}: the score of {name} has no '{key}'; it needs {', '.join(SCORES)}")
+                raise UserError(f"{place} has no '{key}'; it needs {', '.join(SCORES)}")
+        check_kinds(score, place, KINDS_OF_A_SCORE, AGAIN)
+        if set(score.get("correct") or "") - {"0", "1"}:
+            raise UserError(
+                f"{place}: 'correct' is {short(score['correct'])}, a 0 or 1 for each item is needed; {AGAIN}"
+            )
+        if score.get("correct") is not None and len(score["correct"]) != score["n"]:
+            raise UserError(f"{place} has n {score['n']} and {len(score['correct'])} outcomes in 'correct'; {AGAIN}")
+    for part, kinds in KINDS_OF_PARTS.items():
+        _check_part(content.get(part) or {}, f"{source}: {part}", kinds)
     return {"data": None, "varied": None} | content
+
+
+def _check_part(part: dict, place: str, kinds: dict[str, str]) -> None:
+    """Refuse a measurement that is neither a number nor, for classifiers, a number for each evaluation."""
+    check_kinds(
+        part, place, {f"{key}?": kind for key, kind in kinds.items() if not isinstance(part.get(key), dict)}, AGAIN
+    )
+    inner = {f"{key}?": "an object of numbers" for key in kinds if isinstance(part.get(key), dict)}
+    check_kinds(part, place, inner, AGAIN)
 
 
 def _result(content: dict, source: str) -> Result:

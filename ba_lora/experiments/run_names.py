@@ -10,7 +10,8 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from ..errors import UserError, nearest
+from ..errors import UserError, nearest, short
+from ..files import KINDS
 from ..training.command_line import changed_options
 
 # options that the matrix sets for every run, and where they come from
@@ -21,6 +22,10 @@ OWN = {
     "resume": "the matrix resumes by itself",
     "dry_run": "--dry_run of the matrix prices its runs",
 }
+TEXTS = {  # key → (its kind in messages, test)
+    **dict.fromkeys(("title", "note", "reference", "devices", "config"), ("a text", KINDS["a text"])),
+    "paper": ("a list of names", KINDS["a list of texts"]),
+}
 BESIDE = (".failed", ".log")  # files of a run beside its folder
 RESERVED = ("tuning", "tuning.json", "table.md", "table.csv", "table.tex")  # files of the experiment beside its runs
 LONGEST = 255 - len(".failed..4194304.tmp")  # bytes of a run's name: most systems allow 255, also for temporary files
@@ -28,6 +33,9 @@ LONGEST = 255 - len(".failed..4194304.tmp")  # bytes of a run's name: most syste
 
 def check_content(content: dict, file: str | Path) -> None:
     """Refuse invalid names, seeds and options of a parsed experiment file. Raises UserError naming them."""
+    for key, (wanted, fits) in TEXTS.items():
+        if content.get(key) is not None and not fits(content[key]):
+            raise UserError(f"{file}: '{key}' is {short(content[key])}, {wanted} is needed")
     for key in ("name", "folder", "rates_of"):
         if content.get(key) is not None:
             _check_name(file, key, content[key])
@@ -67,7 +75,7 @@ def check_options(given: Iterable[str], where: str) -> None:
 
 def _check_options(file, where: str, options, own) -> None:
     if not isinstance(options, dict):
-        raise UserError(f"{file}: {where} must have options, as {{rank: 4}}, or {{}}; it has {options!r}")
+        raise UserError(f"{file}: {where} must have options, as {{rank: 4}}, or {{}}; it has {short(options)}")
     check_options(own and options, f"{file}: {where}")
 
 
@@ -86,7 +94,7 @@ def _check_names(file, where: str, names: Iterable, remedy: str = "") -> None:
 
 def _check_name(file, where: str, name, remedy: str = "") -> None:
     if not isinstance(name, str):
-        raise UserError(f"{file}: {where}: the name {name!r} is not a text; put it in quotes")
+        raise UserError(f"{file}: {where}: the name {short(name)} is not a text; put it in quotes")
     bad = [character for character in name if character in "/\\" or not character.isprintable()]
     if not name.strip():
         reason = "is empty"
@@ -96,15 +104,17 @@ def _check_name(file, where: str, name, remedy: str = "") -> None:
         reason = "begins with a dot" if name[0] == "." else "begins or ends with a space"
     else:
         return
-    raise UserError(f"{file}: {where}: {name!r} {reason} and cannot name a folder{remedy or '; choose another name'}")
+    raise UserError(
+        f"{file}: {where}: {short(name)} {reason} and cannot name a folder{remedy or '; choose another name'}"
+    )
 
 
 def _check_seeds(file, seeds) -> None:
     if not isinstance(seeds, list):
-        raise UserError(f"{file}: 'seeds' must be a list, as [42, 1024]; it is {seeds!r}")
+        raise UserError(f"{file}: 'seeds' must be a list, as [42, 1024]; it is {short(seeds)}")
     for place, seed in enumerate(seeds):
         if type(seed) is not int or seed < 0:
-            raise UserError(f"{file}: seeds: {seed!r} is not a whole number of at least 0")
+            raise UserError(f"{file}: seeds: {short(seed)} is not a whole number of at least 0")
         if seed in seeds[:place]:
             raise UserError(f"{file}: seeds: {seed} is there twice; leave one out")
 
@@ -118,21 +128,21 @@ def _check_problems(where: str, given: dict, more: Sequence[str] = ()) -> None:
         if given.get(key) in (None, "", []):
             raise UserError(f"{where}: '{key}' is missing or empty")
     if not isinstance(given["data"], str):
-        raise UserError(f"{where}: 'data' must be a text, as \"tinymath:test\"; it is {given['data']!r}")
+        raise UserError(f"{where}: 'data' must be a text, as \"tinymath:test\"; it is {short(given['data'])}")
     limit = given.get("limit")
     if limit is not None and (type(limit) is not int or limit < 1):
-        raise UserError(f"{where}: 'limit' must be a whole number of at least 1; it is {limit!r}")
+        raise UserError(f"{where}: 'limit' must be a whole number of at least 1; it is {short(limit)}")
 
 
 def _check_tuning(where: str, given) -> None:
     if not isinstance(given, dict):
-        raise UserError(f"{where} must have seed, data, limit and learning_rates; it is {given!r}")
+        raise UserError(f"{where} must have seed, data, limit and learning_rates; it is {short(given)}")
     _check_problems(where, given, ("seed", "learning_rates"))
     if type(given["seed"]) is not int or given["seed"] < 0:
-        raise UserError(f"{where}: 'seed' must be a whole number of at least 0; it is {given['seed']!r}")
+        raise UserError(f"{where}: 'seed' must be a whole number of at least 0; it is {short(given['seed'])}")
     rates = given["learning_rates"]
     if not isinstance(rates, list) or not all(map(_is_number, rates)):
-        raise UserError(f"{where}: 'learning_rates' must be a list of numbers, as [0.001, 0.002]; it is {rates!r}")
+        raise UserError(f"{where}: 'learning_rates' must be a list of numbers, as [0.001, 0.002]; it is {short(rates)}")
 
 
 def _is_number(value) -> bool:

@@ -4,7 +4,6 @@ Both are small, unlike the features, so they can be kept and the same figures dr
 """
 
 import csv
-import json
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import DamagedFile, UserError
-from ..files import atomic_write
+from ..files import atomic_write, check_kinds, unsealed
 from ..folders import checksums
 from ..folders.ownership import refuse_foreign
 from .figure import Panel, write_figures
@@ -20,8 +19,11 @@ from .figure import Panel, write_figures
 logger = logging.getLogger(__name__)
 
 COORDINATES, SCORES = "coordinates.csv", "scores.json"
-KEYS = ("classes", "pooling", "examples", "perplexity", "seed", "panels")  # required for drawing
-PANEL_KEYS = ("run", "step", "original", "plane")
+KINDS = {  # required for drawing
+    **{"classes": "a list of texts", "pooling?": "a text", "examples": "a whole number", "perplexity": "a number"},
+    **{"seed": "a whole number", "panels": "a list of objects"},
+}
+PANEL_KINDS = {"run": "a text", "step": "a text or a number", "original": "an object", "plane": "an object"}
 AGAIN = "draw the features again"
 
 
@@ -72,16 +74,10 @@ def read_record(folder: Path) -> tuple[list[Panel], dict]:
 
 
 def _read_scores(file: Path) -> dict:
-    try:
-        record = json.loads(file.read_bytes())
-    except ValueError as error:
-        raise UserError(f"{file} is not valid JSON ({error}); {AGAIN}") from None
-    if not isinstance(record, dict):
-        raise UserError(f"{file} holds no object; {AGAIN}")
-    for part, keys in ((record, KEYS), *((panel, PANEL_KEYS) for panel in record.get("panels", ()))):
-        for key in keys:
-            if key not in part:
-                raise UserError(f"{file} has no '{key}'; {AGAIN}")
+    record = unsealed(file.read_bytes(), str(file), compare=False, remedy=AGAIN)
+    check_kinds(record, str(file), KINDS, AGAIN)
+    for number, panel in enumerate(record["panels"], 1):
+        check_kinds(panel, f"{file}, panel {number}", PANEL_KINDS, AGAIN)
     return record
 
 
@@ -95,6 +91,8 @@ def _read_points(file: Path, classes: list[str]) -> dict[tuple[str, str], tuple[
                 labels, points = found.setdefault((row["run"], row["step"]), ([], []))
                 labels.append(classes.index(row["label"]))
                 points.append((float(row["x"]), float(row["y"])))
+        except UnicodeDecodeError:
+            raise UserError(f"{file} is not UTF-8 text; {AGAIN}") from None
         except (csv.Error, KeyError, TypeError, ValueError):
             raise UserError(
                 f"{file}, line {reader.line_num}: no run, step, label (of {', '.join(classes)}), x and y; {AGAIN}"

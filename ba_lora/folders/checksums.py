@@ -16,8 +16,8 @@ from pathlib import Path
 
 import xxhash
 
-from ..errors import DamagedFile
-from ..files import hash_of, read_json, write_json, write_sealed
+from ..errors import DamagedFile, short
+from ..files import REMEDY, hash_of, read_json, write_json, write_sealed
 from .kinds import SAVED
 
 logger = logging.getLogger(__name__)
@@ -69,6 +69,7 @@ def verify(
     if not isinstance(files, dict) or not files:
         raise DamagedFile(f"{listing} lists no files; {remedy}")
     for name, expected in files.items():
+        _check_name(name, listing)
         path = folder / name
         if path.is_file() and hash_of(path) == expected:
             continue
@@ -134,6 +135,17 @@ def check_weights(record: dict, run: str | Path, source: Path) -> None:
         )
 
 
+def _check_name(name: str, listing: Path) -> None:
+    """Raise DamagedFile unless `name` can be a file in the folder of `listing`."""
+    if (
+        not name.isprintable()
+        or max(map(len, name.split("/"))) > 200
+        or ".." in name.split("/")
+        or name.startswith("/")
+    ):
+        raise DamagedFile(f"{listing} lists {short(name)}, which no file beside it can be called; {REMEDY}")
+
+
 def _recorded(run: Path) -> dict[str, str]:
     files = read_json(run / "run.json").get("files") if (run / "run.json").is_file() else None
     return files if isinstance(files, dict) else {}
@@ -165,9 +177,10 @@ def read_record(path: str | Path, beside: Iterable[str] | None = None, keys: Ite
     """`read_json`, then compare the files beside it that it lists: all, or those in `beside`. Raises DamagedFile naming the file
     that differs."""
     path = Path(path)
-    record = read_json(path, *keys)
+    record = read_json(path, *keys, kinds={"files?": "an object"})
     for name, expected in (record.get("files") or {}).items():
-        file = path.with_name(name)
+        _check_name(name, path)
+        file = path.parent / name
         if beside is not None and name not in beside:
             continue
         if not file.is_file():

@@ -21,7 +21,7 @@ from transformers import (
 from transformers import logging as transformers_logging
 
 from .. import packages
-from ..errors import RunFailure, UserError, choose
+from ..errors import RunFailure, UserError, choose, one_line
 from ..folders import checksums
 from ..folders.places import check_model_folder
 from ..tiny import CHECKSUMS, MODEL_DIR
@@ -68,7 +68,7 @@ def load_model(
     check_attention(attn_implementation, dtype)
     place = locate(name)
     sizes = f"model {name}: its weights have other sizes than its config.json says; give a model folder as it was saved"
-    with _errors_named(name, place, sizes):
+    with errors_named(name, place, sizes):
         model, report = AutoModelForCausalLM.from_pretrained(
             place,
             dtype=DTYPES[dtype],
@@ -112,7 +112,7 @@ def load_classifier(
     check_attention(attn_implementation, dtype)
     place, outputs = locate(name), 1 if labels is None else len(labels)
     outside = f"model {name} is a classifier, but not one with {outputs} outputs; give its pre-trained body"
-    with _errors_named(name, place, outside):
+    with errors_named(name, place, outside):
         saved = PreTrainedConfig.get_config_dict(place)[0]  # as written: transformers drops some names
         check_names(saved, name)
         config = AutoConfig.from_pretrained(place, trust_remote_code=trust_remote_code)
@@ -264,7 +264,7 @@ def _unreadable(name: str, place: str, error: SafetensorError) -> RunFailure:
 
 
 @contextmanager
-def _errors_named(name: str, place: str | Path, mismatch: str) -> Iterator[None]:
+def errors_named(name: str, place: str | Path, mismatch: str) -> Iterator[None]:
     """Turn transformers' errors in the block into one line that names the model. mismatch: the message for tensors of another size."""
     try:
         yield
@@ -273,6 +273,8 @@ def _errors_named(name: str, place: str | Path, mismatch: str) -> Iterator[None]
     except SafetensorError as error:
         raise _unreadable(name, place, error) from None
     except RuntimeError as error:
+        if "negative dimension" in str(error) or isinstance(error, RecursionError):
+            raise _cannot_open("model", name, ValueError(one_line(str(error)))) from error
         if "mismatch" not in str(error):
             raise
         raise UserError(mismatch) from None

@@ -67,6 +67,8 @@ REGULARIZERS = (
 )
 TERMS = ("task", *(each.name for each in REGULARIZERS))
 WEIGHTS = tuple(each.weight for each in REGULARIZERS)
+# Kinds of the values in a line of metrics.jsonl; see `files.check_kinds`.
+METRICS = {"step": "a number"} | {f"{name}?": "a number" for name in ("loss", *TERMS, *WEIGHTS, "lr")}
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ..errors import UserError, nearest
-from ..files import load_yaml
+from ..files import read_yaml
 from .memory import Held, standing
 
 TABLE = Path(__file__).resolve().parents[2] / "configs" / "devices.yaml"
@@ -37,7 +37,7 @@ class Devices(NamedTuple):
 @lru_cache(maxsize=1)
 def table() -> dict[str, dict]:
     """The content of configs/devices.yaml, by device name."""
-    return load_yaml(TABLE.read_text(encoding="utf-8"))
+    return read_yaml(TABLE)
 
 
 def read_devices(text: str) -> Devices:

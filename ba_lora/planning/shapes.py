@@ -16,12 +16,12 @@ from transformers import (
 )
 
 from ..data.glue import TASKS
-from ..errors import UserError
+from ..errors import UserError, short
 from ..methods.attach import attach, attached_to
 from ..methods.names import method_of
 from ..methods.save import trained_parameters
 from ..methods.targets import left_out, stacked_experts
-from ..models import DTYPES, beside_body, keep_soft_cap
+from ..models import DTYPES, beside_body, errors_named, keep_soft_cap
 from ..objective.settings import WEIGHTS, Objective
 from ..training.arguments import TrainArguments
 from ..training.model_numbers import read_numbers
@@ -46,8 +46,18 @@ def build(
     numbers, source = read_numbers(name)
     numbers = {key: value for key, value in numbers.items() if key not in ("dtype", "architectures")}
     kind = numbers.pop("model_type", "")
-    if kind not in CONFIG_MAPPING:
-        raise UserError(f"{source}: transformers has no model type '{kind}' of its own; such a model cannot be planned")
+    if not isinstance(kind, str) or kind not in CONFIG_MAPPING:
+        raise UserError(
+            f"{source}: transformers has no model type {short(kind)} of its own; such a model cannot be planned"
+        )
+    with errors_named(name, source, f"{source}: its sizes do not fit each other; correct it"):
+        return _build(kind, numbers, dtype, attn_implementation, outputs, layers)
+
+
+def _build(
+    kind: str, numbers: dict, dtype: str, attn_implementation: str | None, outputs: int | None, layers: int | None
+):
+    """`build` from the sizes of an architecture. Raises whatever transformers raises for sizes that make no sense."""
     config = AutoConfig.for_model(kind, **numbers)
     if layers:
         _keep_layers(config, layers)

@@ -9,8 +9,8 @@ import torch
 from torch import distributed
 from transformers import TrainerCallback
 
-from ..errors import RunFailure, UserError
-from ..files import atomic_write
+from ..errors import DamagedFile, RunFailure, UserError
+from ..files import atomic_write, check_kinds, unsealed
 from ..methods.adalora import after_step
 from ..objective.settings import TERMS, WEIGHTS
 from . import checkpoints
@@ -157,12 +157,12 @@ def forget_after(metrics: Path, step: int, copy: Path) -> list[dict]:
     kept = []
     for line in there.decode("utf-8", "replace").splitlines() if step else ():
         try:
-            row = json.loads(line)
-        except ValueError:
-            row = None
-        if not isinstance(row, dict) or "step" not in row:
+            row = unsealed(line.encode(), str(metrics))
+            check_kinds(row, str(metrics), {"step": "a number"})
+        except DamagedFile:
             logger.warning("%s: a line that cannot be read is dropped: %.40r", metrics, line)
-        elif row["step"] <= step:
+            continue
+        if row["step"] <= step:
             kept.append((line, row))
     with atomic_write(metrics) as file:
         file.writelines(line + "\n" for line, _ in kept)

@@ -12,10 +12,8 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import get_args
 
-import yaml
-
-from ..errors import UserError, nearest
-from ..files import load_yaml, of_the_project
+from ..errors import UserError, nearest, short
+from ..files import of_the_project, read_yaml
 from .arguments import TrainArguments
 
 
@@ -47,7 +45,17 @@ def _converter(kind):
     convert = _boolean if inner is bool else inner
 
     def or_none(text: str):
-        return None if text.lower() == "none" and inner is not bool else convert(text)
+        if not text.strip():
+            raise argparse.ArgumentTypeError("its value is empty; give it a value or leave it out")
+        if text.lower() == "none" and inner is not bool:
+            if "None" not in str(kind):
+                raise argparse.ArgumentTypeError("it needs a value, and none is not one; leave it out for its default")
+            return None
+        try:
+            return convert(text)
+        except (ValueError, OverflowError):
+            wanted = {int: "a whole number", float: "a number"}.get(inner, "a value")
+            raise argparse.ArgumentTypeError(f"{short(text)} is not {wanted}") from None
 
     or_none.__name__ = inner.__name__
     return or_none
@@ -88,31 +96,65 @@ def make_parser() -> argparse.ArgumentParser:
 
 def config_words(file: str | Path) -> list[str]:
     """The options of a config file as command-line words. Raises UserError naming the file and the key."""
-    path = of_the_project(file)
-    if not path.is_file():
-        raise UserError(f"config file {file} does not exist")
-    try:
-        text = path.read_text(encoding="utf-8")
-        values = load_yaml(text) or {}
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{file} is not valid YAML: {' '.join(str(error).split())}") from None
-    if not text.strip():
-        raise UserError(f"config file {file} is empty; put it back from a copy, or leave --config out")
-    if not isinstance(values, dict):
-        raise UserError(f"{file} must hold 'option: value' lines")
-    known = [f.name for f in fields(TrainArguments)]
-    if values.keys() & {"methods", "seeds"}:
-        raise UserError(f"{file} is an experiment file; run it with: python -m ba_lora.experiments run {file}")
-    parent = values.pop("extends", None)
-    if parent is not None and str(parent) == path.name:
-        raise UserError(f"{file} extends itself; name another config")
-    words = config_words(path.parent / str(parent)) if parent is not None else []
-    for key, value in values.items():
-        if key not in known:
-            raise UserError(f"{file}: unknown option '{key}'{nearest(key, known)}")
-        values_of_key = (value or [None]) if isinstance(value, list) else [value]
-        words += [f"--{key}", *("none" if item is None else str(item) for item in values_of_key)]
+    words, seen = [], []
+    while file is not None:
+        path = of_the_project(file)
+        if path.resolve() in seen:
+            what = "itself" if path.resolve() == seen[-1] else f"{file}, which extends it"
+            raise UserError(f"{seen[-1]} extends {what}; name another config")
+        seen.append(path.resolve())
+        values = _read_config(path)
+        parent = values.pop("extends", None)
+        if not isinstance(parent, str | None):
+            raise UserError(f"{file}: 'extends' is {short(parent)}; name one config file in the same folder")
+        words, file = option_words(values, str(file)) + words, parent and path.parent / parent
     return words
+
+
+def _read_config(path: Path) -> dict:
+    """The options of one file and its `extends`. Raises UserError naming the file and the key."""
+    if not path.is_file():
+        raise UserError(f"config file {path} does not exist; name a YAML file of options")
+    if not path.read_bytes().strip():
+        raise UserError(f"config file {path} is empty; put it back from a copy, or leave --config out")
+    values = read_yaml(path)
+    values = {} if values is None else values
+    if not isinstance(values, dict):
+        raise UserError(f"{path} holds {short(values)}; it must hold 'option: value' lines")
+    if values.keys() & {"methods", "seeds"}:
+        raise UserError(f"{path} is an experiment file; run it with: python -m ba_lora.experiments run {path}")
+    known = [f.name for f in fields(TrainArguments)]
+    for key in values:
+        if key not in known and key != "extends":
+            raise UserError(f"{path}: unknown option {short(key)}{nearest(key, known)}; remove or correct it")
+    return values
+
+
+def option_words(options: dict, place: str) -> list[str]:
+    """{option: value} as command-line words. Raises UserError, beginning with `place`, for a value that no option can have."""
+    words = []
+    for key, value in options.items():
+        values = (value or [None]) if isinstance(value, list) else [value]
+        texts = [_word(each, f"{place}: '{key}'") for each in values]
+        if len(texts) == 1:
+            words.append(f"--{key}={texts[0]}")  # also for a value that begins with a dash
+            continue
+        for text in texts:
+            if text.startswith("-"):
+                raise UserError(f"{place}: '{key}' lists {short(text)}, which would be read as an option; remove it")
+        words += [f"--{key}", *texts]
+    return words
+
+
+def _word(value, where: str) -> str:
+    if isinstance(value, dict | list | set | tuple | bytes) or (isinstance(value, str) and "\0" in value):
+        raise UserError(
+            f"{where} is or holds {short(value)}; a text, a number, true or false, or a list of these is needed"
+        )
+    try:
+        return "none" if value is None else str(value)
+    except ValueError:
+        raise UserError(f"{where} is a whole number of thousands of digits; correct it") from None
 
 
 def parse(words: list[str] | None = None) -> TrainArguments:

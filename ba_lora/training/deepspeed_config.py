@@ -1,9 +1,9 @@
 """The settings that a DeepSpeed config may hold. Needs no large library, so that a bad config is refused at once."""
 
 import json
-from pathlib import Path
 
-from ..errors import UserError
+from ..errors import UserError, short
+from ..files import read_json
 
 # {key that a DeepSpeed config must leave "auto": the option that fills it}. A dotted key applies only if its section exists.
 LEFT_TO_OPTIONS = {
@@ -20,7 +20,12 @@ LEFT_TO_OPTIONS = {
 
 def zero_stage(file: str | None) -> int:
     """The ZeRO stage in a DeepSpeed config; 0 without one. Raises UserError for a file that is not a config."""
-    return _read(file).get("zero_optimization", {}).get("stage", 0) if file else 0
+    stage = (_read(file).get("zero_optimization") or {}).get("stage", 0) if file else 0
+    if stage not in (0, 1, 2, 3):
+        raise UserError(
+            f"--deepspeed {file}: the stage of zero_optimization is {short(stage)}; it must be 0, 1, 2 or 3"
+        )
+    return stage
 
 
 def check_config(file: str) -> None:
@@ -40,9 +45,5 @@ def check_config(file: str) -> None:
 
 
 def _read(file: str) -> dict:
-    try:
-        config = json.loads(Path(file).read_text(encoding="utf-8"))
-        config.get("zero_optimization", {}).get("stage")
-    except (ValueError, AttributeError) as error:
-        raise UserError(f"--deepspeed {file} is not a DeepSpeed config ({error}); write one JSON object") from None
-    return config
+    kinds = {"zero_optimization?": "an object"}
+    return read_json(file, kinds=kinds, remedy="give --deepspeed a DeepSpeed config, as configs/deepspeed/zero2.json")

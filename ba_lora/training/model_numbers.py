@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ..errors import UserError, nearest
-from ..files import load_yaml, read_json
+from ..files import read_json, read_yaml
 from ..tiny import MODEL_DIR
 
 NUMBERS = Path(__file__).resolve().parents[2] / "configs" / "models"
@@ -124,7 +124,7 @@ def read_numbers(name: str) -> tuple[dict, str]:
     folder = MODEL_DIR if name == "tiny" else Path(name)
     if (folder / "config.json").is_file():
         source = "the embedded model" if name == "tiny" else f"{name}/config.json"
-        return json.loads((folder / "config.json").read_text(encoding="utf-8")), source
+        return read_json(folder / "config.json", remedy="give a folder written by save_pretrained"), source
     known = {}
     for file, described in _described():
         names = {file.stem, described["hub"], described.get("package", described["hub"])}
@@ -140,4 +140,4 @@ def read_numbers(name: str) -> tuple[dict, str]:
 @cache
 def _described() -> list[tuple[Path, dict]]:
     """(file, content) of every model in configs/models."""
-    return [(file, load_yaml(file.read_text(encoding="utf-8"))) for file in sorted(NUMBERS.glob("*.yaml"))]
+    return [(file, read_yaml(file)) for file in sorted(NUMBERS.glob("*.yaml"))]

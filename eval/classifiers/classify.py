@@ -15,8 +15,8 @@ import numpy as np
 from tqdm import tqdm
 
 from ba_lora.data.glue import TASKS, Examples, Task
-from ba_lora.errors import UserError, choose
-from ba_lora.files import atomic_write, read_json
+from ba_lora.errors import UserError, choose, short
+from ba_lora.files import KINDS, atomic_write, check_kinds, read_json, read_json_lines
 from ba_lora.folders.checksums import read_record
 from ba_lora.folders.ownership import claimed
 
@@ -73,11 +73,13 @@ def output_folder(args: argparse.Namespace, default: str, result: str, kind: str
 def task_in(run: str) -> dict:
     """Return the task in a classifier's run.json. Raises UserError for any other folder."""
     record = Path(run) / "run.json"
-    task = read_json(record).get("task") if record.is_file() else None
+    kinds = {"task?": "an object"}
+    task = read_json(record, kinds=kinds).get("task") if record.is_file() else None
     if not task:
         raise UserError(
             f"--model {run} is not a run folder of a classifier; train one with: python train.py --task NAME"
         )
+    check_kinds(task, f"{record}: task", {"name": "a text", "labels?": "a list of texts"})
     return task
 
 
@@ -87,6 +89,7 @@ def open_classifier(run: str, dtype: str = "float32") -> Classifier:
     from ba_lora.models import load_tokenizer
 
     record, described = Path(run) / "run.json", task_in(run)
+    check_kinds(described, f"{record}: task", {"max_length": "a whole number"})
     base = find_run(run)[1]
     task = TASKS[choose("task", described["name"], TASKS)]
     if tuple(described["labels"] or ()) != task.labels:
@@ -143,18 +146,15 @@ def read_predictions(path: str | Path, task: Task) -> tuple[np.ndarray, list]:
         raise UserError(f"--rescore {path} does not exist; give a {PREDICTIONS}")
     if Path(path).name == PREDICTIONS and Path(path).with_name("score.json").is_file():
         read_record(Path(path).with_name("score.json"), (PREDICTIONS,))
-    with open(path, encoding="utf-8") as file:
-        for number, line in enumerate(file, 1):
-            try:
-                record = json.loads(line)
-                row, label = record["logits"], record["label"]
-                fits = len(row) == width and all(isinstance(value, int | float) for value in row)
-            except (ValueError, KeyError, TypeError):
-                fits = False
-            if not fits or label is None:
-                raise UserError(f"{path}, line {number}: not {{id, logits, label}} with {width} logits and a label")
-            logits.append(row)
-            labels.append(label)
+    remedy = "each line needs id, logits and label"
+    for number, record in enumerate(read_json_lines(path, {"logits": "a list", "label": "a number"}, remedy), 1):
+        row, label = record["logits"], record["label"]
+        if len(row) != width or not all(KINDS["a number"](value) for value in row):
+            raise UserError(f"{path}, line {number}: the logits are {short(row)}, {width} numbers are needed; {remedy}")
+        if task.labels and label not in range(width):
+            raise UserError(f"{path}, line {number}: the label is {short(label)}; it must be from 0 to {width - 1}")
+        logits.append(row)
+        labels.append(label)
     if not logits:
         raise UserError(f"{path} is empty")
     return np.array(logits), labels

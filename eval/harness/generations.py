@@ -44,7 +44,7 @@ def check(folder: Path, config: dict, wanted: dict[tuple[str, int], Request]) ->
         return {}
     if not (folder / CONFIG).is_file():
         raise UserError(f"{path} has no {CONFIG} beside it, which says how it was made; {remedy}")
-    known = read_json(folder / CONFIG)
+    known = read_json(folder / CONFIG, kinds={"lines?": "a list"}, remedy=remedy)
     lines = known.pop("lines", [])
     for name, before in known.items():
         if config.get(name) != before:

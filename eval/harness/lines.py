@@ -6,24 +6,18 @@ from datetime import date
 from decimal import Decimal
 from pathlib import Path
 
-from ba_lora.data.readers import name_of, parse_json
-from ba_lora.errors import UserError
-from ba_lora.files import atomic_write
+from ba_lora.errors import UserError, short
+from ba_lora.files import KINDS, atomic_write, name_of, parse_json
 
 SCALARS = (str, int, float, date, Decimal)  # of JSON and Parquet
-_KINDS = {
-    "a text": lambda value: isinstance(value, str),
-    "a text or a number": lambda value: isinstance(value, SCALARS) and not isinstance(value, bool),
-    "a whole number": lambda value: isinstance(value, int) and not isinstance(value, bool),
-    "a list of texts": lambda value: isinstance(value, list) and all(isinstance(text, str) for text in value),
-}
 
 
 def check_field(record: dict, name: str, kind: str, place: str):
     """Return the value of a field, or None if it is absent or null. Raises UserError naming `place` if it is not of its kind."""
     value = record.get(name)
-    if value is not None and not _KINDS[kind](value):
-        raise UserError(f"{place}: '{name}' is {repr(value)[:60]}, {kind} is needed")
+    is_scalar = kind == "a text or a number" and isinstance(value, SCALARS) and not isinstance(value, bool)
+    if value is not None and not is_scalar and not KINDS[kind](value):
+        raise UserError(f"{place}: '{name}' is {short(value)}, {kind} is needed")
     return value
 
 
@@ -82,7 +76,7 @@ def read_line(line: str, place: str, fields: Sequence[str]) -> dict:
         line.encode("utf-8")
     except UnicodeEncodeError:
         raise UserError(f"{place}: not UTF-8 text; convert the file") from None
-    record = parse_json(line, place)
+    record = parse_json(line, place, strict=True)
     if not isinstance(record, dict):
         raise UserError(f"{place}: a {name_of(type(record))}, an object with {', '.join(fields)} is needed")
     for field in fields:

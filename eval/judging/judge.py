@@ -30,7 +30,7 @@ from typing import NamedTuple
 from tqdm import tqdm
 
 from ba_lora.errors import UserError
-from ba_lora.files import digest
+from ba_lora.files import digest, unsealed
 from ba_lora.folders.checksums import check_line, checked_line
 
 PROTOCOLS = {"ba-lora": "2", "fastchat": "1"}  # how a reply is read; a change in what is read raises the version
@@ -294,9 +294,14 @@ def read_judgments(paths: Iterable[Path]) -> dict[str, dict]:
             if not line.strip():
                 continue
             try:
-                record = json.loads(line)
+                record = unsealed(line, str(path))
                 texts = isinstance(record["replies"], list) and all(isinstance(text, str) for text in record["replies"])
-                if not (texts and record["replies"] and {"judge", "options", "date"} <= set(record)):
+                if not (
+                    texts
+                    and record["replies"]
+                    and {"judge", "options", "date"} <= set(record)
+                    and isinstance(record["judge"], str)
+                ):
                     raise ValueError
                 known[record["key"]] = record
             except (ValueError, KeyError, TypeError):

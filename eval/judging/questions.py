@@ -7,7 +7,7 @@ from collections import Counter
 from itertools import product
 from pathlib import Path
 
-from ba_lora.errors import UserError
+from ba_lora.errors import UserError, short
 from ba_lora.files import digest
 from ba_lora.packages import PREFIX, fetch
 
@@ -69,9 +69,12 @@ def _lines(path: Path, fields: tuple[str, ...]) -> list[tuple[str, dict]]:
 
 def _reference(answer: dict, place: str) -> list[str]:
     try:
-        return answer["choices"][0]["turns"]
+        turns = answer["choices"][0]["turns"]
     except (LookupError, TypeError):
-        raise UserError(f"{place}: no choices[0].turns; it must hold the reference answers of both turns") from None
+        turns = None
+    if not isinstance(turns, list) or not all(isinstance(text, str) for text in turns):
+        raise UserError(f"{place}: no choices[0].turns; it must hold the reference answers of both turns")
+    return turns
 
 
 def _questions(rows: list[tuple[str, dict]], known: dict[str, list[str] | None]) -> list[dict]:
@@ -109,9 +112,9 @@ def read_generations(path: str, questions: list[dict], whole: bool) -> list[dict
     if not path.is_file():
         raise UserError(f"file {path} does not exist; give a file with one JSON object per line (id, turn, completion)")
     for place, record in _lines(path, ("id", "turn", "completion")):
+        if type(record["turn"]) is not int or record["turn"] not in (1, 2):
+            raise UserError(f"{place}: 'turn' is {short(record['turn'])}; it must be 1 or 2")
         key = (str(record["id"]), record["turn"])
-        if record["turn"] not in (1, 2):
-            raise UserError(f"{place}: 'turn' is {record['turn']!r}; it must be 1 or 2")
         if key in seen:
             raise UserError(f"{place}: id {key[0]}, turn {key[1]} was already on {seen[key]}; keep one line per turn")
         seen[key] = place

@@ -153,7 +153,7 @@ def test_what_cannot_work_is_refused(run, tmp_path, command, words, message):
 def test_predictions_that_do_not_fit_are_named_by_line(tmp_path):
     file = tmp_path / "predictions.jsonl"
     file.write_text('{"id": 1, "logits": [0.1, 0.2], "label": 1}\n{"id": 2, "logits": [0.1], "label": 1}\n')
-    with pytest.raises(UserError, match=r"predictions.jsonl, line 2: not \{id, logits, label\} with 2 logits"):
+    with pytest.raises(UserError, match=r"predictions.jsonl, line 2: the logits are \[0.1\], 2 numbers"):
         glue.main(["--rescore", str(file), "--task", "cola", "--output_dir", str(tmp_path / "out")])
 
 

@@ -217,7 +217,7 @@ errors:
         ("[llama-2-7b lora math]", "[llama-2-7b math]", r"where 'llama-2-7b math' is not known, did you mean"),
         ("[llama-2-7b lora math]", "llama-2-7b lora math", r"is not a list; write \[llama-2-7b lora math\]"),
         ("  - {model: llama-2-7b, method: lora, math: [1.0, 0.1]}", "  - lora", r"'lora' is not a row"),
-        ("rows:\n  - ", "rows: ", r"'rows' is '.*'; write lines of"),
+        ("rows:\n  - ", "rows: ", r"'rows' is {.*; write lines of"),
         ("title: T", "title: [T", r"is not valid YAML"),
         (FILE, "numbers", r"'numbers' is not a mapping of title"),
     ],

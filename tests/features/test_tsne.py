@@ -214,7 +214,7 @@ def test_the_committed_points_are_those_of_the_committed_scores():
         ("coordinates.csv", None, None, "kept holds no coordinates.csv; give a folder that"),
         ("scores.json", "{", "", "scores.json is not valid JSON .* draw the features again"),
         ("scores.json", "perplexity", "perplexed", "scores.json has no 'perplexity'; draw"),
-        ("scores.json", '"step"', '"stop"', "scores.json has no 'step'; draw"),
+        ("scores.json", '"step"', '"stop"', "scores.json, panel 1 has no 'step'; draw"),
         ("coordinates.csv", "label", "class", "coordinates.csv, line 2: no run, step, label .of entailment, neutral"),
         ("coordinates.csv", ",neutral,", ",other,", r"coordinates.csv, line \d+: no run, step, label"),
         ("coordinates.csv", ",neutral,", ",neutral,x", r"coordinates.csv, line \d+: no run, step, label"),

@@ -58,7 +58,7 @@ BAD = [
     (["--preset", "iclr-2026"], "preset 'iclr-2026' is not known, did you mean 'iclr'"),
     (["--lambda1_schedule", "cosin"], "did you mean 'cosine'"),
     (["--svd_k", "0"], "svd_k must be at least 1, got 0"),
-    (["--rank", "abc"], "argument --rank: invalid int value: 'abc'"),
+    (["--rank", "abc"], "argument --rank: 'abc' is not a whole number"),
     (["--rank", "0"], "--rank must be at least 1, got 0"),
     (["--limit", "0"], "--limit must be at least 1, got 0"),
     (["--dropout", "0.1"], "--dropout 0.1 does not go with a PiSSA start"),

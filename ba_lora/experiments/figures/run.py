@@ -1,14 +1,13 @@
 """Figure of one run by step: its loss and terms, the weights in force, and the contribution of each term to the loss."""
 
-import json
 import math
 from pathlib import Path
 
 from ...canvas import looks, style, write
 from ...errors import UserError
-from ...files import read_json
+from ...files import read_json, read_json_lines
 from ...folders.checksums import check_of_run
-from ...objective.settings import REGULARIZERS, TERMS
+from ...objective.settings import METRICS, REGULARIZERS, TERMS
 from .training_curves import loss_unit
 
 COLUMNS = 3  # of panels
@@ -20,16 +19,12 @@ def draw_terms(where: str, output: str | None = None) -> Path:
     if not source.is_file():
         raise UserError(f"{source} does not exist; give the folder of a training run")
     check_of_run(source.parent, source.name)
-    try:
-        rows = [json.loads(line) for line in source.read_bytes().splitlines()]
-    except ValueError as error:
-        raise UserError(
-            f"{source} has a line that is not valid JSON ({error}); put the file back from a copy"
-        ) from None
+    rows = read_json_lines(source, METRICS | {"loss": "a number", "task": "a number"})
     if not rows:
         raise UserError(f"{source} is empty: the run has logged no step")
     record = source.parent / "run.json"
-    run = read_json(record) if record.is_file() else None
+    kinds = {"config": "an object", "objective": "an object"}
+    run = read_json(record, kinds=kinds) if record.is_file() else None
     with style():
         return write(_figure(rows, run), Path(output) if output else source.parent / "terms.png")
 
@@ -58,7 +53,7 @@ def _figure(rows: list[dict], run: dict | None):
         name, none = each.name, float("nan")  # a run of an earlier version may lack a term
         values = [none if row.get(name) is None else row[name] for row in rows]
         panels[name].plot(steps, values, **styles[name])
-        weights = [row.get(each.weight, none) for row in rows]
+        weights = [none if row.get(each.weight) is None else row[each.weight] for row in rows]
         panels["weights"].plot(steps, weights, label=f"{each.weight} ({name})", **styles[name])
         added = [factor * value for factor, value in zip(weights, values, strict=True)]
         panels["share of the loss"].plot(steps, added, label=f"{each.weight} · {name}", **styles[name])

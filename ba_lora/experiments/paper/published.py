@@ -21,10 +21,8 @@ from decimal import Decimal, InvalidOperation
 from functools import cache
 from pathlib import Path
 
-import yaml
-
-from ...errors import UserError, choose, nearest
-from ...files import YamlLoader
+from ...errors import UserError, choose, nearest, short
+from ...files import KINDS, YamlLoader, read_yaml
 from ...methods.names import METHODS as TRAINED
 
 CONFIGS = Path(__file__).resolve().parents[3] / "configs"
@@ -132,19 +130,23 @@ def read_paper(name: str, folder: Path = FOLDER) -> Published:
     """Return the table or figure `name`. Raises UserError naming the file and the place for an unknown name, key, model or method,
     a value that is not a number, or an error that points at nothing."""
     path = folder / f"{choose('published table', name, names(folder))}.yaml"
-    try:
-        content = yaml.load(path.read_text(encoding="utf-8"), _Loader)
-    except yaml.YAMLError as error:
-        raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
-    given = _checked(path, content, Published, without=("name",))
-    for key, kind, form in (("columns", dict, "key: {label: …, unit: …}"), ("rows", list, "- {model: …, method: …}")):
-        if not isinstance(given[key], kind):
-            raise UserError(f"{path}: '{key}' is '{given[key]}'; write lines of {form}")
-    columns = {key: _read_column(f"{path}, column {key}", each) for key, each in given["columns"].items()}
+    given = _checked(path, read_yaml(path, _Loader), Published, without=("name",))
+    for key, kind, form in (
+        ("columns", dict, "lines of key: {label: …, unit: …}"),
+        ("rows", list, "lines of - {model: …, method: …}"),
+        ("errors", list | None, "lines of - {where: […], what: …}"),
+        ("same_as", list | None, "a list of names"),
+        ("apart_from", list | None, "a list of names"),
+        *((key, str | None, "a text") for key in ("title", "version", "source", "gain_over")),
+        ("rank", int | None, "a whole number"),
+    ):
+        if not isinstance(given.get(key), kind):
+            raise UserError(f"{path}: '{key}' is {short(given[key])}; write {form}")
+    columns = {key: _read_column(f"{path}, column {short(key)}", each) for key, each in given["columns"].items()}
     errors = tuple(_read_error(f"{path}, errors", each) for each in given.get("errors") or ())
     corrected = {place: error.corrected for error in errors if error.corrected for place in error.where}
     rows = tuple(_read_row(f"{path}, rows", each, columns, corrected) for each in given["rows"])
-    tuples = {key: tuple(given.get(key, ())) for key in ("same_as", "apart_from")}
+    tuples = {key: tuple(given.get(key) or ()) for key in ("same_as", "apart_from")}
     published = Published(**{**given, **tuples, "name": name, "columns": columns, "rows": rows, "errors": errors})
     _check_places(path, published)
     return published
@@ -154,17 +156,21 @@ class _Loader(YamlLoader):
     """Reads numbers with a decimal point as Decimals."""
 
 
-_Loader.add_constructor("tag:yaml.org,2002:float", lambda _, node: Decimal(node.value))
+def _decimal(loader, node) -> Decimal:
+    return Decimal(loader.construct_scalar(node).replace(".nan", "nan").replace(".inf", "inf"))
+
+
+_Loader.add_constructor("tag:yaml.org,2002:float", _decimal)
 
 
 def _checked(place: str | Path, given: object, kind: type, without: tuple[str, ...] = ()) -> dict:
     """Return `given` if it is a mapping with the fields of `kind`, including all fields without a default."""
     known = {field.name: field.default for field in fields(kind) if field.name not in without}
     if not isinstance(given, dict):
-        raise UserError(f"{place}: '{given}' is not a mapping of {', '.join(known)}")
+        raise UserError(f"{place}: {short(given)} is not a mapping of {', '.join(known)}")
     for key in given:
         if key not in known:
-            raise UserError(f"{place}: unknown key '{key}'{nearest(key, known)} (one of: {', '.join(known)})")
+            raise UserError(f"{place}: unknown key {short(key)}{nearest(key, known)} (one of: {', '.join(known)})")
     for key, default in known.items():
         if default is MISSING and not given.get(key):
             raise UserError(f"{place}: '{key}' is missing or empty; add it")
@@ -180,12 +186,14 @@ def _read_column(place: str, given: dict) -> Column:
 
 def _read_row(place: str, given: dict, columns: dict[str, Column], corrected: dict[str, Printed]) -> Row:
     if not isinstance(given, dict):
-        raise UserError(f"{place}: '{given}' is not a row; write - {{model: …, method: …, COLUMN: …}}")
+        raise UserError(f"{place}: {short(given)} is not a row; write - {{model: …, method: …, COLUMN: …}}")
     model = choose(f"{place}: model", given.get("model"), MODELS)
     method = choose(f"{place}: method", given.get("method"), METHODS)
-    rank, second = given.get("rank"), tuple(given.get("second", ()))
+    rank, second = given.get("rank"), given.get("second") or ()
     if not isinstance(rank, int | None):
-        raise UserError(f"{place}, {model} {method}: rank '{rank}' is not a whole number")
+        raise UserError(f"{place}, {model} {method}: rank {short(rank)} is not a whole number")
+    if not isinstance(second, list | tuple):
+        raise UserError(f"{place}, {model} {method}: second is {short(second)}, a list of columns is needed")
     name, cells = Row(model, method, {}, rank).name, {}
     for key, value in given.items():
         if key in ("model", "method", "rank", "second"):
@@ -193,9 +201,9 @@ def _read_row(place: str, given: dict, columns: dict[str, Column], corrected: di
         choose(f"{place}, {name}: column", key, columns)
         cell = read_cell(value, f"{place}, {name}, {key}", corrected.get(f"{name} {key}"))
         cells |= {key: cell} if cell else {}
-    for key in second:
+    for key in map(str, second):
         choose(f"{place}, {name}: second: column", key, cells)
-    return Row(model, method, cells, rank, second)
+    return Row(model, method, cells, rank, tuple(second))
 
 
 def read_cell(value: object, place: str, corrected: Printed | None = None) -> Printed | None:
@@ -209,13 +217,13 @@ def read_cell(value: object, place: str, corrected: Printed | None = None) -> Pr
     except InvalidOperation:
         numbers = []
     if len(numbers) not in (1, 2) or not all(number.is_finite() for number in numbers):
-        raise UserError(f"{place}: '{value}' is not a number; write a mean, [mean, deviation], '>number' or null")
+        raise UserError(f"{place}: {short(value)} is not a number; write a mean, [mean, deviation], '>number' or null")
     return Printed(*numbers, above=above, corrected=corrected)
 
 
 def _read_error(place: str, given: dict) -> KnownError:
     given = _checked(place, given, KnownError)
-    if not isinstance(given["where"], list):
+    if not KINDS["a list of texts"](given["where"]):
         raise UserError(f"{place}: where '{given['where']}' is not a list; write [{given['where']}]")
     corrected = read_cell(given.get("corrected"), f"{place}, corrected")
     return KnownError(**{**given, "where": tuple(given["where"]), "corrected": corrected})
