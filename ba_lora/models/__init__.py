@@ -55,6 +55,13 @@ def locate(name: str) -> str:
     return name
 
 
+def stock_name(name: str | None) -> str | None:
+    """What transformers itself can open on this machine for `name`: the path of a local model, else the hub id."""
+    if name and (name == "tiny" or name.startswith(packages.PREFIX)):
+        return locate(name)
+    return str(Path(name).resolve()) if name and Path(name).is_dir() else name
+
+
 def load_model(
     name: str, dtype: str = "float32", *, attn_implementation: str | None = None, trust_remote_code: bool = False
 ):

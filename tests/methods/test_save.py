@@ -4,13 +4,14 @@ import json
 
 import pytest
 import torch
-from peft import PeftModel
+from peft import AutoPeftModelForCausalLM, PeftModel
 from safetensors import safe_open
 
 from ba_lora.errors import UserError
 from ba_lora.methods.attach import attach
 from ba_lora.methods.names import start_of
-from ba_lora.methods.save import export, export_merged, load
+from ba_lora.methods.save import export, export_merged, find_run, load
+from ba_lora.models import load_model
 from ba_lora.objective.settings import Objective
 from ba_lora.tiny import MODEL_DIR
 from ba_lora.training.objective_model import ObjectiveModel
@@ -109,6 +110,28 @@ def test_export_takes_the_wrapped_model_too_and_writes_no_pickle(base, tmp_path)
         "adapter_model.safetensors",
         "checksums.json",
     ]
+
+
+@pytest.mark.parametrize("name", ["tiny", "./models/base"])
+def test_stock_peft_opens_an_adapter_alone_from_anywhere_and_ours_keeps_the_given_name(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    small_llama(vocab_size=768).save_pretrained("models/base")
+    model = attach(load_model(name), "lora", rank=2, alpha=2)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.01 * parameter.requires_grad
+    export(model, tmp_path / "adapter")
+    assert find_run(tmp_path / "adapter")[1] == name
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    ids = torch.arange(3, 40)[None]
+    stock = AutoPeftModelForCausalLM.from_pretrained(tmp_path / "adapter").eval()
+    torch.testing.assert_close(stock(ids).logits, model(ids).logits, rtol=1e-4, atol=1e-5)
+    monkeypatch.chdir(tmp_path)
+    torch.testing.assert_close(load(tmp_path / "adapter")(ids).logits, model(ids).logits, rtol=1e-4, atol=1e-5)
+    (tmp_path / "adapter/checksums.json").unlink()  # as other software leaves an adapter
+    assert find_run(tmp_path / "adapter")[1] == str(MODEL_DIR if name == "tiny" else tmp_path / "models/base")
 
 
 def test_export_replaces_a_folder_whole_and_leaves_the_old_one_when_it_fails(base, tmp_path, monkeypatch):
