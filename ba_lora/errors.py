@@ -7,10 +7,12 @@ Exit statuses: 0 success, 1 something failed while running, 2 wrong input, 75 st
 import difflib
 import itertools
 import os
+import re
 import reprlib
 import signal
 import sys
 from collections.abc import Callable, Iterable
+from urllib.parse import quote
 
 from .signals import Ending, Terminated, describe
 
@@ -18,13 +20,14 @@ from .signals import Ending, Terminated, describe
 class UserError(Exception):
     """The user gave something wrong. The message says what, where, and what to do.
 
-    It is always one line: line breaks and other control characters, which values from a file may hold, become escapes.
+    It is always one line: line breaks and other control characters, which values from a file may hold, become escapes. It
+    holds no keys and no credentials of a URL, which servers repeat in their answers.
     """
 
     status = 2
 
     def __init__(self, message: object = ""):
-        super().__init__(one_line(str(message)))
+        super().__init__(one_line(redacted(str(message))))
 
 
 class RunFailure(UserError):
@@ -57,6 +60,20 @@ def one_line(text: str) -> str:
     if text.isprintable():
         return text
     return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
+
+
+SECRETS = ("OPENAI_API_KEY", "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "WANDB_API_KEY")  # environment variables
+HIDDEN = "[hidden]"
+_CREDENTIALS = re.compile(r"(?<=://)[^\s\"'<>]*@")  # to the last @: a password may hold one, and a slash
+_KEYS = re.compile(r"\bsk-[\w*-]{12,}|\bhf_[A-Za-z0-9]{30,}|(?<=Bearer )\S{6,}")
+
+
+def redacted(text: str) -> str:
+    """`text` without the keys in the environment (SECRETS), anything that looks like one, and the credentials of URLs."""
+    for key in filter(None, map(os.environ.get, SECRETS)):
+        for form in (key.strip(), quote(key.strip(), safe="")):
+            text = text.replace(form, HIDDEN) if len(form) >= 8 else text  # shorter: "none" and the like
+    return _KEYS.sub(HIDDEN, _CREDENTIALS.sub(f"{HIDDEN}@", text))
 
 
 def short(value) -> str:
@@ -133,6 +150,7 @@ def _tell(error: BaseException) -> int:
     # an unforeseen error is our fault: still one line, with how to see the rest
     first = (str(error).strip().splitlines() or [""])[0]
     print(
-        f"error: {type(error).__name__}: {one_line(first)} (run again with --debug for the traceback)", file=sys.stderr
+        f"error: {type(error).__name__}: {one_line(redacted(first))} (run again with --debug for the traceback)",
+        file=sys.stderr,
     )
     return 1

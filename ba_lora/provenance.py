@@ -11,6 +11,7 @@ from pathlib import Path
 import psutil
 
 from . import __version__
+from .errors import redacted
 
 PACKAGES = ("torch", "transformers", "peft", "datasets", "accelerate", "deepspeed", "safetensors", "numpy")
 
@@ -62,7 +63,7 @@ def record() -> dict:
         "versions": versions(),
         "commit": commit(),
         "machine": machine(),
-        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "command": [Path(sys.argv[0]).name, *map(redacted, sys.argv[1:])],
     }
 
 

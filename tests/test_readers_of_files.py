@@ -2,7 +2,7 @@
 
 import pytest
 
-from ba_lora.errors import UserError, short
+from ba_lora.errors import UserError, redacted, run_cli, short
 from ba_lora.files import check_kinds, parse_json, read_json, read_json_lines, read_yaml
 from ba_lora.training.command_line import config_words, parse
 
@@ -143,3 +143,28 @@ def test_a_message_is_one_printable_line_whatever_it_holds():
     assert short({"b": 1, "a": [2, None]}) == "{'b': 1, 'a': [2, None]}" and short(10**5000).startswith(
         "a whole number"
     )
+
+
+def test_keys_and_credentials_are_hidden_in_every_message(monkeypatch, capsys):
+    key = "sk/secret+key-123"
+    monkeypatch.setenv("OPENAI_API_KEY", key)
+    for text, shown in (
+        (f"Incorrect API key provided: Bearer {key}", "Incorrect API key provided: Bearer [hidden]"),
+        ("at http://user:pass@host:8000/v1 now", "at http://[hidden]@host:8000/v1 now"),
+        ("https://user:p@ss/word@host/v1", "https://[hidden]@host/v1"),
+        ("https://token@host", "https://[hidden]@host"),
+        ("key=sk%2Fsecret%2Bkey-123", "key=[hidden]"),
+        ("key sk-abcd***********wxyz", "key [hidden]"),
+        ("http://host:8000/v1 by a@b.org", "http://host:8000/v1 by a@b.org"),
+        ("data/hf_models/sk-small", "data/hf_models/sk-small"),
+    ):
+        assert redacted(text) == shown and str(UserError(text)) == shown
+    monkeypatch.setenv("OPENAI_API_KEY", "none")
+    assert redacted("none of these") == "none of these"
+
+    def main():
+        raise RuntimeError("http://user:pass@host")
+
+    with pytest.raises(SystemExit):
+        run_cli(main)
+    assert "pass" not in capsys.readouterr().err

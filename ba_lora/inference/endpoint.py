@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 
 from ..data.templates import end_id
-from ..errors import UserError
+from ..errors import UserError, redacted
 from .completions import Completion, cut_at, end_ids, finish, room
 from .requests import Job, Sampling
 from .subject import Subject
@@ -94,6 +94,6 @@ def _completion_of_text(answer, stop: Sequence[str]) -> Completion:
 
 
 def _refused(error: Exception, args) -> UserError:
-    reason = " ".join(str(error).split())[:300]
+    reason = " ".join(redacted(str(error)).split())[:300]  # before it is cut, which could leave half a key
     remedy = "see that it runs and takes the key in OPENAI_API_KEY, then run the same command again: it continues where it stopped"
     return UserError(f"--base_url {args.base_url}: {type(error).__name__}: {reason}; {remedy}")

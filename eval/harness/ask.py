@@ -10,7 +10,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from ba_lora.data.templates import end_id
-from ba_lora.errors import UserError
+from ba_lora.errors import UserError, redacted
 from ba_lora.files import digest, hash_of
 from ba_lora.folders.checksums import weights_of_run
 from ba_lora.inference.backends import backend_version, get_backend
@@ -157,7 +157,9 @@ def generation_facts(args: argparse.Namespace, subject: Subject, sampling: Sampl
         "dtype": args.dtype,
         "backend": args.backend,
         "backend_version": backend_version(args.backend),
-        "endpoint": None if local else {"base_url": args.base_url, "model": args.served_model, "send": args.send},
+        "endpoint": None
+        if local
+        else {"base_url": redacted(args.base_url), "model": args.served_model, "send": args.send},
         "stop": list(dict.fromkeys([subject.template.end or subject.tokenizer.eos_token, *sampling.stop])),
         "sampling": drawn | {"max_new_tokens": args.max_new_tokens, "batch_size": args.batch_size},
     }

@@ -29,7 +29,7 @@ from typing import NamedTuple
 
 from tqdm import tqdm
 
-from ba_lora.errors import UserError
+from ba_lora.errors import UserError, redacted
 from ba_lora.files import digest, unsealed
 from ba_lora.folders.checksums import check_line, checked_line
 
@@ -173,7 +173,7 @@ def ask_once(client, judge: Judge, messages: list[dict], first: bool = True) -> 
     options = {name: value for name, value in judge.options.items() if value is not None}
     if not first and options.get("temperature") == 0:
         options["temperature"] = RETRY_TEMPERATURE
-    place = f"judge {judge.model} at {client.base_url}"
+    place = redacted(f"judge {judge.model} at {client.base_url}")
     try:
         response = client.chat.completions.create(model=judge.model, messages=messages, extra_body=options)
     except openai.APIStatusError as error:
@@ -327,5 +327,5 @@ def _short(error: Exception) -> str:
     """Return the first line of an error's message."""
     body = getattr(error, "body", None)
     text = body.get("message") if isinstance(body, dict) else None
-    lines = str(text or error).strip().splitlines() or [type(error).__name__]
+    lines = redacted(str(text or error)).strip().splitlines() or [type(error).__name__]
     return lines[0][:200]

@@ -59,7 +59,7 @@ class Handler(BaseHTTPRequestHandler):
         with self.server.lock:
             self.server.now -= 1
         if fate != 200:
-            self.send(fate, {"error": {"message": "not now"}})
+            self.send(fate, {"error": {"message": f"not now, with {self.headers['Authorization']}"}})
             return
         tokens = [*prompt[::-1], EOS] if isinstance(prompt, list) else None
         choice = {
@@ -156,6 +156,15 @@ def test_busy_and_failing_endpoints_are_asked_again(serve, prompts):
 def test_a_refusal_ends_the_run_with_the_endpoints_reason_and_the_remedy(serve):
     with pytest.raises(UserError, match=r"--base_url http://127.* not now.*run the same command again"):
         ask_endpoint(serve(script=[401]), [[7, 8, 9]])
+
+
+def test_a_key_and_a_password_are_hidden_when_an_endpoint_refuses(serve, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "secret-0123456789")
+    server = serve(script=[401])
+    server.url = server.url.replace("://", "://user:password99@")
+    with pytest.raises(UserError, match=r"--base_url http://\[hidden\]@127") as caught:
+        ask_endpoint(server, [[7, 8, 9]])
+    assert "secret" not in str(caught.value) and "password99" not in str(caught.value)
 
 
 def test_an_endpoint_that_is_not_there_is_named(monkeypatch):

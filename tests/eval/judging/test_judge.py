@@ -280,6 +280,22 @@ def test_a_server_that_cannot_be_used_ends_the_run_with_one_line(path, answer, m
     assert read_judgments([path]) == {}
 
 
+@pytest.mark.parametrize("status", [401, 400])
+def test_a_key_or_password_that_the_server_repeats_is_neither_shown_nor_written(path, status, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "secret-0123456789")
+    said = json.dumps({"error": {"message": "Incorrect API key provided: Bearer secret-0123456789"}})
+    with serve(ScriptedJudge(lambda body, nth: (status, said))) as url:
+        client = connect(url.replace("://", "://user:password99@"), 5, 0)
+        options = {"protocol": "ba-lora", "attempts": 1, "concurrency": 1, "client": client}
+        try:
+            told = str(judge_all(tasks(1), JUDGE, {}, path, **options))
+        except UserError as error:
+            told = str(error)
+    assert "Incorrect API key" in told and "[hidden]@127.0.0.1" in told
+    assert "secret" not in told and "password99" not in told
+    assert not any("secret" in file.read_text() for file in path.parent.rglob("*") if file.is_file())
+
+
 def test_what_came_before_a_failure_is_kept_and_only_the_rest_is_asked_for_again(path):
     def failing(body, nth):
         return (500, '{"error": {"message": "down"}}') if number(body) == 3 else "[[5]]"
