@@ -7,6 +7,7 @@ the machine: a local model or file appears only with the last part of its name.
 """
 
 import argparse
+import json
 import re
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from .folders import checksums, kinds
 from .folders.adapter_names import check_header
 from .methods.names import method_of
 from .objective.settings import METRICS, REGULARIZERS, TERMS
+from .texts import code, markdown
 
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")  # excludes "./folder"
 FILES = (".json", ".jsonl", ".ndjson", ".parquet", ".csv")
@@ -120,7 +122,7 @@ def write_card(run: str | Path) -> Path:
         "Citation": CITATION.replace("VERSION", record["versions"]["ba-lora"]),
     }
     with atomic_write(saved / "README.md") as file:
-        file.write(f"---\n{front.to_yaml()}\n---\n\n# {run.resolve().name}\n")
+        file.write(f"---\n{front.to_yaml()}\n---\n\n# {markdown(run.resolve().name)}\n")
         for title, text in sections.items():
             file.write(f"\n## {title}\n\n{text}\n")
     return saved / "README.md"
@@ -150,7 +152,7 @@ def _starts_from_pissa(record: dict, saved: Path) -> bool:
 
 def _method(record: dict, saved: Path) -> str:
     config = record["config"]
-    base = f"Base model: `{public_name(record['model'])}`."
+    base = f"Base model: {code(public_name(record['model']))}."
     if saved.name == "model":
         return (
             f"{base} Full fine-tuning: all {record['trained_parameters']:,} parameters were trained and are saved here."
@@ -166,7 +168,7 @@ def _method(record: dict, saved: Path) -> str:
     targets = targets if isinstance(targets, str) else ", ".join(sorted(targets))
     lines = [
         f"{base} Method: {config['method']}, rank {config['rank']}, alpha {config['alpha']:g}, dropout {config['dropout']:g},",
-        f"{record['trained_parameters']:,} trained parameters{with_head}, on {targets}.",
+        f"{record['trained_parameters']:,} trained parameters{with_head}, on {markdown(targets)}.",
     ]
     if _starts_from_pissa(record, saved):
         lines += [
@@ -234,25 +236,26 @@ def _data(record: dict) -> str:
         broken = f" The labels were corrupted on purpose: {changes}." if changes else ""
         return (
             f"{task['name']} ({kind}) from {_source(config)}: {data['kept']:,} samples of at most {task['max_length']} tokens; "
-            f"SHA-256 of their token ids and labels\n`{data['hash']}`.{broken}"
+            f"SHA-256 of their token ids and labels\n{code(data['hash'])}.{broken}"
         )
     return (
         f"{_source(config)}: {data['kept']:,} samples of at most {config['max_length']} tokens; SHA-256 of their token ids\n"
-        f"`{data['hash']}`. Prompt template `{template['name']}`" + _prompt(template)
+        f"{code(data['hash'])}. Prompt template {code(template['name'])}" + _prompt(template)
     )
 
 
 def _source(config: dict) -> str:
-    copy = f"`{Path(config['data_path']).name}`" if config.get("data_path") else None
+    copy = code(Path(config["data_path"]).name) if config.get("data_path") else None
     name = _data_name(config)
     if copy and name.startswith("tinymath:"):  # the default, which the file replaced
         return copy
-    return f"`{public_name(name)}`" + (f" (from a local copy, {copy})" if copy else "")
+    return code(public_name(name)) + (f" (from a local copy, {copy})" if copy else "")
 
 
 def _prompt(template: dict) -> str:
     text = template["prompt"] if template["name"] != "chat" else None  # a chat template is a program
-    return f", written out:\n\n```text\n{text}\n```" if text else "."
+    fence = "`" * max(3, 1 + max(map(len, re.findall("`+", text or "")), default=0))
+    return f", written out:\n\n{fence}text\n{text}\n{fence}" if text else "."
 
 
 def _training(record: dict, metrics: Path) -> str:
@@ -271,7 +274,7 @@ def _training(record: dict, metrics: Path) -> str:
         last = lines[-1]
         terms = [name for name in ("loss", *TERMS) if last.get(name) is not None]
         rows.append((f"at step {last['step']}", ", ".join(f"{name} {last[name]:.4g}" for name in terms)))
-    return "| | |\n|---|---|\n" + "\n".join(f"| {name} | {value} |" for name, value in rows)
+    return "| | |\n|---|---|\n" + "\n".join(f"| {name} | {markdown(value)} |" for name, value in rows)
 
 
 def _results(run: Path) -> str:
@@ -289,33 +292,42 @@ def _results(run: Path) -> str:
         error = f" ± {score['stderr']:.4f}" if score.get("stderr") is not None else ""
         shown = "undefined" if score.get("score") is None else f"{score['score']:.4f}{error}"
         cells = (score["folder"], score["benchmark"], data, score["metric"], shown)
-        lines.append(f"| {' | '.join(cells)} | {score['n']} | {score.get('protocol', '–')} |")
+        cells = (*cells, str(score["n"]), score.get("protocol") or "–")
+        lines.append(f"| {' | '.join(map(markdown, cells))} |")
     return "\n".join(lines)
 
 
 def _loading(record: dict, saved: Path) -> str:
     if record.get("task"):
         base = record["model"] if record["model"].startswith("package:") else public_name(record["model"])
-        given = "" if saved.name == "model" else f', base="{base}"'
-        return f'With this project: `ba_lora.load("THIS_FOLDER"{given})`, a sequence classifier with its trained head.'
+        given = "" if saved.name == "model" else f", base={_literal(base)}"
+        loaded = code(f'ba_lora.load("THIS_FOLDER"{given})')
+        return f"With this project: {loaded}, a sequence classifier with its trained head."
     if saved.name == "model":
         return _python('model = AutoModelForCausalLM.from_pretrained("THIS_FOLDER_OR_ITS_HUB_ID")')
     if not _peft(saved):
-        return f'With this project: `ba_lora.load("THIS_FOLDER", base="{public_name(record["model"])}")`.'
+        loaded = code('ba_lora.load("THIS_FOLDER", base=' + _literal(public_name(record["model"])) + ")")
+        return f"With this project: {loaded}."
     name, rank = record["model"], read_json(saved / "adapter_config.json")["r"]
     place = (
         "ba_lora/tiny/model" if name == "tiny" else hub_id(name) or f"path/to/{public_name(name).rpartition(':')[2]}"
     )
     stock = _python(
-        f'base = AutoModelForCausalLM.from_pretrained("{place}")',
+        f"base = AutoModelForCausalLM.from_pretrained({_literal(place)})",
         'model = PeftModel.from_pretrained(base, "THIS_FOLDER_OR_ITS_HUB_ID")',
         imports="from peft import PeftModel\n",
     )
     known = name if name == "tiny" or name.startswith("package:") else place
+    loaded = code(f'ba_lora.load("THIS_FOLDER", base={_literal(known)})')
     return (
-        f'{stock}\n\nWith this project: `ba_lora.load("THIS_FOLDER", base="{known}")`. vLLM: `--enable-lora` with\n'
+        f"{stock}\n\nWith this project: {loaded}. vLLM: `--enable-lora` with\n"
         f"`--max-lora-rank` of at least {rank}, the rank saved here."
     )
+
+
+def _literal(name: str) -> str:
+    """A name as a string of Python, on one line."""
+    return json.dumps(name, ensure_ascii=False)
 
 
 def _python(*lines: str, imports: str = "") -> str:

@@ -13,7 +13,7 @@ FILES = {
     for file in sorted((ROOT / folder).rglob("*.py"))
 } | {name: ROOT / f"{name}.py" for name in ("train", "tsne_visualization")}
 
-BASIS = "ba_lora signals errors files folders modes"  # every room may import these
+BASIS = "ba_lora signals errors files folders modes texts"  # every room may import these
 BELOW_TRAINING = "packages provenance sharding data objective features models tiny methods card hub"
 ASKING = f"{BASIS} packages data models methods inference"
 ALLOWED = {
@@ -23,6 +23,7 @@ ALLOWED = {
     "files": "errors",
     "folders": "errors files",
     "modes": "",
+    "texts": "",
     "packages": BASIS,
     "provenance": BASIS,
     "sharding": BASIS,

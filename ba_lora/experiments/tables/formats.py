@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ...files import atomic_write
+from ...texts import csv_cell, latex, latex_comment, markdown
 from ..matrix import Variant
 from ..paper.published import METHODS, Published
 from .build import HERE, NOT_RUN, Cell, Comparison, Row, Table, marks
@@ -84,12 +85,13 @@ def to_markdown(table: Table) -> str:
     for number, row in enumerate(table.rows):
         texts = _texts(table, row)
         cells = [of(row) for _, of in leading]
+        cells = [markdown(cell) for cell in cells]
         lines.append(cells + [marked[found.get((number, key))].format(text) for key, text in texts.items()])
-    parts = [f"# {table.experiment.title}"]
+    parts = [f"# {markdown(table.experiment.title)}"]
     if not table.results:
         parts.append("None of this was run here: the numbers are the paper's.")
-    parts.append(_grid(_titles(table), lines, len(leading)))
-    parts += [notes(table), _statistics(table)]
+    parts.append(_grid([markdown(title) for title in _titles(table)], lines, len(leading)))
+    parts += [markdown(notes(table)), _statistics(table)]
     parts += [_errors(paper) for paper in table.beside]
     parts += [_published(paper) for paper in table.published]
     return "\n\n".join(part for part in parts if part) + "\n"
@@ -135,7 +137,8 @@ def notes(table: Table) -> str:
 def _statistics(table: Table) -> str:
     if not table.comparisons:
         return ""
-    return f"{STATISTICS_NOTE}\n\n{_grid(STATISTICS, comparison_lines(table), 2)}"
+    lines = [[*map(markdown, texts[:2]), *texts[2:]] for texts in comparison_lines(table)]
+    return f"{STATISTICS_NOTE}\n\n{_grid(STATISTICS, lines, 2)}"
 
 
 def comparison_lines(table: Table) -> list[list[str]]:
@@ -198,10 +201,12 @@ def to_csv(table: Table) -> str:
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
     head = ["where", "model", "method", "option", "value", "seeds"]
-    writer.writerow(head + [word for column in table.columns for word in (column.title, f"{column.title} sd")])
+    titles = [csv_cell(column.title) for column in table.columns]
+    writer.writerow(head + [word for title in titles for word in (title, f"{title} sd")])
     for row in table.rows:
         option, value = row.variant.varied or ("", "")
-        line = [row.source, row.variant.model, row.variant.method, option, value, row.seeds or ""]
+        names = (row.source, row.variant.model, row.variant.method, option, value)
+        line = [*map(csv_cell, names), row.seeds or ""]
         for column in table.columns:
             cell, printed = row.cells.get(column.key), row.printed.get(column.key)
             if printed:
@@ -220,24 +225,18 @@ def to_latex(table: Table) -> str:
     found, leading = marks(table), _leading(table.rows)
     marked = {"best": r"\textbf{{{}}}", "second": r"\underline{{{}}}", None: "{}"}
     lines = [r"\begin{tabular}{" + "l" * len(leading) + "r" * len(table.columns) + "}", r"\toprule"]
-    lines += [" & ".join(_tex(title) for title in _titles(table)) + r" \\", r"\midrule"]
+    lines += [" & ".join(latex(title) for title in _titles(table)) + r" \\", r"\midrule"]
     before = None
     for number, row in enumerate(table.rows):
         if before not in (None, row.variant.model):
             lines.append(r"\midrule")
         before = row.variant.model
-        cells = [_tex(of(row)) for _, of in leading]
-        cells += [marked[found.get((number, key))].format(_tex(text)) for key, text in _texts(table, row).items()]
+        cells = [latex(of(row)) for _, of in leading]
+        cells += [marked[found.get((number, key))].format(latex(text)) for key, text in _texts(table, row).items()]
         lines.append(" & ".join(cells) + r" \\")
     lines += [r"\bottomrule", r"\end{tabular}"]
-    comments = [f"% {table.experiment.title}", *(f"% {line}" for line in notes(table).split(". ") if line)]
-    return "\n".join([*comments, *lines]) + "\n"
-
-
-def _tex(text: str) -> str:
-    for plain, escaped in (("&", r"\&"), ("%", r"\%"), ("_", r"\_"), ("#", r"\#"), ("±", r"$\pm$"), ("–", "--")):
-        text = text.replace(plain, escaped)
-    return text.replace("‖", r"$\|$").replace("→", r"$\to$").replace("−", "$-$").replace("<", "$<$").replace(">", "$>$")
+    said = [table.experiment.title, *filter(None, notes(table).split(". "))]
+    return "\n".join([*map(latex_comment, said), *lines]) + "\n"
 
 
 RENDER = {"markdown": to_markdown, "csv": to_csv, "latex": to_latex}
