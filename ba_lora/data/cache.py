@@ -6,10 +6,10 @@ import shutil
 from pathlib import Path
 
 from datasets import Dataset, disable_progress_bars, load_from_disk
-from filelock import FileLock
 
 from ..files import atomic_folder, cache_home, digest, read_json, write_json
 from ..folders import checksums
+from ..folders.disk import cached
 from .instruction import encode_conversations
 from .templates import Template
 
@@ -33,8 +33,7 @@ def load_samples(tokenizer, template: Template, conversations, max_length: int) 
         "max_length": max_length,
     }
     folder = cache_home() / "samples" / digest(key)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder.with_name(f".{folder.name}.lock")):
+    with cached(folder, "the cache of samples"):
         found = _read(folder)
         if found is None:
             samples, report = encode_conversations(tokenizer, template, conversations, max_length)

@@ -8,7 +8,6 @@ import logging
 from typing import NamedTuple
 
 import torch
-from filelock import FileLock
 from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
@@ -16,6 +15,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 
 from ..errors import DamagedFile
 from ..files import atomic_folder, cache_home
+from ..folders.disk import cached
 from ..folders.tensor_files import load_tensors, save_tensors
 from ..modes import evaluating
 from .chunked import factor_of
@@ -111,8 +111,7 @@ def cached_factor(head: nn.Linear) -> Tensor:
     name = hashlib.sha256(values.data).hexdigest()
     folder = cache_home() / "heads" / f"{name[:32]}-{weight.shape[0]}x{weight.shape[1]}"
     file = folder / "factor.safetensors"
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder.with_name(f".{folder.name}.lock")):  # one process computes it and the others wait
+    with cached(folder, "the cache of factors of heads"):  # one process computes it and the others wait
         if file.is_file():
             try:
                 return load_tensors(file, folder.name)["factor"].to(weight.device)

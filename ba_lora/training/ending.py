@@ -22,6 +22,7 @@ from transformers.modeling_utils import remove_tied_weights_from_state_dict
 from ..card import write_card
 from ..errors import RunFailure, UserError
 from ..files import write_json
+from ..folders.disk import existing
 from ..methods.names import method_of, start_of
 from ..methods.save import export, save_whole
 from ..methods.teacher import COPY
@@ -127,11 +128,10 @@ def _check_space(arguments: TrainArguments, student: nn.Module, whole: nn.Module
     trained = sum(_bytes(parameter) for parameter in student.parameters() if parameter.requires_grad)
     exported = trained * (2 if start_of(arguments.method, arguments.init).startswith("pissa") else 1)
     merged = sum(map(_bytes, whole.parameters())) if arguments.merge else 0
-    folder = Path(arguments.output_dir).absolute()
-    there = next(place for place in (folder, *folder.parents) if place.exists())
+    folder = Path(arguments.output_dir)
     freed = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) if arguments.overwrite else 0
     kept = 0 if arguments.resume else trained  # a resumed run may already have its copy
-    free, needed = shutil.disk_usage(there).free + freed, kept + exported + merged
+    free, needed = shutil.disk_usage(existing(folder)).free + freed, kept + exported + merged
     if free < needed:
         raise RunFailure(
             f"--output_dir {arguments.output_dir}: the end of the run needs {needed / 1e9:,.3f} GB and the disk has "

@@ -6,6 +6,7 @@ from pathlib import Path
 from ..data.sources import check_source
 from ..errors import UserError
 from ..files import read_json
+from ..folders.disk import refuse_unwritable
 from ..folders.ownership import refuse_foreign
 from ..folders.places import check_model_folder
 from ..packages import check_name
@@ -35,6 +36,8 @@ def check_inputs(arguments: TrainArguments) -> None:
     """Raise UserError if the base model, the data or the output folder of a run is known to be wrong."""
     refuse_foreign(arguments.output_dir, "run")
     refuse_another_run(arguments)
+    if os.environ.get("RANK", "0") == "0":  # the others write nothing
+        refuse_unwritable(arguments.output_dir)
     if not check_name(arguments.model) and arguments.model != "tiny":
         check_model_folder(arguments.model)
     if arguments.data or arguments.data_path:

@@ -1,7 +1,5 @@
 """Early ends of a run: signals, which first write a checkpoint, and machine failures, reported in one line."""
 
-import errno
-import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -9,19 +7,13 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
 from torch import distributed
 from transformers import TrainerCallback
 
 from .. import signals
 from ..errors import RunFailure, Stopped, UserError
+from ..folders.disk import full, is_full
 
-# the last is torch.save's message, which hides the cause
-FULL = (
-    "No space left on device",
-    "Disk quota exceeded",
-    "inline_container",
-)
 NO_MEMORY = ("DefaultCPUAllocator: can't allocate memory", "not enough memory")
 
 
@@ -32,11 +24,7 @@ def cause(error: Exception, folder: Path) -> str | None:
         return "the GPU is out of memory; lower --micro_batch_size (the step stays as it is) or add --gradient_checkpointing"
     if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and any(sign in text for sign in NO_MEMORY)):
         return "out of memory; lower --micro_batch_size (the step stays as it is) or add --gradient_checkpointing"
-    full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
-    if full or (isinstance(error, RuntimeError | SafetensorError) and any(sign in text for sign in FULL)):
-        place = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-        return f"no space is left on the disk ({place}: {shutil.disk_usage(place).free / 1e6:.1f} MB free); free some space"
-    return None
+    return full(folder) if is_full(error) else None
 
 
 @contextmanager

@@ -26,6 +26,7 @@ from ..card import write_card
 from ..errors import RunFailure, UserError
 from ..files import digest, read_json, remove_leftovers, remove_own, write_sealed
 from ..folders import checksums
+from ..folders.disk import refuse_unwritable
 from ..folders.kinds import CHECKPOINTS, REPLACED
 from ..folders.ownership import claimed, refuse_foreign, remove_run
 from ..hub import reserve
@@ -117,6 +118,7 @@ def _check(arguments: TrainArguments) -> str | None:
     """Refuse what cannot work here, before anything is opened; return the hash of the DeepSpeed config, if there is one."""
     if arguments.uses_teacher_cache():
         refuse_foreign(arguments.teacher_cache, "teacher cache", "--teacher_cache")
+        refuse_unwritable(arguments.teacher_cache, "--teacher_cache")
     if arguments.decomposition_cache not in (None, "auto"):
         refuse_foreign(arguments.decomposition_cache, "decompositions", "--decomposition_cache")
     if not torch.cuda.is_available():

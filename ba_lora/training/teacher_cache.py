@@ -36,6 +36,7 @@ from ..data.collator import counted
 from ..data.instruction import IGNORED
 from ..errors import DamagedFile, UserError
 from ..files import digest, read_json, write_sealed
+from ..folders.disk import existing, writing
 from ..folders.ownership import refuse_foreign
 from ..folders.tensor_files import load_tensors, of_tensors, save_tensors
 from ..objective.chunked import stats_of
@@ -123,14 +124,15 @@ def prepare(
     layout = make_layout(rows, row_bytes(facts["width"], dtype))
     if not _claim(folder, facts, layout) or any(map(partial(_flaw, folder, layout, facts), range(len(layout.members)))):
         _check_space(folder, facts, layout)
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder / ".cache.json.lock")
-        with lock:
-            if not _claim(folder, facts, layout):  # another process may have been faster
-                write_sealed(folder / "cache.json", {"complete": False, **facts})
-        _build(folder, parts, samples, layout, rows.lengths, facts, collate, progress)
-        with lock:
-            write_sealed(folder / "cache.json", {"complete": True, **facts})
+        with writing("--teacher_cache", folder, "name a folder on another disk"):
+            folder.mkdir(parents=True, exist_ok=True)
+            lock = FileLock(folder / ".cache.json.lock")
+            with lock:
+                if not _claim(folder, facts, layout):  # another process may have been faster
+                    write_sealed(folder / "cache.json", {"complete": False, **facts})
+            _build(folder, parts, samples, layout, rows.lengths, facts, collate, progress)
+            with lock:
+                write_sealed(folder / "cache.json", {"complete": True, **facts})
     return TeacherCache(folder, layout, facts)
 
 
@@ -258,8 +260,7 @@ def _check_space(folder: Path, facts: dict, layout: Layout) -> None:
     """Raise UserError if the shards still to be built need more space than the disk has."""
     size = row_bytes(facts["width"], facts["dtype"])
     left = sum(layout.rows_in(shard) for shard in range(len(layout.members)) if not _file(folder, shard).exists())
-    there = next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())
-    free = shutil.disk_usage(there).free
+    free = shutil.disk_usage(existing(folder)).free
     if left * size > free:
         raise UserError(
             f"--teacher_cache {folder} needs {left * size / 1e9:,.3f} GB ({left:,} rows of {size:,} bytes) and its disk has "

@@ -215,7 +215,9 @@ def test_deepspeed_without_a_launcher_or_its_file_is_refused(tmp_path, monkeypat
     with pytest.raises(UserError, match="--log_gradient_norms needs whole gradients, which ZeRO-3 cuts; use ZeRO-2"):
         parse([*words, "--deepspeed", zero3, "--log_gradient_norms"])
     broken.write_text("{")
-    with pytest.raises(UserError, match=r"--deepspeed .*broken\.json is not a DeepSpeed config") as raised:
+    with pytest.raises(
+        UserError, match=r"broken\.json is not valid JSON .*give --deepspeed a DeepSpeed config"
+    ) as raised:
         parse([*words, "--deepspeed", str(broken), "--save_steps", "5"])
     assert "\n" not in str(raised.value) and not (tmp_path / "run").exists()
 
