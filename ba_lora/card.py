@@ -8,6 +8,7 @@ the machine: a local model or file appears only with the last part of its name.
 
 import argparse
 import json
+import os
 import re
 from pathlib import Path
 
@@ -78,7 +79,7 @@ def saved_in(run: str | Path) -> Path:
 def hub_id(name: str) -> str | None:
     """The hub id in `name` (USER/NAME, possibly with ":PART" of a data set), or None for anything local or generated."""
     whole = name.partition(":")[0]
-    local = name.endswith(FILES) or Path(name).exists() or Path(whole).exists()
+    local = name.endswith(FILES) or os.path.exists(name) or os.path.exists(whole)  # False for what no path can be
     return whole if HUB_ID.fullmatch(whole) and not local else None
 
 

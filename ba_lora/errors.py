@@ -76,6 +76,11 @@ def redacted(text: str) -> str:
     return _KEYS.sub(HIDDEN, _CREDENTIALS.sub(f"{HIDDEN}@", text))
 
 
+def shortened(text: str, length: int = 300) -> str:
+    """The first `length` characters of a name for a message."""
+    return text if len(text) <= length else f"{text[:length]}..."
+
+
 def short(value) -> str:
     """`value` for a message: its repr, on one line of at most 60 characters."""
     try:

@@ -13,8 +13,8 @@ import shutil
 from functools import partial
 from pathlib import Path
 
-from ba_lora.errors import UserError, run_cli
-from ba_lora.files import digest, read_json
+from ba_lora.errors import UserError, run_cli, short
+from ba_lora.files import digest, parse_json, read_json
 from ba_lora.folders.checksums import read_record, write_record
 from ba_lora.inference.requests import Request, Sampling, make_request
 from ba_lora.inference.subject import Subject
@@ -203,10 +203,7 @@ def _connect(args: argparse.Namespace):
 
 def read_options(text: str | None) -> dict:
     """Override the published request options by --judge_options; null removes one from the request."""
-    try:
-        given = json.loads(text or "{}")
-    except ValueError as error:
-        raise UserError(f"--judge_options {text} is not valid JSON ({error}); write '{{\"temperature\": 0}}'") from None
+    given = parse_json(text or "{}", f"--judge_options {short(text)}", remedy="write '{\"temperature\": 0}'")
     if not isinstance(given, dict):
         raise UserError(f"--judge_options {text} is not an object; write '{{\"temperature\": 0}}'")
     return OPTIONS | given

@@ -4,11 +4,12 @@ A name is a path, a hub id, a hub id with a subfolder or config ("fxmeng/pissa-d
 "tinymath:SPLIT[:SEED]".
 """
 
+import os
 import random
 from pathlib import Path
 from typing import NamedTuple
 
-from ..errors import UserError, choose
+from ..errors import UserError, choose, shortened
 from ..folders.places import is_path
 from .readers import ENDINGS, LOADERS, read_files, reason_of
 from .tinymath import SPLITS, generate
@@ -91,9 +92,9 @@ def tinymath_rows(data: str, count: int) -> list[dict]:
 def _open(data: str, path: str | None, split: str) -> tuple:
     """(its name in errors, its columns, its rows) of the source that `data` and `path` name."""
     name, part, place = _find(data, path)
-    if place.is_file():
+    if os.path.isfile(place):
         return str(place), *read_files([place])
-    if place.is_dir():
+    if os.path.isdir(place):
         from . import library  # imports `datasets`, which takes seconds
 
         with library.quiet():
@@ -107,11 +108,11 @@ def _open(data: str, path: str | None, split: str) -> tuple:
 def _find(data: str, path: str | None) -> tuple[str, str, Path]:
     """(its name, the subfolder or config, the path) of a source. Raises UserError for a path that does not exist."""
     name, part = data, ""
-    if not Path(data).exists() and ":" in data:
+    if not os.path.exists(data) and ":" in data:  # False for what no path can be, such as a name of 300 letters
         name, _, part = data.rpartition(":")
     place = Path(path or name)
-    if not place.exists() and (path or place.suffix in LOADERS or name.count("/") != 1 or is_path(name)):
+    if not os.path.exists(place) and (path or place.suffix in LOADERS or name.count("/") != 1 or is_path(name)):
         raise UserError(
-            f"data file {place} does not exist; give the path of a file ({ENDINGS}) or a folder, or a hub id (OWNER/NAME)"
+            f"data file {shortened(str(place))} does not exist; give the path of a file ({ENDINGS}) or a folder, or a hub id (OWNER/NAME)"
         )
     return name, part, place

@@ -1,7 +1,8 @@
 """The first test problems with each model's answer, from the run folders: examples of the answers behind the scores."""
 
-import json
+from pathlib import Path
 
+from ..files import read_json_lines
 from ..folders.checksums import read_record
 from .matrix import Experiment
 
@@ -18,19 +19,18 @@ def examples(experiment: Experiment) -> str:
             continue
         if (folder / "score.json").is_file():
             read_record(folder / "score.json")
-        answers[run.method] = _first(folder / "generations.jsonl")
-        right[run.method] = [line["correct"] for line in _first(folder / "scored.jsonl")]
+        answers[run.method] = _first(folder / "generations.jsonl", {"prompt": "a text", "completion": "a text"})
+        right[run.method] = [line.get("correct") for line in _first(folder / "scored.jsonl", {})]
     if not answers:
         return ""
     lines = ["The first test problems and each model's answer, first seed:"]
     for index, asked in enumerate(next(iter(answers.values()))):
-        lines += ["", f"**{asked['prompt'].strip()}**", "", f"- reference: {asked['reference']}"]
+        lines += ["", f"**{asked['prompt'].strip()}**", "", f"- reference: {asked.get('reference')}"]
         for method, records in answers.items():
             mark = "right" if right[method][index] else "wrong"
             lines.append(f"- {method} ({mark}): {' '.join(records[index]['completion'].split())}")
     return "\n".join(lines)
 
 
-def _first(file) -> list[dict]:
-    with open(file, encoding="utf-8") as lines:
-        return [json.loads(line) for line, _ in zip(lines, range(SHOWN), strict=False)]
+def _first(file: Path, kinds: dict[str, str]) -> list[dict]:
+    return read_json_lines(file, kinds)[:SHOWN]

@@ -1,8 +1,9 @@
 """Names of models that may be paths: what the disk shows to be wrong with one. Needs no large library."""
 
+import os
 from pathlib import Path
 
-from ..errors import UserError
+from ..errors import UserError, shortened
 from .kinds import saved_in
 
 WEIGHT_FILES = ("*.safetensors", "*.safetensors.index.json", "*.gguf")
@@ -17,13 +18,13 @@ def is_path(name: str) -> bool:
     """
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
         return True
-    return "/" in name and (name.startswith("runs/") or Path(name).parent.is_dir())
+    return "/" in name and (name.startswith("runs/") or os.path.isdir(Path(name).parent))
 
 
 def check_model_folder(name: str) -> None:
     """Raise UserError for a path without a model in it. A name that may be a hub id is accepted."""
     folder = Path(name)
-    if not folder.is_dir():
+    if not os.path.isdir(folder):  # False for what no path can be, such as a name of 300 letters
         return refuse_missing(name)
     if not (folder / "config.json").is_file():
         raise UserError(f"model folder {name} has no config.json; give a folder written by save_pretrained")
@@ -34,8 +35,8 @@ def check_model_folder(name: str) -> None:
 def check_trained(name: str, option: str) -> None:
     """Raise UserError for a path without a run, an adapter or a model in it. A name that may be a hub id is accepted."""
     folder = Path(name)
-    if not folder.is_dir():
-        return refuse_missing(name, f"{option} {name}")
+    if not os.path.isdir(folder):
+        return refuse_missing(name, f"{option} {shortened(name)}")
     if any((folder / file).is_file() for file in ADAPTERS):
         return
     if (folder / "run.json").is_file():
@@ -48,8 +49,8 @@ def check_trained(name: str, option: str) -> None:
 
 def refuse_missing(name: str, shown: str = "") -> None:
     """Raise UserError if `name` is a path that is not there. shown: how the message begins."""
-    shown = shown or f"model folder {name}"
-    if Path(name).is_file():
+    shown = shown or f"model folder {shortened(name)}"
+    if os.path.isfile(name):
         raise UserError(f"{shown} is a file; name the folder that it lies in")
     if is_path(name):
         raise UserError(f"{shown} does not exist; give a folder that does, or a hub id (OWNER/NAME)")

@@ -3,6 +3,7 @@
 import contextlib
 import importlib.util
 import logging
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -50,7 +51,7 @@ def locate(name: str) -> str:
         return str(packages.open_model(name))
     folder = Path(name)
     check_model_folder(name)
-    if folder.is_dir():
+    if os.path.isdir(folder):
         checksums.verify_model(folder)
     return name
 
@@ -59,7 +60,7 @@ def stock_name(name: str | None) -> str | None:
     """What transformers itself can open on this machine for `name`: the path of a local model, else the hub id."""
     if name and (name == "tiny" or name.startswith(packages.PREFIX)):
         return locate(name)
-    return str(Path(name).resolve()) if name and Path(name).is_dir() else name
+    return str(Path(name).resolve()) if name and os.path.isdir(name) else name
 
 
 def load_model(
@@ -298,7 +299,7 @@ def _cannot_open(what: str, name: str, error: Exception) -> UserError:
         return UserError(
             f"the config.json or generation_config.json of {name} cannot be used ({reason[:300]}); correct it"
         )
-    if Path(name).is_dir() or name == "tiny" or name.startswith(packages.PREFIX):
+    if os.path.isdir(name) or name == "tiny" or name.startswith(packages.PREFIX):
         return UserError(f"the {what} in {name} cannot be opened: {str(error).strip().splitlines()[0]}")
     return UserError(
         f"{what} '{name}' is neither a folder nor 'tiny', and the hub did not give it (offline, or no such id); "

@@ -4,6 +4,7 @@ resume.py compares the training inputs themselves and has to open the data and t
 nor PyTorch, so it compares a hundred finished runs in seconds. Hub ids, registry packages and generated data have no local files.
 """
 
+import os
 from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
@@ -28,9 +29,9 @@ def measured_hashes(model: str, problems: Iterable[str]) -> dict[str, str]:
     """{model or problem set: hash of its local files} used to measure a run; omits those without local files."""
     found = {model: _base_hash(model)}
     for name in problems:
-        place = Path(name) if Path(name).exists() else Path(name.rpartition(":")[0] or name)
-        files = sorted(place.rglob("*")) if place.is_dir() and ":" in name else [place]
-        found[name] = _hash([file for file in files if file.suffix in DATA_ENDINGS and file.is_file()])
+        place = Path(name) if os.path.exists(name) else Path(name.rpartition(":")[0] or name)
+        files = sorted(place.rglob("*")) if os.path.isdir(place) and ":" in name else [place]
+        found[name] = _hash([file for file in files if file.suffix in DATA_ENDINGS and os.path.isfile(file)])
     return {name: value for name, value in found.items() if value}
 
 
@@ -38,7 +39,7 @@ def _base_hash(model: str) -> str | None:
     base = MODEL_DIR if model == "tiny" else Path(model)
     return (
         _hash(sorted({file for pattern in BASE_FILES for file in base.glob(pattern)}), BLOCKS)
-        if base.is_dir()
+        if os.path.isdir(base)
         else None
     )
 
@@ -55,15 +56,15 @@ def inputs_changed(record: dict, arguments: TrainArguments) -> bool:
 def _data_files(arguments: TrainArguments) -> list[Path]:
     """The data file. For a folder: the files whose names match the run's split, or all files if none do."""
     name, part = arguments.data_path or arguments.data or "", ""
-    if name and not Path(name).exists():
+    if name and not os.path.exists(name):
         name, _, part = name.rpartition(":")
     elif ":" in (arguments.data or ""):
         part = arguments.data.rpartition(":")[2]
     place = Path(name)
-    if not name or place.is_file():
+    if not name or os.path.isfile(place):
         return [place] if name else []
     for inner in filter(None, (part, arguments.task)):
-        place = place / inner if (place / inner).is_dir() else place
+        place = place / inner if os.path.isdir(place / inner) else place
     files = sorted(file for file in place.rglob("*") if file.suffix in DATA_ENDINGS and file.is_file())
     split = arguments.data_split
     return [file for file in files if split in file.stem or split == file.parent.name] or files

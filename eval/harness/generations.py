@@ -45,7 +45,7 @@ def check(folder: Path, config: dict, wanted: dict[tuple[str, int], Request]) ->
     if not (folder / CONFIG).is_file():
         raise UserError(f"{path} has no {CONFIG} beside it, which says how it was made; {remedy}")
     known = read_json(folder / CONFIG, kinds={"lines?": "a list"}, remedy=remedy)
-    lines = known.pop("lines", [])
+    lines = known.pop("lines", None) or []
     for name, before in known.items():
         if config.get(name) != before:
             what = NOT_OPTIONS.get(name, f"--{name}")

@@ -184,3 +184,11 @@ def test_parts_that_are_missing_are_counted_in_a_warning(tmp_path, caplog):
 def test_a_local_copy_that_is_not_there_is_named(tmp_path):
     with pytest.raises(UserError, match="nowhere does not exist"):
         read_table("meta-math/MetaMathQA", str(tmp_path / "nowhere"))
+
+
+@pytest.mark.parametrize("name", ["y" * 40_000, "a/" + "y" * 300 + "/c", "a\0b", "y" * 300 + ":part", "a\nb/c/d"])
+def test_a_name_that_no_path_can_be_is_refused_in_one_line(name):
+    for options in ({"data": name}, {"data": "d", "path": name}):
+        with pytest.raises(UserError) as caught:
+            read_table(**options)
+        assert "\n" not in str(caught.value) and len(str(caught.value)) < 600

@@ -131,7 +131,10 @@ def test_a_file_of_answers_that_cannot_be_judged_is_refused(tmp_path, data, line
         (["--rescore", "f", "--generate_only"], "--generate_only goes with --model and without"),
         (["--rescore", "f", "--judge", "j", "--judge_attempts", "0"], "--judge_attempts is 0; it must be at least 1"),
         (["--rescore", "f", "--judge", "j", "--judge_retries", "-1"], "--judge_retries is -1; it must be at least 0"),
-        (["--rescore", "f", "--judge", "j", "--judge_options", "{x"], "--judge_options {x is not valid JSON"),
+        (
+            ["--rescore", "f", "--judge", "j", "--judge_options", "{x"],
+            "--judge_options '{x': not valid JSON .*; write ",
+        ),
         (["--rescore", "f", "--judge", "j", "--judge_options", "[]"], r"--judge_options \[\] is not an object"),
         (["--rescore", "f", "--judge_url", "u"], "--judge_url and --judge_options have no effect without --judge"),
         (["--rescore", "f", "--protocol", "fastcaht"], "did you mean 'fastchat'"),

@@ -142,7 +142,7 @@ def read_paper(name: str, folder: Path = FOLDER) -> Published:
     ):
         if not isinstance(given.get(key), kind):
             raise UserError(f"{path}: '{key}' is {short(given[key])}; write {form}")
-    columns = {key: _read_column(f"{path}, column {short(key)}", each) for key, each in given["columns"].items()}
+    columns = {key: _read_column(f"{path}, column {key}", each) for key, each in given["columns"].items()}
     errors = tuple(_read_error(f"{path}, errors", each) for each in given.get("errors") or ())
     corrected = {place: error.corrected for error in errors if error.corrected for place in error.where}
     rows = tuple(_read_row(f"{path}, rows", each, columns, corrected) for each in given["rows"])
