@@ -234,6 +234,22 @@ def _paper() -> dict:
 
 def kinds() -> dict[str, Kind]:
     """{kind of file: how it is made and read}."""
+    return _of_experiments() | _of_data() | _of_answers() | _of_runs() | _of_models()
+
+
+def _of_experiments() -> dict[str, Kind]:
+    return {
+        "config": Kind("c.yaml", "yaml", yaml.safe_load((ROOT / "configs/nlg/tiny.yaml").read_text()), _config),
+        "experiment": Kind("e.yaml", "yaml", _experiment_file(), _experiment),
+        "results.jsonl": Kind("nlg-main-embedded/results.jsonl", "jsonl", _rows(), _results),
+        "result.json": Kind("nlg-main-embedded/one.json", "json", _rows()[0], _results),
+        "tuning.json": Kind("nlg-main-embedded/tuning.json", "bytes", (RESULTS / "tuning.json").read_bytes(), _tuned),
+        "tuning.json values": Kind("nlg-main-embedded/tuning.json", "json", _tuning(), _tuned),
+        "published": Kind("paper.yaml", "yaml", _paper(), _published),
+    }
+
+
+def _of_data() -> dict[str, Kind]:
     pairs = [{"question": f"q{number}", "answer": f"a{number}"} for number in range(3)]
     alpaca = [{"instruction": f"i{number}", "input": "", "output": "o"} for number in range(3)]
     messages = [{"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]}] * 2
@@ -249,24 +265,7 @@ def kinds() -> dict[str, Kind]:
     problem = {"problem": "p", "solution": "\\boxed{1}", "level": "Level 1", "type": "Algebra"}
     sst2 = [{"sentence": "a b", "label": number % 2, "idx": number} for number in range(3)]
     tsv = b"index\tsentence1\tsentence2\tlabel\n0\ta\tb\tentailment\n1\tc\td\tnot_entailment\n"
-    step = {
-        "step": 1,
-        "loss": 1.5,
-        "task": 1.0,
-        "consistency": None,
-        "diversity": 0.5,
-        "spectrum": -0.1,
-        "lambda1": 0.1,
-    }
-    adapter = partial(trained.make_adapter, "pissa")
     return {
-        "config": Kind("c.yaml", "yaml", yaml.safe_load((ROOT / "configs/nlg/tiny.yaml").read_text()), _config),
-        "experiment": Kind("e.yaml", "yaml", _experiment_file(), _experiment),
-        "results.jsonl": Kind("nlg-main-embedded/results.jsonl", "jsonl", _rows(), _results),
-        "result.json": Kind("nlg-main-embedded/one.json", "json", _rows()[0], _results),
-        "tuning.json": Kind("nlg-main-embedded/tuning.json", "bytes", (RESULTS / "tuning.json").read_bytes(), _tuned),
-        "tuning.json values": Kind("nlg-main-embedded/tuning.json", "json", _tuning(), _tuned),
-        "published": Kind("paper.yaml", "yaml", _paper(), _published),
         "pairs.jsonl": Kind("d.jsonl", "jsonl", pairs, _conversations),
         "pairs.json": Kind("d.json", "json", pairs, _conversations),
         "pairs.csv": Kind("d.csv", "bytes", b'question,answer\n"q1, x",a1\nq2,a2\n"q\n3",a3\n', _conversations),
@@ -287,6 +286,11 @@ def kinds() -> dict[str, Kind]:
         "gsm8k": Kind(
             "d.jsonl", "jsonl", [{"question": "p", "answer": "#### 1"}] * 2, lambda f: gsm8k.load_problems(str(f), None)
         ),
+    }
+
+
+def _of_answers() -> dict[str, Kind]:
+    return {
         "gsm8k completions": Kind("generations.jsonl", "jsonl", ANSWERS, _gsm8k),
         "math completions": Kind(
             "generations.jsonl",
@@ -305,6 +309,20 @@ def kinds() -> dict[str, Kind]:
         "judge prompts": Kind("judge_prompts.jsonl", "jsonl", PROMPTS, _bench, _make_bench),
         "turns": Kind("g.jsonl", "jsonl", TURNS, lambda f: questions.read_generations(str(f), [{"id": 81}], True)),
         "predictions": Kind("predictions.jsonl", "jsonl", PREDICTIONS, _predictions),
+    }
+
+
+def _of_runs() -> dict[str, Kind]:
+    step = {
+        "step": 1,
+        "loss": 1.5,
+        "task": 1.0,
+        "consistency": None,
+        "diversity": 0.5,
+        "spectrum": -0.1,
+        "lambda1": 0.1,
+    }
+    return {
         "run.json": Kind("run/run.json", "json", trained.run_record(), trained.run, trained.make_run),
         "metrics.jsonl": Kind(
             "run/metrics.jsonl", "jsonl", [step, step | {"step": 2}], trained.metrics, trained.make_run
@@ -312,6 +330,20 @@ def kinds() -> dict[str, Kind]:
         "score of a run": Kind(
             "run/eval/gsm8k/score.json", "json", trained.score(), lambda f: write_card(f.parents[2]), trained.make_run
         ),
+        "task.json": Kind("task.json", "json", trained.TASK, lambda file: read_task(file.parent)),
+        "cache.json": Kind("cache.json", "json", sealed({"complete": True, **trained.CACHE}), trained.claim_cache),
+        "t-SNE scores": Kind(
+            "scores.json", "json", trained.FIGURE, lambda file: read_record(file.parent), trained.make_figure
+        ),
+        "t-SNE points": Kind(
+            "coordinates.csv", "bytes", trained.POINTS, lambda file: read_record(file.parent), trained.make_figure
+        ),
+    }
+
+
+def _of_models() -> dict[str, Kind]:
+    adapter = partial(trained.make_adapter, "pissa")
+    return {
         "adapter_config.json": Kind(
             "adapter_config.json", "json", trained.of("pissa", "adapter_config.json"), trained.adapter, adapter
         ),
@@ -332,8 +364,6 @@ def kinds() -> dict[str, Kind]:
         "checksums.json": Kind(
             "checksums.json", "json", trained.of("pissa", "checksums.json"), trained.adapter, adapter
         ),
-        "task.json": Kind("task.json", "json", trained.TASK, lambda file: read_task(file.parent)),
-        "cache.json": Kind("cache.json", "json", sealed({"complete": True, **trained.CACHE}), trained.claim_cache),
         "model config": Kind(
             "config.json", "json", json.loads(trained.saved_model()["config.json"]), trained.model, trained.make_model
         ),
@@ -347,12 +377,6 @@ def kinds() -> dict[str, Kind]:
         "deepspeed": Kind("d.json", "bytes", (ROOT / "configs/deepspeed/zero2.json").read_bytes(), trained.deepspeed),
         "deepspeed values": Kind(
             "d.json", "json", json.loads((ROOT / "configs/deepspeed/zero2.json").read_bytes()), trained.deepspeed
-        ),
-        "t-SNE scores": Kind(
-            "scores.json", "json", trained.FIGURE, lambda file: read_record(file.parent), trained.make_figure
-        ),
-        "t-SNE points": Kind(
-            "coordinates.csv", "bytes", trained.POINTS, lambda file: read_record(file.parent), trained.make_figure
         ),
     }
 
