@@ -15,10 +15,10 @@ from ba_lora.files import read_json
 from ba_lora.methods.save import check_saved, find_run, load, read_task
 from ba_lora.models import load_model
 from ba_lora.planning.shapes import build
-from ba_lora.sharding import check_config, zero_stage
 from ba_lora.training import resume, teacher_cache
 from ba_lora.training.callbacks import forget_after
 from ba_lora.training.command_line import parse
+from ba_lora.training.deepspeed_config import check_config, zero_stage
 from ba_lora.training.inputs import inputs_changed
 from eval.classifiers.classify import open_classifier
 from tests.common import finished_run, small_llama
