@@ -2,6 +2,7 @@
 # the project's modules from any folder, so that paths are relative to the folder in which the script is called.
 # Uses an active virtual environment, or creates .venv. Packages that are already installed are not installed again.
 
+: "${root:?environment.sh is for the other scripts, which set root}"
 if [ -n "${VIRTUAL_ENV:-}" ]; then
     environment=$VIRTUAL_ENV
 elif [ -n "${CONDA_PREFIX:-}" ] && [ "${CONDA_DEFAULT_ENV:-base}" != base ]; then
