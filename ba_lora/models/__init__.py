@@ -57,7 +57,7 @@ def locate(name: str) -> str:
 
 
 def stock_name(name: str | None) -> str | None:
-    """What transformers itself can open on this machine for `name`: the path of a local model, else the hub id."""
+    """The name by which transformers itself opens `name` on this machine: the path of a local model, else the hub id."""
     if name and (name == "tiny" or name.startswith(packages.PREFIX)):
         return locate(name)
     return str(Path(name).resolve()) if name and os.path.isdir(name) else name

@@ -26,7 +26,7 @@ KINDS = kinds()
 
 
 def fault_of(kind: Kind, content: bytes, folder: Path) -> str | None:
-    """What is wrong with the answer to a file of this content; None if it is read, or refused by one line."""
+    """The fault in the answer to a file of this content; None if it is read, or refused in one line."""
     file = folder / kind.name
     file.parent.mkdir(parents=True, exist_ok=True)
     kind.prepare(folder)

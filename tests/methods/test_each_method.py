@@ -1,4 +1,4 @@
-"""What each method does alone: what it trains, saves and refuses, and how many parameters it has on DeBERTa-v3-base."""
+"""Each method alone: the parameters that it trains, its files and refusals, and how many parameters it has on DeBERTa-v3-base."""
 
 import json
 

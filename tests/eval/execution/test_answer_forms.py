@@ -164,7 +164,7 @@ def verdicts(task: Task, completions: dict[str, str]) -> dict[str, str]:
 
 
 def runs_in_this_process(source: str) -> bool:
-    """Whether the program gives the right answers: a cheap judge of harmless programs."""
+    """True if the program gives the right answers: a cheap judge of harmless programs."""
     from eval.execution.inside import load
 
     cube = load(source, ("cube",)).cube

@@ -70,7 +70,7 @@ ALLOWED = {
 
 @pytest.fixture(scope="module")
 def results():
-    """What each call raised in one sandboxed program, by its name; "" for nothing."""
+    """{call: the error that it raised in one sandboxed program, "" for none}"""
     source = """
     import fcntl, os, signal
     def f(calls):

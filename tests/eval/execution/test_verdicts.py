@@ -1,4 +1,4 @@
-"""What the sandbox says of programs that do not attack it, and what passes between them and their tests."""
+"""The sandbox's verdicts on programs that do not attack it, and the values that pass between them and their tests."""
 
 import os
 import threading
