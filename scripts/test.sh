@@ -8,6 +8,7 @@ case "${1:-}" in -h | --help) exec sed -n '2,/^[^#]/s/^# \{0,1\}//p' "$0" ;; esa
 root=$(cd "$(dirname "$0")/.." && pwd)
 cd "$root"
 . scripts/environment.sh
+unset PYTHONSAFEPATH # tests start Python in this folder, with module paths of their own
 tier="not slow"
 workers=3 # on two cores, because some tests wait
 if [ "${1:-}" = slow ]; then

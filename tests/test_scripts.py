@@ -31,7 +31,8 @@ def checkout(tmp_path):
 
 
 def call(checkout, *words, cwd=None, **variables):
-    kept = {k: v for k, v in os.environ.items() if k not in ("VIRTUAL_ENV", "CONDA_PREFIX", "CONDA_DEFAULT_ENV")}
+    own = ("VIRTUAL_ENV", "CONDA_PREFIX", "CONDA_DEFAULT_ENV", "PYTHONPATH", "PYTHONSAFEPATH")
+    kept = {name: value for name, value in os.environ.items() if name not in own}
     environment = kept | {"PATH": f"{checkout}/bin:/usr/bin:/bin", "CALLS": f"{checkout}/calls"} | variables
     (checkout / "calls").write_text("")
     done = subprocess.run(
