@@ -43,7 +43,7 @@ def fault_of(kind: Kind, content: bytes, folder: Path) -> str | None:
         try:
             kind.read(file)
         except UserError as error:
-            return None if "\n" not in str(error) else f"a message of several lines: {error}"
+            return None if "\n" not in str(error) else f"the message has several lines: {error}"
         except (Exception, SystemExit) as error:
             ours = [f for f in traceback.extract_tb(error.__traceback__) if f.filename.startswith(str(ROOT))]
             places = [f"{Path(f.filename).relative_to(ROOT)}:{f.lineno}" for f in ours if "/fuzz/" not in f.filename]

@@ -75,7 +75,7 @@ CASES = [  # reply, "ba-lora" (a rating or why there is none), "fastchat"
     ("**Rating**: [[**7**]]", 7, "no rating"),
     ("Rating: [[Rating: 7]]", 7, "no rating"),
     ("Rating: \\[\\[8\\]\\]", 8, "no rating"),
-    # the scale is no rating
+    # the scale is not a rating
     ("Rating: [[8]]/[[10]]", 8, 8),
     ("Rating: [8]/[10]", 8, 8),
     ("Rating: [[8]/[10]]", 8, 8),
