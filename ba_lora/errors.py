@@ -65,7 +65,10 @@ def one_line(text: str) -> str:
 SECRETS = ("OPENAI_API_KEY", "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "WANDB_API_KEY")  # environment variables
 HIDDEN = "[hidden]"
 _CREDENTIALS = re.compile(r"(?<=://)[^\s\"'<>]*@")  # to the last @: a password may hold one, and a slash
-_KEYS = re.compile(r"\bsk-[\w*-]{12,}|\bhf_[A-Za-z0-9]{30,}|(?<=Bearer )\S{6,}")
+_KEYS = re.compile(
+    r"\bsk-[\w*-]{12,}|\bhf_[A-Za-z0-9]{30,}|(?<=[Bb]earer )[\w.~+/=*-]{6,}"
+    r"|(?<=[Bb]asic )(?=\w*(?:[a-z][A-Z]|[0-9+/=]))[\w+/=]{6,}"  # base64, unlike a word
+)
 
 
 def redacted(text: str) -> str:

@@ -150,6 +150,10 @@ def test_keys_and_credentials_are_hidden_in_every_message(monkeypatch, capsys):
     monkeypatch.setenv("OPENAI_API_KEY", key)
     for text, shown in (
         (f"Incorrect API key provided: Bearer {key}", "Incorrect API key provided: Bearer [hidden]"),
+        (f"(Bearer {key}); try again", "(Bearer [hidden]); try again"),
+        ("key provided: Basic dXNlcjpQQVNTV09SRDk5); see", "key provided: Basic [hidden]); see"),
+        ("Basic Authentication is needed", "Basic Authentication is needed"),
+        ("authorization: bearer abc.def-12_3~x", "authorization: bearer [hidden]"),
         ("at http://user:pass@host:8000/v1 now", "at http://[hidden]@host:8000/v1 now"),
         ("https://user:p@ss/word@host/v1", "https://[hidden]@host/v1"),
         ("https://token@host", "https://[hidden]@host"),

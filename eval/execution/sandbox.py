@@ -6,7 +6,7 @@ tests need more than values (the program's own classes) runs in one process, and
 
 With bubblewrap each process has a fresh interpreter in its own user, mount, pid, network, ipc and uts namespaces: no
 network, no other process, no /proc, no environment, no open files, read-only standard and shared libraries, no installed
-package, and an empty, writable folder in memory. It cannot start a process or a thread (a system call filter on x86-64 and
+package, and an empty, writable folder in memory. It cannot start a process or another thread (a system call filter on x86-64 and
 aarch64, the limit on processes elsewhere), so its limits on CPU time and memory limit everything it does. At the end
 everything in it is killed.
 

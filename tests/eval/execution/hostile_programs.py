@@ -250,12 +250,9 @@ PROCESSES = {
         def f(x):
             with multiprocessing.Pool(2) as pool: return pool.apply(pow, (x, 2))""",
     "starts threads without end": """
-        import threading, time
-        threads = []
+        import _thread, time
         def f(x):
-            while len(threads) < 1000:
-                threads.append(threading.Thread(target=time.sleep, args=(1000,)))
-                threads[-1].start()
+            for _ in range(1000): _thread.start_new_thread(time.sleep, (1000,))
             return x * x""",
     "leaves its session": """
         import os

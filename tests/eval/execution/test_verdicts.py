@@ -40,6 +40,31 @@ def test_a_program_that_does_not_work_says_why(box, source, status, detail):
     assert result.status == status and detail in result.detail
 
 
+THREADS = {  # the sandbox allows one thread, so each runs to its end when it is started
+    "joined": "def f(x):\n    found = []\n    t = threading.Thread(target=lambda: found.append(x * x))\n"
+    "    t.start(); t.join(1)\n    return 0 if t.is_alive() else found[0]",
+    "of a class": "class T(threading.Thread):\n    def run(self): self.found = self.x ** 2\n"
+    "def f(x): t = T(daemon=True); t.x = x; t.start(); t.join(); return t.found",
+    "that raises": "def f(x): threading.Thread(target=int, args='x').start(); return x * x",
+    "of a timer": "def f(x): found = []; threading.Timer(0.01, found.append, [x * x]).start(); return found[0]",
+    "of a pool": "def f(x):\n    with futures.ThreadPoolExecutor(2) as pool: return sum(pool.map(pow, [x, 0], [2, 1]))",
+    "in the order of completion": "def f(x):\n    with futures.ThreadPoolExecutor(initializer=print) as pool:\n"
+    "        return sum(done.result() for done in futures.as_completed([pool.submit(pow, x, 2)]))",
+    "of a pool, raising": "def f(x):\n    with futures.ThreadPoolExecutor() as pool: done = pool.submit(int, 'x')\n"
+    "    return x * x if isinstance(done.exception(), ValueError) else 0",
+    "of asyncio": "def f(x): return asyncio.run(asyncio.to_thread(pow, x, 2))",
+    "of a loop": "async def g(x): return await asyncio.get_running_loop().run_in_executor(None, pow, x, 2)\n"
+    "def f(x): return asyncio.run(g(x))",
+}
+
+
+@pytest.mark.parametrize("name", THREADS)
+@pytest.mark.parametrize("alone", [False, True])
+def test_threads_that_do_not_wait_for_one_another_run(box, name, alone):
+    source = "import asyncio, threading\nfrom concurrent import futures\n" + THREADS[name]
+    assert judge(GOOD._replace(source=source, one_process=alone), box).detail == ""
+
+
 def test_run_keeps_the_order_of_the_jobs(box):
     jobs = [GOOD, GOOD._replace(source="def f(x): return 0"), GOOD, GOOD._replace(source="import os; os._exit(0)")]
     assert [result.status for result in run(jobs, progress=False)] == ["passed", "failed", "passed", "ended"]
