@@ -23,6 +23,7 @@ from transformers import logging as transformers_logging
 
 from .. import packages
 from ..errors import RunFailure, UserError, choose, one_line
+from ..files import read_json
 from ..folders import checksums
 from ..folders.places import check_model_folder
 from ..tiny import CHECKSUMS, MODEL_DIR
@@ -33,6 +34,7 @@ logger = logging.getLogger(__name__)
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "auto": "auto"}
 ATTENTIONS = ("eager", "sdpa", "flash_attention_2")
+JSON_FILES = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json")
 # Raised by transformers, besides ValueError, for invalid values in a config or a generation config.
 MALFORMED = (StrictDataclassError, TypeError, AttributeError, LookupError, AssertionError, ArithmeticError)
 
@@ -235,10 +237,8 @@ def is_classifier(model: nn.Module) -> bool:
 def load_tokenizer(name: str, *, trust_remote_code: bool = False):
     """The tokenizer of the model `name`."""
     place = locate(name)
-    try:
+    with errors_named(name, place, what="tokenizer"):
         return AutoTokenizer.from_pretrained(place, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError) as error:
-        raise _cannot_open("tokenizer", name, error) from None
 
 
 def check_attention(attn_implementation: str | None, dtype: str) -> None:
@@ -272,35 +272,46 @@ def _unreadable(name: str, place: str, error: SafetensorError) -> RunFailure:
 
 
 @contextmanager
-def errors_named(name: str, place: str | Path, mismatch: str) -> Iterator[None]:
-    """Turn transformers' errors in the block into one line that names the model. mismatch: the message for tensors of another size."""
+def errors_named(name: str, place: str | Path, mismatch: str = "", what: str = "model") -> Iterator[None]:
+    """Turn transformers' errors in the block into one line that names the model, and the file if it is one.
+
+    mismatch: the message for tensors of another size. what: what is opened, "model" or "tokenizer".
+    """
     try:
         yield
     except (OSError, ValueError, *MALFORMED) as error:
-        raise _cannot_open("model", name, error) from error
+        raise _cannot_open(what, name, place, error) from error
     except SafetensorError as error:
         raise _unreadable(name, place, error) from None
     except RuntimeError as error:
         if "negative dimension" in str(error) or isinstance(error, RecursionError):
-            raise _cannot_open("model", name, ValueError(one_line(str(error)))) from error
+            raise _cannot_open(what, name, place, ValueError(str(error))) from error
         if "mismatch" not in str(error):
             raise
         raise UserError(mismatch) from None
+    except Exception as error:
+        if type(error) is Exception:  # of tokenizers, which has no class of its own
+            raise _cannot_open(what, name, place, error) from error
+        raise
 
 
-def _cannot_open(what: str, name: str, error: Exception) -> UserError:
+def _cannot_open(what: str, name: str, place: str | Path, error: Exception) -> UserError:
     if "trust_remote_code" in str(error):
         return UserError(
             f"the {what} of {name} needs Python code that its author ships with it, which would run on this machine; "
             "read it, and if you trust it, add --trust_remote_code"
         )
+    for file in filter(Path.is_file, (Path(place) / each for each in JSON_FILES)):
+        try:
+            read_json(file, remedy="give a folder written by save_pretrained, or download the file again")
+        except UserError as damaged:
+            return damaged
+    reason = one_line(" ".join(str(error).split())[:300])
     if isinstance(error, MALFORMED):
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
-        return UserError(
-            f"the config.json or generation_config.json of {name} cannot be used ({reason[:300]}); correct it"
-        )
+        files = f"config.json or {'generation_config.json' if what == 'model' else 'the tokenizer files'}"
+        return UserError(f"the {files} of {name} cannot be used ({type(error).__name__}: {reason}); correct it")
     if os.path.isdir(name) or name == "tiny" or name.startswith(packages.PREFIX):
-        return UserError(f"the {what} in {name} cannot be opened: {str(error).strip().splitlines()[0]}")
+        return UserError(f"the {what} in {name} cannot be opened: {reason}")
     return UserError(
         f"{what} '{name}' is neither a folder nor 'tiny', and the hub did not give it (offline, or no such id); "
         "download it on a connected machine and give its folder"

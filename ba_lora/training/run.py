@@ -6,6 +6,7 @@ the end with status "finished".
 
 import logging
 import os
+import pickle
 import sys
 import time
 from collections.abc import Sequence
@@ -200,7 +201,13 @@ def _run(arguments: TrainArguments, folder: Path, trainer: BALoRATrainer, record
         checkpoint = _checkpoint(arguments, folder, trainer.is_world_process_zero(), record)
         if arguments.resume and trainer.is_world_process_zero():
             print(f"{folder}: {continues_from(checkpoint)}", flush=True)
-        trainer.train(resume_from_checkpoint=checkpoint)
+        try:
+            trainer.train(resume_from_checkpoint=checkpoint)
+        except pickle.UnpicklingError as error:  # by torch.load, which reads tensors alone
+            raise UserError(
+                f"{checkpoint}: the state of the optimiser, the schedule or the random numbers holds something other than "
+                "tensors and is not loaded; remove this folder, and --resume takes the checkpoint before it"
+            ) from error
     started = min(started, trainer.objective_callback.started)  # for a resumed run, includes the earlier time
     seconds = time.perf_counter() - started
     return {

@@ -1,6 +1,7 @@
 """Models by name: the model that each name opens, its precision and attention, and the layers adapted by default."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -10,7 +11,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from ba_lora.errors import UserError
 from ba_lora.methods.attach import attach
 from ba_lora.methods.targets import DEFAULT_TARGETS, default_targets
-from ba_lora.models import load_classifier, load_model
+from ba_lora.models import load_classifier, load_model, load_tokenizer
+from ba_lora.tiny import MODEL_DIR
 from tests.common import SMALL, small_llama
 
 DENSE = {
@@ -105,7 +107,6 @@ def test_a_model_that_lacks_weights_is_refused_instead_of_being_filled_with_rand
 @pytest.mark.parametrize(
     ("file", "text"),
     [
-        ("generation_config.json", "[]"),
         ("generation_config.json", '{"watermarking_config": {"foo": 1}}'),
         ("generation_config.json", '{"max_new_tokens": "x"}'),
         ("config.json", {"hidden_size": "x"}),
@@ -124,3 +125,43 @@ def test_a_config_that_makes_no_sense_is_named_in_one_line(file, text, tmp_path)
         with pytest.raises(UserError, match="config.json or generation_config.json of .* cannot be used") as refused:
             each(str(tmp_path))
         assert "\n" not in str(refused.value) and str(tmp_path) in str(refused.value)
+
+
+CONTENTS = {"empty": "", "cut": '{"a":', "a list": "[]", "a number": "5", "deep": "[" * 100_000, "zeros": "\0" * 40}
+
+
+@pytest.mark.parametrize("content", CONTENTS)
+@pytest.mark.parametrize("file", ["config.json", "tokenizer.json", "tokenizer_config.json"])
+def test_a_damaged_file_of_a_tokenizer_is_named_in_one_line(file, content, tmp_path):
+    copy_of_tiny = shutil.copytree(MODEL_DIR, tmp_path / "model")
+    (copy_of_tiny / file).write_text(CONTENTS[content])
+    with pytest.raises(UserError, match=f"{file}.*; give a folder written by save_pretrained") as refused:
+        load_tokenizer(str(copy_of_tiny))
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("file", "change"),
+    [
+        ("config.json", {"hidden_size": 100}),
+        ("config.json", {"num_attention_heads": 7}),
+        ("config.json", {"vocab_size": "x"}),
+        ("config.json", {"model_type": ["a"]}),
+        ("tokenizer.json", {"added_tokens": 5}),
+        ("tokenizer.json", {"model": None}),
+        ("tokenizer_config.json", {"model_max_length": "x", "added_tokens_decoder": [5]}),
+    ],
+)
+def test_values_that_no_tokenizer_can_have_are_named_in_one_line(file, change, tmp_path):
+    copy_of_tiny = shutil.copytree(MODEL_DIR, tmp_path / "model")
+    (copy_of_tiny / file).write_text(json.dumps(json.loads((copy_of_tiny / file).read_text()) | change))
+    with pytest.raises(UserError, match="of .*model cannot be used|tokenizer in .*model cannot be opened") as refused:
+        load_tokenizer(str(copy_of_tiny))
+    assert "\n" not in str(refused.value)
+
+
+def test_a_tokenizer_that_is_missing_says_what_was_looked_for(tmp_path):
+    copy_of_tiny = shutil.copytree(MODEL_DIR, tmp_path / "model")
+    (copy_of_tiny / "tokenizer.json").unlink()
+    with pytest.raises(UserError, match="the tokenizer in .*model cannot be opened: .*serialization file"):
+        load_tokenizer(str(copy_of_tiny))

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from transformers import BertConfig, BertModel
 
 from ba_lora.errors import UserError
-from ba_lora.files import digest, read_json, write_json
+from ba_lora.files import digest, read_json, sha256, write_json
 from ba_lora.folders.kinds import MARKER
 from ba_lora.folders.ownership import mark
 from ba_lora.training.command_line import parse
@@ -273,3 +273,21 @@ def test_two_processes_refuse_another_base_together(here):
     (home / "M/model.safetensors").write_bytes(weights)
     assert start()[0] == 0
     assert read_json("run/run.json")["status"] == "finished" and read_json("run/run.json")["processes"] == 2
+
+
+class Code:
+    """Creates a file when it is unpickled."""
+
+    def __reduce__(self):
+        return Path("ran").write_text, ("x",)
+
+
+@pytest.mark.parametrize("name", ["optimizer.pt", "scheduler.pt", "rng_state.pth"])
+def test_code_in_a_checkpoint_does_not_run_and_the_checkpoint_is_named(here, name):
+    (checkpoint,) = (here("generation") / "run" / "checkpoints").glob("checkpoint-*")
+    torch.save({"state": Code()}, checkpoint / name)
+    entry = {"bytes": (checkpoint / name).stat().st_size, "sha256": sha256(checkpoint / name)}
+    edit_json(checkpoint / "manifest.json", lambda manifest: manifest["files"].update({name: entry}))
+    with pytest.raises(UserError, match=f"{checkpoint.name}: .* holds something other than tensors"):
+        train(parse([*GENERATION, *SHORT, "--resume"]))
+    assert not Path("ran").exists()
