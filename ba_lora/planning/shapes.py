@@ -121,6 +121,7 @@ class Shape(NamedTuple):
     autocast: bool
     cached: bool
     outputs: int | None  # of a classifier; None otherwise
+    device: str  # "cuda", or "cpu" with --use_cpu
 
 
 def job_of(arguments: TrainArguments) -> Shape:
@@ -144,6 +145,7 @@ def job_of(arguments: TrainArguments) -> Shape:
         arguments.dtype == "bfloat16" and not arguments.use_cpu,
         arguments.uses_teacher_cache(),
         (len(TASKS[arguments.task].labels) or 1) if arguments.task else None,
+        "cpu" if arguments.use_cpu else "cuda",
     )
 
 
@@ -221,6 +223,7 @@ def _passing(job: Shape, layers: int | None = None) -> dict[str, int]:
         checkpointing=job.checkpointing,
         autocast=job.autocast,
         cached=job.cached,
+        device=job.device,
     )
 
 
