@@ -4,7 +4,7 @@ import math
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, PreTrainedConfig
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM, LlamaConfig, PreTrainedConfig
 
 from ..errors import UserError
 from ..methods.attach import attach
@@ -40,7 +40,8 @@ def body_config(name: str, layers: int | None = None) -> PreTrainedConfig:
     kind = numbers.get("model_type")
     numbers = {key: value for key, value in numbers.items() if key not in ("model_type", "dtype", "architectures")}
     config = AutoConfig.for_model(kind, **numbers)
-    if type(config) not in AutoModelForCausalLM._model_mapping:
+    maps = AutoModelForCausalLM._model_mapping, AutoModelForMaskedLM._model_mapping
+    if type(config) not in maps[0] or type(config) in maps[1]:  # an encoder is in both
         raise UserError(
             f"--body {name}: {source} is a {kind}, not a causal language model; name a decoder, as llama-2-7b"
         )
