@@ -14,12 +14,16 @@ from ba_lora.benchmark.__main__ import main
 from ba_lora.benchmark.bodies import body_config, make
 from ba_lora.benchmark.contestants import CONTESTANTS, Case, Work, is_here
 from ba_lora.benchmark.measure import peak_in_own_process
+from ba_lora.benchmark.predicted import planned
 from ba_lora.benchmark.published import SKETCHED_ABOVE, published_spectrum, published_terms
 from ba_lora.errors import UserError
 from ba_lora.methods.teacher import teacher
 from ba_lora.objective.dense import dense_objective
 from ba_lora.objective.regularizers import svd_ratio
 from ba_lora.objective.settings import Objective
+from ba_lora.planning.plan import plan
+from ba_lora.training.command_line import parse
+from tests.common import ROOT
 
 SIZES = {"batch": 2, "length": 16, "hidden": 32, "layers": 2, "rank": 4, "threads": 1}
 SMALL = ["--vocabulary", "500", "--repeats", "1", *(f"--{name}={value}" for name, value in SIZES.items())]
@@ -107,6 +111,14 @@ def test_a_body_is_made_at_its_sizes_and_measured_in_this_process(tmp_path, caps
     assert all(result["seconds"][0] > 0 and result["peak"] > 1e6 and result["ratio"] for result in results.values())
     assert results["floor"]["loss"] == pytest.approx(results["pissa"]["loss"], rel=1e-5)
     assert results["cached"]["loss"] == pytest.approx(results["ours"]["loss"], rel=1e-4)
+
+
+def test_the_peak_of_a_body_is_predicted_as_that_of_a_run():
+    case = Case(32000, body="llama-2-7b", layers=None, rank=128, length=512, dtype="bfloat16", device="cuda")
+    config = ROOT / "configs/nlg/llama-2-7b-metamath-iclr.yaml"
+    words = ["--config", str(config), "--micro_batch_size", "4", "--max_length", "512", "--dry_run"]
+    assert planned(case) == sum(plan(parse(words))["memory"].values())
+    assert planned(replace(case, layers=2)) is None and planned(CASE) is None
 
 
 def test_no_copy_of_a_body_is_made_on_the_host():

@@ -39,7 +39,7 @@ ALLOWED = {
     "training": f"{BASIS} {BELOW_TRAINING}",
     "inference": f"{BASIS} packages data models methods",
     "planning": f"{BASIS} {BELOW_TRAINING} training",
-    "benchmark": f"{BASIS} {BELOW_TRAINING} training",
+    "benchmark": f"{BASIS} {BELOW_TRAINING} training planning",
     "chat": f"{BASIS} packages data models methods inference",
     "eval.harness": ASKING,
     **dict.fromkeys(("eval.answers", "eval.execution", "eval.judging", "eval.classifiers"), f"{ASKING} eval.harness"),

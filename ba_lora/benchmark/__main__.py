@@ -22,6 +22,7 @@ from . import report
 from .bodies import RANDOM, body_config
 from .contestants import BASE, CONTESTANTS, OF_A_BODY, Case, is_here
 from .measure import Measured, measure, measure_in_place, peak_of
+from .predicted import planned
 
 GROWTH = (BASE, "floor", "ours", "cached")
 SMALLEST_VOCABULARY = 32  # large enough for the 20 classes of the iclr preset's entropy
@@ -208,7 +209,8 @@ def write_results(folder: Path, measured: list[Measured], grown: dict, growing: 
             **provenance.record(),
             "base": BASE,
             "cases": [
-                {"sizes": asdict(case), "start_seconds": start, "results": results} for case, results, start in measured
+                {"sizes": asdict(case), "start_seconds": start, "planned": planned(case), "results": results}
+                for case, results, start in measured
             ],
             "growth": {label: {"sizes": asdict(growing[label]), "results": grown[label]} for label in grown},
         },

@@ -9,6 +9,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM,
 from ..errors import UserError
 from ..methods.attach import attach
 from ..models import DTYPES
+from ..planning.shapes import keep_layers
 from ..training.model_numbers import read_numbers
 
 RANDOM = "random"  # a start without a decomposition
@@ -46,7 +47,7 @@ def body_config(name: str, layers: int | None = None) -> PreTrainedConfig:
             f"--body {name}: {source} is a {kind}, not a causal language model; name a decoder, as llama-2-7b"
         )
     if layers:
-        config.num_hidden_layers = layers
+        keep_layers(config, layers)
     return config
 
 

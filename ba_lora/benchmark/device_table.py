@@ -60,7 +60,9 @@ def steps(case: dict) -> str:
         memory = result["peak"] / base["peak"] if result["peak"] and base["peak"] else None
         rows.append([name, step, result["ratio"], _gigabytes(result["peak"]), memory])
     sizes = case["sizes"]
-    said = f"{sizes['body']}, {sizes['batch']} × {sizes['length']} tokens, rank {sizes['rank']}, {sizes['dtype']}, random weights:"
+    said = f"{sizes['body']}, {sizes['batch']} × {sizes['length']} tokens, rank {sizes['rank']}, {sizes['dtype']}, random weights."
+    if case.get("planned"):
+        said += f" `--dry_run` predicts {_gigabytes(case['planned']):.3g} GB for ours with every position trained."
     return f"{said}\n\n{table('contestant | ms | to PiSSA | peak, GB | to PiSSA', rows)}"
 
 

@@ -60,7 +60,7 @@ def _build(
     """`build` from the sizes of an architecture. Raises whatever transformers raises for sizes that make no sense."""
     config = AutoConfig.for_model(kind, **numbers)
     if layers:
-        _keep_layers(config, layers)
+        keep_layers(config, layers)
     flash = attn_implementation == "flash_attention_2"
     kinds = AutoModel if kind in ENCODERS else AutoModelForCausalLM
     if outputs:
@@ -78,7 +78,7 @@ def _build(
     return model
 
 
-def _keep_layers(config: PretrainedConfig, layers: int) -> None:
+def keep_layers(config: PretrainedConfig, layers: int) -> None:
     """Reduce `config` to so many layers, including its per-layer entries."""
     depth = config.num_hidden_layers
     for name, value in vars(config).items():
