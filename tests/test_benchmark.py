@@ -86,6 +86,13 @@ def test_the_published_sketch_is_exact_for_a_spectrum_that_ends_within_it():
     torch.testing.assert_close(published_spectrum(logits, 5, "frobenius"), svd_ratio(logits, 5, "frobenius"))
 
 
+def test_every_way_to_train_runs_under_autocast():
+    work = Work(Case(SKETCHED_ABOVE + 1, dtype="bfloat16", **SIZES))
+    for name in ("pissa", "published", "floor", "ours", "cached"):
+        assert work.step(CONTESTANTS[name].prepare(work)).isfinite(), name
+        assert all(parameter.grad.isfinite().all() for parameter in work.trained), name
+
+
 def test_the_second_model_of_the_published_algorithm_is_our_teacher():
     work = Work(CASE)
     ids = {"input_ids": work.batch["input_ids"]}

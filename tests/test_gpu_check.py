@@ -2,12 +2,13 @@
 
 import os
 import subprocess
+import sys
 import time
 
 import pytest
 import torch
 
-from ba_lora.benchmark import device_check, device_parts, device_table
+from ba_lora.benchmark import device_check, device_parts, device_run, device_table
 from ba_lora.errors import RunFailure, UserError
 from ba_lora.files import read_json
 from tests import lean
@@ -34,6 +35,13 @@ def check(python, out, *words):
     return {file.stem: read_json(file) for file in out.glob("*.json")}
 
 
+@pytest.mark.parametrize("module", ["device_check", "device_table"])
+def test_help_needs_no_torch(module):
+    words = f"import sys, ba_lora.benchmark.{module} as command\ntry: command.main(['--help'])\nfinally: assert 'torch' not in sys.modules"
+    done = subprocess.run([sys.executable, "-c", words], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0 and "usage: " in done.stdout, done.stderr
+
+
 def test_the_first_part_needs_six_packages_and_says_what_ran(six, tmp_path):
     (found,) = check(six, tmp_path / "out", "--only", "exactness").values()
     assert (found["device"], found["card"], found["smoke"]) == ("cpu", "CPU", True)
@@ -52,7 +60,7 @@ def test_training_and_scoring_the_embedded_model_import_nothing_beside_the_six(s
 @pytest.mark.slow
 def test_every_part_runs_on_the_six_packages(six, tmp_path):
     found = check(six, tmp_path / "out", "--minutes", "14")
-    assert found.keys() == device_check.PARTS.keys() and not [name for name, each in found.items() if "failure" in each]
+    assert found.keys() == device_run.PARTS.keys() and not [name for name, each in found.items() if "failure" in each]
     trained = found["train-tiny"]["result"]
     assert trained["killed_after_step"] >= int(trained["continued"]) > 0 and trained["steps"] == 6
     assert trained["problems"] == 3 and 0 <= trained["score"] <= 1
@@ -74,7 +82,7 @@ def test_options_that_cannot_be_are_refused(words, message, tmp_path, monkeypatc
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match=message):
         device_check.main(words)
-    assert not list(tmp_path.iterdir()) and not device_check.RESULTS.exists()
+    assert not list(tmp_path.iterdir()) and not device_table.RESULTS.exists()
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="has a GPU")
@@ -92,7 +100,7 @@ def test_a_part_that_fails_or_comes_too_late_leaves_the_others_alone(tmp_path, m
         return []
 
     parts = {"exactness": lambda *_: [], "objective": fails, "train-tiny": is_late, "start": fails}
-    monkeypatch.setattr(device_check, "PARTS", parts)
+    monkeypatch.setattr(device_run, "PARTS", parts)
     with pytest.raises(RunFailure, match="these parts failed: objective, start; their files in"):
         device_check.main([*SMOKE, "--out", str(tmp_path)])
     found = {name: read_json(tmp_path / f"{name}.json") for name in parts}
@@ -106,7 +114,7 @@ def test_a_part_that_fails_or_comes_too_late_leaves_the_others_alone(tmp_path, m
 def test_a_value_above_its_limit_fails_the_part(value, monkeypatch):
     rows = [{"what": "loss", "dtype": "float32", "value": value, "limit": 1e-5}]
     monkeypatch.setattr(device_parts, "exactness", lambda device, smoke: rows)
-    found = device_check.run_part("exactness", "cpu", True, time.monotonic())
+    found = device_run.run_part("exactness", "cpu", True, time.monotonic())
     assert found["failure"].startswith("loss, float32: ") and found["result"] == rows
 
 
@@ -121,7 +129,8 @@ def test_tables_replace_only_what_lies_between_their_marks(tmp_path):
     device_table.main([str(tmp_path), "--write", str(page)])
     text = page.read_text(encoding="utf-8")
     assert text.startswith("a\n") and text.endswith("b\n") and "old" not in text
-    assert text.count(device_table.NOT_RUN) == len(device_table.PARTS) == len(device_check.PARTS)
+    assert text.count(device_table.NOT_RUN) == len(device_table.PARTS)
+    assert device_table.PARTS.keys() == device_run.PARTS.keys()
     page.write_text("a", encoding="utf-8")
     with pytest.raises(UserError, match="has no lines <!-- gpu check --> and <!-- /gpu check -->"):
         device_table.main([str(tmp_path), "--write", str(page)])
