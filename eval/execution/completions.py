@@ -202,9 +202,8 @@ def _continuation(text: str, names: Sequence[str], prompt: str) -> str | None:
     """Return the prompt with the body that a completion gives, None if it gives none: as it stands if the two are Python, else
     with its indentation repaired, else without the lines after it that are not Python."""
     outside, blocks = split(text)
-    parts = list(
-        dict.fromkeys([text, *blocks, outside[0]])
-    )  # the prompt may have opened a fence, which ends after the body
+    # the text before the first fence, because the prompt may have opened one, which ends after the body
+    parts = list(dict.fromkeys([text, *blocks, outside[0]]))
     bodies = [body for part in parts if part.strip() for body in _indentations(part, prompt)]
     for body in bodies:
         if (tree := parse(prompt + body)) and not is_stub(tree, names) and not _outside(tree):
