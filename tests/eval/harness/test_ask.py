@@ -9,7 +9,6 @@ import time
 from pathlib import Path
 
 import pytest
-import torch
 
 from ba_lora.errors import UserError
 from ba_lora.inference import local
@@ -19,15 +18,10 @@ from ba_lora.tiny import MODEL_DIR
 from eval import gsm8k
 from eval.harness.lines import read_lines
 
-pytestmark = pytest.mark.skipif(not MODEL_DIR.is_dir(), reason="needs the embedded model in ba_lora/tiny/model")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = [
+    pytest.mark.usefixtures("one_thread"),
+    pytest.mark.skipif(not MODEL_DIR.is_dir(), reason="needs the embedded model in ba_lora/tiny/model"),
+]
 
 
 def words(folder, *more, limit=24):
