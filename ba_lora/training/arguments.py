@@ -357,6 +357,12 @@ class TrainArguments:
             made = replace(made, **dict.fromkeys(WEIGHTS, 0.0))
         return made
 
+    def changed(self, **values) -> "TrainArguments":
+        """A checked copy with other values, which still names the values that the model chose."""
+        made = replace(self, **values)
+        made.chosen = self.chosen
+        return made
+
     def uses_teacher_cache(self) -> bool:
         """Return True if the run has a teacher and reads it from --teacher_cache."""
         return bool(self.teacher_cache) and (self.objective().uses_teacher() or self.log_all_terms)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from ba_lora.errors import UserError
 from ba_lora.training import model_numbers
 from ba_lora.training.command_line import as_config, changed_options, parse
 from ba_lora.training.model_numbers import SUITED, suited, width_of
@@ -92,6 +93,11 @@ def test_given_values_win_and_only_the_others_are_named():
     assert (config.rank, config.learning_rate, config.chosen) == (16, 4e-3, "")
 
 
+def test_a_copy_with_other_values_still_says_what_was_chosen():
+    copy = parse(["--rank", "4"]).changed(seed=5)
+    assert copy.seed == 5 and copy.chosen.startswith("chosen: --learning_rate 0.004")
+
+
 def test_a_resumed_run_keeps_its_values_also_those_of_an_earlier_version(tmp_path):
     earlier = as_config(parse(["--rank", "128", "--learning_rate", "2e-5", "--output_dir", str(tmp_path)]))
     (tmp_path / "run.json").write_text(json.dumps({"status": "running", "config": earlier}))
@@ -101,6 +107,12 @@ def test_a_resumed_run_keeps_its_values_also_those_of_an_earlier_version(tmp_pat
     changed = parse(["--resume", "--rank", "4", "--output_dir", str(tmp_path)])
     assert changed_options(earlier, changed)["rank"] == (128, 4)
     assert parse(["--overwrite", "--output_dir", str(tmp_path)]).rank == 16
+
+
+def test_a_record_whose_options_are_no_object_is_refused(tmp_path):
+    (tmp_path / "run.json").write_text('{"config": "[5]"}')
+    with pytest.raises(UserError, match="run.json: 'config' is '\\[5\\]', an object is needed"):
+        parse(["--resume", "--output_dir", str(tmp_path)])
 
 
 def test_a_model_of_the_hub_is_asked_for_its_size_before_the_run(tmp_path, monkeypatch, capsys):
