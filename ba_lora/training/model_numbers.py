@@ -59,7 +59,8 @@ def fill_in(arguments) -> None:
     names = [name for name in ("rank", "learning_rate") if getattr(arguments, name) is None]
     record = Path(arguments.output_dir or "") / "run.json"
     if names and arguments.resume and arguments.output_dir and record.is_file():
-        recorded = read_json(record, "config", kinds={"config": "an object"})["config"]
+        kinds = {"config": "an object", "config.rank?": "a whole number", "config.learning_rate?": "a number"}
+        recorded = read_json(record, "config", kinds=kinds)["config"]
         for name in names:
             setattr(arguments, name, recorded.get(name))
         names = [name for name in names if getattr(arguments, name) is None]

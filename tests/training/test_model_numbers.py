@@ -109,9 +109,17 @@ def test_a_resumed_run_keeps_its_values_also_those_of_an_earlier_version(tmp_pat
     assert parse(["--overwrite", "--output_dir", str(tmp_path)]).rank == 16
 
 
-def test_a_record_whose_options_are_no_object_is_refused(tmp_path):
-    (tmp_path / "run.json").write_text('{"config": "[5]"}')
-    with pytest.raises(UserError, match="run.json: 'config' is '\\[5\\]', an object is needed"):
+@pytest.mark.parametrize(
+    ("config", "named"),
+    [
+        ("[5]", r"'config' is '\[5\]', an object is needed"),
+        ({"rank": [4]}, r"'config.rank' is \[4\], a whole number is needed"),
+        ({"learning_rate": "1"}, "'config.learning_rate' is '1', a number is needed"),
+    ],
+)
+def test_a_record_whose_values_are_of_another_kind_is_refused(tmp_path, config, named):
+    (tmp_path / "run.json").write_text(json.dumps({"config": config}))
+    with pytest.raises(UserError, match=f"run.json: {named}"):
         parse(["--resume", "--output_dir", str(tmp_path)])
 
 
