@@ -16,6 +16,7 @@ from ..methods.names import start_of
 from ..objective.settings import Objective
 from .arguments import TrainArguments
 from .checkpoints import START, initial_factors
+from .deepspeed_config import zero_stage
 from .order import FixedOrder
 from .step_model import StepModel
 
@@ -78,7 +79,11 @@ def order_hash(order: FixedOrder) -> str:
     return digest([order.order(epoch) for epoch in range(2)])
 
 
-def to_device(model: nn.Module, use_cpu: bool) -> None:
-    """Move the model to this process's GPU, if allowed and present: a decomposition takes minutes there, hours on a CPU."""
-    if torch.cuda.is_available() and not use_cpu:
+def to_device(model: nn.Module, arguments: TrainArguments) -> None:
+    """Move the model to this process's GPU, if allowed and present: a decomposition takes minutes there, hours on a CPU.
+
+    Under ZeRO-3 the model stays in the host's memory, because it may be larger than one GPU: DeepSpeed moves the parts that
+    each GPU keeps, and the decomposition one matrix at a time.
+    """
+    if torch.cuda.is_available() and not arguments.use_cpu and zero_stage(arguments.deepspeed) < 3:
         model.to(f"cuda:{os.environ.get('LOCAL_RANK', 0)}")

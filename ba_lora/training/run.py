@@ -107,11 +107,11 @@ def _train(arguments: TrainArguments, folder: Path, callbacks: Sequence) -> Path
         with gathered(saved_parameters(work.student)):
             if main:
                 export(work.student, folder / method_of(arguments.method).saved, work.task)
+        trainer.accelerator.wait_for_everyone()  # not after the merge, which may take longer than they wait
         if main:
             _finish(arguments, folder, work.tokenizer, record | ended)
     if main:
         _write_card(folder)
-    trainer.accelerator.wait_for_everyone()
     return folder
 
 
@@ -214,7 +214,7 @@ def _run(arguments: TrainArguments, folder: Path, trainer: BALoRATrainer, record
         "status": "finished",
         "steps": trainer.state.global_step,
         "train_seconds": seconds,
-        "peak_memory": memory.peak,
+        "peak_memory": trainer.objective_callback.gauges.peak(),
     }
 
 
@@ -264,16 +264,20 @@ def _write_card(folder: Path) -> None:
 
 
 def leave_processes(status: int = 0) -> None:
-    """End this process with `status` if it is one of several CPU processes, once no more training follows.
+    """Leave the process group, once no more training follows; end this process with `status` if it is one of several on CPUs.
 
     Gloo's threads outlive destroy_process_group (the wrapped model holds the group). A thread that drops a tensor while the
     interpreter shuts down aborts the process, and torchrun then reports a failed run although all work is done. Everything
     has been written by now, so the interpreter's shutdown is skipped.
     """
     distributed = torch.distributed
-    if distributed.is_available() and distributed.is_initialized() and distributed.get_backend() == "gloo":
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return
+    on_cpu = distributed.get_backend() == "gloo"
+    if on_cpu:
         distributed.barrier()
-        distributed.destroy_process_group()
+    distributed.destroy_process_group()
+    if on_cpu:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status)
@@ -296,6 +300,7 @@ def started_from(facts: dict) -> str:
 
 def training_arguments(arguments: TrainArguments, accumulation: int) -> TrainingArguments:
     """Our options as transformers' TrainingArguments."""
+    on_gpu = torch.cuda.is_available() and not arguments.use_cpu
     return TrainingArguments(
         output_dir=str(Path(arguments.output_dir) / "checkpoints"),
         per_device_train_batch_size=arguments.micro_batch_size,
@@ -307,8 +312,8 @@ def training_arguments(arguments: TrainArguments, accumulation: int) -> Training
         warmup_steps=arguments.warmup_ratio,
         weight_decay=arguments.weight_decay,
         max_grad_norm=arguments.max_grad_norm,
-        optim="adamw_torch",
-        bf16=arguments.dtype == "bfloat16" and torch.cuda.is_available() and not arguments.use_cpu,
+        optim="adamw_torch_fused" if on_gpu and not arguments.deepspeed else "adamw_torch",
+        bf16=arguments.dtype == "bfloat16" and on_gpu,
         tf32=arguments.tf32 or None,
         gradient_checkpointing=arguments.gradient_checkpointing,
         gradient_checkpointing_kwargs={"use_reentrant": False} if arguments.gradient_checkpointing else None,
@@ -319,12 +324,12 @@ def training_arguments(arguments: TrainArguments, accumulation: int) -> Training
         save_total_limit=2,
         seed=arguments.seed,
         data_seed=arguments.seed,
-        use_cpu=arguments.use_cpu or not torch.cuda.is_available(),
+        use_cpu=not on_gpu,
         deepspeed=arguments.deepspeed,
         disable_tqdm=not arguments.progress,
         report_to=arguments.report_to or "none",
         remove_unused_columns=False,
-        dataloader_pin_memory=torch.cuda.is_available(),
+        dataloader_pin_memory=on_gpu,
         ddp_find_unused_parameters=False,
     )
 
