@@ -3,6 +3,7 @@
 import re
 import resource
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -18,6 +19,7 @@ LIMIT = 2  # seconds of CPU; with torch and transformers it would be 6 or more
 TINY = "configs/nlg/tiny.yaml"
 TRAIN, ONE = ("train.py",), ("-m", "ba_lora.experiments", "one", TINY)
 RUN, GSM8K = ("-m", "ba_lora.experiments", "run"), ("-m", "eval.gsm8k", "--output_dir", "OUT")
+CHAT = ("-m", "ba_lora.chat")
 REFUSALS = [
     (TRAIN, "--output_dir is missing"),
     ((*TRAIN, "--output_dir", "OUT", "--method", "lorra"), "method 'lorra' is not known, did you mean 'lora'?"),
@@ -41,18 +43,35 @@ REFUSALS = [
     ((*GSM8K, "--model", "tiny", "--data", "nope.jsonl"), "data file nope.jsonl does not exist"),
     (("-m", "eval.all", "runs/nope"), "error: --model runs/nope does not exist"),
     (("-m", "eval.humaneval", "--output_dir", "OUT", "--model", "runs/nope"), "--model runs/nope does not exist"),
+    ((*GSM8K, "--model", "CLASSIFIER"), "is a classifier, which writes no text; evaluate it with python -m eval.glue"),
+    (CHAT, "--model is missing; name a run folder to compare with its base"),
+    ((*CHAT, "--model", "runs/nope"), "--model runs/nope does not exist"),
+    ((*CHAT, "--run", "no/such/run"), "--model no/such/run does not exist"),
+    ((*CHAT, "--model", "docs"), "--model docs is not a run folder (run.json), adapter folder"),
+    ((*CHAT, "--model", "FOREIGN"), "is not a run folder (run.json), adapter folder"),
+    ((*CHAT, "--model", "STOPPED"), "has neither adapter/ nor model/: the run has not ended"),
+    ((*CHAT, "--model", "CLASSIFIER"), "is a classifier, which writes no text; evaluate it with python -m eval.glue"),
+    ((*CHAT, "--model", "package:nope"), "model package 'nope' is not known"),
+    ((*CHAT, "--model", "tiny", "--only", "tuned"), "--only tuned chooses between a run and its base"),
+    ((*CHAT, "--model", "RUN", "--template", "alpacca"), "template 'alpacca' is not known, did you mean 'alpaca'?"),
+    ((*CHAT, "--model", "RUN", "--dtype", "float8"), "--dtype 'float8' is not known"),
     (("-m", "eval.glue", "--model", "runs/nope"), "--model runs/nope is not a run folder of a classifier"),
 ]
 
 
 @pytest.fixture(scope="module")
 def places(tmp_path_factory):
-    """{word of a row above: the path that it stands for}: an unused name, a finished run, a folder of someone else's."""
+    """{word of a row above: the path that it stands for}: an unused name, runs, a folder of someone else's."""
     home = tmp_path_factory.mktemp("places")
     (home / "foreign").mkdir()
     (home / "foreign" / "thesis.tex").touch()
-    (home / "run").mkdir()
-    return {"OUT": home / "out", "RUN": finished_run(home / "run", model="tiny"), "FOREIGN": home / "foreign"}
+    for name in ("run", "stopped", "classifier"):
+        (home / name).mkdir(exist_ok=True)
+        finished_run(home / name, model="tiny")
+    shutil.rmtree(home / "stopped" / "adapter")
+    (home / "classifier" / "adapter" / "task.json").write_text("{}")
+    made = {word: home / word.lower() for word in ("RUN", "STOPPED", "CLASSIFIER", "FOREIGN")}
+    return {"OUT": home / "out", **made}
 
 
 @pytest.mark.parametrize(("words", "message"), REFUSALS, ids=[" ".join(words) for words, _ in REFUSALS])
