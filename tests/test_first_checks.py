@@ -55,6 +55,14 @@ REFUSALS = [
     ((*CHAT, "--model", "tiny", "--only", "tuned"), "--only tuned chooses between a run and its base"),
     ((*CHAT, "--model", "RUN", "--template", "alpacca"), "template 'alpacca' is not known, did you mean 'alpaca'?"),
     ((*CHAT, "--model", "RUN", "--dtype", "float8"), "--dtype 'float8' is not known"),
+    (("-m", "ba_lora.benchmark", "--only", "our"), "--only 'our' is not known, did you mean 'ours'?"),
+    (("-m", "ba_lora.benchmark", "--model", "runs/nope"), "model folder runs/nope does not exist"),
+    (("-m", "ba_lora.benchmark", "--output_dir", "FOREIGN"), "is not empty and holds no benchmark"),
+    (("-m", "ba_lora.tiny.pretrain", "--output_dir", "OUT", "--steps", "0"), "--steps is 0: it must be greater than 0"),
+    (("-m", "ba_lora.tiny.pretrain", "--output_dir", "FOREIGN"), "is not empty and holds no model of this command"),
+    (("-m", "ba_lora.planning.table", "nope.yaml"), "config file nope.yaml does not exist"),
+    (("-m", "ba_lora.experiments.price", "nope.yaml"), "experiment file nope.yaml does not exist"),
+    ((*RUN, "EXPERIMENT", "--dry_run"), "data nope.csv is neither an existing path nor a hub id"),
     (("-m", "eval.glue", "--model", "runs/nope"), "--model runs/nope is not a run folder of a classifier"),
 ]
 
@@ -70,8 +78,10 @@ def places(tmp_path_factory):
         finished_run(home / name, model="tiny")
     shutil.rmtree(home / "stopped" / "adapter")
     (home / "classifier" / "adapter" / "task.json").write_text("{}")
+    text = (ROOT / "configs/experiments/nlg-main-embedded.yaml").read_text(encoding="utf-8")
+    (home / "experiment.yaml").write_text(text.replace("tinymath:test", "nope.csv"), encoding="utf-8")
     made = {word: home / word.lower() for word in ("RUN", "STOPPED", "CLASSIFIER", "FOREIGN")}
-    return {"OUT": home / "out", **made}
+    return {"OUT": home / "out", "EXPERIMENT": home / "experiment.yaml", **made}
 
 
 @pytest.mark.parametrize(("words", "message"), REFUSALS, ids=[" ".join(words) for words, _ in REFUSALS])

@@ -20,7 +20,6 @@ from ..data.gluex import SHIFTS
 from ..data.tinymath import SPLITS as TINYMATH
 from ..errors import UserError, choose, run_cli
 from ..planning.devices import UTILISATION
-from ..planning.plan import plan
 from ..training.arguments import TrainArguments
 from ..training.model_numbers import read_numbers
 from .matrix import FOLDER, Evaluation, Experiment, Run, read_experiment
@@ -93,6 +92,8 @@ def _line(model: str, data: str | None, method: str, cells: list[list[Run]], dev
 
 def _hours(arguments: TrainArguments, devices: str) -> tuple[float, float]:
     """Return the GPU-hours (low, high) of one run. Raises UserError with the reason if they cannot be predicted."""
+    from ..planning.plan import plan  # torch takes seconds; --help and `check` do without it
+
     made = plan(replace(arguments, output_dir=None, dry_run=True, devices=devices), memory=False)["devices"]
     hours = made["forms"]["as planned"]["hours"]
     if hours is None:
