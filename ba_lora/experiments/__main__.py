@@ -191,7 +191,7 @@ def _report(arguments: argparse.Namespace) -> int:
             print(f"{number} of {len(files)}: {Path(file).stem}", file=sys.stderr, flush=True)
             experiment = read_experiment(file, arguments.runs, results=arguments.results)
             found.append((experiment, read_results(experiment, arguments.results)))
-            draw(*found[-1], Path(figures) / experiment.name)
+            draw(*found[-1], Path(figures) / experiment.name, ["png"])  # the page shows no other format
         path = write_report(found, output, Path(figures))
     print(f"Saved as {path}: {len(found)} experiments")
     return 0

@@ -116,6 +116,10 @@ def test_every_figure_that_the_results_support_is_drawn_in_both_formats(experime
     for file in files:
         assert file.read_bytes().startswith(b"%PDF" if file.suffix == ".pdf" else b"\x89PNG")
     assert figures.draw(small, [], tmp_path / "none") == []
+    alone = figures.draw(small, all_of(small)[:1], tmp_path / "alone", ["png"])
+    assert alone and sorted(alone) == sorted((tmp_path / "alone").iterdir()) == sorted(
+        (tmp_path / "alone").glob("*.png")
+    )
 
 
 def test_the_same_results_give_the_same_bytes_and_others_do_not(experiment, tmp_path):
