@@ -63,6 +63,23 @@ REFUSALS = [
     (("-m", "ba_lora.planning.table", "nope.yaml"), "config file nope.yaml does not exist"),
     (("-m", "ba_lora.experiments.price", "nope.yaml"), "experiment file nope.yaml does not exist"),
     ((*RUN, "EXPERIMENT", "--dry_run"), "data nope.csv is neither an existing path nor a hub id"),
+    (
+        ("-m", "eval.mt_bench", "--bse_url", "http://me:word@host/v1"),
+        "unknown option --bse_url, did you mean '--base_url'",
+    ),
+    (("-m", "eval.mbpp", "--base_ur1=http://me:word@host/v1"), "unknown option --base_ur1, did you mean '--base_url'"),
+    ((*GSM8K, "--limit", "http://me:word@host/v1"), "--limit: invalid int value: 'http://[hidden]@host/v1'"),
+    ((*GSM8K, "--seed", "sk-abcdefghijklmnop"), "--seed: invalid int value: '[hidden]'"),
+    ((*GSM8K, "https://word@host"), "unknown argument 'https://[hidden]@host'; see --help"),
+    ((*GSM8K, "--no\x1b[31m", "x"), "unknown option --no\\x1b[31m"),
+    (("-m", "eval.glue", "--submision"), "unknown option --submision, did you mean '--submission'"),
+    (("-m", "eval.gluex", "--limit"), "--limit: expected one argument"),
+    (("-m", "eval.all", "tiny", "--output_dir", "OUT", "--lmit", "8"), "unknown option --lmit, did you mean '--limit'"),
+    (("-m", "eval.all", "tiny", "--output_dir", "OUT", "--limit", "8.5"), "--limit: invalid int value: '8.5'"),
+    ((*RUN, "--jbos", "2"), "unknown option --jbos, did you mean '--jobs'?; see --help"),
+    (("-m", "ba_lora.experiments", "rnu"), "invalid choice: 'rnu'"),
+    (("-m", "ba_lora.hub", "RUN"), "the following arguments are required: USER/NAME"),
+    (("tsne_visualization.py", "--output_dir", "OUT"), "--features_dir --redraw is required"),
     (("-m", "eval.glue", "--model", "runs/nope"), "--model runs/nope is not a run folder of a classifier"),
 ]
 
@@ -91,6 +108,7 @@ def test_a_refusal_takes_less_than_two_seconds_of_cpu(words, message, places):
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     assert done.returncode == 2 and message in done.stderr and len(done.stderr.splitlines()) == 1, done.stderr
+    assert "word@" not in done.stderr
     assert (after.ru_utime - before.ru_utime) + (after.ru_stime - before.ru_stime) < LIMIT
     assert not places["OUT"].exists() and not (ROOT / "runs" / "nope").exists()
 

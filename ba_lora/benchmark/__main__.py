@@ -3,7 +3,7 @@
 import argparse
 import json
 
-from ..errors import UserError, choose, run_cli
+from ..errors import Parser, UserError, choose, run_cli
 from ..folders.ownership import claimed
 from ..folders.places import check_model_folder
 from ..methods.names import PRECISIONS
@@ -24,7 +24,7 @@ contestants, for --only:
 
 
 def make_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m ba_lora.benchmark",
         description=what,
         epilog=EXAMPLES,

@@ -8,7 +8,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from ..data.templates import check_template
-from ..errors import UserError, choose, run_cli
+from ..errors import Parser, UserError, choose, run_cli
 from ..folders.places import check_trained
 from ..inference.subject import trained_folder
 from ..methods.names import PRECISIONS
@@ -29,7 +29,7 @@ While it runs, Ctrl-C stops an answer and Ctrl-D ends; /reset clears the convers
 
 def parse(words: list[str] | None = None) -> argparse.Namespace:
     """Parse and check the options. Raises UserError for what is known to be wrong before anything is loaded."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m ba_lora.chat",
         description="See the answers of a base model and of the model tuned from it.",
         epilog=EXAMPLES,

@@ -5,7 +5,7 @@ import os
 import sys
 from dataclasses import fields
 
-from ..errors import UserError, nearest, run_cli
+from ..errors import Parser, UserError, nearest, run_cli
 from ..files import of_the_project
 from ..folders.ownership import claimed, refuse_foreign
 
@@ -48,7 +48,7 @@ COMMANDS = {
 
 def make_parser() -> argparse.ArgumentParser:
     """Return the parser of the commands and their options."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m ba_lora.experiments",
         description="Run an experiment file, or one training with its evaluations, and show the results.",
         epilog=EXAMPLES,
@@ -127,13 +127,14 @@ def _changes(words: list[str]) -> dict[str, str]:
 
 def main() -> int:
     """Return 0 if everything succeeded, 1 if a run failed."""
-    arguments, rest = make_parser().parse_known_args()
+    parser = make_parser()
+    arguments, rest = parser.parse_known_args()
     if arguments.command == "one":
         from .single import train_and_evaluate
 
         return train_and_evaluate(arguments.config, rest)
     if rest:
-        raise UserError(f"unknown option {rest[0]}; see --help")
+        parser.refuse(rest)
     if arguments.command == "figure":
         return _draw(arguments)
     if arguments.command == "report":

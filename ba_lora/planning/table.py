@@ -4,11 +4,10 @@ A cell is the first placement that fits: "c" with --gradient_checkpointing, "z" 
 bytes per device and the hours.
 """
 
-import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..errors import run_cli
+from ..errors import Parser, run_cli
 from ..training.command_line import parse
 from .devices import read_devices
 
@@ -45,7 +44,7 @@ def _cell(fit: "Fit | None") -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m ba_lora.planning.table", description=__doc__.partition("\n")[0])
+    parser = Parser(prog="python -m ba_lora.planning.table", description=__doc__.partition("\n")[0])
     parser.add_argument(
         "configs", nargs="*", type=Path, metavar="CONFIG", help="configs of train.py [the published runs]"
     )

@@ -12,13 +12,13 @@ import json
 import math
 from pathlib import Path
 
-from ..errors import UserError, run_cli
+from ..errors import Parser, UserError, run_cli
 from ..folders.ownership import refuse_foreign
 
 
 def main(arguments=None):
     """Run the command. Returns the exit status."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m ba_lora.tiny.pretrain",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         description=__doc__,

@@ -104,7 +104,7 @@ def commands():
     """The words of every command of the repository, that is, every file that ends in run_cli(main)."""
     for file in [*ROOT.glob("*.py"), *(ROOT / "ba_lora").rglob("*.py"), *(ROOT / "eval").rglob("*.py")]:
         text = file.read_text(encoding="utf-8")
-        is_parsed = "ArgumentParser" in text or "BENCHMARK = " in text
+        is_parsed = "Parser(" in text or "BENCHMARK = " in text
         if "run_cli(main)" in text and (is_parsed or file.name == "train.py" or "tsne" in file.name):
             parts = file.relative_to(ROOT).with_suffix("").parts
             module = ".".join(part for part in parts if part != "__main__")
