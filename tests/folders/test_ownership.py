@@ -68,6 +68,7 @@ WRITES = {
 MORE = {  # other paths to the same options
     "a submission": ["eval.glue", "--model", "AWAY/classifier", "--submission", "--output_dir", "STRANGER"],
     "a model's own folder": ["eval.gsm8k", "--model", "tiny", "--output_dir", "STRANGER"],
+    "the figure of a run": ["ba_lora.experiments", "figure", "AWAY/classifier", "--output_dir", "STRANGER"],
     "features": ["tsne_visualization.py", "--features_dir", "AWAY/classifier", "--output_dir", "STRANGER"],
     "the answers alone": ["eval.mt_bench", "--model", "tiny", "--generate_only", "--output_dir", "STRANGER"],
     "answers beside a thesis": ["eval.gsm8k", "--rescore", "STRANGER/generations.jsonl", "--output_dir", "STRANGER"],
