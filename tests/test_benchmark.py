@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from ba_lora.benchmark.__main__ import main
-from ba_lora.benchmark.contestants import CONTESTANTS, Case, Work
+from ba_lora.benchmark.cases import CONTESTANTS, Case
+from ba_lora.benchmark.contestants import PREPARE, Work
 from ba_lora.benchmark.measure import peak_in_own_process
 from ba_lora.benchmark.published import SKETCHED_ABOVE, published_spectrum, published_terms
 from ba_lora.errors import UserError
@@ -48,7 +49,7 @@ def test_contestants_that_should_agree_have_the_same_loss_and_gradient(preset):
 
     def outcome(name):
         work.rewind()
-        loss = work.step(CONTESTANTS[name].prepare(work))
+        loss = work.step(PREPARE[name](work))
         return [loss, *(parameter.grad.clone() for parameter in work.trained)]
 
     for reference, others in {"pissa": ["dense-bare", "floor"], "dense": ["ours", "cached"]}.items():
@@ -75,6 +76,10 @@ def test_the_published_sketch_is_exact_for_a_spectrum_that_ends_within_it():
     torch.manual_seed(0)
     logits = torch.randn(30, 8) @ torch.randn(8, SKETCHED_ABOVE + 1)
     torch.testing.assert_close(published_spectrum(logits, 5, "frobenius"), svd_ratio(logits, 5, "frobenius"))
+
+
+def test_every_contestant_can_be_prepared():
+    assert list(PREPARE) == list(CONTESTANTS)
 
 
 def test_the_second_model_of_the_published_algorithm_is_our_teacher():

@@ -23,7 +23,7 @@ ALLOWED = {
     "files": "errors",
     "folders": "errors files",
     "modes": "",
-    "texts": "",
+    "texts": "errors",
     "packages": BASIS,
     "provenance": BASIS,
     "sharding": BASIS,

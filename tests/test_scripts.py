@@ -124,11 +124,11 @@ def test_tables_and_figures_are_those_of_the_experiments_in_results_and_the_poin
     for folder in ("results/t-sne", "results/small", "configs/experiments"):
         (checkout / folder).mkdir(parents=True)
     (checkout / "configs/experiments/small.yaml").touch()
-    table = "-m ba_lora.experiments table configs/experiments/small.yaml --runs none --output assets/small --quiet"
+    table = "-m ba_lora.experiments table configs/experiments/small.yaml --runs none --output_dir assets/small --quiet"
     assert call(checkout, "scripts/tables.sh")[1].splitlines() == [table]
     done, calls = call(checkout, "scripts/figures.sh")
     assert calls.splitlines() == [
-        f"-m ba_lora.experiments figure configs/experiments/{name}.yaml --runs none --output assets/{name}"
+        f"-m ba_lora.experiments figure configs/experiments/{name}.yaml --runs none --output_dir assets/{name}"
         for name in ("small", "ablation-embedded", "ranks-embedded")
     ]
     assert done.returncode  # the interpreter that writes down its calls draws nothing to copy

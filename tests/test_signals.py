@@ -141,8 +141,8 @@ MODULES = [
 def test_a_command_that_still_imports_its_libraries_ends_with_one_line(tmp_path, number, module):
     library = {"eval.glue": "numpy", "ba_lora.chat": "torch", "ba_lora.tiny.pretrain": "torch"}.get(module, "tqdm")
     environment, asleep = sleeping(tmp_path, library)
-    words = ["tiny"] if module == "eval.all" else []
-    process = start(sys.executable, "-m", module, *words, env=environment)
+    words = {"eval.all": ["tiny"], "ba_lora.chat": ["--model", "tiny"], "ba_lora.tiny.pretrain": ["--output_dir", "x"]}
+    process = start(sys.executable, "-m", module, *words.get(module, []), env=environment)
     wait_until(asleep, process)
     assert send(process, number) == (128 + number, SAID[number])
 

@@ -2,26 +2,15 @@
 
 import argparse
 import json
-from dataclasses import asdict, fields, replace
-from pathlib import Path
 
-import torch
-from tqdm import tqdm
-from transformers.utils import logging as transformers_logging
-
-from .. import provenance
-from ..errors import UserError, choose, run_cli
-from ..files import write_json
+from ..errors import Parser, UserError, choose, run_cli
 from ..folders.ownership import claimed
-from ..models import DTYPES, load_model
+from ..folders.places import check_model_folder
+from ..methods.names import PRECISIONS
 from ..objective.settings import PRESETS
+from ..packages import check_name
 from . import __doc__ as what
-from . import report
-from .contestants import BASE, CONTESTANTS, Case
-from .measure import measure, peak_of
-
-GROWTH = (BASE, "floor", "ours", "cached")
-SMALLEST_VOCABULARY = 32  # large enough for the 20 classes of the iclr preset's entropy
+from .cases import BASE, CONTESTANTS, SMALLEST_VOCABULARY, Case
 
 EXAMPLES = """\
 examples:
@@ -35,7 +24,7 @@ contestants, for --only:
 
 
 def make_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m ba_lora.benchmark",
         description=what,
         epilog=EXAMPLES,
@@ -52,8 +41,8 @@ def make_parser() -> argparse.ArgumentParser:
     add("--rank", type=int, default=32, help="rank of the adapter (default: %(default)s)")
     add("--preset", default="iclr", help="form of the objective: iclr or paper-v5 (default: %(default)s)")
     add("--dtype", default="float32", help="precision: float32, bfloat16 or float16 (default: %(default)s)")
-    add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu or cuda (default: %(default)s)")
-    add("--threads", type=int, default=torch.get_num_threads(), help="threads of torch (default: %(default)s)")
+    add("--device", help="cpu or cuda (default: cuda if torch finds a GPU)")
+    add("--threads", type=int, help="threads of torch (default: torch's own)")
     add("--repeats", type=int, default=5, help="timed rounds after the warm-up (default: %(default)s)")
     add("--only", nargs="+", metavar="NAME", help=f"contestants to measure, in addition to {BASE}")
     add("--no_memory", action="store_true", help="measure only step times; each memory figure takes a new process")
@@ -69,92 +58,43 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def cases_of(args: argparse.Namespace) -> list[Case]:
-    """One case per vocabulary. Raises UserError for impossible sizes."""
-    for name, least in {"batch": 1, "length": 2, "layers": 1, "rank": 1, "threads": 1, "repeats": 1}.items():
+def check_options(args: argparse.Namespace) -> None:
+    """Raise UserError for sizes and names that are known to be impossible."""
+    for name, least in {"batch": 1, "length": 2, "layers": 1, "rank": 1, "repeats": 1}.items():
         if getattr(args, name) < least:
             raise UserError(f"--{name} must be at least {least}, got {getattr(args, name)}")
+    if args.threads is not None and args.threads < 1:
+        raise UserError(f"--threads must be at least 1, got {args.threads}")
     if not 0 < args.response <= 1 or round(args.length * args.response) < 1:
         raise UserError(
             f"--response {args.response} of {args.length} tokens trains none or too many; give 0 < part <= 1"
         )
     choose("--preset", args.preset, PRESETS)
-    choose("--dtype", args.dtype, [name for name in DTYPES if name != "auto"])
-    if choose("--device", args.device, ("cpu", "cuda")) == "cuda" and not torch.cuda.is_available():
-        raise UserError("--device cuda: torch finds no GPU; use cpu")
+    choose("--dtype", args.dtype, [name for name in PRECISIONS if name != "auto"])
+    if args.device:
+        choose("--device", args.device, ("cpu", "cuda"))
+    for name in args.only or ():
+        choose("--only", name, CONTESTANTS)
     if args.model and (args.vocabulary or args.growth):
         raise UserError("--vocabulary and --growth are for the random model; leave them out or leave out --model")
-    vocabularies = args.vocabulary or [32000]
-    if args.model:
-        vocabularies = [load_model(args.model, args.dtype).get_input_embeddings().num_embeddings]
-    if min(vocabularies) < SMALLEST_VOCABULARY:
-        raise UserError(f"--vocabulary must be at least {SMALLEST_VOCABULARY}, got {min(vocabularies)}")
-    shared = {field.name for field in fields(Case)} - {"vocabulary", "svd_k"}
-    return [Case(vocabulary, **{name: getattr(args, name) for name in shared}) for vocabulary in vocabularies]
-
-
-def growth_cases(case: Case) -> dict[str, Case]:
-    """{label: case}: cases that vary one size at a time around `case`."""
-    sizes = [case.vocabulary // 2, case.vocabulary, 2 * case.vocabulary]
-    cases = {f"V = {size:,}": replace(case, vocabulary=size) for size in sizes}
-    for part in (case.response / 2, case.response, min(2 * case.response, 1.0)):
-        changed = replace(case, response=part)
-        cases[f"N = {changed.rows:,}"] = changed
-    return cases | {f"k = {k}": replace(case, svd_k=k) for k in (3, 10, 50)}
+    if args.vocabulary and min(args.vocabulary) < SMALLEST_VOCABULARY:
+        raise UserError(f"--vocabulary must be at least {SMALLEST_VOCABULARY}, got {min(args.vocabulary)}")
+    if args.model and args.model != "tiny" and not check_name(args.model):
+        check_model_folder(args.model)
 
 
 def main(words: list[str] | None = None) -> None:
     args = make_parser().parse_args(words)
-    transformers_logging.disable_progress_bar()
     if args.child:
+        from .measure import peak_of
+
         print(peak_of(Case(**json.loads(args.child[0])), args.child[1]))
         return
-    cases = cases_of(args)
+    check_options(args)
     with claimed(args.output, "benchmark"):
-        _measure(args, cases)
+        from .compare import compare  # torch takes seconds; --help and refusals do without it
 
-
-def _measure(args: argparse.Namespace, cases: list[Case]) -> None:
-    """Measure every case; write and print the results after each."""
-    chosen = {choose("--only", name, CONTESTANTS) for name in args.only or CONTESTANTS} | {BASE}
-    names = [name for name in CONTESTANTS if name in chosen]
-    growing = growth_cases(cases[0]) if args.growth else {}
-    one = args.repeats + 1 + (not args.no_memory)  # progress-bar steps per contestant
-    total = one * (len(cases) * len(names) + len(set(growing.values())) * len(GROWTH))
-    measured, grown = [], {}
-    with tqdm(total=total, mininterval=0.5) as bar:
-        for case in cases:
-            measured.append((case, measure(case, names, args.repeats, not args.no_memory, bar)))
-            with tqdm.external_write_mode():
-                print(report.table(*measured[-1], args.repeats) + "\n", flush=True)
-            write_results(Path(args.output), measured, grown, growing)  # the next case may run out of memory
-        done = {}
-        for label, case in growing.items():
-            if case not in done:
-                done[case] = measure(case, list(GROWTH), args.repeats, not args.no_memory, bar)
-            grown[label] = done[case]
-    if grown:
-        print(report.growth_table(grown) + "\n")
-        write_results(Path(args.output), measured, grown, growing)
-    print(f"written: {args.output}/benchmark.json, {args.output}/benchmark.png")
-    every = [*(results for _, results in measured), *grown.values()]
-    failures = [result["failure"] for results in every for result in results.values() if "failure" in result]
-    if failures:
-        raise UserError(failures[0])
-
-
-def write_results(folder: Path, measured: list[tuple[Case, dict]], grown: dict, growing: dict[str, Case]) -> None:
-    """Write benchmark.json (bytes and seconds) and benchmark.png."""
-    write_json(
-        folder / "benchmark.json",
-        {
-            **provenance.record(),
-            "base": BASE,
-            "cases": [{"sizes": asdict(case), "results": results} for case, results in measured],
-            "growth": {label: {"sizes": asdict(growing[label]), "results": grown[label]} for label in grown},
-        },
-    )
-    report.draw(measured, folder / "benchmark.png")
+        compare(args)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,8 @@ import torch
 from tqdm import tqdm
 
 from ..errors import UserError
-from .contestants import BASE, CONTESTANTS, Case, Work
+from .cases import BASE, Case
+from .contestants import PREPARE, Work
 
 
 def measure(case: Case, names: list[str], repeats: int, memory: bool, bar: tqdm) -> dict[str, dict]:
@@ -41,7 +42,7 @@ def measure(case: Case, names: list[str], repeats: int, memory: bool, bar: tqdm)
 def _times(case: Case, names: list[str], repeats: int, bar: tqdm) -> dict[str, dict]:
     bar.set_description(f"V = {case.vocabulary:,}, model")
     work = Work(case, second_model="published" in names)
-    losses_of = {name: CONTESTANTS[name].prepare(work) for name in names}
+    losses_of = {name: PREPARE[name](work) for name in names}
     results = {name: {"seconds": [], "loss": None} for name in names}
     for turn in range(repeats + 1):
         for name in names:
@@ -85,7 +86,7 @@ def peak_in_own_process(case: Case, name: str) -> int:
 def peak_of(case: Case, name: str) -> int:
     """Peak memory, in bytes, of two steps of `name` in this process."""
     work = Work(case, second_model=name == "published")
-    loss_of = CONTESTANTS[name].prepare(work)
+    loss_of = PREPARE[name](work)
     gc.collect()
     reset, read = _cuda_peak() if case.device == "cuda" else _resident_peak()
     reset()

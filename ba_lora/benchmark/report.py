@@ -4,7 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 
-from .contestants import BASE, CONTESTANTS, Case
+from .cases import BASE, CONTESTANTS, Case
 
 
 def extra(results: dict[str, dict], name: str) -> int | None:

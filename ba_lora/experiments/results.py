@@ -19,11 +19,14 @@ from pathlib import Path
 
 import numpy as np
 
+from eval.all import GENERATED
+
 from ..errors import UserError, short
 from ..files import atomic_write, check_kinds, digest, read_json, read_json_lines, sealed, unsealed, write_sealed
 from ..folders import checksums
 from ..folders.ownership import claimed
 from ..objective.settings import METRICS, TERMS, WEIGHTS
+from .benchmark_data import column_of
 from .matrix import Experiment, Run, Variant
 from .tables.columns import COSTS, MEASURES, NO_COLUMNS
 
@@ -82,7 +85,7 @@ def columns(experiment: Experiment) -> list[str]:
     found = {}
     for run in experiment.runs:
         for name in run.benchmarks:
-            found[run.arguments.task if name == "glue" else name] = True
+            found[column_of(name, run.arguments)] = True
     return list(found)
 
 
@@ -162,10 +165,12 @@ def of_run(run: Run, experiment: Experiment) -> dict:
 
 
 def _benchmarks(folder: Path) -> dict:
-    """Return the scores of a run's benchmarks, one column each: for GLUE the task, out of domain TASK-SET."""
+    """Return the scores of a run's benchmarks, one column each: for GLUE the task, out of domain TASK-SET, for generated problems
+    their name."""
     scores = {}
     for file in sorted(folder.glob("*/score.json")) + sorted(folder.glob("gluex/*/score.json")):
-        name = read_json(file)["benchmark"].partition("/")[2]
+        benchmark = read_json(file)["benchmark"]
+        name = GENERATED if benchmark == GENERATED else benchmark.partition("/")[2]
         if file.parent.name == "glue-validation_mismatched":
             name = f"{name}-mm"
         scores[name or file.parent.name] = _score_of(file.parent, folder.parent)

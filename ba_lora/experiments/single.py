@@ -5,7 +5,6 @@ from pathlib import Path
 import eval.all
 import eval.glue
 import eval.gluex
-from eval.gsm8k import GSM8K
 
 from .. import signals
 from ..card import write_card
@@ -15,6 +14,7 @@ from ..training import launch
 from ..training.arguments import TrainArguments
 from ..training.command_line import parse
 from ..training.first_checks import parse_and_check
+from .benchmark_data import data_of
 
 CLASSIFICATION = ("glue", "gluex")  # the benchmarks of a run with --task
 
@@ -36,7 +36,7 @@ def train_and_evaluate(config: str, words: list[str]) -> int:
     arguments = parse_and_check(words)
     known = CLASSIFICATION if arguments.task else eval.all.BENCHMARKS
     benchmarks = [choose("benchmark", name, known) for name in arguments.benchmarks or ()]
-    tests = {} if arguments.task else _test_data(arguments, benchmarks)
+    tests = {} if arguments.task else data_of(arguments, benchmarks)
     if launch.is_first_machine() and not arguments.task:
         for name in benchmarks:  # report unreadable data before the training
             eval.all.check_data(name, tests.get(name), arguments.model, arguments.eval_limit)
@@ -91,21 +91,3 @@ def _name(config: str, words: list[str]) -> str:
     """Return the config's name, followed by the method if the options change it."""
     own, now = (parse([*given, "--output_dir", "unnamed"]).method for given in (["--config", config], words))
     return Path(config).stem if now == own else f"{Path(config).stem}-{now}"
-
-
-def _test_data(arguments: TrainArguments, benchmarks: list[str]) -> dict[str, str]:
-    """Return {benchmark: its data} from --eval_data, or for GSM8K the test split beside a local copy; others have their own."""
-    if arguments.eval_data:
-        if len(benchmarks) == 1 and len(arguments.eval_data) == 1 and "=" not in arguments.eval_data[0]:
-            return {benchmarks[0]: arguments.eval_data[0]}
-        return dict(eval.all.read_pair("--eval_data", text) for text in arguments.eval_data)
-    name, _, part = arguments.data.partition(":")
-    if "gsm8k" not in benchmarks or not arguments.data_path or name != GSM8K.partition(":")[0]:
-        return {}
-    copy = Path(arguments.data_path)
-    if copy.is_dir():
-        return {"gsm8k": f"{copy}:{part}" if part else str(copy)}
-    beside = copy.with_name(copy.name.replace("train", "test"))
-    if beside == copy or not beside.is_file():
-        raise UserError(f"no test file lies beside --data_path {copy}; name one with --eval_data")
-    return {"gsm8k": str(beside)}

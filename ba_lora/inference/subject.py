@@ -10,7 +10,7 @@ from typing import NamedTuple
 from ..data.templates import Template, check_template, default_template, make_template, template_of
 from ..errors import UserError
 from ..files import digest, hash_of
-from ..folders.places import ADAPTERS
+from ..folders.places import ADAPTERS, refuse_classifier
 
 # Small files that affect completions.
 SETTINGS = (
@@ -45,7 +45,7 @@ def find_base(model: str, adapter: str | None = None) -> str:
     """The name of the base model for --model and --adapter, without opening any weights."""
     from ..methods.save import find_run
 
-    trained = _trained(model)
+    trained = trained_folder(model)
     return model if adapter or not trained else find_run(trained)[1] or model
 
 
@@ -68,10 +68,10 @@ def open_subject(
 
     if template:
         check_template(template)
-    base, trained = find_base(model, adapter), adapter or _trained(model)
+    base, trained = find_base(model, adapter), adapter or trained_folder(model)
     saved = str(find_run(trained)[0]) if trained else None
-    if saved and (Path(saved) / "task.json").is_file():
-        raise UserError(f"{trained} is a classifier, which writes no text; evaluate it with python -m eval.glue")
+    if saved:
+        refuse_classifier(saved, trained)
     is_adapter = saved is not None and any((Path(saved) / name).is_file() for name in ADAPTERS)
     weights, placed = (base, saved) if is_adapter else (saved or model, None)
     code, opened = {"trust_remote_code": trust_remote_code}, None
@@ -88,8 +88,8 @@ def open_subject(
     return Subject(opened, tokenizer, recorded, base, weights, placed)
 
 
-def _trained(name: str) -> str | None:
-    """`name` if a training run saved it: a run folder, or its adapter or model folder (then the run folder)."""
+def trained_folder(name: str) -> str | None:
+    """`name` if a training run saved it: a run folder or an adapter folder. The run folder of its model folder. Else None."""
     folder = Path(name)
     if folder.name == "model" and (folder / "config.json").is_file() and (folder.parent / "run.json").is_file():
         return str(folder.parent)

@@ -19,8 +19,8 @@ from ..training.model_numbers import read_numbers
 from ..training.teacher_cache import row_bytes
 from . import devices as capacity
 from . import flops
-from .memory import standing
 from .shapes import Shape, Sizes, job_of, passing_of, sizes
+from .standing import standing
 
 CHECKPOINTS = 3  # at a time: two that a run keeps (run.training_arguments), and a new one before the oldest goes
 RESPONSE = 200  # assumed trained tokens per sample, as on MetaMathQA, when the tokenizer is not used

@@ -12,19 +12,9 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import get_args
 
-from ..errors import UserError, nearest, short
+from ..errors import Parser, UserError, nearest, short
 from ..files import of_the_project, read_yaml
 from .arguments import TrainArguments
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str):
-        unknown = message.removeprefix("unrecognized arguments: ") if message.startswith("unrecognized") else None
-        if unknown:
-            word = next((w for w in unknown.split() if w.startswith("--")), unknown.split()[0])
-            names = [f"--{f.name}" for f in fields(TrainArguments)] + ["--config", "--debug"]
-            raise UserError(f"unknown option {word}{nearest(word.partition('=')[0], names)}; see --help")
-        raise UserError(message)
 
 
 def _inner(kind) -> type:
@@ -64,7 +54,7 @@ def _converter(kind):
 @cache
 def make_parser() -> argparse.ArgumentParser:
     """The parser of train.py; its --help lists every option by group with its default."""
-    parser = _Parser(
+    parser = Parser(
         prog="train.py",
         allow_abbrev=False,
         description="Fine-tune a language model with BA-LoRA or one of its baselines.",
@@ -175,7 +165,7 @@ def parse(words: list[str] | None = None) -> TrainArguments:
 
 
 def _config_of(words: list[str]) -> str | None:
-    finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    finder = Parser(add_help=False, allow_abbrev=False)
     finder.add_argument("--config")
     return finder.parse_known_args(words)[0].config
 

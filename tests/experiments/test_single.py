@@ -7,7 +7,8 @@ import pytest
 
 import eval.all
 from ba_lora.errors import UserError
-from ba_lora.experiments.single import _test_data, train_and_evaluate
+from ba_lora.experiments.benchmark_data import column_of, data_of
+from ba_lora.experiments.single import train_and_evaluate
 from ba_lora.training.command_line import parse
 
 TINY = str(Path(__file__).parents[2] / "configs/nlg/tiny.yaml")
@@ -18,11 +19,30 @@ def options(*words):
 
 
 def test_one_file_is_for_one_benchmark_and_several_need_their_names():
-    assert _test_data(options(), ["gsm8k"]) == {"gsm8k": "tinymath:test"}
-    assert _test_data(options("--eval_data", "gsm8k=a", "math=b"), ["gsm8k", "math"]) == {"gsm8k": "a", "math": "b"}
-    assert _test_data(options("--eval_data", "none"), ["gsm8k", "math"]) == {}
+    assert data_of(options(), ["gsm8k"]) == {"gsm8k": "tinymath:test"}
+    assert data_of(options("--eval_data", "gsm8k=a", "math=b"), ["gsm8k", "math"]) == {"gsm8k": "a", "math": "b"}
+    assert data_of(options("--eval_data", "none"), ["gsm8k", "math"]) == {}
     with pytest.raises(UserError, match="--eval_data takes NAME=FILE, got 'a'"):
-        _test_data(options("--eval_data", "a"), ["gsm8k", "math"])
+        data_of(options("--eval_data", "a"), ["gsm8k", "math"])
+
+
+@pytest.mark.parametrize(
+    ("words", "column"),
+    [
+        ("", "tinymath"),
+        ("--eval_data tinymath:shifted:7", "tinymath"),
+        ("--eval_data none", "tinymath"),  # the default of the embedded model
+        ("--eval_data none --model someone/base", "gsm8k"),
+        ("--eval_data tinymath:test --model someone/base", "tinymath"),
+        ("--eval_data math=b gsm8k=tinymath:test --benchmarks gsm8k math", "tinymath"),
+        ("--eval_data math=b gsm8k=a.jsonl --benchmarks gsm8k math", "gsm8k"),
+        ("--eval_data a.jsonl", "gsm8k"),
+        ("--eval_data none --data openai/gsm8k --data_path nowhere/train.jsonl", "gsm8k"),
+    ],
+)
+def test_generated_problems_are_not_called_gsm8k(words, column):
+    arguments = options(*words.split())
+    assert column_of("gsm8k", arguments) == column and column_of("math", arguments) == "math"
 
 
 def test_what_cannot_be_read_is_said_before_the_training(tmp_path):

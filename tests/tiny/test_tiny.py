@@ -9,7 +9,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from ba_lora.data.tinymath import generate
 from ba_lora.tiny import MODEL_DIR
-from ba_lora.tiny.pretrain import accuracy, encode_problem, main, pretrain
+from ba_lora.tiny.pretrain import main
+from ba_lora.tiny.recipe import accuracy, encode_problem, pretrain
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
