@@ -55,6 +55,13 @@ def test_rescore_counts_the_tasks_of_the_data_that_the_file_lacks(tmp_path):
     assert (score["missing"], score["n"], score["data"]) == (7, 3, data)
 
 
+def test_generated_problems_keep_the_version_under_which_their_results_were_written(tmp_path):
+    problems = load_problems("tinymath:test", 3)
+    lines = [{"id": each["id"], "completion": "The answer is: 1", "reference": each["reference"]} for each in problems]
+    score = rescore(tmp_path, lines, "--data", "tinymath:test", "--limit", "3")
+    assert (score["benchmark"], score["protocol_version"]) == ("tinymath", "2")
+
+
 def test_rescore_takes_the_first_lines_with_limit_and_skips_blank_ones(tmp_path):
     assert rescore(tmp_path, [LINES[0], "", *LINES[1:]], "--limit", "2")["score"] == 1.0
 
