@@ -1,15 +1,14 @@
 """The prepared state of a run of either kind, after everything is read and opened."""
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-import torch
 from datasets import Dataset
 from torch import nn
 
 from ..files import digest
+from ..machine.devices import device, refuse_unmeant_cpu
 from ..methods import quantisation
 from ..methods.attach import attach
 from ..methods.names import start_of
@@ -40,6 +39,7 @@ def adapt(arguments: TrainArguments, model: nn.Module, objective: Objective, sam
 
     A resumed run starts from the factors of its first start and decomposes nothing.
     """
+    refuse_unmeant_cpu(sum(parameter.numel() for parameter in model.parameters()), arguments.model, arguments.use_cpu)
     if arguments.quantize:
         quantisation.check_model(model)
     decomposes = start_of(arguments.method, arguments.init).startswith("pissa")
@@ -80,5 +80,4 @@ def order_hash(order: FixedOrder) -> str:
 
 def to_device(model: nn.Module, use_cpu: bool) -> None:
     """Move the model to this process's GPU, if allowed and present: a decomposition takes minutes there, hours on a CPU."""
-    if torch.cuda.is_available() and not use_cpu:
-        model.to(f"cuda:{os.environ.get('LOCAL_RANK', 0)}")
+    model.to(device(use_cpu))
