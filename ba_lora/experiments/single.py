@@ -42,7 +42,7 @@ def train_and_evaluate(config: str, words: list[str]) -> int:
             eval.all.check_data(name, tests.get(name), arguments.model, arguments.eval_limit)
     command = launch.command(arguments, [*words, "--push_to_hub", "none", "--hub_public", "false"])
     if not launch.is_first_machine():
-        launch.start(command)
+        launch.start(command, arguments.use_cpu)
         print(f"The first machine evaluates and holds the run folder: {arguments.output_dir}")
         return 0
     if arguments.push_to_hub:
@@ -53,7 +53,7 @@ def train_and_evaluate(config: str, words: list[str]) -> int:
         train(arguments)
         signals.check()
     else:
-        launch.start(command)
+        launch.start(command, arguments.use_cpu)
     folder = Path(arguments.output_dir)
     push_after(folder, arguments, last=False)
     failure = None

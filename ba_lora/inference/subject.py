@@ -11,6 +11,7 @@ from ..data.templates import Template, check_template, default_template, make_te
 from ..errors import UserError
 from ..files import digest, hash_of
 from ..folders.places import ADAPTERS, refuse_classifier
+from ..machine.devices import device
 
 # Small files that affect completions.
 SETTINGS = (
@@ -76,9 +77,9 @@ def open_subject(
     weights, placed = (base, saved) if is_adapter else (saved or model, None)
     code, opened = {"trust_remote_code": trust_remote_code}, None
     if with_model and trained:
-        opened = _to_accelerator(load(trained, base=model if adapter else None, dtype=dtype, **code))
+        opened = load(trained, base=model if adapter else None, dtype=dtype, **code).to(device())
     elif with_model:
-        opened = _to_accelerator(load_model(model, dtype, **code))
+        opened = load_model(model, dtype, **code).to(device())
     own = saved is not None and (Path(saved) / "tokenizer_config.json").is_file()
     tokenizer = load_tokenizer(saved if own else base, **code)
     recorded = template_of(trained) if trained else None
@@ -94,12 +95,6 @@ def trained_folder(name: str) -> str | None:
     if folder.name == "model" and (folder / "config.json").is_file() and (folder.parent / "run.json").is_file():
         return str(folder.parent)
     return name if any((folder / file).is_file() for file in ("run.json", *ADAPTERS)) else None
-
-
-def _to_accelerator(model):
-    import torch
-
-    return model.to("cuda") if torch.cuda.is_available() else model
 
 
 def weights_hash(name: str) -> str | None:

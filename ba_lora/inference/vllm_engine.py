@@ -16,12 +16,12 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
-import torch
 from safetensors import safe_open
 
 from ..data.templates import end_id
 from ..errors import UserError
 from ..files import read_json
+from ..machine.devices import gpus
 from ..methods.adapter_files import check_for_base
 from ..methods.save import check_saved, export_merged
 from ..models import locate
@@ -143,7 +143,7 @@ def _open(
                     max_model_len=max_model_len or _positions(place, trust),
                     max_num_seqs=batch_size,
                     generation_config="vllm",  # ignore the model's own generation_config
-                    enforce_eager=not torch.cuda.device_count(),
+                    enforce_eager=not gpus(),
                     trust_remote_code=trust,
                     enable_log_requests=False,
                     disable_log_stats=True,
@@ -169,7 +169,7 @@ def end_with_us(engines: Sequence[int]) -> None:
 
 
 def _check_devices(tensor_parallel: int, data_parallel: int) -> None:
-    there, wanted = torch.cuda.device_count(), tensor_parallel * data_parallel
+    there, wanted = gpus(), tensor_parallel * data_parallel
     if there and wanted > there:
         raise UserError(
             f"--tensor_parallel {tensor_parallel} times --data_parallel {data_parallel} needs {wanted} GPUs but {there} are "
@@ -194,7 +194,7 @@ def lora_rank(adapter: str, dtype: str) -> int | None:
     config = read_json(file) if file.is_file() else {}
     if config.get("peft_type") != "LORA" or config.get("use_dora") or config.get("modules_to_save"):
         return None
-    if config.get("bias", "none") != "none" or (torch.cuda.device_count() and dtype == "float32"):
+    if config.get("bias", "none") != "none" or (gpus() and dtype == "float32"):
         return None
     weights = Path(adapter) / "adapter_model.safetensors"
     if not weights.is_file():  # format of earlier versions of PEFT

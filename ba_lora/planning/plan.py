@@ -33,7 +33,13 @@ def plan(arguments: TrainArguments, *, memory: bool = True) -> dict:
     """
     devices = capacity.read_devices(arguments.devices) if arguments.devices else None
     world = os.environ.get("WORLD_SIZE")
-    processes = devices.count if devices else int(world) if world else math.prod(launch.processes())
+    processes = (
+        devices.count
+        if devices
+        else int(world)
+        if world
+        else math.prod(launch.processes(arguments.use_cpu, check=False))
+    )
     accumulation = arguments.accumulation(processes)
     objective = arguments.objective()
     start = start_of(arguments.method, arguments.init)
@@ -142,7 +148,7 @@ def _on_devices(devices: capacity.Devices, arguments: TrainArguments, job: Shape
             "placements": passes
             and _placements(arguments, capacity.placements(size.held, passes, devices, form.autocast)),
         }
-    here = -(-devices.count // launch.processes()[1])
+    here = -(-devices.count // launch.processes(check=False)[1])
     start = start_of(arguments.method, arguments.init)
     return {
         "count": devices.count,

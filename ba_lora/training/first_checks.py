@@ -9,10 +9,11 @@ from ..files import read_json
 from ..folders.disk import refuse_unwritable
 from ..folders.ownership import refuse_foreign
 from ..folders.places import check_model_folder
+from ..machine.devices import refuse_unmeant_cpu
 from ..packages import check_name
 from .arguments import TrainArguments
 from .command_line import changed_options, parse
-from .model_numbers import fetch_config, width_of
+from .model_numbers import fetch_config, parameters_of, width_of
 
 
 def parse_and_check(words: list[str] | None = None) -> TrainArguments:
@@ -42,6 +43,7 @@ def check_inputs(arguments: TrainArguments) -> None:
         check_model_folder(arguments.model)
     if arguments.data or arguments.data_path:
         check_source(arguments.data or "", arguments.data_path)
+    refuse_unmeant_cpu(parameters_of(arguments.model), arguments.model, arguments.use_cpu)
 
 
 def refuse_another_run(arguments: TrainArguments) -> dict | None:

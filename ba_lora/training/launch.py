@@ -1,7 +1,7 @@
 """Start a training in this process, or through torchrun or the deepspeed launcher on several processes or machines.
 
 Environment variables set the number, named as in the launchers:
-    NPROC                    processes on this machine; default: one per GPU, or one without GPUs
+    NPROC                    processes on this machine; default: one per GPU, or one without GPUs or with --use_cpu
     LAUNCHER                 torchrun (default) or deepspeed
     NNODES, NODE_RANK, MASTER_ADDR, MASTER_PORT      several machines: run the same command on each with its own NODE_RANK
     HOSTFILE                 DeepSpeed's list of machines, one line "HOST slots=N" each; replaces NNODES, NPROC and MASTER_ADDR
@@ -20,6 +20,7 @@ import psutil
 
 from .. import signals
 from ..errors import RunFailure, Stopped, UserError, choose
+from ..machine.devices import gpus
 from .arguments import TrainArguments
 
 LAUNCHERS = ("torchrun", "deepspeed")
@@ -34,22 +35,23 @@ def _whole(name: str, default: int, lowest: int = 1) -> int:
     return int(text)
 
 
-def processes() -> tuple[int, int]:
-    """(processes per machine, machines). Raises UserError for values that are not numbers or contradict each other."""
-    hosts = _hosts()
-    if not hosts:
-        return _whole("NPROC", 1 if os.environ.get("NPROC") else max(_gpus(), 1)), _whole("NNODES", 1)
-    found = {"NPROC": next(iter(hosts.values())), "NNODES": len(hosts)}
+def processes(use_cpu: bool = False, *, check: bool = True) -> tuple[int, int]:
+    """(processes per machine, machines). check=False: for a plan, which may be of another machine.
+
+    Raises UserError for values that are not numbers or contradict each other or, with `check`, the GPUs of this machine.
+    """
+    there, hosts = gpus(use_cpu, check=check), _hosts()
+    found = {"NPROC": next(iter(hosts.values())), "NNODES": len(hosts)} if hosts else {}
     for name, number in found.items():
         if _whole(name, number) != number:
             raise UserError(f"{name} is {os.environ[name]} and HOSTFILE says {number}; leave {name} out")
-    return found["NPROC"], found["NNODES"]
-
-
-def _gpus() -> int:
-    import torch  # here, because it takes seconds
-
-    return torch.cuda.device_count()
+    here = found.get("NPROC") or _whole("NPROC", max(there, 1))
+    if check and 0 < there < here:
+        source = "the number of slots in HOSTFILE" if hosts else "NPROC"
+        raise UserError(
+            f"{source} is {here} and {there} can be used of the GPUs here, one for each process; set it to {there}"
+        )
+    return here, found.get("NNODES") or _whole("NNODES", 1)
 
 
 def _hosts() -> dict[str, int]:
@@ -125,7 +127,7 @@ def command(arguments: TrainArguments, words: list[str]) -> list[str] | None:
 
     Raises UserError if the effective batch cannot be divided evenly or a launcher setting is missing.
     """
-    here, nodes = processes()
+    here, nodes = processes(arguments.use_cpu)
     arguments.accumulation(here * nodes)
     if here * nodes == 1 and not arguments.deepspeed:
         return None
@@ -134,12 +136,13 @@ def command(arguments: TrainArguments, words: list[str]) -> list[str] | None:
     return [sys.executable, "-m", *start, str(TRAIN), *words]
 
 
-def start(words: list[str]) -> None:
-    """Run a command from `command` to its end, in the main thread. Raises SystemExit with the run's own status if a signal
-    ended it, and UserError or RunFailure, matching the status, if one of its processes fails."""
+def start(words: list[str], use_cpu: bool = False) -> None:
+    """Run a command from `command` to its end, in the main thread. use_cpu: the option of the run. Raises
+    SystemExit with the run's own status if a signal ended it, and UserError or RunFailure, matching the status, if one of its
+    processes fails."""
     environment = dict(os.environ)
-    environment.setdefault("OMP_NUM_THREADS", str(max((os.cpu_count() or 1) // processes()[0], 1)))
-    if not _gpus():
+    environment.setdefault("OMP_NUM_THREADS", str(max((os.cpu_count() or 1) // processes(use_cpu)[0], 1)))
+    if not gpus(use_cpu):
         environment.setdefault("DS_ACCELERATOR", "cpu")
     status, received = signals.run(words, _training, env=environment)
     if status in (Stopped.STATUS, *signals.ENDED):

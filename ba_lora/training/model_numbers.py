@@ -6,6 +6,7 @@ was chosen on validation data or published for each width; docs/start.md names t
 
 import copy
 import json
+import math
 import os
 import re
 from functools import cache
@@ -87,16 +88,46 @@ def width_of(model: str) -> int | None:
 
 def _from_hub(model: str) -> dict:
     """config.json of a hub id that the hub's cache holds; {} otherwise."""
-    if not HUB_ID.fullmatch(model):
+    folder = cached_folder(model)
+    try:
+        numbers = json.loads((folder / "config.json").read_text(encoding="utf-8")) if folder else {}
+    except (OSError, ValueError):
         return {}
+    return numbers if isinstance(numbers, dict) else {}
+
+
+def cached_folder(model: str) -> Path | None:
+    """The folder in which the hub's cache holds config.json of a hub id, and perhaps its weights; None if it has none."""
+    if not HUB_ID.fullmatch(model):
+        return None
     from huggingface_hub import try_to_load_from_cache
 
     try:
         found = try_to_load_from_cache(model, "config.json")
-        numbers = json.loads(Path(found).read_text(encoding="utf-8")) if isinstance(found, str) else {}
-    except (OSError, ValueError):
-        return {}
-    return numbers if isinstance(numbers, dict) else {}
+    except ValueError:  # a name that no repository can have
+        return None
+    return Path(found).parent if isinstance(found, str) else None
+
+
+def parameters_of(model: str) -> int | None:
+    """The parameters of a model: counted in its weight files here, else as configs/models says; None if neither is here.
+
+    Packed 4-bit weights count as the bytes they are, so a quantised model counts as a smaller one.
+    """
+    folder = Path(model) if os.path.isdir(model) else cached_folder(model)
+    files = sorted(folder.glob("*.safetensors")) if folder else []
+    if not files:
+        return _described_as(model).get("parameters")
+    from safetensors import SafetensorError, safe_open
+
+    total = 0
+    try:
+        for file in files:
+            with safe_open(file, framework="numpy") as opened:
+                total += sum(math.prod(opened.get_slice(name).get_shape()) for name in opened.keys())  # noqa: SIM118
+    except (OSError, SafetensorError):
+        return None  # opening the model names the file
+    return total
 
 
 def fetch_config(model: str) -> bool:
@@ -122,12 +153,9 @@ def read_numbers(name: str) -> tuple[dict, str]:
     if os.path.isfile(folder / "config.json"):  # False for what no path can be, such as a name of 300 letters
         source = "the embedded model" if name == "tiny" else f"{name}/config.json"
         return read_json(folder / "config.json", remedy="give a folder written by save_pretrained"), source
-    known = {}
-    for file, described in _described():
-        names = {file.stem, described["hub"], described.get("package", described["hub"])}
-        if name.lower() in {each.lower() for each in names}:
-            return copy.deepcopy(described["numbers"]), f"configs/models/{file.name}"
-        known |= dict.fromkeys(names)
+    if described := _described_as(name):
+        return copy.deepcopy(described["numbers"]), f"configs/models/{described['file']}"
+    known = [each for described in _described() for each in _names(described)]
     raise UserError(
         f"no numbers of the model '{name}' are here{nearest(name, known)}; give a folder that holds its config.json, "
         "or describe it in configs/models"
@@ -135,6 +163,17 @@ def read_numbers(name: str) -> tuple[dict, str]:
 
 
 @cache
-def _described() -> list[tuple[Path, dict]]:
-    """(file, content) of every model in configs/models."""
-    return [(file, read_yaml(file)) for file in sorted(NUMBERS.glob("*.yaml"))]
+def _described() -> list[dict]:
+    """The content of every file in configs/models, with the file's name."""
+    return [read_yaml(file) | {"file": file.name} for file in sorted(NUMBERS.glob("*.yaml"))]
+
+
+def _names(described: dict) -> set[str]:
+    """The names of a model in configs/models: its file's, its hub id, its package."""
+    return {Path(described["file"]).stem, described["hub"], described.get("package", described["hub"])}
+
+
+def _described_as(model: str) -> dict:
+    """The content of the file in configs/models that has the name `model`; {} if there is none."""
+    lower = model.lower()
+    return next((each for each in _described() if lower in {name.lower() for name in _names(each)}), {})

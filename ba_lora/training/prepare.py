@@ -1,15 +1,14 @@
 """The prepared state of a run of either kind, after everything is read and opened."""
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-import torch
 from datasets import Dataset
 from torch import nn
 
 from ..files import digest
+from ..machine.devices import device, refuse_unmeant_cpu
 from ..methods import quantisation
 from ..methods.attach import attach
 from ..methods.names import start_of
@@ -41,6 +40,7 @@ def adapt(arguments: TrainArguments, model: nn.Module, objective: Objective, sam
 
     A resumed run starts from the factors of its first start and decomposes nothing.
     """
+    refuse_unmeant_cpu(sum(parameter.numel() for parameter in model.parameters()), arguments.model, arguments.use_cpu)
     if arguments.quantize:
         quantisation.check_model(model)
     decomposes = start_of(arguments.method, arguments.init).startswith("pissa")
@@ -85,5 +85,5 @@ def to_device(model: nn.Module, arguments: TrainArguments) -> None:
     Under ZeRO-3 the model stays in the host's memory, because it may be larger than one GPU: DeepSpeed moves the parts that
     each GPU keeps, and the decomposition one matrix at a time.
     """
-    if torch.cuda.is_available() and not arguments.use_cpu and zero_stage(arguments.deepspeed) < 3:
-        model.to(f"cuda:{os.environ.get('LOCAL_RANK', 0)}")
+    if zero_stage(arguments.deepspeed) < 3:
+        model.to(device(arguments.use_cpu))

@@ -31,6 +31,7 @@ from ..folders.disk import refuse_unwritable
 from ..folders.kinds import CHECKPOINTS, REPLACED
 from ..folders.ownership import claimed, refuse_foreign, remove_run
 from ..hub import reserve
+from ..machine.devices import gpus
 from ..methods import quantisation
 from ..methods.names import method_of
 from ..methods.save import export, export_merged, saved_parameters, trained_parameters
@@ -122,7 +123,7 @@ def _check(arguments: TrainArguments) -> str | None:
         refuse_unwritable(arguments.teacher_cache, "--teacher_cache")
     if arguments.decomposition_cache not in (None, "auto"):
         refuse_foreign(arguments.decomposition_cache, "decompositions", "--decomposition_cache")
-    if not torch.cuda.is_available():
+    if not gpus(arguments.use_cpu):
         os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else DeepSpeed reports at import that it found none
     refuse_fsdp()
     if not resume.is_first():  # rank 0 alone reports what concerns the whole run
@@ -228,8 +229,7 @@ def join_processes(arguments: TrainArguments) -> None:
 
     TrainingArguments would do this too, but later, and would make transformers load the model in pieces under ZeRO-3.
     """
-    cpu = arguments.use_cpu or not torch.cuda.is_available()
-    PartialState(cpu=cpu, timeout=timedelta(seconds=TrainingArguments.ddp_timeout))
+    PartialState(cpu=not gpus(arguments.use_cpu), timeout=timedelta(seconds=TrainingArguments.ddp_timeout))
 
 
 def _finish(arguments: TrainArguments, folder: Path, tokenizer, record: dict) -> None:
@@ -300,7 +300,7 @@ def started_from(facts: dict) -> str:
 
 def training_arguments(arguments: TrainArguments, accumulation: int) -> TrainingArguments:
     """Our options as transformers' TrainingArguments."""
-    on_gpu = torch.cuda.is_available() and not arguments.use_cpu
+    on_gpu = bool(gpus(arguments.use_cpu))
     return TrainingArguments(
         output_dir=str(Path(arguments.output_dir) / "checkpoints"),
         per_device_train_batch_size=arguments.micro_batch_size,

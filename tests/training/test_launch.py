@@ -87,7 +87,9 @@ def test_a_host_file_says_the_machines_to_both_launchers(monkeypatch, hosts):
 
 
 def test_processes_default_to_the_gpus_found(monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    assert command(monkeypatch, "--use_cpu") is None
     assert command(monkeypatch)[:3] == ["ba_lora.training.torchrun", "--nproc_per_node", "2"]
     assert command(monkeypatch, NPROC="1") is None
 
@@ -136,7 +138,7 @@ def test_a_host_file_that_cannot_be_used_is_said_in_one_line(monkeypatch, hosts,
 
 def test_only_the_first_machine_evaluates(monkeypatch, tmp_path):
     started, evaluated = [], []
-    monkeypatch.setattr(launch, "start", started.append)
+    monkeypatch.setattr(launch, "start", lambda words, use_cpu: started.append(words))
     monkeypatch.setattr(single.eval.all, "main", evaluated.append)
     monkeypatch.setattr(single.eval.all, "check_data", lambda *names: None)
     monkeypatch.setattr(single, "write_card", lambda folder: None)
