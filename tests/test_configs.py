@@ -92,6 +92,17 @@ def test_a_recipe_of_another_size_trains_what_its_shapes_say(model):
     assert (made["trainable_parameters"], made["steps"]) == (SIZES[model], 3125)
 
 
+@pytest.mark.parametrize("file", RECIPES, ids=lambda file: file.stem)
+def test_a_published_recipe_trains_with_zero2_on_several_processes_from_any_folder(file, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    for processes, stage, starter in (("1", 0, None), ("8", 2, "torchrun")):
+        monkeypatch.setenv("NPROC", processes)
+        made = planned(file)
+        assert (made["zero_stage"], made["launcher"], made["processes"]) == (stage, starter, int(processes))
+    assert made["deepspeed"].endswith("configs/deepspeed/zero2.json")
+    assert planned(file, "--deepspeed", "none")["deepspeed"] is None
+
+
 def test_rank_64_of_llama_2_is_half_of_the_printed_number():
     made = planned(FOLDER / "llama-2-7b-metamath-iclr.yaml", "--rank", "64")
     assert made["trainable_parameters"] == 159_907_840

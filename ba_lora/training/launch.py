@@ -19,29 +19,23 @@ from pathlib import Path
 import psutil
 
 from .. import signals
-from ..errors import RunFailure, Stopped, UserError, choose
+from ..errors import RunFailure, Stopped, UserError, choose, whole_number
 from .arguments import TrainArguments
+from .deepspeed_config import used
 
 LAUNCHERS = ("torchrun", "deepspeed")
 TRAIN = Path(__file__).resolve().parents[2] / "train.py"
 HOST = re.compile(r"(\S+)\s+slots=([1-9]\d*)(\s+#.*)?")
 
 
-def _whole(name: str, default: int, lowest: int = 1) -> int:
-    text = os.environ.get(name) or str(default)
-    if not text.isdigit() or int(text) < lowest:
-        raise UserError(f"{name} is '{text}'; give a whole number of at least {lowest}")
-    return int(text)
-
-
 def processes() -> tuple[int, int]:
     """(processes per machine, machines). Raises UserError for values that are not numbers or contradict each other."""
     hosts = _hosts()
     if not hosts:
-        return _whole("NPROC", 1 if os.environ.get("NPROC") else max(_gpus(), 1)), _whole("NNODES", 1)
+        return whole_number("NPROC", 1 if os.environ.get("NPROC") else max(_gpus(), 1)), whole_number("NNODES", 1)
     found = {"NPROC": next(iter(hosts.values())), "NNODES": len(hosts)}
     for name, number in found.items():
-        if _whole(name, number) != number:
+        if whole_number(name, number) != number:
             raise UserError(f"{name} is {os.environ[name]} and HOSTFILE says {number}; leave {name} out")
     return found["NPROC"], found["NNODES"]
 
@@ -77,8 +71,8 @@ def _hosts() -> dict[str, int]:
 
 def is_first_machine() -> bool:
     """Return True if this is the only machine or the first of several, which does the work that follows the training."""
-    machines = len(_hosts()) or _whole("NNODES", 1)
-    return machines == 1 or _whole("NODE_RANK", 0, lowest=0) == 0
+    machines = len(_hosts()) or whole_number("NNODES", 1)
+    return machines == 1 or whole_number("NODE_RANK", 0, lowest=0) == 0
 
 
 def _meeting(nodes: int) -> list[str]:
@@ -88,10 +82,17 @@ def _meeting(nodes: int) -> list[str]:
         raise UserError(f"NNODES is {nodes} and MASTER_ADDR is not set; give the first machine's address")
     if not os.environ.get("NODE_RANK"):
         raise UserError(f"there are {nodes} machines and NODE_RANK is not set; give 0 on the first, 1 on the next ...")
-    rank = _whole("NODE_RANK", 0, lowest=0)
+    rank = whole_number("NODE_RANK", 0, lowest=0)
     if rank >= nodes:
         raise UserError(f"NODE_RANK is {rank} and there are {nodes} machines; the last one has {nodes - 1}")
-    return ["--node_rank", str(rank), "--master_addr", address, "--master_port", str(_whole("MASTER_PORT", 29500))]
+    return [
+        "--node_rank",
+        str(rank),
+        "--master_addr",
+        address,
+        "--master_port",
+        str(whole_number("MASTER_PORT", 29500)),
+    ]
 
 
 def _torchrun(here: int, nodes: int) -> list[str]:
@@ -116,8 +117,15 @@ def _deepspeed(here: int, nodes: int) -> list[str]:
             "LAUNCHER=deepspeed starts the machines of HOSTFILE over ssh with pdsh, which is not installed; install it, "
             "or run this command on each machine with its NODE_RANK"
         )
-    start += ["--master_port", str(_whole("MASTER_PORT", 29500))]
+    start += ["--master_port", str(whole_number("MASTER_PORT", 29500))]
     return start + (["--master_addr", os.environ["MASTER_ADDR"]] if os.environ.get("MASTER_ADDR") else [])
+
+
+def launcher(arguments: TrainArguments, processes: int) -> str | None:
+    """The launcher that starts so many processes, or None if one process needs none. Raises UserError for an unknown one."""
+    if processes == 1 and not used(arguments.deepspeed, 1):
+        return None
+    return choose("LAUNCHER", os.environ.get("LAUNCHER") or "torchrun", LAUNCHERS)
 
 
 def command(arguments: TrainArguments, words: list[str]) -> list[str] | None:
@@ -127,10 +135,10 @@ def command(arguments: TrainArguments, words: list[str]) -> list[str] | None:
     """
     here, nodes = processes()
     arguments.accumulation(here * nodes)
-    if here * nodes == 1 and not arguments.deepspeed:
+    starter = launcher(arguments, here * nodes)
+    if starter is None:
         return None
-    launcher = choose("LAUNCHER", os.environ.get("LAUNCHER") or "torchrun", LAUNCHERS)
-    start = (_torchrun if launcher == "torchrun" else _deepspeed)(here, nodes)
+    start = (_torchrun if starter == "torchrun" else _deepspeed)(here, nodes)
     return [sys.executable, "-m", *start, str(TRAIN), *words]
 
 
@@ -152,9 +160,9 @@ def start(words: list[str]) -> None:
         raise kind(f"the training ended with status {status}; see its own error above")
 
 
-def _training(launcher: int) -> list[psutil.Process]:
+def _training(starter: int) -> list[psutil.Process]:
     """The train.py processes that a launcher has started; before that, the launcher and its children."""
-    tree = signals.tree(launcher)
+    tree = signals.tree(starter)
     return [each for each in tree if _words(each)[1:3] == ["-u", str(TRAIN)]] or tree  # as both launchers write it
 
 
