@@ -38,7 +38,7 @@ ALLOWED = {
     "hub": f"{BASIS} data card",
     "training": f"{BASIS} {BELOW_TRAINING}",
     "inference": f"{BASIS} packages data models methods",
-    "planning": f"{BASIS} {BELOW_TRAINING} training",
+    "planning": f"{BASIS} {BELOW_TRAINING} training inference",
     "benchmark": f"{BASIS} {BELOW_TRAINING} training",
     "chat": f"{BASIS} packages data models methods inference",
     "eval.harness": ASKING,

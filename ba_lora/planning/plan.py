@@ -9,6 +9,8 @@ from typing import NamedTuple
 from ..data.glue import load_examples
 from ..data.glue_sizes import ROWS, padded_tokens
 from ..data.sources import TINYMATH_ROWS, read_table
+from ..inference.backends import resolve_anywhere
+from ..inference.devices import copies
 from ..methods.decomposition import file_bytes
 from ..methods.names import method_of, start_of
 from ..objective.settings import REGULARIZERS, WEIGHTS
@@ -75,6 +77,7 @@ def plan(arguments: TrainArguments, *, memory: bool = True) -> dict:
         "deepspeed_left_out": None if deepspeed else arguments.deepspeed,
         "steps": steps,
         "benchmarks": arguments.benchmarks or [],
+        "evaluation": _evaluation(arguments, devices and -(-devices.count // launch.processes()[1])),
         "disk": _disk(arguments, size, start, steps, deepspeed, job.autocast),
         "teacher_cache": _teacher_cache(arguments, size.width, samples),
         "zero_stage": stage,
@@ -163,6 +166,17 @@ def _on_devices(devices: capacity.Devices, arguments: TrainArguments, job: Shape
         "processes_a_machine": here,
         "host": capacity.host(size.held, start, max(size.adapted, key=math.prod, default=(0, 0)), job.rank, here),
     }
+
+
+def _evaluation(arguments: TrainArguments, there: int | None) -> dict | None:
+    """What generates the answers, on how many processes of the first machine; None without benchmarks. there: its planned devices."""
+    if not arguments.benchmarks:
+        return None
+    if arguments.task:
+        return {"backend": "transformers", "processes": 1, "reason": None}
+    choice = resolve_anywhere(arguments.eval_backend, arguments.method)
+    count = there if there and choice.backend != "openai" else copies(choice.backend, None, None)
+    return {"backend": choice.backend, "processes": count, "reason": choice.reason}
 
 
 def _placements(arguments: TrainArguments, sizes: dict[str, int]) -> dict[str, int]:
@@ -278,6 +292,7 @@ def render(made: dict) -> str:
         ("DeepSpeed", _deepspeed_text(made)),
         ("steps", "unknown" if made["steps"] is None else f"{made['steps']:,}"),
         ("benchmarks", ", ".join(made["benchmarks"]) or "none"),
+        *_evaluation_lines(made["evaluation"]),
         ("disk, predicted", ", ".join(f"{name} {_size(size)}" for name, size in made["disk"].items())),
         *_teacher_lines(made["teacher_cache"]),
         *_memory_lines(made),
@@ -285,6 +300,14 @@ def render(made: dict) -> str:
     ]
     width = max(len(name) for name, _ in lines) + 2
     return "\n".join([*(f"{name:<{width}}{text}" for name, text in lines), "Nothing was loaded or written."])
+
+
+def _evaluation_lines(evaluation: dict | None) -> list[tuple[str, str]]:
+    if evaluation is None:
+        return []
+    count, why = evaluation["processes"], evaluation["reason"]
+    spread = "" if count is None else f", {count} process{'es' if count > 1 else ''}"
+    return [("evaluation", evaluation["backend"] + spread + (f" ({why})" if why else ""))]
 
 
 def _deepspeed_text(made: dict) -> str:

@@ -15,8 +15,11 @@ from .command_line import changed_options, parse
 from .model_numbers import fetch_config, width_of
 
 
-def parse_and_check(words: list[str] | None = None) -> TrainArguments:
-    """`command_line.parse`, then `check_inputs`. A model on the hub is asked for its size if the options depend on it."""
+def parse_and_check(words: list[str] | None = None, *, tell: bool = True) -> TrainArguments:
+    """`command_line.parse`, then `check_inputs`. A model on the hub is asked for its size if the options depend on it.
+
+    tell: print what was chosen for the run. A command that starts another one for the training leaves that to it.
+    """
     arguments = parse(words)
     if not arguments.dry_run:
         check_inputs(arguments)
@@ -27,7 +30,7 @@ def parse_and_check(words: list[str] | None = None) -> TrainArguments:
         and fetch_config(arguments.model)
     ):
         arguments = parse(words)
-    if arguments.chosen and int(os.environ.get("RANK", 0)) == 0:
+    if tell and arguments.chosen and int(os.environ.get("RANK", 0)) == 0:
         print(arguments.chosen)
     return arguments
 

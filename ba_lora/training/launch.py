@@ -1,4 +1,4 @@
-"""Start a training in this process, or through torchrun or the deepspeed launcher on several processes or machines.
+"""Start a training in a process of its own, or through torchrun or the deepspeed launcher on several processes or machines.
 
 Environment variables set the number, named as in the launchers:
     NPROC                    processes on this machine; default: one per GPU, or one without GPUs
@@ -128,8 +128,8 @@ def launcher(arguments: TrainArguments, processes: int) -> str | None:
     return choose("LAUNCHER", os.environ.get("LAUNCHER") or "torchrun", LAUNCHERS)
 
 
-def command(arguments: TrainArguments, words: list[str]) -> list[str] | None:
-    """The command that trains the train.py options `words` on several processes, or None if this process is enough.
+def command(arguments: TrainArguments, words: list[str]) -> list[str]:
+    """The command that trains the train.py options `words` on as many processes as the environment sets.
 
     Raises UserError if the effective batch cannot be divided evenly or a launcher setting is missing.
     """
@@ -137,7 +137,7 @@ def command(arguments: TrainArguments, words: list[str]) -> list[str] | None:
     arguments.accumulation(here * nodes)
     starter = launcher(arguments, here * nodes)
     if starter is None:
-        return None
+        return [sys.executable, "-u", str(TRAIN), *words]
     start = (_torchrun if starter == "torchrun" else _deepspeed)(here, nodes)
     return [sys.executable, "-m", *start, str(TRAIN), *words]
 
@@ -145,6 +145,7 @@ def command(arguments: TrainArguments, words: list[str]) -> list[str] | None:
 def start(words: list[str]) -> None:
     """Run a command from `command` to its end, in the main thread. Raises SystemExit with the run's own status if a signal
     ended it, and UserError or RunFailure, matching the status, if one of its processes fails."""
+    sys.stdout.flush()  # what was printed comes before what the training prints
     environment = dict(os.environ)
     environment.setdefault("OMP_NUM_THREADS", str(max((os.cpu_count() or 1) // processes()[0], 1)))
     if not _gpus():
@@ -163,7 +164,9 @@ def start(words: list[str]) -> None:
 def _training(starter: int) -> list[psutil.Process]:
     """The train.py processes that a launcher has started; before that, the launcher and its children."""
     tree = signals.tree(starter)
-    return [each for each in tree if _words(each)[1:3] == ["-u", str(TRAIN)]] or tree  # as both launchers write it
+    return [
+        each for each in tree if _words(each)[1:3] == ["-u", str(TRAIN)]
+    ] or tree  # as `command` and both launchers write it
 
 
 def _words(process: psutil.Process) -> list[str]:
