@@ -114,6 +114,14 @@ def nearest(value: str, choices: Iterable[str]) -> str:
     return f", did you mean '{close[0]}'?" if close else ""
 
 
+def whole_number(name: str, default: int, lowest: int = 1) -> int:
+    """The whole number in the environment variable `name`, or `default`. Raises UserError for anything else."""
+    text = os.environ.get(name) or str(default)
+    if not text.isdigit() or int(text) < lowest:
+        raise UserError(f"{name} is '{text}'; give a whole number of at least {lowest}")
+    return int(text)
+
+
 def choose(what: str, value: str, choices: Iterable[str]) -> str:
     """Return `value` if it is one of `choices`; otherwise raise UserError with the known values and the nearest one."""
     choices = list(choices)

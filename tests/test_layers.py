@@ -39,7 +39,7 @@ ALLOWED = {
     "hub": f"{BASIS} data card",
     "training": f"{BASIS} {BELOW_TRAINING}",
     "inference": f"{BASIS} packages machine data models methods",
-    "planning": f"{BASIS} {BELOW_TRAINING} training",
+    "planning": f"{BASIS} {BELOW_TRAINING} training inference",
     "benchmark": f"{BASIS} {BELOW_TRAINING} training",
     "chat": f"{BASIS} packages machine data models methods inference",
     "eval.harness": ASKING,

@@ -1,5 +1,10 @@
-"""One config: train it on as many processes as the environment sets, then run the evaluations that it names."""
+"""One config: train it on as many processes as the environment sets, then run the evaluations that it names.
 
+The training has processes of its own, and their memory is free again when the evaluation begins.
+"""
+
+import os
+import sys
 from pathlib import Path
 
 import eval.all
@@ -8,13 +13,16 @@ import eval.gluex
 
 from .. import signals
 from ..card import write_card
-from ..errors import UserError, choose
+from ..errors import RunFailure, UserError, choose
+from ..files import PROJECT
 from ..hub import push_after, reserve
+from ..inference.backends import Choice, resolve_anywhere
 from ..training import launch
 from ..training.arguments import TrainArguments
 from ..training.command_line import parse
 from ..training.first_checks import parse_and_check
 from .benchmark_data import data_of
+from .closing import closing
 
 CLASSIFICATION = ("glue", "gluex")  # the benchmarks of a run with --task
 
@@ -33,13 +41,14 @@ def train_and_evaluate(config: str, words: list[str]) -> int:
     words = ["--config", config, *words]
     if not any(word.partition("=")[0] == "--output_dir" for word in words):
         words += ["--output_dir", str(Path("runs") / _name(config, words))]
-    arguments = parse_and_check(words)
+    arguments = parse_and_check(words, tell=False)
     known = CLASSIFICATION if arguments.task else eval.all.BENCHMARKS
     benchmarks = [choose("benchmark", name, known) for name in arguments.benchmarks or ()]
     tests = {} if arguments.task else data_of(arguments, benchmarks)
     if launch.is_first_machine() and not arguments.task:
         for name in benchmarks:  # report unreadable data before the training
             eval.all.check_data(name, tests.get(name), arguments.model, arguments.eval_limit)
+    backend = _backend(arguments, benchmarks)
     command = launch.command(arguments, [*words, "--push_to_hub", "none", "--hub_public", "false"])
     if not launch.is_first_machine():
         launch.start(command, arguments.use_cpu)
@@ -47,33 +56,55 @@ def train_and_evaluate(config: str, words: list[str]) -> int:
         return 0
     if arguments.push_to_hub:
         reserve(arguments.push_to_hub, arguments.hub_public)
-    if command is None:
-        from ..training.run import train  # the libraries, which take seconds to import
-
-        train(arguments)
-        signals.check()
-    else:
-        launch.start(command, arguments.use_cpu)
+    launch.start(command, arguments.use_cpu)
     folder = Path(arguments.output_dir)
     push_after(folder, arguments, last=False)
     failure = None
     if arguments.task:
         _classify(arguments, benchmarks)
     elif benchmarks:
-        options = ["--overwrite", "--dtype", arguments.dtype, "--benchmarks", *benchmarks]
+        options = ["--overwrite", "--dtype", arguments.dtype, "--backend", backend.backend, "--benchmarks", *benchmarks]
         options += ["--trust_remote_code"] if arguments.trust_remote_code else []
         options += ["--data", *(f"{name}={file}" for name, file in tests.items())] if tests else []
         options += ["--limit", str(arguments.eval_limit)] if arguments.eval_limit else []
         try:
-            eval.all.main([str(folder), *options])
+            _generate([str(folder), *options], backend)
         except UserError as error:  # the card still shows the other results
             failure = error
     write_card(folder)  # again, now with the results
     push_after(folder, arguments)
     if failure:
         raise failure
-    print(f"Run folder: {folder}")
+    print(*closing(folder, arguments), sep="\n")
     return 0
+
+
+def _backend(arguments: TrainArguments, benchmarks: list[str]) -> Choice | None:
+    """What generates the answers. Raises UserError, before the training, for what cannot; None if nothing is to be generated."""
+    if arguments.task or not benchmarks or not launch.is_first_machine():
+        return None
+    choice = resolve_anywhere(arguments.eval_backend, arguments.method)
+    if choice.backend == "openai" and not os.environ.get("OPENAI_BASE_URL"):
+        raise UserError(
+            "--eval_backend openai needs the address of the endpoint in OPENAI_BASE_URL (http://host:8000/v1)"
+        )
+    if choice.reason:
+        print(f"The evaluation will use transformers: {choice.reason}", flush=True)
+    return choice
+
+
+def _generate(words: list[str], backend: Choice) -> None:
+    """Run `eval.all` with the backend: here, or with the Python that has it."""
+    if backend.python == sys.executable:
+        eval.all.main(words)
+        return
+    paths = [str(PROJECT), *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
+    status, _ = signals.run([backend.python, "-m", "eval.all", *words], env=environment)
+    signals.check()
+    if status:
+        kind = UserError if status == UserError.status else RunFailure
+        raise kind(f"the evaluation with {backend.python} ended with status {status}; see its own error above")
 
 
 def _classify(arguments: TrainArguments, benchmarks: list[str]) -> None:

@@ -12,6 +12,7 @@ from ..errors import UserError
 from ..files import digest, hash_of
 from ..folders.places import ADAPTERS, refuse_classifier
 from ..machine.devices import device
+from .copies import Copies
 
 # Small files that affect completions.
 SETTINGS = (
@@ -31,7 +32,7 @@ class Subject(NamedTuple):
     """The evaluated model. `base`: the name of the model without its adapter; `template`: the format of its prompts.
 
     `weights`: the name of the model to open, the base or a fine-tuned one; `adapter`: the folder of its adapter, or None.
-    `model`: the opened model if the backend is transformers, else None.
+    `model`: the opened model if the backend is transformers (its `Copies`, if several processes have it open), else None.
     """
 
     model: object
@@ -58,12 +59,15 @@ def open_subject(
     dtype: str = "float32",
     trust_remote_code: bool = False,
     with_model: bool = True,
+    processes: int = 1,
 ) -> Subject:
     """Open `model` (a name, a model folder or a run folder) with `adapter` on it, its tokenizer and its template.
 
     The template is the requested one, else the one the run recorded, else "plain" for the embedded model, else "alpaca".
-    with_model: False leaves the weights to another backend. Raises UserError if something cannot be opened.
+    with_model: False leaves the weights to another backend. processes: with several, each opens the model, and this one does not.
+    Raises UserError if something cannot be opened.
     """
+    from ..methods.rounding import round_factors
     from ..methods.save import find_run, load
     from ..models import load_model, load_tokenizer
 
@@ -76,8 +80,11 @@ def open_subject(
     is_adapter = saved is not None and any((Path(saved) / name).is_file() for name in ADAPTERS)
     weights, placed = (base, saved) if is_adapter else (saved or model, None)
     code, opened = {"trust_remote_code": trust_remote_code}, None
-    if with_model and trained:
+    if with_model and processes > 1:
+        opened = Copies(processes, {"model": model, "adapter": adapter, "dtype": dtype, **code})
+    elif with_model and trained:
         opened = load(trained, base=model if adapter else None, dtype=dtype, **code).to(device())
+        round_factors(opened)
     elif with_model:
         opened = load_model(model, dtype, **code).to(device())
     own = saved is not None and (Path(saved) / "tokenizer_config.json").is_file()

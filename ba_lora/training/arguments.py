@@ -265,6 +265,13 @@ class TrainArguments:
         group="evaluation",
     )
     eval_limit: int | None = option(None, "number of test problems to use", group="evaluation")
+    eval_backend: str = option(
+        "auto",
+        "what generates the answers: transformers (a process per GPU), vllm, openai (the endpoint $OPENAI_BASE_URL), or auto = "
+        "vllm where it can run, else transformers",
+        choices=("auto", "transformers", "vllm", "openai"),
+        group="evaluation",
+    )
 
     def __post_init__(self):
         check_method(self.method)

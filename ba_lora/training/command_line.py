@@ -13,7 +13,7 @@ from types import NoneType, UnionType
 from typing import get_args
 
 from ..errors import Parser, UserError, nearest, short
-from ..files import of_the_project, read_yaml
+from ..files import PROJECT, of_the_project, read_yaml
 from .arguments import TrainArguments
 
 
@@ -173,8 +173,17 @@ def _config_of(words: list[str]) -> str | None:
 def as_config(arguments: TrainArguments) -> dict:
     """The options that affect the result, for run.json: not where it is written or how it is shown."""
     aside = {"output_dir", "resume", "overwrite", "progress", "report_to", "push_to_hub", "hub_public", "dry_run"}
-    aside |= {"devices", "teacher_cache", "decomposition_cache"}  # run.json records what the two folders held
-    return {name: value for name, value in asdict(arguments).items() if name not in aside}
+    aside |= {
+        "devices",
+        "teacher_cache",
+        "decomposition_cache",
+        "eval_backend",
+    }  # run.json records what the two folders held
+    config = {name: value for name, value in asdict(arguments).items() if name not in aside}
+    file = config["deepspeed"] and Path(config["deepspeed"])
+    if file and file.resolve().is_relative_to(PROJECT):  # the same name from whatever folder the run is started
+        config["deepspeed"] = file.resolve().relative_to(PROJECT).as_posix()
+    return config
 
 
 def changed_options(recorded: dict, arguments: TrainArguments) -> dict[str, tuple]:

@@ -16,14 +16,17 @@ from .command_line import changed_options, parse
 from .model_numbers import fetch_config, parameters_of, width_of
 
 
-def parse_and_check(words: list[str] | None = None) -> TrainArguments:
-    """`command_line.parse`, then `check_inputs`. A model on the hub is asked for its size if the options depend on it."""
+def parse_and_check(words: list[str] | None = None, *, tell: bool = True) -> TrainArguments:
+    """`command_line.parse`, then `check_inputs`. A model on the hub is asked for its size if the options depend on it.
+
+    tell: print what was chosen for the run. A command that starts another one for the training leaves that to it.
+    """
     arguments = parse(words)
     if not arguments.dry_run:
         check_inputs(arguments)
         if arguments.chosen and width_of(arguments.model) is None and fetch_config(arguments.model):
             arguments = parse(words)  # chooses again, by the width
-    if arguments.chosen and _is_first():
+    if tell and arguments.chosen and _is_first():
         print(arguments.chosen)
     return arguments
 

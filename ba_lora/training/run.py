@@ -42,6 +42,7 @@ from . import prepare_classifier as classification
 from . import prepare_generator as generation
 from .arguments import TrainArguments
 from .command_line import as_config, changed_options
+from .deepspeed_config import used
 from .ending import KeepTrained, told, try_out
 from .first_checks import refuse_another_run
 from .inputs import input_hashes
@@ -129,7 +130,13 @@ def _check(arguments: TrainArguments) -> str | None:
     if not resume.is_first():  # rank 0 alone reports what concerns the whole run
         logging.getLogger("ba_lora").setLevel(logging.ERROR)
         transformers_logging.disable_progress_bar()
-    if arguments.deepspeed and "RANK" not in os.environ:
+    deepspeed = _deepspeed(arguments)
+    if arguments.deepspeed and not deepspeed:
+        logger.warning(
+            "--deepspeed %s is not used: it divides the work of several processes, and this run has one",
+            arguments.deepspeed,
+        )
+    if deepspeed and "RANK" not in os.environ:
         raise UserError(
             "--deepspeed needs a launcher, even for one process: torchrun --nproc_per_node 1 train.py ..., "
             "or sh scripts/ba-lora.sh CONFIG --deepspeed FILE"
@@ -146,7 +153,12 @@ def _check(arguments: TrainArguments) -> str | None:
         )
     if arguments.push_to_hub and resume.is_first():
         reserve(arguments.push_to_hub, arguments.hub_public)
-    return digest(read_json(arguments.deepspeed)) if arguments.deepspeed else None
+    return digest(read_json(deepspeed)) if deepspeed else None
+
+
+def _deepspeed(arguments: TrainArguments) -> str | None:
+    """The DeepSpeed config that this run uses, or None."""
+    return used(arguments.deepspeed, int(os.environ.get("WORLD_SIZE", 1)))
 
 
 def _check_start(arguments: TrainArguments, folder: Path, student: nn.Module) -> str | None:
@@ -325,7 +337,7 @@ def training_arguments(arguments: TrainArguments, accumulation: int) -> Training
         seed=arguments.seed,
         data_seed=arguments.seed,
         use_cpu=not on_gpu,
-        deepspeed=arguments.deepspeed,
+        deepspeed=_deepspeed(arguments),
         disable_tqdm=not arguments.progress,
         report_to=arguments.report_to or "none",
         remove_unused_columns=False,

@@ -130,7 +130,7 @@ def test_processes_trainer_and_evaluation_ask_the_same_function(machine, monkeyp
             ask()
     assert launch.processes(use_cpu=True) == launch.processes(check=False) == (1, 1)
     chosen = parse(["--config", TINY, "--output_dir", "unused", "--use_cpu"])
-    assert training_arguments(chosen, 1).use_cpu and launch.command(chosen, []) is None
+    assert training_arguments(chosen, 1).use_cpu and launch.command(chosen, [])[1:] == ["-u", str(launch.TRAIN)]
 
 
 def test_more_processes_than_gpus_are_refused(monkeypatch):
