@@ -83,7 +83,7 @@ def plan(arguments: TrainArguments, *, memory: bool = True) -> dict:
         "deepspeed_left_out": None if deepspeed else arguments.deepspeed,
         "steps": steps,
         "benchmarks": arguments.benchmarks or [],
-        "evaluation": _evaluation(arguments, devices and -(-devices.count // launch.processes()[1])),
+        "evaluation": _evaluation(arguments, devices and -(-devices.count // launch.processes(check=False)[1])),
         "disk": _disk(arguments, size, start, steps, deepspeed, job.autocast),
         "teacher_cache": _teacher_cache(arguments, size.width, samples),
         "zero_stage": stage,
