@@ -7,7 +7,7 @@ in a separate section.
 
 import math
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from itertools import cycle
@@ -94,9 +94,9 @@ def style() -> AbstractContextManager:
     return matplotlib.style.context(STYLE, after_reset=True)
 
 
-def save(figure, stem: Path) -> list[Path]:
-    """Write a matplotlib figure as stem.pdf and stem.png; return both paths."""
-    return [write(figure, stem.with_name(f"{stem.name}.{ending}")) for ending in FORMATS]
+def save(figure, stem: Path, formats: Iterable[str] = FORMATS) -> list[Path]:
+    """Write a matplotlib figure as stem.pdf and stem.png, or in the given formats; return the paths."""
+    return [write(figure, stem.with_name(f"{stem.name}.{ending}")) for ending in formats]
 
 
 def write(figure, file: Path) -> Path:

@@ -6,13 +6,12 @@ Its content comes from run.json, the last line of metrics.jsonl, adapter_config.
 the machine: a local model or file appears only with the last part of its name.
 """
 
-import argparse
 import json
 import os
 import re
 from pathlib import Path
 
-from .errors import DamagedFile, UserError, run_cli
+from .errors import DamagedFile, Parser, UserError, run_cli
 from .files import REMEDY, atomic_write, check_kinds, read_json, read_json_lines
 from .folders import checksums, kinds
 from .folders.adapter_names import check_header
@@ -336,7 +335,7 @@ def _python(*lines: str, imports: str = "") -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m ba_lora.card", description="Write the model card of a run again.")
+    parser = Parser(prog="python -m ba_lora.card", description="Write the model card of a run again.")
     parser.add_argument("run", metavar="RUN", help="the --output_dir of a training run")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     print(write_card(parser.parse_args().run))

@@ -4,6 +4,7 @@ Exit statuses: 0 success, 1 something failed while running, 2 wrong input, 75 st
 (sysexits.h: try again), 130 Ctrl-C, 143 SIGTERM.
 """
 
+import argparse
 import difflib
 import itertools
 import os
@@ -113,12 +114,43 @@ def nearest(value: str, choices: Iterable[str]) -> str:
     return f", did you mean '{close[0]}'?" if close else ""
 
 
+def whole_number(name: str, default: int, lowest: int = 1) -> int:
+    """The whole number in the environment variable `name`, or `default`. Raises UserError for anything else."""
+    text = os.environ.get(name) or str(default)
+    if not text.isdigit() or int(text) < lowest:
+        raise UserError(f"{name} is '{text}'; give a whole number of at least {lowest}")
+    return int(text)
+
+
 def choose(what: str, value: str, choices: Iterable[str]) -> str:
     """Return `value` if it is one of `choices`; otherwise raise UserError with the known values and the nearest one."""
     choices = list(choices)
     if value not in choices:
         raise UserError(f"{what} '{value}' is not known{nearest(value, choices)} (one of: {', '.join(choices)})")
     return value
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser of options that raises UserError, so that its errors too are one line without keys and credentials."""
+
+    def error(self, message: str):
+        raise UserError(message)
+
+    def parse_args(self, args=None, namespace=None):
+        known, rest = self.parse_known_args(args, namespace)
+        if rest:
+            self.refuse(rest)
+        return known
+
+    def refuse(self, words: list[str]):
+        """Raise UserError for words that are no option of this parser or of its subcommands. Their values are not repeated."""
+        inner = [action for action in self._actions if isinstance(action, argparse._SubParsersAction)]
+        parsers = [self, *(parser for action in inner for parser in action.choices.values())]
+        word = next((word for word in words if word.startswith("-")), words[0]).partition("=")[0]
+        if not word.startswith("-"):
+            raise UserError(f"unknown argument '{shortened(word)}'; see --help")
+        known = nearest(word, {name for parser in parsers for name in parser._option_string_actions})
+        raise UserError(f"unknown option {shortened(word)}{known}; see --help")
 
 
 def run_cli(main: Callable[[], int | None]) -> None:

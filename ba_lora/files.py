@@ -293,9 +293,8 @@ def check_kinds(record: dict, place: str, kinds: Mapping[str, str], remedy: str 
             raise DamagedFile(f"{place}: '{name.rstrip('?')}' is {short(value)}, {kind} is needed; {remedy}")
 
 
-YamlLoader = getattr(
-    yaml, "CSafeLoader", yaml.SafeLoader
-)  # libyaml's, which takes a tenth of the time, where PyYAML has it
+# libyaml's, which takes a tenth of the time, where PyYAML has it
+YamlLoader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 DEEPEST = 100  # levels of nesting in a YAML file, far below what ends the process
 
 

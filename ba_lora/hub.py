@@ -6,7 +6,6 @@
 run folder is complete, and the command above uploads it later.
 """
 
-import argparse
 import hashlib
 import json
 import logging
@@ -17,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from .card import hub_id, public_name, saved_in, write_card
-from .errors import UserError, run_cli
+from .errors import Parser, UserError, run_cli
 from .files import read_json
 from .folders import checksums
 from .folders.adapter_names import check_header
@@ -124,7 +123,7 @@ def _one_line(what: str, remedy: str) -> Iterator[None]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m ba_lora.hub",
         description="Upload the result of a run, with its model card, to the Hugging Face hub.",
         epilog="Example: python -m ba_lora.hub runs/v5 someone/v5-adapter",

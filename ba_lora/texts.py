@@ -1,9 +1,12 @@
 """Texts from files inside Markdown, LaTeX and CSV: whatever they hold, they show as text, and nothing in them takes effect.
 
-A name in a result, a title or a path can hold a bar, a link, HTML, a TeX command or a formula of a spreadsheet.
+A name in a result, a title, a path or a model's answer can hold a bar, a link, HTML, a TeX command, a formula of a spreadsheet or
+a control sequence of a terminal.
 """
 
 import re
+
+from .errors import one_line
 
 _MARKDOWN = re.compile(r"[\\`*\[\]|]|<(?=[A-Za-z/!?])|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])|&(?=#?\w+;)")
 _LATEX = {
@@ -14,8 +17,8 @@ _LATEX = {
 
 
 def line(text: str) -> str:
-    """`text` on one line: every run of blanks and line breaks is one blank."""
-    return " ".join(str(text).split())
+    """`text` on one line: every run of blanks and line breaks is one blank, and control characters are escapes."""
+    return one_line(" ".join(str(text).split()))
 
 
 def markdown(text: str) -> str:

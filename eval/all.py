@@ -12,15 +12,14 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
-from ba_lora.errors import UserError, choose, run_cli
+from ba_lora.errors import Parser, UserError, choose, run_cli
 from ba_lora.files import atomic_write
 from ba_lora.folders.checksums import read_record
 from ba_lora.folders.ownership import claimed
-from ba_lora.folders.places import check_trained
-from ba_lora.packages import check_name
 
 from .harness.command import Benchmark
 from .harness.command import make_parser as make_parser_of
+from .harness.options import check_models
 from .harness.scores import SCORE
 
 
@@ -58,7 +57,7 @@ All other options are passed to the benchmarks: python -m eval.gsm8k --help."""
 
 
 def make_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m eval.all",
         usage="python -m eval.all MODEL [ADAPTER] [--option value ...]",
         description=__doc__,
@@ -91,9 +90,9 @@ def main(argv: list[str] | None = None) -> int:
     chosen = args.benchmarks or [name for name in BENCHMARKS if name != MT_BENCH or _has(more, "--judge")]
     chosen = [choose("--benchmarks", name, BENCHMARKS) for name in chosen]
     data = dict(read_pair("--data", text) for text in args.data)
-    for option, name in (("--model", model), ("--adapter", adapter)):
-        if name and name != "tiny" and not check_name(name):
-            check_trained(name, option)
+    check_models(model, adapter)
+    for name in chosen:  # an option that is wrong for one is refused before any of them runs
+        make_parser_of(_benchmark(name)).parse_args(options_for(name, more))
     folder = Path(args.output_dir) if args.output_dir else default_folder(model, adapter)
     with claimed(folder, "evaluations"):
         return _evaluate(args, folder, model, adapter, chosen, data, more)

@@ -9,7 +9,7 @@ import argparse
 from pathlib import Path
 
 from ba_lora.data.glue import TASKS, load_examples
-from ba_lora.errors import UserError, choose, run_cli
+from ba_lora.errors import Parser, UserError, choose, run_cli
 from ba_lora.files import atomic_write, read_json
 from ba_lora.folders.checksums import weights_of_run, write_record
 
@@ -38,7 +38,7 @@ examples:
 
 def make_parser() -> argparse.ArgumentParser:
     """Return the parser of the options."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m eval.glue",
         description=__doc__,
         epilog=EXAMPLES,

@@ -9,7 +9,7 @@ import argparse
 from pathlib import Path
 
 from ba_lora.data.gluex import SHIFTS, Shift, load_shift
-from ba_lora.errors import UserError, choose, run_cli
+from ba_lora.errors import Parser, UserError, choose, run_cli
 from ba_lora.files import write_sealed
 from ba_lora.folders.checksums import weights_of_run, write_record
 
@@ -27,7 +27,7 @@ examples:
 
 def make_parser() -> argparse.ArgumentParser:
     """Return the parser of the options."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m eval.gluex",
         description=__doc__,
         epilog=EXAMPLES,

@@ -172,7 +172,7 @@ ANSWERS = Answers(
     MAX_NEW_TOKENS,
     load_problems,
     default_data=lambda base: HUB,
-    score=score_records,
+    score=lambda records, protocol, name: score_records(records, protocol),
     name=lambda data: "math",
     detail=_detail,
     complete=_complete,

@@ -10,7 +10,8 @@
 #                                                           set MASTER_PORT if 29500 is taken
 #   HOSTFILE=hosts                                          one line "HOST slots=PROCESSES" each; replaces NNODES, NPROC and
 #                                                           MASTER_ADDR; LAUNCHER=deepspeed then starts them all over ssh
-# docs/nodes.md has examples.
+#   BA_LORA_VLLM=folder                                     an environment that has vLLM, for the evaluation, if this one has not
+# docs/nodes.md has examples. --install (any script) installs requirements.txt into an active environment of other versions.
 # Without a POSIX shell: pip install -r requirements.txt, then python -m ba_lora.experiments run (or: one CONFIG).
 set -eu
 case "${1:-}" in -h | --help) exec sed -n '2,/^[^#]/s/^# \{0,1\}//p' "$0" ;; esac

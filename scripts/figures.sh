@@ -9,7 +9,7 @@ cd "$root"
 . scripts/environment.sh
 draw() {
     name=$1 && shift
-    "$PYTHON" -m ba_lora.experiments figure "configs/experiments/$name.yaml" --runs none --output "assets/$name" "$@"
+    "$PYTHON" -m ba_lora.experiments figure "configs/experiments/$name.yaml" --runs none --output_dir "assets/$name" "$@"
 }
 for folder in results/*/; do
     [ -d "$folder" ] || { echo "error: results/ is empty; run: python -m ba_lora.experiments collect FILE" >&2; exit 2; }

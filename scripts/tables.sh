@@ -15,5 +15,5 @@ if [ $# -eq 0 ]; then
     done
 fi
 for name in "$@"; do
-    "$PYTHON" -m ba_lora.experiments table "configs/experiments/$name.yaml" --runs none --output "assets/$name" --quiet
+    "$PYTHON" -m ba_lora.experiments table "configs/experiments/$name.yaml" --runs none --output_dir "assets/$name" --quiet
 done

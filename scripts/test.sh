@@ -7,6 +7,7 @@ set -eu
 case "${1:-}" in -h | --help) exec sed -n '2,/^[^#]/s/^# \{0,1\}//p' "$0" ;; esac
 root=$(cd "$(dirname "$0")/.." && pwd)
 cd "$root"
+extras=tests
 . scripts/environment.sh
 unset PYTHONSAFEPATH # tests start Python in this folder, with module paths of their own
 tier="not slow"

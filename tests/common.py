@@ -24,32 +24,20 @@ from ba_lora.training.model_numbers import read_numbers
 ROOT = Path(__file__).parent.parent
 VOCABULARY = 97
 # Sizes of a small model, for any of transformers' configs.
-SMALL = {
+SIZES = {
     "vocab_size": VOCABULARY,
     "hidden_size": 32,
     "intermediate_size": 48,
     "num_hidden_layers": 2,
     "num_attention_heads": 2,
     "num_key_value_heads": 1,
-    "pad_token_id": 0,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
 }
+SMALL = {**SIZES, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
 
 
 def small_llama(seed: int = 0, **changes) -> LlamaForCausalLM:
     """A random Llama of 2 layers, small enough for hundreds of steps per second."""
-    options = {
-        "vocab_size": VOCABULARY,
-        "hidden_size": 32,
-        "intermediate_size": 48,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-        "num_key_value_heads": 1,
-        "max_position_embeddings": 128,
-        "tie_word_embeddings": False,
-        "initializer_range": 0.2,
-    }
+    options = {**SIZES, "max_position_embeddings": 128, "tie_word_embeddings": False, "initializer_range": 0.2}
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         return LlamaForCausalLM(LlamaConfig(**options | changes)).eval()

@@ -12,6 +12,7 @@ os.environ["HF_DATASETS_CACHE"] = os.environ["HF_HOME"] + "/datasets"
 os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 import pytest
+import torch
 
 from ba_lora.models import load_model, load_tokenizer
 
@@ -34,6 +35,15 @@ def own_cache(tmp_path_factory):
             shared = tmp_path_factory.getbasetemp().parent / name
             shared.mkdir(exist_ok=True)
             (cache / name).symlink_to(shared)
+
+
+@pytest.fixture(scope="module")
+def one_thread():
+    """So small a model is fastest on one thread, and a hundredfold slower on two if other processes want the cores."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="session")

@@ -9,10 +9,20 @@ import time
 from pathlib import Path
 
 import psutil
+import pytest
 
 ROOT = Path(__file__).parent.parent
 PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
 LIMIT = 300  # seconds: a guard against deadlock, not a measure
+SIGNALS = pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["SIGINT", "SIGTERM"])
+GROUP = pytest.mark.parametrize("group", [False, True], ids=["parent", "group"])
+SAID = {signal.SIGINT: "error: interrupted\n", signal.SIGTERM: "error: ended by SIGTERM\n"}
+SLEEPS = """
+import os, pathlib, time
+pathlib.Path(os.environ["SLEEPS"]).joinpath(str(os.getpid())).touch()
+while True:
+    time.sleep(60)
+"""
 
 
 def default_signals() -> None:
@@ -77,3 +87,28 @@ def orphans():
                 with contextlib.suppress(psutil.Error):
                     child.kill()
         prctl(PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0)
+
+
+def send(process, number, group=False):
+    """Send the signal and wait for the end → (status, stderr)."""
+    (os.killpg if group else os.kill)(process.pid, number)
+    said = process.communicate(timeout=LIMIT)[1]
+    return process.returncode, said
+
+
+def sleeping(folder, library):
+    """(an environment in which the import of `library` does not end, a function that returns the processes inside it)"""
+    (folder / "libraries").mkdir()
+    (folder / "libraries" / f"{library}.py").write_text(SLEEPS)
+    (folder / "asleep").mkdir()
+    environment = {"PYTHONPATH": str(folder / "libraries"), "SLEEPS": str(folder / "asleep")}
+    return environment, lambda: os.listdir(folder / "asleep")
+
+
+def found(folder, name):
+    """The files called `name` below a folder in which temporary folders come and go; rglob fails on those."""
+    return [Path(place) / name for place, _, names in os.walk(folder) if name in names]
+
+
+def lines_of(folder):
+    return sum(file.read_bytes().count(b"\n") for file in found(folder, "metrics.jsonl"))

@@ -12,7 +12,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from ba_lora.benchmark.__main__ import main
 from ba_lora.benchmark.bodies import body_config, make
-from ba_lora.benchmark.contestants import CONTESTANTS, Case, Work, is_here
+from ba_lora.benchmark.cases import CONTESTANTS, Case, is_here
+from ba_lora.benchmark.contestants import PREPARE, Work
 from ba_lora.benchmark.measure import peak_in_own_process
 from ba_lora.benchmark.predicted import planned
 from ba_lora.benchmark.published import SKETCHED_ABOVE, published_spectrum, published_terms
@@ -57,7 +58,7 @@ def test_contestants_that_should_agree_have_the_same_loss_and_gradient(preset):
     work = Work(Case(500, preset=preset, **SIZES))
 
     def outcome(name):
-        loss = work.step(CONTESTANTS[name].prepare(work))
+        loss = work.step(PREPARE[name](work))
         return [loss, *(parameter.grad.clone() for parameter in work.trained)]
 
     for reference, others in {"pissa": ["dense-bare", "floor"], "dense": ["ours", "cached"]}.items():
@@ -86,10 +87,14 @@ def test_the_published_sketch_is_exact_for_a_spectrum_that_ends_within_it():
     torch.testing.assert_close(published_spectrum(logits, 5, "frobenius"), svd_ratio(logits, 5, "frobenius"))
 
 
+def test_every_contestant_can_be_prepared():
+    assert list(PREPARE) == list(CONTESTANTS)
+
+
 def test_every_way_to_train_runs_under_autocast():
     work = Work(Case(SKETCHED_ABOVE + 1, dtype="bfloat16", **SIZES))
     for name in ("pissa", "published", "floor", "ours", "cached"):
-        assert work.step(CONTESTANTS[name].prepare(work)).isfinite(), name
+        assert work.step(PREPARE[name](work)).isfinite(), name
         assert all(parameter.grad.isfinite().all() for parameter in work.trained), name
 
 
@@ -151,7 +156,7 @@ def test_a_contestant_without_memory_leaves_the_others_their_figures(monkeypatch
     def fails(work):
         raise torch.OutOfMemoryError("too large")
 
-    monkeypatch.setitem(CONTESTANTS, "ours", replace(CONTESTANTS["ours"], prepare=fails))
+    monkeypatch.setitem(PREPARE, "ours", fails)
     with pytest.raises(UserError, match="'ours': out of memory"):
         main([*BODY, "--only", "ours", "floor", "--output", str(tmp_path)])
     (case,) = json.loads((tmp_path / "benchmark.json").read_text(encoding="utf-8"))["cases"]

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from ba_lora import chat
-from ba_lora.chat import Chat, Stream, lines, main
+from ba_lora.chat import __main__ as chat
+from ba_lora.chat.__main__ import lines, main
+from ba_lora.chat.voices import Chat, Stream
 from ba_lora.data.instruction import encode_prompt
 from ba_lora.data.templates import template_of
 from ba_lora.errors import UserError
@@ -56,14 +57,14 @@ def pipe(monkeypatch, capsys, text: str, *words: str) -> str:
 
 
 def test_the_command_answers_piped_prompts_as_the_evaluation_does(run):
-    done = command("-m", "ba_lora.chat", "--run", run, *SHORT, stdin=f"{QUESTION}\n\n")
+    done = command("-m", "ba_lora.chat", "--model", run, *SHORT, stdin=f"{QUESTION}\n\n")
     base, tuned = expected("tiny", template_of(run)), expected(run, template_of(run))
     assert done.returncode == 0 and base != tuned
     assert done.stdout == f"> {QUESTION}\n--- base (tiny)\n{base}\n--- tuned\n{tuned}\n> \n> \n"
 
 
 def test_with_the_adapter_off_the_model_is_the_base(run):
-    voices = Chat(chat.parse(["--run", run])).voices
+    voices = Chat(chat.parse(["--model", run])).voices
     ids = torch.arange(5, 60)[None]
     assert voices[0].model is voices[1].model
     with voices[0].around():
@@ -74,14 +75,14 @@ def test_with_the_adapter_off_the_model_is_the_base(run):
 
 def test_full_fine_tuning_loads_its_base_beside_it_and_says_so(tmp_path, caplog, capsys):
     full = trained(tmp_path / "full", "--method", "full")
-    main(["--run", full, "--prompt", QUESTION, *SHORT])
+    main(["--model", full, "--prompt", QUESTION, *SHORT])
     template = template_of(full)
     assert said(capsys.readouterr().out) == [expected("tiny", template), expected(full, template)]
     assert any("its base tiny is loaded as well" in message for message in caplog.messages)
 
 
 def test_one_model_can_be_asked_alone(run, capsys):
-    for words, answers in ((["--run", run, "--only", "tuned"], run), (["--run", run, "--only", "base"], "tiny")):
+    for words, answers in ((["--model", run, "--only", "tuned"], run), (["--model", run, "--only", "base"], "tiny")):
         main([*words, "--prompt", QUESTION, *SHORT])
         assert said(capsys.readouterr().out) == [expected(answers, template_of(run))]
     main(["--model", "tiny", "--prompt", QUESTION, *SHORT])
@@ -90,7 +91,7 @@ def test_one_model_can_be_asked_alone(run, capsys):
 
 def test_multi_turn_keeps_each_models_own_conversation_until_reset(run, monkeypatch, capsys):
     output = pipe(
-        monkeypatch, capsys, f"{QUESTION}\nAnd half of it?\n/reset\n{QUESTION}\n", "--run", run, "--multi_turn"
+        monkeypatch, capsys, f"{QUESTION}\nAnd half of it?\n/reset\n{QUESTION}\n", "--model", run, "--multi_turn"
     )
     base, tuned, base_later, tuned_later, base_again, tuned_again = said(output)
     assert (base_again, tuned_again) == (base, tuned)
@@ -98,19 +99,19 @@ def test_multi_turn_keeps_each_models_own_conversation_until_reset(run, monkeypa
         turns = [QUESTION, first, "And half of it?"]
         messages = [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(turns)]
         assert later == expected(model, template_of(run), messages)
-    alone = said(pipe(monkeypatch, capsys, f"{QUESTION}\nAnd half of it?\n", "--run", run))
+    alone = said(pipe(monkeypatch, capsys, f"{QUESTION}\nAnd half of it?\n", "--model", run))
     assert alone[2:] != [base_later, tuned_later]
 
 
 def test_exit_ends_help_helps_and_an_unknown_command_is_one_line(run, monkeypatch, capsys):
     output = pipe(monkeypatch, capsys, f"/help\n/exit\n{QUESTION}\n", "--model", "tiny")
-    assert "--run runs/v5" in output and "---" not in output.replace("--- ", "")
+    assert "--model runs/v5" in output and "---" not in output.replace("--- ", "")
     with pytest.raises(UserError, match="'/resset' is not a command; the commands are /reset, /help and /exit"):
         pipe(monkeypatch, capsys, "/resset\n", "--model", "tiny")
 
 
 def test_ctrl_c_stops_an_answer_and_leaves_the_models_as_they_were(run, monkeypatch, capsys):
-    asked = Chat(chat.parse(["--run", run, *SHORT]))
+    asked = Chat(chat.parse(["--model", run, *SHORT]))
     put = Stream.put
 
     def interrupted(stream, value):
@@ -174,16 +175,16 @@ def test_a_character_of_several_tokens_is_shown_once_it_is_whole(capsys):
 
 
 BAD = [
-    ([], "give either --run DIR for a tuned model and its base, or --model NAME"),
-    (["--run", "a", "--model", "b"], "give either --run DIR"),
-    (["--model", "tiny", "--only", "base"], "--only base chooses between the models of --run"),
+    ([], "--model is missing; name a run folder to compare with its base, or a single model"),
+    (
+        ["--model", "tiny", "--only", "base"],
+        "--only base chooses between a run and its base; leave it out with --model tiny",
+    ),
     (["--model", "tiny", "--temperature", "-1"], "--temperature must be at least 0, got -1"),
     (["--model", "tiny", "--top_p", "0.5"], "--top_p 0.5 has no effect without sampling; add --temperature 1"),
     (["--model", "tiny", "--top_p", "2"], "--top_p must be above 0 and at most 1, got 2"),
     (["--model", "tiny", "--max_new_tokens", "0"], "--max_new_tokens must be at least 1, got 0"),
     (["--model", "tiny", "--prompt", "word " * 600], "positions of the model; ask for less, or /reset first"),
-    (["--run", "no/such/run"], "no/such/run is not a run folder"),
-    (["--run", str(ROOT / "ba_lora" / "tiny" / "model")], "names no base to compare it with; give it as --model"),
 ]
 
 

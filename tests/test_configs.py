@@ -1,11 +1,13 @@
 """Every shipped recipe matches the published one in parameters, steps, batch, precision and weights, planned without weights."""
 
+import re
 from pathlib import Path
 
 import pytest
 import yaml
 
-from ba_lora.planning.plan import plan
+from ba_lora.inference import backends
+from ba_lora.planning.plan import plan, render
 from ba_lora.training.command_line import parse
 from eval.all import BENCHMARKS
 
@@ -90,6 +92,34 @@ def test_the_recipes_of_other_sizes_are_complete():
 def test_a_recipe_of_another_size_trains_what_its_shapes_say(model):
     made = planned(FOLDER / "sizes" / f"{model}-metamath.yaml")
     assert (made["trainable_parameters"], made["steps"]) == (SIZES[model], 3125)
+
+
+@pytest.mark.parametrize("file", RECIPES, ids=lambda file: file.stem)
+def test_the_plan_of_a_published_recipe_shows_launcher_deepspeed_and_evaluation(file, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)  # the names in a config are found from any folder
+    monkeypatch.delenv("BA_LORA_VLLM", raising=False)
+    monkeypatch.setattr(backends, "vllm_obstacle", lambda: "vLLM is not installed in this Python")
+    monkeypatch.setenv("NPROC", "1")
+    left_out = "none: .*zero2.json divides the work of several processes, and this run has one"
+    alone = (r"transformers, 1 process \(vLLM is not installed in this Python\)", left_out)
+    assert shown(planned(file), "none: one process", *alone)
+    monkeypatch.setenv("NPROC", "8")
+    made = planned(file)
+    assert shown(made, "torchrun", r"transformers, 8 processes \(vLLM .*\)", ".*configs/deepspeed/zero2.json")
+    assert made["zero_stage"] == 2 and made["effective_batch_size"] == 32 * made["accumulation"]
+    off = planned(file, "--deepspeed", "none", "--eval_backend", "openai")
+    assert shown(off, "torchrun", "openai", "none") and off["zero_stage"] == 0
+    monkeypatch.setattr(backends, "vllm_obstacle", lambda: None)
+    monkeypatch.setattr(backends, "_installed", lambda choice: choice)
+    eight = planned(file, "--devices", "8xH100-80")
+    assert shown(eight, "torchrun", "vllm, 8 processes", ".*configs/deepspeed/zero2.json")
+
+
+def shown(made, launcher, evaluation, deepspeed):
+    """True if the printed plan has these lines (patterns)."""
+    text = render(made)
+    lines = {"launcher": launcher, "evaluation": evaluation, "DeepSpeed": deepspeed}
+    return all(re.search(rf"^{name} +{pattern}$", text, flags=re.M) for name, pattern in lines.items())
 
 
 def test_rank_64_of_llama_2_is_half_of_the_printed_number():

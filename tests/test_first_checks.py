@@ -3,6 +3,7 @@
 import re
 import resource
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -18,6 +19,7 @@ LIMIT = 2  # seconds of CPU; with torch and transformers it would be 6 or more
 TINY = "configs/nlg/tiny.yaml"
 TRAIN, ONE = ("train.py",), ("-m", "ba_lora.experiments", "one", TINY)
 RUN, GSM8K = ("-m", "ba_lora.experiments", "run"), ("-m", "eval.gsm8k", "--output_dir", "OUT")
+CHAT = ("-m", "ba_lora.chat")
 REFUSALS = [
     (TRAIN, "--output_dir is missing"),
     ((*TRAIN, "--output_dir", "OUT", "--method", "lorra"), "method 'lorra' is not known, did you mean 'lora'?"),
@@ -41,18 +43,66 @@ REFUSALS = [
     ((*GSM8K, "--model", "tiny", "--data", "nope.jsonl"), "data file nope.jsonl does not exist"),
     (("-m", "eval.all", "runs/nope"), "error: --model runs/nope does not exist"),
     (("-m", "eval.humaneval", "--output_dir", "OUT", "--model", "runs/nope"), "--model runs/nope does not exist"),
+    ((*GSM8K, "--model", "CLASSIFIER"), "is a classifier, which writes no text; evaluate it with python -m eval.glue"),
+    (CHAT, "--model is missing; name a run folder to compare with its base"),
+    ((*CHAT, "--model", "runs/nope"), "--model runs/nope does not exist"),
+    ((*CHAT, "--run", "no/such/run"), "--model no/such/run does not exist"),
+    ((*CHAT, "--model", "docs"), "--model docs is not a run folder (run.json), adapter folder"),
+    ((*CHAT, "--model", "FOREIGN"), "is not a run folder (run.json), adapter folder"),
+    ((*CHAT, "--model", "STOPPED"), "has neither adapter/ nor model/: the run has not ended"),
+    ((*CHAT, "--model", "CLASSIFIER"), "is a classifier, which writes no text; evaluate it with python -m eval.glue"),
+    ((*CHAT, "--model", "package:nope"), "model package 'nope' is not known"),
+    ((*CHAT, "--model", "tiny", "--only", "tuned"), "--only tuned chooses between a run and its base"),
+    ((*CHAT, "--model", "RUN", "--template", "alpacca"), "template 'alpacca' is not known, did you mean 'alpaca'?"),
+    ((*CHAT, "--model", "RUN", "--dtype", "float8"), "--dtype 'float8' is not known"),
+    (("-m", "ba_lora.benchmark", "--only", "our"), "--only 'our' is not known, did you mean 'ours'?"),
+    (("-m", "ba_lora.benchmark", "--model", "runs/nope"), "model folder runs/nope does not exist"),
+    (("-m", "ba_lora.benchmark", "--body", "llama-2-7"), "did you mean 'llama-2-7b'"),
+    (("-m", "ba_lora.benchmark", "--body", "tiny", "--growth"), "--body has its own sizes; leave out --model"),
+    (("-m", "ba_lora.benchmark.device_check", "--only", "exactnes"), "did you mean 'exactness'"),
+    (("-m", "ba_lora.benchmark.device_table", "--write", "nope.md"), "--write nope.md does not exist"),
+    (("-m", "ba_lora.benchmark", "--output_dir", "FOREIGN"), "is not empty and holds no benchmark"),
+    (("-m", "ba_lora.tiny.pretrain", "--output_dir", "OUT", "--steps", "0"), "--steps is 0: it must be greater than 0"),
+    (("-m", "ba_lora.tiny.pretrain", "--output_dir", "FOREIGN"), "is not empty and holds no model of this command"),
+    (("-m", "ba_lora.planning.table", "nope.yaml"), "config file nope.yaml does not exist"),
+    (("-m", "ba_lora.experiments.price", "nope.yaml"), "experiment file nope.yaml does not exist"),
+    ((*RUN, "EXPERIMENT", "--dry_run"), "data nope.csv is neither an existing path nor a hub id"),
+    (
+        ("-m", "eval.mt_bench", "--bse_url", "http://me:word@host/v1"),
+        "unknown option --bse_url, did you mean '--base_url'",
+    ),
+    (("-m", "eval.mbpp", "--base_ur1=http://me:word@host/v1"), "unknown option --base_ur1, did you mean '--base_url'"),
+    ((*GSM8K, "--limit", "http://me:word@host/v1"), "--limit: invalid int value: 'http://[hidden]@host/v1'"),
+    ((*GSM8K, "--seed", "sk-abcdefghijklmnop"), "--seed: invalid int value: '[hidden]'"),
+    ((*GSM8K, "https://word@host"), "unknown argument 'https://[hidden]@host'; see --help"),
+    ((*GSM8K, "--no\x1b[31m", "x"), "unknown option --no\\x1b[31m"),
+    (("-m", "eval.glue", "--submision"), "unknown option --submision, did you mean '--submission'"),
+    (("-m", "eval.gluex", "--limit"), "--limit: expected one argument"),
+    (("-m", "eval.all", "tiny", "--output_dir", "OUT", "--lmit", "8"), "unknown option --lmit, did you mean '--limit'"),
+    (("-m", "eval.all", "tiny", "--output_dir", "OUT", "--limit", "8.5"), "--limit: invalid int value: '8.5'"),
+    ((*RUN, "--jbos", "2"), "unknown option --jbos, did you mean '--jobs'?; see --help"),
+    (("-m", "ba_lora.experiments", "rnu"), "invalid choice: 'rnu'"),
+    (("-m", "ba_lora.hub", "RUN"), "the following arguments are required: USER/NAME"),
+    (("tsne_visualization.py", "--output_dir", "OUT"), "--features_dir --redraw is required"),
     (("-m", "eval.glue", "--model", "runs/nope"), "--model runs/nope is not a run folder of a classifier"),
 ]
 
 
 @pytest.fixture(scope="module")
 def places(tmp_path_factory):
-    """{word of a row above: the path that it stands for}: an unused name, a finished run, a folder of someone else's."""
+    """{word of a row above: the path that it stands for}: an unused name, runs, a folder of someone else's."""
     home = tmp_path_factory.mktemp("places")
     (home / "foreign").mkdir()
     (home / "foreign" / "thesis.tex").touch()
-    (home / "run").mkdir()
-    return {"OUT": home / "out", "RUN": finished_run(home / "run", model="tiny"), "FOREIGN": home / "foreign"}
+    for name in ("run", "stopped", "classifier"):
+        (home / name).mkdir(exist_ok=True)
+        finished_run(home / name, model="tiny")
+    shutil.rmtree(home / "stopped" / "adapter")
+    (home / "classifier" / "adapter" / "task.json").write_text("{}")
+    text = (ROOT / "configs/experiments/nlg-main-embedded.yaml").read_text(encoding="utf-8")
+    (home / "experiment.yaml").write_text(text.replace("tinymath:test", "nope.csv"), encoding="utf-8")
+    made = {word: home / word.lower() for word in ("RUN", "STOPPED", "CLASSIFIER", "FOREIGN")}
+    return {"OUT": home / "out", "EXPERIMENT": home / "experiment.yaml", **made}
 
 
 @pytest.mark.parametrize(("words", "message"), REFUSALS, ids=[" ".join(words) for words, _ in REFUSALS])
@@ -62,6 +112,7 @@ def test_a_refusal_takes_less_than_two_seconds_of_cpu(words, message, places):
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     assert done.returncode == 2 and message in done.stderr and len(done.stderr.splitlines()) == 1, done.stderr
+    assert "word@" not in done.stderr
     assert (after.ru_utime - before.ru_utime) + (after.ru_stime - before.ru_stime) < LIMIT
     assert not places["OUT"].exists() and not (ROOT / "runs" / "nope").exists()
 

@@ -14,8 +14,8 @@ FILES = {
 } | {name: ROOT / f"{name}.py" for name in ("train", "tsne_visualization")}
 
 BASIS = "ba_lora signals errors files folders modes texts"  # every room may import these
-BELOW_TRAINING = "packages provenance sharding data objective features models tiny methods card hub"
-ASKING = f"{BASIS} packages data models methods inference"
+BELOW_TRAINING = "packages provenance sharding machine data objective features models tiny methods card hub"
+ASKING = f"{BASIS} packages machine data models methods inference"
 ALLOWED = {
     "ba_lora": "signals",
     "signals": "",
@@ -23,10 +23,11 @@ ALLOWED = {
     "files": "errors",
     "folders": "errors files",
     "modes": "",
-    "texts": "",
+    "texts": "errors",
     "packages": BASIS,
     "provenance": BASIS,
     "sharding": BASIS,
+    "machine": BASIS,
     "canvas": BASIS,
     "objective": BASIS,
     "data": f"{BASIS} packages",
@@ -37,10 +38,10 @@ ALLOWED = {
     "card": f"{BASIS} data objective methods",
     "hub": f"{BASIS} data card",
     "training": f"{BASIS} {BELOW_TRAINING}",
-    "inference": f"{BASIS} packages data models methods",
-    "planning": f"{BASIS} {BELOW_TRAINING} training",
+    "inference": f"{BASIS} packages machine data models methods",
+    "planning": f"{BASIS} {BELOW_TRAINING} training inference",
     "benchmark": f"{BASIS} {BELOW_TRAINING} training planning",
-    "chat": f"{BASIS} packages data models methods inference",
+    "chat": f"{BASIS} packages machine data models methods inference",
     "eval.harness": ASKING,
     **dict.fromkeys(("eval.answers", "eval.execution", "eval.judging", "eval.classifiers"), f"{ASKING} eval.harness"),
     "eval": f"{ASKING} eval.harness eval.answers eval.execution eval.judging eval.classifiers",

@@ -39,7 +39,6 @@ CONFIGS = {
     "epochs: {a: 1}": "'epochs' is or holds {'a': 1}; a text, a number",
     "fields: [[a], b]": "'fields' is or holds ['a']",
     "fields: [a, --overwrite]": "'fields' lists '--overwrite', which would be read as an option",
-    "data: --help": "--data",
     "seed: .inf": "--seed: 'inf' is not a whole number",
     '"two\\nlines": 1': "unknown option 'two\\nlines'",
     "1: 2": "unknown option 1",
@@ -56,12 +55,14 @@ CONFIGS = {
 def test_a_config_with_a_wrong_value_is_refused_in_one_line(tmp_path, text):
     file = tmp_path / "c.yaml"
     file.write_text(text)
-    if text == "data: --help":  # the value of an option, not an option
-        assert parse(["--config", str(file), "--output_dir", "out"]).data == "--help"
-        return
     with pytest.raises(UserError) as caught:
         parse(["--config", str(file), "--output_dir", "out"])
     assert CONFIGS[text] in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_value_that_looks_like_an_option_is_the_value(tmp_path):
+    (tmp_path / "c.yaml").write_text("data: --help")
+    assert parse(["--config", str(tmp_path / "c.yaml"), "--output_dir", "out"]).data == "--help"
 
 
 def test_configs_that_extend_each_other_in_a_circle_are_named(tmp_path):
@@ -69,7 +70,6 @@ def test_configs_that_extend_each_other_in_a_circle_are_named(tmp_path):
         (tmp_path / f"{name}.yaml").write_text(f"extends: {parent}.yaml\n")
     with pytest.raises(UserError, match=r"c.yaml extends .*a.yaml, which extends it; name another config"):
         config_words(tmp_path / "a.yaml")
-    (tmp_path / "own.yaml").write_text("extends: ../own/../own.yaml\n")
     (tmp_path / "own").mkdir()
     (tmp_path / "own.yaml").write_text("extends: own/../own.yaml\n")
     with pytest.raises(UserError, match=r"own.yaml extends itself; name another config"):

@@ -22,7 +22,8 @@ pytestmark = pytest.mark.skipif(shutil.which("sh") is None, reason="no POSIX she
 def checkout(tmp_path):
     """scripts/ and requirements.txt beside a python3 that records how it is called."""
     shutil.copytree(ROOT / "scripts", tmp_path / "scripts")
-    shutil.copy(ROOT / "requirements.txt", tmp_path)
+    for file in ("requirements.txt", "requirements-ranges.txt"):
+        shutil.copy(ROOT / file, tmp_path)
     (tmp_path / "bin").mkdir()
     fake = tmp_path / "bin" / "python3"
     fake.write_text(FAKE)
@@ -31,7 +32,7 @@ def checkout(tmp_path):
 
 
 def call(checkout, *words, cwd=None, **variables):
-    own = ("VIRTUAL_ENV", "CONDA_PREFIX", "CONDA_DEFAULT_ENV", "PYTHONPATH", "PYTHONSAFEPATH")
+    own = ("VIRTUAL_ENV", "CONDA_PREFIX", "CONDA_DEFAULT_ENV", "PYTHONPATH", "PYTHONSAFEPATH", "BA_LORA_INSTALL")
     kept = {name: value for name, value in os.environ.items() if name not in own}
     environment = kept | {"PATH": f"{checkout}/bin:/usr/bin:/bin", "CALLS": f"{checkout}/calls"} | variables
     (checkout / "calls").write_text("")
@@ -124,11 +125,11 @@ def test_tables_and_figures_are_those_of_the_experiments_in_results_and_the_poin
     for folder in ("results/t-sne", "results/small", "configs/experiments"):
         (checkout / folder).mkdir(parents=True)
     (checkout / "configs/experiments/small.yaml").touch()
-    table = "-m ba_lora.experiments table configs/experiments/small.yaml --runs none --output assets/small --quiet"
+    table = "-m ba_lora.experiments table configs/experiments/small.yaml --runs none --output_dir assets/small --quiet"
     assert call(checkout, "scripts/tables.sh")[1].splitlines() == [table]
     done, calls = call(checkout, "scripts/figures.sh")
     assert calls.splitlines() == [
-        f"-m ba_lora.experiments figure configs/experiments/{name}.yaml --runs none --output assets/{name}"
+        f"-m ba_lora.experiments figure configs/experiments/{name}.yaml --runs none --output_dir assets/{name}"
         for name in ("small", "ablation-embedded", "ranks-embedded")
     ]
     assert done.returncode  # the interpreter that writes down its calls draws nothing to copy

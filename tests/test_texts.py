@@ -7,6 +7,7 @@ import json
 import pytest
 
 from ba_lora.card import write_card
+from ba_lora.experiments.examples import examples
 from ba_lora.experiments.matrix import read_experiment
 from ba_lora.experiments.results import read_results
 from ba_lora.experiments.tables.build import build
@@ -27,6 +28,11 @@ def test_a_text_keeps_its_words_and_loses_its_powers():
     )
     assert markdown("pissa_niter_4 < 5 & [+0.1]") == "pissa_niter_4 < 5 & \\[+0.1\\]"
     assert markdown("_x_ &lt; </td> <!-- c") == "\\_x\\_ &amp;lt; &lt;/td> &lt;!-- c"
+    assert (
+        markdown("a\x1b[31m\x07\u202eb") == "a\\\\x1b\\[31m\\\\x07\\\\u202eb"
+        and latex("\x1b") == r"\textbackslash{}x1b"
+    )
+    assert code("\x1b]0;title\x07 é漢") == "`\\x1b]0;title\\x07 é漢`" and latex_comment("a\x1b") == "% a\\x1b"
     assert code("a`b\nc") == "``a`b c``" and code("`") == "`` ` ``"
     for text in ("=1+1", "@SUM(1)", "+cmd|' /C calc'!A0", "-x", " =1", "\t=1"):
         assert csv_cell(text) == f"'{text}"
@@ -77,6 +83,26 @@ def test_markdown_has_no_link_no_html_and_the_same_cells_in_every_row(table):
 def test_csv_has_no_formula(table):
     cells = [cell for row in csv.reader(io.StringIO(render(table, "csv"))) for cell in row]
     assert any("cmd" in cell for cell in cells) and not any(cell.startswith(("=", "@", "+")) for cell in cells)
+
+
+def test_answers_of_a_model_show_as_text(tmp_path):
+    experiment = read_experiment(EXPERIMENT, tmp_path / "runs", results=tmp_path)
+    answers = [
+        "# big\n\n| a | b |\n<script>x</script> [t](http://evil)",
+        "``` `` \x1b[2J \x1b]8;;http://evil\x07",
+        " \n",
+    ]
+    for run in experiment.runs:
+        if run.seed in (None, 42):
+            records = [{"prompt": f"**{answer}**", "completion": answer, "reference": "`"} for answer in answers]
+            for name, lines in (("generations", records), ("scored", [{"correct": 1}, {"correct": 0}, {"correct": 0}])):
+                (folder := run.folder / "eval" / "test").mkdir(parents=True, exist_ok=True)
+                (folder / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    shown = examples(experiment)
+    assert "- base (right): `# big | a | b | <script>x</script> [t](http://evil)`" in shown
+    assert "- base (wrong): ```` ``` `` \\x1b[2J \\x1b]8;;http://evil\\x07 ````" in shown
+    assert "- base (wrong): no text" in shown and shown.count("- reference: `` ` ``") == 3
+    assert "\x1b" not in shown and not any(line.startswith(("#", "|", "<")) for line in shown.splitlines())
 
 
 def test_a_card_shows_hostile_names_as_text(tmp_path):

@@ -2,30 +2,17 @@
 
 import argparse
 import json
-from dataclasses import asdict, fields, replace
-from pathlib import Path
 
-import torch
-from tqdm import tqdm
-from transformers.utils import logging as transformers_logging
-
-from .. import provenance
-from ..errors import UserError, choose, run_cli
-from ..files import write_json
+from ..errors import Parser, UserError, choose, run_cli
 from ..folders.ownership import claimed
-from ..methods.names import NITER
-from ..models import DTYPES, load_model
+from ..folders.places import check_model_folder
+from ..machine.devices import gpus
+from ..methods.names import NITER, PRECISIONS
 from ..objective.settings import PRESETS
-from ..training.model_numbers import suited
+from ..packages import check_name
+from ..training.model_numbers import read_numbers
 from . import __doc__ as what
-from . import report
-from .bodies import RANDOM, body_config
-from .contestants import BASE, CONTESTANTS, OF_A_BODY, Case, is_here
-from .measure import Measured, measure, measure_in_place, peak_of
-from .predicted import planned
-
-GROWTH = (BASE, "floor", "ours", "cached")
-SMALLEST_VOCABULARY = 32  # large enough for the 20 classes of the iclr preset's entropy
+from .cases import BASE, CONTESTANTS, RANDOM, SMALLEST_VOCABULARY, Case, is_here
 
 EXAMPLES = """\
 examples:
@@ -40,7 +27,7 @@ contestants, for --only:
 
 
 def make_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m ba_lora.benchmark",
         description=what,
         epilog=EXAMPLES,
@@ -68,8 +55,8 @@ def make_parser() -> argparse.ArgumentParser:
     add("--rank", type=int, help="rank of the adapter (default: 32, with --body what suits its width)")
     add("--preset", default="iclr", help="form of the objective: iclr or paper-v5 (default: %(default)s)")
     add("--dtype", help="precision: float32, bfloat16 or float16 (default: float32, with --body bfloat16)")
-    add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu or cuda (default: %(default)s)")
-    add("--threads", type=int, default=torch.get_num_threads(), help="threads of torch (default: %(default)s)")
+    add("--device", help="cpu or cuda (default: cuda if torch finds a GPU)")
+    add("--threads", type=int, help="threads of torch (default: torch's own)")
     add("--repeats", type=int, default=5, help="timed rounds after the warm-up (default: %(default)s)")
     add("--only", nargs="+", metavar="NAME", help=f"contestants to measure, in addition to {BASE}")
     add("--no_memory", action="store_true", help="measure only step times; each memory figure takes a new process")
@@ -93,31 +80,19 @@ DEFAULTS = {
     "dtype": ("float32", "bfloat16"),
     "start": ("pissa_niter_4", RANDOM),
 }
+LEAST = {"batch": 1, "length": 2, "layers": 1, "rank": 1, "threads": 1, "repeats": 1}
 
 
-def cases_of(args: argparse.Namespace) -> list[Case]:
-    """One case per vocabulary or body. Raises UserError for impossible sizes."""
+def fill_in(args: argparse.Namespace) -> None:
+    """Set the options that were not given and whose default depends on the kind of model."""
     for name, values in DEFAULTS.items():
         if getattr(args, name) is None:
             setattr(args, name, values[bool(args.body)])
-    _check_options(args)
-    shared = {field.name for field in fields(Case)} - {"vocabulary", "svd_k", "body", "rank"}
-    options = {name: getattr(args, name) for name in shared}
-    if args.body:
-        sizes = {name: body_config(name).vocab_size for name in args.body}
-        ranks = {name: args.rank or suited(name, is_classifier=False)[0] for name in args.body}
-        return [Case(sizes[name], body=name, rank=ranks[name], **options) for name in args.body]
-    vocabularies = args.vocabulary or [32000]
-    if args.model:
-        vocabularies = [load_model(args.model, args.dtype).get_input_embeddings().num_embeddings]
-    if min(vocabularies) < SMALLEST_VOCABULARY:
-        raise UserError(f"--vocabulary must be at least {SMALLEST_VOCABULARY}, got {min(vocabularies)}")
-    return [Case(vocabulary, rank=args.rank, **options) for vocabulary in vocabularies]
 
 
-def _check_options(args: argparse.Namespace) -> None:
-    """Raise UserError for options that are impossible alone or together."""
-    for name, least in {"batch": 1, "length": 2, "layers": 1, "rank": 1, "threads": 1, "repeats": 1}.items():
+def check_options(args: argparse.Namespace) -> None:
+    """Raise UserError for sizes and names that are known to be impossible, alone or together."""
+    for name, least in LEAST.items():
         if getattr(args, name) is not None and getattr(args, name) < least:
             raise UserError(f"--{name} must be at least {least}, got {getattr(args, name)}")
     if not 0 < args.response <= 1 or round(args.length * args.response) < 1:
@@ -125,98 +100,44 @@ def _check_options(args: argparse.Namespace) -> None:
             f"--response {args.response} of {args.length} tokens trains none or too many; give 0 < part <= 1"
         )
     choose("--preset", args.preset, PRESETS)
-    choose("--dtype", args.dtype, [name for name in DTYPES if name != "auto"])
+    choose("--dtype", args.dtype, [name for name in PRECISIONS if name != "auto"])
     if not NITER.fullmatch(args.start):
         choose("--start", args.start, (RANDOM, "pissa", "pissa_niter_4"))
-    if choose("--device", args.device, ("cpu", "cuda")) == "cuda" and not torch.cuda.is_available():
+    for name in args.only or ():
+        if not is_here(choose("--only", name, CONTESTANTS)):
+            raise UserError(f"--only {name} needs the package {CONTESTANTS[name].package}, which is not installed")
+    _check_model(args)
+    if args.device and choose("--device", args.device, ("cpu", "cuda")) == "cuda" and not gpus():
         raise UserError("--device cuda: torch finds no GPU; use cpu")
+
+
+def _check_model(args: argparse.Namespace) -> None:
+    """Raise UserError for an unknown model or body, and for options that go with another kind of model."""
     if args.model and (args.vocabulary or args.growth):
         raise UserError("--vocabulary and --growth are for the random model; leave them out or leave out --model")
     if args.body and (args.model or args.vocabulary or args.growth):
         raise UserError("--body has its own sizes; leave out --model, --vocabulary and --growth")
-
-
-def growth_cases(case: Case) -> dict[str, Case]:
-    """{label: case}: cases that vary one size at a time around `case`."""
-    sizes = [case.vocabulary // 2, case.vocabulary, 2 * case.vocabulary]
-    cases = {f"V = {size:,}": replace(case, vocabulary=size) for size in sizes}
-    for part in (case.response / 2, case.response, min(2 * case.response, 1.0)):
-        changed = replace(case, response=part)
-        cases[f"N = {changed.rows:,}"] = changed
-    return cases | {f"k = {k}": replace(case, svd_k=k) for k in (3, 10, 50)}
+    if args.vocabulary and min(args.vocabulary) < SMALLEST_VOCABULARY:
+        raise UserError(f"--vocabulary must be at least {SMALLEST_VOCABULARY}, got {min(args.vocabulary)}")
+    if args.model and args.model != "tiny" and not check_name(args.model):
+        check_model_folder(args.model)
+    for name in args.body or ():
+        read_numbers(name)
 
 
 def main(words: list[str] | None = None) -> None:
     args = make_parser().parse_args(words)
-    transformers_logging.disable_progress_bar()
     if args.child:
+        from .measure import peak_of
+
         print(peak_of(Case(**json.loads(args.child[0])), args.child[1]))
         return
-    cases = cases_of(args)
+    fill_in(args)
+    check_options(args)
     with claimed(args.output, "benchmark"):
-        _measure(args, cases)
+        from .compare import compare  # torch takes seconds; --help and refusals do without it
 
-
-def names_of(args: argparse.Namespace) -> list[str]:
-    """The contestants that are asked for. Raises UserError for an unknown one, and for one whose package is missing."""
-    asked = {choose("--only", name, CONTESTANTS) for name in args.only or ()}
-    for name in asked:
-        if not is_here(name):
-            raise UserError(f"--only {name} needs the package {CONTESTANTS[name].package}, which is not installed")
-    chosen = asked or set(filter(is_here, OF_A_BODY if args.body else CONTESTANTS))
-    return [name for name in CONTESTANTS if name in chosen | {BASE}]
-
-
-def _measure(args: argparse.Namespace, cases: list[Case]) -> None:
-    """Measure every case; write and print the results after each."""
-    names = names_of(args)
-    growing = growth_cases(cases[0]) if args.growth else {}
-    one = 1 if args.body else args.repeats + 1 + (not args.no_memory)  # progress-bar steps per contestant
-    total = one * (len(cases) * len(names) + len(set(growing.values())) * len(GROWTH))
-    measured, grown = [], {}
-    with tqdm(total=total, mininterval=0.5) as bar:
-        for case in cases:
-            if args.body:
-                measured.append(Measured(case, *measure_in_place(case, names, args.repeats, bar)))
-            else:
-                measured.append(Measured(case, measure(case, names, args.repeats, not args.no_memory, bar)))
-            with tqdm.external_write_mode():
-                print(report.table(*measured[-1][:2], args.repeats, measured[-1].start_seconds) + "\n", flush=True)
-            write_results(Path(args.output), measured, grown, growing)  # the next case may run out of memory
-        done = {}
-        for label, case in growing.items():
-            if case not in done:
-                done[case] = measure(case, list(GROWTH), args.repeats, not args.no_memory, bar)
-            grown[label] = done[case]
-    if grown:
-        print(report.growth_table(grown) + "\n")
-        write_results(Path(args.output), measured, grown, growing)
-    picture = (
-        f", {args.output}/benchmark.png" if report.CAN_DRAW else "; no picture, because matplotlib is not installed"
-    )
-    print(f"written: {args.output}/benchmark.json{picture}")
-    every = [*(each.results for each in measured), *grown.values()]
-    failures = [result["failure"] for results in every for result in results.values() if "failure" in result]
-    if failures:
-        raise UserError(failures[0])
-
-
-def write_results(folder: Path, measured: list[Measured], grown: dict, growing: dict[str, Case]) -> None:
-    """Write benchmark.json (bytes and seconds) and benchmark.png."""
-    write_json(
-        folder / "benchmark.json",
-        {
-            **provenance.record(),
-            "base": BASE,
-            "cases": [
-                {"sizes": asdict(case), "start_seconds": start, "planned": planned(case), "results": results}
-                for case, results, start in measured
-            ],
-            "growth": {label: {"sizes": asdict(growing[label]), "results": grown[label]} for label in grown},
-        },
-    )
-    if report.CAN_DRAW:
-        report.draw(measured, folder / "benchmark.png")
+        compare(args)
 
 
 if __name__ == "__main__":

@@ -11,8 +11,7 @@ from ..methods.attach import attach
 from ..models import DTYPES
 from ..planning.shapes import keep_layers
 from ..training.model_numbers import read_numbers
-
-RANDOM = "random"  # a start without a decomposition
+from .cases import RANDOM
 
 
 def random_llama(vocabulary: int, hidden: int, layers: int, length: int) -> LlamaConfig:

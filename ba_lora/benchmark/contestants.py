@@ -1,12 +1,11 @@
-"""The contestants of the benchmark: one synthetic micro-batch on one adapted model, and every way to compute a loss from it.
+"""The work of the benchmark: one synthetic micro-batch on one adapted model, and every way to compute a loss from it.
 
 All contestants train the same adapter on the same rows from the same values, so their times differ only by the loss.
 """
 
-import importlib.util
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
 
 import torch
@@ -21,36 +20,11 @@ from ..objective.head import Split, split
 from ..objective.settings import REGULARIZERS, WEIGHTS, Objective
 from ..training.objective_model import ObjectiveModel
 from .bodies import adapt, body_config, make, random_llama
+from .cases import Case
 from .clock import wait
 from .published import published_loss
 
 CONSTANT = {each.schedule: "constant" for each in REGULARIZERS}  # every term at full weight from the first step
-
-
-@dataclass(frozen=True)
-class Case:
-    """The sizes of one comparison."""
-
-    vocabulary: int  # V; a real `model` and a `body` have their own
-    batch: int = 4  # samples per micro-batch
-    length: int = 256  # tokens per sample
-    response: float = 0.5  # share of the tokens that is trained: the last ones
-    hidden: int = 512  # d
-    layers: int | None = 8  # of a body: None = all
-    rank: int = 32
-    preset: str = "iclr"
-    svd_k: int | None = None  # None: the preset's
-    model: str | None = None  # a real model instead of the random one
-    body: str | None = None  # a random model with the sizes of this one
-    start: str = "pissa_niter_4"  # the randomised start: sufficient here, and minutes faster on a real model
-    dtype: str = "float32"
-    device: str = "cpu"
-    threads: int = 1
-
-    @property
-    def rows(self) -> int:
-        """Trained tokens of the micro-batch; no token precedes a sample's first one, so it is not predicted."""
-        return self.batch * min(round(self.length * self.response), self.length - 1)
 
 
 def base_of(case: Case) -> nn.Module:
@@ -65,7 +39,7 @@ def base_of(case: Case) -> nn.Module:
 
 
 class Work:
-    """The micro-batch, the adapted model and its optimiser; `step` is one optimiser step with any of `CONTESTANTS`."""
+    """The micro-batch, the adapted model and its optimiser; `step` is one optimiser step with any of `PREPARE`."""
 
     def __init__(self, case: Case):
         self.case = case
@@ -190,35 +164,14 @@ def _teacher_rows(work: Work, parts: Split) -> Tensor:
     return hidden[counted(work.batch["labels"])]
 
 
-@dataclass(frozen=True)
-class Contestant:
-    """A way to train: `prepare` turns the work into a function that gives the loss; `bare` is the same run with all weights 0.
-
-    package: what it needs beside this project's requirements; it is left out where that is not installed.
-    """
-
-    what: str
-    prepare: Callable[[Work], Callable[[], Tensor]]
-    bare: str
-    package: str | None = None
-
-
-CONTESTANTS = {
-    "pissa": Contestant("plain PiSSA, stock transformers loss", _stock, "pissa"),
-    "published": Contestant("the published algorithm, second model", _published, "pissa"),
-    "dense-bare": Contestant("ours, dense, all weights 0", _ours(chunked=False), "dense-bare"),
-    "dense": Contestant("ours, dense", _ours(*WEIGHTS, chunked=False), "dense-bare"),
-    "floor": Contestant("PiSSA, loss on response rows only", _ours(), "floor"),
-    **{each.name: Contestant(f"ours, {each.name} alone", _ours(each.weight), "floor") for each in REGULARIZERS},
-    "ours": Contestant("ours", _ours(*WEIGHTS), "floor"),
-    "cached": Contestant("ours, cached teacher", _cached, "floor"),
-    "liger": Contestant("task and consistency by Liger's JSD", _liger, "floor", package="liger_kernel"),
+PREPARE = {  # contestant → a function that turns the work into one that gives the loss
+    "pissa": _stock,
+    "published": _published,
+    "dense-bare": _ours(chunked=False),
+    "dense": _ours(*WEIGHTS, chunked=False),
+    "floor": _ours(),
+    **{each.name: _ours(each.weight) for each in REGULARIZERS},
+    "ours": _ours(*WEIGHTS),
+    "cached": _cached,
+    "liger": _liger,
 }
-BASE = "pissa"  # the denominator of every ratio
-OF_A_BODY = (BASE, "published", "floor", "ours", "cached", "liger")  # unless others are asked for
-
-
-def is_here(name: str) -> bool:
-    """Return True if what the contestant `name` needs is installed."""
-    package = CONTESTANTS[name].package
-    return package is None or importlib.util.find_spec(package) is not None

@@ -7,14 +7,14 @@ safetensors and filelock, with what they require.
 import argparse
 from pathlib import Path
 
-from ..errors import UserError, choose, run_cli
+from ..errors import Parser, UserError, choose, run_cli
 from .device_table import PARTS, RESULTS
 
 MINUTES = 7  # for everything, on an H100
 
 
 def make_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="scripts/gpu_check.sh", description=__doc__.partition("\n\n")[2], epilog=f"parts: {', '.join(PARTS)}"
     )
     add = parser.add_argument

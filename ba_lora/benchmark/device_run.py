@@ -15,6 +15,7 @@ import torch
 from .. import provenance
 from ..errors import RunFailure, UserError, one_line
 from ..files import write_json
+from ..machine.devices import gpus
 from . import device_commands as commands
 from . import device_parts as parts
 from .clock import free
@@ -87,7 +88,7 @@ def run_parts(names: list[str], device: str, smoke: bool, out: Path, minutes: fl
 
     Raises UserError without the device, and RunFailure at the end if a part failed.
     """
-    if device == "cuda" and not torch.cuda.is_available():
+    if device == "cuda" and not gpus():
         raise UserError("--device cuda: torch finds no GPU; give --device cpu --smoke --out DIR to try the script")
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     end, failures, facts = time.monotonic() + 60 * minutes, [], stack(device) | {"smoke": smoke}

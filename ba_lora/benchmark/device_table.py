@@ -1,11 +1,10 @@
 """The tables of docs/gpu.md from the files of scripts/gpu_check.sh: python -m ba_lora.benchmark.device_table [--write docs/gpu.md]."""
 
-import argparse
 from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 
-from ..errors import UserError, run_cli
+from ..errors import Parser, UserError, run_cli
 from ..files import PROJECT, atomic_write, read_json
 
 RESULTS = PROJECT / "results" / "gpu"
@@ -117,9 +116,7 @@ def written(page: str, text: str, name: str) -> str:
 
 
 def main(words: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m ba_lora.benchmark.device_table", description=__doc__.partition(":")[0]
-    )
+    parser = Parser(prog="python -m ba_lora.benchmark.device_table", description=__doc__.partition(":")[0])
     parser.add_argument(
         "folder", nargs="?", type=Path, default=RESULTS, help="folder of the files (default: results/gpu)"
     )

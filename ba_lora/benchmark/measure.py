@@ -15,8 +15,9 @@ import torch
 from tqdm import tqdm
 
 from ..errors import UserError
+from .cases import BASE, CONTESTANTS, Case
 from .clock import forget_peak, free, read_peak, timed
-from .contestants import BASE, CONTESTANTS, Case, Work
+from .contestants import PREPARE, Work
 
 
 class Measured(NamedTuple):
@@ -52,7 +53,7 @@ def measure(case: Case, names: list[str], repeats: int, memory: bool, bar: tqdm)
 def _times(case: Case, names: list[str], repeats: int, bar: tqdm) -> dict[str, dict]:
     bar.set_description(f"V = {case.vocabulary:,}, model")
     work = Work(case)
-    losses_of = {name: CONTESTANTS[name].prepare(work) for name in names}
+    losses_of = {name: PREPARE[name](work) for name in names}
     results = {name: {"seconds": [], "loss": None} for name in names}
     for turn in range(repeats + 1):
         for name in names:
@@ -101,7 +102,7 @@ def measure_in_place(case: Case, names: list[str], repeats: int, bar: tqdm) -> t
 
 
 def _in_place(work: Work, name: str, repeats: int) -> dict:
-    device, step = work.case.device, partial(work.step, CONTESTANTS[name].prepare(work))
+    device, step = work.case.device, partial(work.step, PREPARE[name](work))
     for _ in range(WARM_UP):
         loss = step()
     gc.collect()
@@ -130,7 +131,7 @@ def peak_in_own_process(case: Case, name: str) -> int:
 def peak_of(case: Case, name: str) -> int:
     """Peak memory, in bytes, of two steps of `name` in this process."""
     work = Work(case)
-    loss_of = CONTESTANTS[name].prepare(work)
+    loss_of = PREPARE[name](work)
     gc.collect()
     forget_peak(case.device)
     for _ in range(2):

@@ -3,9 +3,9 @@
 from dataclasses import replace
 
 from ..objective.settings import WEIGHTS, Objective
-from ..planning.memory import standing
 from ..planning.shapes import Shape, passing_of, sizes
-from .contestants import Case
+from ..planning.standing import standing
+from .cases import Case
 
 
 def planned(case: Case) -> int | None:

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 
-from .contestants import BASE, CONTESTANTS, Case
+from .cases import BASE, CONTESTANTS, Case
 from .measure import Measured
 
 CAN_DRAW = importlib.util.find_spec("matplotlib") is not None

@@ -4,23 +4,22 @@ Only the loader is another one: it makes the weights on the device, so no file h
 model's tokenizer, training data and the run.
 """
 
-import argparse
 import shutil
 from pathlib import Path
 
-from safetensors.torch import save_file
-
 from ..data.tinymath import generate
-from ..errors import run_cli
+from ..errors import Parser, run_cli
 from ..files import write_json
 from ..tiny import MODEL_DIR
-from ..training import prepare_generator, run
 from ..training.command_line import parse
-from .bodies import body_config, make
 
 
 def prepare(folder: Path, body: str, rows: int, together: int) -> tuple[Path, Path]:
     """Write what a run at the sizes of `body` reads: `rows` samples of `together` problems; return the base's folder and the data."""
+    from safetensors.torch import save_file  # torch takes seconds; --help does without it
+
+    from .bodies import body_config
+
     base, data = folder / "base", folder / "data.json"
     base.mkdir(parents=True, exist_ok=True)
     body_config(body).save_pretrained(base)
@@ -34,9 +33,7 @@ def prepare(folder: Path, body: str, rows: int, together: int) -> tuple[Path, Pa
 
 
 def main(words: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m ba_lora.benchmark.train_body", description=__doc__.partition("\n")[0]
-    )
+    parser = Parser(prog="python -m ba_lora.benchmark.train_body", description=__doc__.partition("\n")[0])
     parser.add_argument("folder", type=Path, metavar="FOLDER", help="folder for everything that is read and written")
     parser.add_argument("--body", required=True, help="a model of configs/models")
     parser.add_argument("--device", required=True, help="cpu or cuda")
@@ -45,6 +42,9 @@ def main(words: list[str] | None = None) -> None:
     )
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     args, options = parser.parse_known_args(words)
+    from ..training import prepare_generator, run
+    from .bodies import body_config, make
+
     base, data = prepare(args.folder, args.body, 64, args.together)
 
     def load(name: str, dtype: str, **_):

@@ -2,6 +2,7 @@
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from .instruction import IGNORED
 
@@ -9,6 +10,14 @@ from .instruction import IGNORED
 def counted(labels: Tensor) -> Tensor:
     """(B, T−1) mask of the positions whose next token is trained. labels: (B, T)."""
     return labels[:, 1:] != IGNORED
+
+
+def trained_rows(labels: Tensor) -> Tensor:
+    """(N,) numbers, in the flattened batch (B·T), of the positions whose next token is trained. labels: (B, T).
+
+    The host waits for the device once for them; it would wait for each tensor that is indexed by a mask.
+    """
+    return pad(counted(labels), (0, 1)).flatten().nonzero().squeeze(1)
 
 
 class PadRight:

@@ -20,7 +20,7 @@ import random
 import re
 import sys
 
-from ..errors import UserError, nearest, run_cli
+from ..errors import Parser, UserError, nearest, run_cli
 from ..files import atomic_write
 from .tinywords import CAUSES, MEN, MIDDLES, OPENINGS, WOMEN, WORDINGS, WORDS
 
@@ -174,7 +174,7 @@ def plain_text(split, count, seed=0):
 
 def main(arguments=None):
     """Run the command: write problems as JSON Lines. Returns the exit status."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m ba_lora.data.tinymath",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         description=__doc__.split("Only `random")[0],

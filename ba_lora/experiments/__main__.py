@@ -5,7 +5,7 @@ import os
 import sys
 from dataclasses import fields
 
-from ..errors import UserError, nearest, run_cli
+from ..errors import Parser, UserError, nearest, run_cli
 from ..files import of_the_project
 from ..folders.ownership import claimed, refuse_foreign
 
@@ -48,7 +48,7 @@ COMMANDS = {
 
 def make_parser() -> argparse.ArgumentParser:
     """Return the parser of the commands and their options."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m ba_lora.experiments",
         description="Run an experiment file, or one training with its evaluations, and show the results.",
         epilog=EXAMPLES,
@@ -71,20 +71,7 @@ def make_parser() -> argparse.ArgumentParser:
                 help="options of train.py for every run, such as data=FOLDER for a local copy",
             )
         if name == "table":
-            command.add_argument(
-                "--format", choices=("markdown", "csv", "latex"), default="markdown", help="what to print"
-            )
-            command.add_argument(
-                *("--output_dir", "--output"),
-                dest="output",
-                help="folder for the table in all three formats [runs/NAME]",
-            )
-            command.add_argument("--quiet", action="store_true", help="print only the names of the files")
-            command.add_argument(
-                "--average_with_mt_bench",
-                action="store_true",
-                help="average the percentages with MT-Bench's 1 to 10, as the paper does",
-            )
+            _add_table_options(command)
         if name in ("run", "tune"):
             command.add_argument("--jobs", type=int, default=os.cpu_count(), help="parallel workers [one per core]")
             command.add_argument("--overwrite", action="store_true", help="repeat finished runs")
@@ -95,7 +82,9 @@ def make_parser() -> argparse.ArgumentParser:
     figure = commands.add_parser("figure", help=FIGURE, description=FIGURE)
     figure.add_argument("target", help="experiment file, run folder, or metrics.jsonl")
     figure.add_argument(
-        "--output", help="folder for an experiment's figures [runs/NAME]; file for a run's figure [RUN/terms.png]"
+        *("--output_dir", "--output"),
+        dest="output",
+        help="folder for the figures [runs/NAME, or the run's folder]; of one run also the file, as --output loss.pdf",
     )
     _add_places(figure)
     report = commands.add_parser("report", help=REPORT, description=REPORT)
@@ -105,6 +94,21 @@ def make_parser() -> argparse.ArgumentParser:
     one = commands.add_parser("one", help=ONE, description=ONE)
     one.add_argument("config", help="a config file of train.py; options of train.py may follow")
     return parser
+
+
+def _add_table_options(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--format", choices=("markdown", "csv", "latex"), default="markdown", help="what to print")
+    command.add_argument(
+        *("--output_dir", "--output"),
+        dest="output",
+        help="folder for the table in all three formats [runs/NAME]",
+    )
+    command.add_argument("--quiet", action="store_true", help="print only the names of the files")
+    command.add_argument(
+        "--average_with_mt_bench",
+        action="store_true",
+        help="average the percentages with MT-Bench's 1 to 10, as the paper does",
+    )
 
 
 def _add_places(command: argparse.ArgumentParser) -> None:
@@ -127,13 +131,14 @@ def _changes(words: list[str]) -> dict[str, str]:
 
 def main() -> int:
     """Return 0 if everything succeeded, 1 if a run failed."""
-    arguments, rest = make_parser().parse_known_args()
+    parser = make_parser()
+    arguments, rest = parser.parse_known_args()
     if arguments.command == "one":
         from .single import train_and_evaluate
 
         return train_and_evaluate(arguments.config, rest)
     if rest:
-        raise UserError(f"unknown option {rest[0]}; see --help")
+        parser.refuse(rest)
     if arguments.command == "figure":
         return _draw(arguments)
     if arguments.command == "report":
@@ -151,10 +156,7 @@ def main() -> int:
 
 def _draw(arguments: argparse.Namespace) -> int:
     if not arguments.target.endswith((".yaml", ".yml")):
-        from .figures.run import draw_terms
-
-        print(f"Saved as {draw_terms(arguments.target, arguments.output)}")
-        return 0
+        return _draw_run(arguments)
     from .figures.experiment import draw
     from .matrix import read_experiment
     from .results import read_results
@@ -166,6 +168,21 @@ def _draw(arguments: argparse.Namespace) -> int:
     if not files:
         raise UserError(f"{arguments.target} has no result and names no published numbers, so there is nothing to draw")
     print("Saved as " + ", ".join(str(file) for file in files))
+    return 0
+
+
+def _draw_run(arguments: argparse.Namespace) -> int:
+    from pathlib import Path
+
+    from .figures.run import TERMS_PNG, draw_terms
+
+    output = Path(arguments.output) if arguments.output else None
+    if output is None or (output.suffix and not output.is_dir()):
+        path = draw_terms(arguments.target, output)
+    else:
+        with claimed(output, *_place(arguments), alone=False):
+            path = draw_terms(arguments.target, output / TERMS_PNG)
+    print(f"Saved as {path}")
     return 0
 
 
@@ -191,7 +208,7 @@ def _report(arguments: argparse.Namespace) -> int:
             print(f"{number} of {len(files)}: {Path(file).stem}", file=sys.stderr, flush=True)
             experiment = read_experiment(file, arguments.runs, results=arguments.results)
             found.append((experiment, read_results(experiment, arguments.results)))
-            draw(*found[-1], Path(figures) / experiment.name)
+            draw(*found[-1], Path(figures) / experiment.name, ["png"])  # the page shows no other format
         path = write_report(found, output, Path(figures))
     print(f"Saved as {path}: {len(found)} experiments")
     return 0
@@ -270,7 +287,7 @@ def _show(experiment, arguments: argparse.Namespace) -> None:
 
 def _place(arguments: argparse.Namespace) -> tuple[str, str]:
     """Return (kind of the folder for tables and figures, the option that names it), as `claimed` takes them."""
-    return ("tables", "--output") if getattr(arguments, "output", None) else ("experiment", "--runs")
+    return ("tables", "--output_dir") if getattr(arguments, "output", None) else ("experiment", "--runs")
 
 
 def _with_rates(experiment, arguments: argparse.Namespace, read):

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from ..files import read_json_lines
 from ..folders.checksums import read_record
+from ..texts import code, markdown
 from .matrix import Experiment
 
 SHOWN = 3  # problems
@@ -25,10 +26,12 @@ def examples(experiment: Experiment) -> str:
         return ""
     lines = ["The first test problems and each model's answer, first seed:"]
     for index, asked in enumerate(next(iter(answers.values()))):
-        lines += ["", f"**{asked['prompt'].strip()}**", "", f"- reference: {asked.get('reference')}"]
+        lines += ["", f"**Problem {index + 1}** {code(asked['prompt'])}", ""]
+        lines.append(f"- reference: {code(asked.get('reference'))}")
         for method, records in answers.items():
             mark = "right" if right[method][index] else "wrong"
-            lines.append(f"- {method} ({mark}): {' '.join(records[index]['completion'].split())}")
+            answer = records[index]["completion"]
+            lines.append(f"- {markdown(method)} ({mark}): {code(answer) if answer.strip() else 'no text'}")
     return "\n".join(lines)
 
 

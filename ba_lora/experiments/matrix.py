@@ -315,7 +315,7 @@ def _runs(
     for seed in seeds if cell.own else [None]:
         folder = home / (name if seed is None else f"{name}-s{seed}")
         whole = (cell.config, *words, *option_words({"seed": seed or 0, "output_dir": str(folder)}, name))
-        arguments = None if seed is None else replace(parsed, seed=seed, output_dir=str(folder))
+        arguments = None if seed is None else parsed.changed(seed=seed, output_dir=str(folder))
         made.append(Run(variant, cell.data, seed, folder, parsed.model, whole, arguments, is_tuned))
     return made
 

@@ -19,7 +19,6 @@ import sys
 import threading
 import time
 import traceback
-from dataclasses import replace
 
 from tqdm import tqdm
 
@@ -235,7 +234,7 @@ def do_run(run: Run, evaluations: list[Evaluation], retrain: bool, report=lambda
     with contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
         extra = {}
         if run.arguments and retrain:
-            arguments = replace(run.arguments, overwrite=True, progress=False)
+            arguments = run.arguments.changed(overwrite=True, progress=False)
             train(arguments, callbacks=[_progress_callback(lambda f: report(share * f))])
             signals.check()
         started = time.perf_counter()

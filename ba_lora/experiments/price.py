@@ -6,7 +6,6 @@ The table of docs/reproduction.md, one row per file that needs GPUs: python -m b
 work of each run. Neither needs weights or the hub.
 """
 
-import argparse
 import importlib
 import re
 from dataclasses import replace
@@ -18,9 +17,8 @@ import eval.all
 from ..data.glue import MNLI_SPLITS, SPLITS
 from ..data.gluex import SHIFTS
 from ..data.tinymath import SPLITS as TINYMATH
-from ..errors import UserError, choose, run_cli
+from ..errors import Parser, UserError, choose, run_cli
 from ..planning.devices import UTILISATION
-from ..planning.plan import plan
 from ..training.arguments import TrainArguments
 from ..training.model_numbers import read_numbers
 from .matrix import FOLDER, Evaluation, Experiment, Run, read_experiment
@@ -93,6 +91,8 @@ def _line(model: str, data: str | None, method: str, cells: list[list[Run]], dev
 
 def _hours(arguments: TrainArguments, devices: str) -> tuple[float, float]:
     """Return the GPU-hours (low, high) of one run. Raises UserError with the reason if they cannot be predicted."""
+    from ..planning.plan import plan  # torch takes seconds; --help and `check` do without it
+
     made = plan(replace(arguments, output_dir=None, dry_run=True, devices=devices), memory=False)["devices"]
     hours = made["forms"]["as planned"]["hours"]
     if hours is None:
@@ -209,7 +209,7 @@ def row(file: Path) -> str:
 
 def main() -> None:
     text = "The GPU-hours of experiment files, as a table in Markdown: the arithmetic of training alone."
-    parser = argparse.ArgumentParser(prog="python -m ba_lora.experiments.price", description=text)
+    parser = Parser(prog="python -m ba_lora.experiments.price", description=text)
     parser.add_argument("files", nargs="*", type=Path, metavar="FILE", help="experiment files [those that need GPUs]")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     files = parser.parse_args().files or needs_gpus()

@@ -19,11 +19,14 @@ from pathlib import Path
 
 import numpy as np
 
+from eval.all import GENERATED
+
 from ..errors import UserError, short
 from ..files import atomic_write, check_kinds, digest, read_json, read_json_lines, sealed, unsealed, write_sealed
 from ..folders import checksums
 from ..folders.ownership import claimed
 from ..objective.settings import METRICS, TERMS, WEIGHTS
+from .benchmark_data import column_of
 from .matrix import Experiment, Run, Variant
 from .tables.columns import COSTS, MEASURES, NO_COLUMNS
 
@@ -42,9 +45,9 @@ KINDS_OF_A_RESULT = {
 KINDS_OF_A_SCORE = {"score?": "a number", "n": "a whole number", "correct?": "a text"} | dict.fromkeys(
     ("metric", "protocol", "data_hash"), "a text"
 )
-KINDS_OF_PARTS = {
-    "measures": {column.key: "a number" for column in MEASURES},
-    "training": {column.key: "a number" for column in COSTS} | {"learning_rate": "a number"},
+NUMBERS_OF_PARTS = {  # each a number or, for classifiers, a number for each evaluation
+    "measures": [column.key for column in MEASURES],
+    "training": [*(column.key for column in COSTS), "learning_rate"],
 }
 
 
@@ -82,7 +85,7 @@ def columns(experiment: Experiment) -> list[str]:
     found = {}
     for run in experiment.runs:
         for name in run.benchmarks:
-            found[run.arguments.task if name == "glue" else name] = True
+            found[column_of(name, run.arguments)] = True
     return list(found)
 
 
@@ -162,10 +165,12 @@ def of_run(run: Run, experiment: Experiment) -> dict:
 
 
 def _benchmarks(folder: Path) -> dict:
-    """Return the scores of a run's benchmarks, one column each: for GLUE the task, out of domain TASK-SET."""
+    """Return the scores of a run's benchmarks, one column each: for GLUE the task, out of domain TASK-SET, for generated problems
+    their name."""
     scores = {}
     for file in sorted(folder.glob("*/score.json")) + sorted(folder.glob("gluex/*/score.json")):
-        name = read_json(file)["benchmark"].partition("/")[2]
+        benchmark = read_json(file)["benchmark"]
+        name = GENERATED if benchmark == GENERATED else benchmark.partition("/")[2]
         if file.parent.name == "glue-validation_mismatched":
             name = f"{name}-mm"
         scores[name or file.parent.name] = _score_of(file.parent, folder.parent)
@@ -252,18 +257,11 @@ def _checked(content: dict, source: str) -> dict:
             )
         if score.get("correct") is not None and len(score["correct"]) != score["n"]:
             raise UserError(f"{place} has n {score['n']} and {len(score['correct'])} outcomes in 'correct'; {AGAIN}")
-    for part, kinds in KINDS_OF_PARTS.items():
-        _check_part(content.get(part) or {}, f"{source}: {part}", kinds)
+    for name, keys in NUMBERS_OF_PARTS.items():
+        part = content.get(name) or {}
+        kinds = {f"{key}?": "an object of numbers" if isinstance(part.get(key), dict) else "a number" for key in keys}
+        check_kinds(part, f"{source}: {name}", kinds, AGAIN)
     return {"data": None, "varied": None} | content
-
-
-def _check_part(part: dict, place: str, kinds: dict[str, str]) -> None:
-    """Refuse a measurement that is neither a number nor, for classifiers, a number for each evaluation."""
-    check_kinds(
-        part, place, {f"{key}?": kind for key, kind in kinds.items() if not isinstance(part.get(key), dict)}, AGAIN
-    )
-    inner = {f"{key}?": "an object of numbers" for key in kinds if isinstance(part.get(key), dict)}
-    check_kinds(part, place, inner, AGAIN)
 
 
 def _result(content: dict, source: str) -> Result:

@@ -10,6 +10,8 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from eval.all import BENCHMARKS, GENERATED
+
 from ..errors import UserError, nearest, short
 from ..files import KINDS
 from ..training.command_line import changed_options
@@ -62,6 +64,10 @@ def check_content(content: dict, file: str | Path) -> None:
     _check_seeds(file, content["seeds"])
     for name, problems in (content.get("evaluate") or {}).items():
         _check_problems(f"{file}: evaluate: {name}", problems)
+        if name in BENCHMARKS and problems["data"].startswith(f"{GENERATED}:"):
+            raise UserError(
+                f"{file}: evaluate: {name} is a benchmark, and {problems['data']} are generated problems; choose another name"
+            )
     if content.get("tuning"):
         _check_tuning(f"{file}: tuning", content["tuning"])
 

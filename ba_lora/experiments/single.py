@@ -1,20 +1,28 @@
-"""One config: train it on as many processes as the environment sets, then run the evaluations that it names."""
+"""One config: train it on as many processes as the environment sets, then run the evaluations that it names.
 
+The training has processes of its own, and their memory is free again when the evaluation begins.
+"""
+
+import os
+import sys
 from pathlib import Path
 
 import eval.all
 import eval.glue
 import eval.gluex
-from eval.gsm8k import GSM8K
 
 from .. import signals
 from ..card import write_card
-from ..errors import UserError, choose
+from ..errors import RunFailure, UserError, choose
+from ..files import PROJECT
 from ..hub import push_after, reserve
+from ..inference.backends import Choice, resolve_anywhere
 from ..training import launch
 from ..training.arguments import TrainArguments
 from ..training.command_line import parse
 from ..training.first_checks import parse_and_check
+from .benchmark_data import data_of
+from .closing import closing
 
 CLASSIFICATION = ("glue", "gluex")  # the benchmarks of a run with --task
 
@@ -33,47 +41,70 @@ def train_and_evaluate(config: str, words: list[str]) -> int:
     words = ["--config", config, *words]
     if not any(word.partition("=")[0] == "--output_dir" for word in words):
         words += ["--output_dir", str(Path("runs") / _name(config, words))]
-    arguments = parse_and_check(words)
+    arguments = parse_and_check(words, tell=False)
     known = CLASSIFICATION if arguments.task else eval.all.BENCHMARKS
     benchmarks = [choose("benchmark", name, known) for name in arguments.benchmarks or ()]
-    tests = {} if arguments.task else _test_data(arguments, benchmarks)
+    tests = {} if arguments.task else data_of(arguments, benchmarks)
     if launch.is_first_machine() and not arguments.task:
         for name in benchmarks:  # report unreadable data before the training
             eval.all.check_data(name, tests.get(name), arguments.model, arguments.eval_limit)
+    backend = _backend(arguments, benchmarks)
     command = launch.command(arguments, [*words, "--push_to_hub", "none", "--hub_public", "false"])
     if not launch.is_first_machine():
-        launch.start(command)
+        launch.start(command, arguments.use_cpu)
         print(f"The first machine evaluates and holds the run folder: {arguments.output_dir}")
         return 0
     if arguments.push_to_hub:
         reserve(arguments.push_to_hub, arguments.hub_public)
-    if command is None:
-        from ..training.run import train  # the libraries, which take seconds to import
-
-        train(arguments)
-        signals.check()
-    else:
-        launch.start(command)
+    launch.start(command, arguments.use_cpu)
     folder = Path(arguments.output_dir)
     push_after(folder, arguments, last=False)
     failure = None
     if arguments.task:
         _classify(arguments, benchmarks)
     elif benchmarks:
-        options = ["--overwrite", "--dtype", arguments.dtype, "--benchmarks", *benchmarks]
+        options = ["--overwrite", "--dtype", arguments.dtype, "--backend", backend.backend, "--benchmarks", *benchmarks]
         options += ["--trust_remote_code"] if arguments.trust_remote_code else []
         options += ["--data", *(f"{name}={file}" for name, file in tests.items())] if tests else []
         options += ["--limit", str(arguments.eval_limit)] if arguments.eval_limit else []
         try:
-            eval.all.main([str(folder), *options])
+            _generate([str(folder), *options], backend)
         except UserError as error:  # the card still shows the other results
             failure = error
     write_card(folder)  # again, now with the results
     push_after(folder, arguments)
     if failure:
         raise failure
-    print(f"Run folder: {folder}")
+    print(*closing(folder, arguments), sep="\n")
     return 0
+
+
+def _backend(arguments: TrainArguments, benchmarks: list[str]) -> Choice | None:
+    """What generates the answers. Raises UserError, before the training, for what cannot; None if nothing is to be generated."""
+    if arguments.task or not benchmarks or not launch.is_first_machine():
+        return None
+    choice = resolve_anywhere(arguments.eval_backend, arguments.method)
+    if choice.backend == "openai" and not os.environ.get("OPENAI_BASE_URL"):
+        raise UserError(
+            "--eval_backend openai needs the address of the endpoint in OPENAI_BASE_URL (http://host:8000/v1)"
+        )
+    if choice.reason:
+        print(f"The evaluation will use transformers: {choice.reason}", flush=True)
+    return choice
+
+
+def _generate(words: list[str], backend: Choice) -> None:
+    """Run `eval.all` with the backend: here, or with the Python that has it."""
+    if backend.python == sys.executable:
+        eval.all.main(words)
+        return
+    paths = [str(PROJECT), *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
+    status, _ = signals.run([backend.python, "-m", "eval.all", *words], env=environment)
+    signals.check()
+    if status:
+        kind = UserError if status == UserError.status else RunFailure
+        raise kind(f"the evaluation with {backend.python} ended with status {status}; see its own error above")
 
 
 def _classify(arguments: TrainArguments, benchmarks: list[str]) -> None:
@@ -91,21 +122,3 @@ def _name(config: str, words: list[str]) -> str:
     """Return the config's name, followed by the method if the options change it."""
     own, now = (parse([*given, "--output_dir", "unnamed"]).method for given in (["--config", config], words))
     return Path(config).stem if now == own else f"{Path(config).stem}-{now}"
-
-
-def _test_data(arguments: TrainArguments, benchmarks: list[str]) -> dict[str, str]:
-    """Return {benchmark: its data} from --eval_data, or for GSM8K the test split beside a local copy; others have their own."""
-    if arguments.eval_data:
-        if len(benchmarks) == 1 and len(arguments.eval_data) == 1 and "=" not in arguments.eval_data[0]:
-            return {benchmarks[0]: arguments.eval_data[0]}
-        return dict(eval.all.read_pair("--eval_data", text) for text in arguments.eval_data)
-    name, _, part = arguments.data.partition(":")
-    if "gsm8k" not in benchmarks or not arguments.data_path or name != GSM8K.partition(":")[0]:
-        return {}
-    copy = Path(arguments.data_path)
-    if copy.is_dir():
-        return {"gsm8k": f"{copy}:{part}" if part else str(copy)}
-    beside = copy.with_name(copy.name.replace("train", "test"))
-    if beside == copy or not beside.is_file():
-        raise UserError(f"no test file lies beside --data_path {copy}; name one with --eval_data")
-    return {"gsm8k": str(beside)}

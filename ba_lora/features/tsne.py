@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..errors import UserError, nearest
+from ..errors import Parser, UserError, nearest
 from ..files import read_json
 from ..folders import checksums
 from ..folders.ownership import claimed, refuse_foreign
@@ -258,7 +258,7 @@ def _sample(labels: np.ndarray, classes: Sequence[str], perplexity: float, seed:
 
 def make_parser() -> argparse.ArgumentParser:
     """The options of tsne_visualization.py."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="tsne_visualization.py",
         description="Draw saved features as t-SNE figures and measure how well the classes separate.",
         epilog=EXAMPLES,

@@ -41,9 +41,10 @@ def refuse_foreign(folder: str | Path, kind: str, option: str = "--output_dir", 
             return
         if not folder.is_dir():
             raise UserError(f"{option} {folder} is a file; name a folder")
+        # before the proofs: another process may prove the folder while this one looks
+        names = sorted(entry.name for entry in folder.iterdir() if not _is_mere_marker(entry))
         if is_ours(folder, kind):
             return
-        names = sorted(entry.name for entry in folder.iterdir() if not _is_mere_marker(entry))
     except OSError as error:
         raise UserError(f"{option} {folder} cannot be opened ({error.strerror}); name another folder") from None
     foreign = [name for name in names if not bears(name, (*KINDS[kind].passed, *passed))]

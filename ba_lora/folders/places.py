@@ -9,6 +9,7 @@ from .kinds import saved_in
 WEIGHT_FILES = ("*.safetensors", "*.safetensors.index.json", "*.gguf")
 # Files that identify a folder with trained weights: PEFT's adapters, our own.
 ADAPTERS = ("adapter_config.json", "ba_lora.json")
+TASK_FILE = "task.json"  # beside a classifier's weights: its task, labels and data
 
 
 def is_path(name: str) -> bool:
@@ -33,18 +34,25 @@ def check_model_folder(name: str) -> None:
 
 
 def check_trained(name: str, option: str) -> None:
-    """Raise UserError for a path without a run, an adapter or a model in it. A name that may be a hub id is accepted."""
-    folder = Path(name)
+    """Raise UserError for a path without a text model in it: of a run, an adapter, or a whole one. A hub id is accepted."""
+    folder = saved = Path(name)
     if not os.path.isdir(folder):
         return refuse_missing(name, f"{option} {shortened(name)}")
     if any((folder / file).is_file() for file in ADAPTERS):
-        return
-    if (folder / "run.json").is_file():
-        saved_in(folder)
+        pass
+    elif (folder / "run.json").is_file():
+        saved = saved_in(folder)
     elif not (folder / "config.json").is_file():
         raise UserError(
             f"{option} {name} is not a run folder (run.json), adapter folder (adapter_config.json) or model folder (config.json)"
         )
+    refuse_classifier(saved, name)
+
+
+def refuse_classifier(saved: str | Path, name: str) -> None:
+    """Raise UserError if the folder `saved`, which belongs to the run or model `name`, holds a classifier."""
+    if (Path(saved) / TASK_FILE).is_file():
+        raise UserError(f"{name} is a classifier, which writes no text; evaluate it with python -m eval.glue")
 
 
 def refuse_missing(name: str, shown: str = "") -> None:

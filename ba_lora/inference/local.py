@@ -1,6 +1,7 @@
-"""The `transformers` backend: completions with a model that is open in this process.
+"""The `transformers` backend: completions with a model that is open in this process, or in several (`copies`).
 
-A completion depends only on the model, its prompt and its seed, not on the batch, the order or an interruption.
+A completion depends only on the model, its prompt and its seed, not on the batch, the order or an interruption. On a GPU this holds up
+to the rounding of its kernels, which depends on the shape of a batch: two nearly equal logits may then change places.
 """
 
 import random
@@ -15,6 +16,8 @@ from ..data.templates import end_id
 from ..errors import UserError
 from ..modes import evaluating
 from .completions import Completion, cut_at, end_ids, finish, room
+from .copies import Copies
+from .memory import Limit
 from .requests import Job, Sampling
 
 # New tokens before finished rows leave the batch, so that one row that never ends costs its batch little. Long prompts take more,
@@ -25,16 +28,17 @@ TAIL = 32  # tokens at the end in which stop strings are searched for during gen
 
 def complete(args, subject, jobs: Sequence[Job], sampling: Sampling) -> Iterator[tuple[int, Completion]]:
     """A backend; see `backends.get_backend`."""
-    return stream(
-        [job.ids for job in jobs],
-        model=subject.model,
-        tokenizer=subject.tokenizer,
-        max_new_tokens=args.max_new_tokens,
-        batch_size=args.batch_size,
-        end=end_id(subject.tokenizer, subject.template),
-        sampling=sampling,
-        seeds=[job.seed for job in jobs],
-    )
+    prompts = [job.ids for job in jobs]
+    options = {
+        "max_new_tokens": args.max_new_tokens,
+        "batch_size": args.batch_size,
+        "end": end_id(subject.tokenizer, subject.template),
+        "sampling": sampling,
+        "seeds": [job.seed for job in jobs],
+    }
+    if isinstance(subject.model, Copies):
+        return subject.model.stream(prompts, **options)
+    return stream(prompts, model=subject.model, tokenizer=subject.tokenizer, **options)
 
 
 def generate(prompts: Sequence[Sequence[int]], *, progress: bool = True, **options) -> list[Completion]:
@@ -59,7 +63,8 @@ def stream(
     """(number of a prompt, its completion), as they end, with transformers; greedy unless `sampling` has a temperature.
 
     Prompts are sorted by length and padded on the left. Generation runs in rounds: after some new tokens, finished rows leave and
-    the rest is batched anew, so a single long row does not delay its whole batch. A completion ends at the token `end`
+    the rest is batched anew, so a single long row does not delay its whole batch. A batch has at most `batch_size` rows, and no more than
+    the free memory holds keys and values of; if memory runs out all the same, it is halved. A completion ends at the token `end`
     (default: the tokenizer's end of sequence), the one that training ends a response with, regardless of the model's own
     generation_config; that token is counted but not part of the text. It also ends at a stop string of `sampling`. `seeds`: one
     per prompt, for sampling.
@@ -81,16 +86,39 @@ def _rounds(prompts, rooms, model, tokenizer, batch_size, ends, sampling, chance
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else ends[0]
     written: list[list[int]] = [[] for _ in prompts]
     pending = list(range(len(prompts)))
+    limit = Limit(model, batch_size)
+
+    def length(row: int) -> int:
+        return len(prompts[row]) + len(written[row])
+
+    def extend(rows: list[int]) -> list[list[int]] | None:
+        """The next tokens of the rows of a batch; None if the memory is too small for it."""
+        inputs = [[*prompts[row], *written[row]] for row in rows]
+        steps = min(_steps(length(rows[0])), *(rooms[row] - len(written[row]) for row in rows))
+        before = [chances[row].getstate() for row in rows] if chances else ()
+        draw = _Draw(sampling, [chances[row] for row in rows]) if chances else None
+        stopped = _Stopped(tokenizer, sampling.stop, length(rows[0])) if sampling.stop else None
+        try:
+            return _extend(model, inputs, steps, ends, pad, draw, stopped)
+        except torch.OutOfMemoryError:
+            for row, state in zip(rows, before, strict=False):  # to draw the same numbers again
+                chances[row].setstate(state)
+            return None
+
     with _plain_config(model, ends, pad):
         while pending:
             remaining = []
-            for rows in _batches(pending, [len(prompt) for prompt in prompts], batch_size):
-                inputs = [[*prompts[row], *written[row]] for row in rows]
-                steps = max(ROUND_TOKENS, int(ROUND_SHARE * max(map(len, inputs))))
-                steps = min(steps, *(rooms[row] - len(written[row]) for row in rows))
-                draw = _Draw(sampling, [chances[row] for row in rows]) if chances else None
-                stopped = _Stopped(tokenizer, sampling.stop, max(map(len, inputs))) if sampling.stop else None
-                for row, tokens in zip(rows, _extend(model, inputs, steps, ends, pad, draw, stopped), strict=True):
+            # longest first: a batch that is too large then fails at once, not at the end
+            pending.sort(key=length, reverse=True)
+            while pending:
+                width = length(pending[0]) + _steps(length(pending[0]))
+                rows = pending[: limit.rows(width)]
+                found = extend(rows)
+                if found is None:
+                    limit.halve(len(rows), width)
+                    continue
+                del pending[: len(rows)]
+                for row, tokens in zip(rows, found, strict=True):
                     written[row] += tokens
                     completion = finish(tokenizer, prompts[row], written[row], ends, sampling.stop)
                     if completion.finish_reason == "stop" or len(written[row]) >= rooms[row]:
@@ -100,11 +128,9 @@ def _rounds(prompts, rooms, model, tokenizer, batch_size, ends, sampling, chance
             pending = remaining
 
 
-def _batches(rows: list[int], lengths: list[int], batch_size: int) -> Iterator[list[int]]:
-    """Split `rows` into batches of similar length, longest first: a batch that is too large then fails at once, not at the end."""
-    rows = sorted(rows, key=lambda row: lengths[row], reverse=True)
-    for start in range(0, len(rows), batch_size):
-        yield rows[start : start + batch_size]
+def _steps(length: int) -> int:
+    """The new tokens of a round whose longest row has `length` tokens."""
+    return max(ROUND_TOKENS, int(ROUND_SHARE * length))
 
 
 @torch.inference_mode()

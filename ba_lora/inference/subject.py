@@ -10,7 +10,9 @@ from typing import NamedTuple
 from ..data.templates import Template, check_template, default_template, make_template, template_of
 from ..errors import UserError
 from ..files import digest, hash_of
-from ..folders.places import ADAPTERS
+from ..folders.places import ADAPTERS, refuse_classifier
+from ..machine.devices import device
+from .copies import Copies
 
 # Small files that affect completions.
 SETTINGS = (
@@ -30,7 +32,7 @@ class Subject(NamedTuple):
     """The evaluated model. `base`: the name of the model without its adapter; `template`: the format of its prompts.
 
     `weights`: the name of the model to open, the base or a fine-tuned one; `adapter`: the folder of its adapter, or None.
-    `model`: the opened model if the backend is transformers, else None.
+    `model`: the opened model if the backend is transformers (its `Copies`, if several processes have it open), else None.
     """
 
     model: object
@@ -45,7 +47,7 @@ def find_base(model: str, adapter: str | None = None) -> str:
     """The name of the base model for --model and --adapter, without opening any weights."""
     from ..methods.save import find_run
 
-    trained = _trained(model)
+    trained = trained_folder(model)
     return model if adapter or not trained else find_run(trained)[1] or model
 
 
@@ -57,28 +59,34 @@ def open_subject(
     dtype: str = "float32",
     trust_remote_code: bool = False,
     with_model: bool = True,
+    processes: int = 1,
 ) -> Subject:
     """Open `model` (a name, a model folder or a run folder) with `adapter` on it, its tokenizer and its template.
 
     The template is the requested one, else the one the run recorded, else "plain" for the embedded model, else "alpaca".
-    with_model: False leaves the weights to another backend. Raises UserError if something cannot be opened.
+    with_model: False leaves the weights to another backend. processes: with several, each opens the model, and this one does not.
+    Raises UserError if something cannot be opened.
     """
+    from ..methods.rounding import round_factors
     from ..methods.save import find_run, load
     from ..models import load_model, load_tokenizer
 
     if template:
         check_template(template)
-    base, trained = find_base(model, adapter), adapter or _trained(model)
+    base, trained = find_base(model, adapter), adapter or trained_folder(model)
     saved = str(find_run(trained)[0]) if trained else None
-    if saved and (Path(saved) / "task.json").is_file():
-        raise UserError(f"{trained} is a classifier, which writes no text; evaluate it with python -m eval.glue")
+    if saved:
+        refuse_classifier(saved, trained)
     is_adapter = saved is not None and any((Path(saved) / name).is_file() for name in ADAPTERS)
     weights, placed = (base, saved) if is_adapter else (saved or model, None)
     code, opened = {"trust_remote_code": trust_remote_code}, None
-    if with_model and trained:
-        opened = _to_accelerator(load(trained, base=model if adapter else None, dtype=dtype, **code))
+    if with_model and processes > 1:
+        opened = Copies(processes, {"model": model, "adapter": adapter, "dtype": dtype, **code})
+    elif with_model and trained:
+        opened = load(trained, base=model if adapter else None, dtype=dtype, **code).to(device())
+        round_factors(opened)
     elif with_model:
-        opened = _to_accelerator(load_model(model, dtype, **code))
+        opened = load_model(model, dtype, **code).to(device())
     own = saved is not None and (Path(saved) / "tokenizer_config.json").is_file()
     tokenizer = load_tokenizer(saved if own else base, **code)
     recorded = template_of(trained) if trained else None
@@ -88,18 +96,12 @@ def open_subject(
     return Subject(opened, tokenizer, recorded, base, weights, placed)
 
 
-def _trained(name: str) -> str | None:
-    """`name` if a training run saved it: a run folder, or its adapter or model folder (then the run folder)."""
+def trained_folder(name: str) -> str | None:
+    """`name` if a training run saved it: a run folder or an adapter folder. The run folder of its model folder. Else None."""
     folder = Path(name)
     if folder.name == "model" and (folder / "config.json").is_file() and (folder.parent / "run.json").is_file():
         return str(folder.parent)
     return name if any((folder / file).is_file() for file in ("run.json", *ADAPTERS)) else None
-
-
-def _to_accelerator(model):
-    import torch
-
-    return model.to("cuda") if torch.cuda.is_available() else model
 
 
 def weights_hash(name: str) -> str | None:

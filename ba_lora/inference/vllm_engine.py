@@ -8,6 +8,7 @@ import asyncio
 import atexit
 import multiprocessing
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -16,13 +17,15 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
-import torch
 from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 from ..data.templates import end_id
 from ..errors import UserError
 from ..files import read_json
+from ..machine.devices import gpus
 from ..methods.adapter_files import check_for_base
+from ..methods.rounding import refactored_tensors
 from ..methods.save import check_saved, export_merged
 from ..models import locate
 from .completions import Completion, end_ids, finish, room
@@ -127,7 +130,7 @@ def _open(
     options = {} if rank is None else {"enable_lora": True, "max_loras": 1, "max_lora_rank": rank}
     if rank is not None:
         check_for_base(adapter, locate(weights), trust)  # vLLM silently ignores what an adapter lacks
-    request = None if rank is None else LoRARequest("adapter", 1, str(Path(adapter).resolve()))
+    request = None if rank is None else LoRARequest("adapter", 1, _served(adapter, dtype))
     with TemporaryDirectory(prefix="ba-lora-merged-") as merged:
         place = locate(weights)
         if adapter and rank is None:
@@ -143,7 +146,7 @@ def _open(
                     max_model_len=max_model_len or _positions(place, trust),
                     max_num_seqs=batch_size,
                     generation_config="vllm",  # ignore the model's own generation_config
-                    enforce_eager=not torch.cuda.device_count(),
+                    enforce_eager=not gpus(),
                     trust_remote_code=trust,
                     enable_log_requests=False,
                     disable_log_stats=True,
@@ -169,7 +172,7 @@ def end_with_us(engines: Sequence[int]) -> None:
 
 
 def _check_devices(tensor_parallel: int, data_parallel: int) -> None:
-    there, wanted = torch.cuda.device_count(), tensor_parallel * data_parallel
+    there, wanted = gpus(), tensor_parallel * data_parallel
     if there and wanted > there:
         raise UserError(
             f"--tensor_parallel {tensor_parallel} times --data_parallel {data_parallel} needs {wanted} GPUs but {there} are "
@@ -194,7 +197,7 @@ def lora_rank(adapter: str, dtype: str) -> int | None:
     config = read_json(file) if file.is_file() else {}
     if config.get("peft_type") != "LORA" or config.get("use_dora") or config.get("modules_to_save"):
         return None
-    if config.get("bias", "none") != "none" or (torch.cuda.device_count() and dtype == "float32"):
+    if config.get("bias", "none") != "none" or (gpus() and dtype == "float32"):
         return None
     weights = Path(adapter) / "adapter_model.safetensors"
     if not weights.is_file():  # format of earlier versions of PEFT
@@ -205,6 +208,18 @@ def lora_rank(adapter: str, dtype: str) -> int | None:
         return None
     largest = max(config["r"], *config.get("rank_pattern", {}).values(), 1)
     return next((rank for rank in RANKS if rank >= largest), None)
+
+
+def _served(adapter: str, dtype: str) -> str:
+    """The folder of a plain LoRA adapter for vLLM, which rounds factors to `dtype`: below float32, a copy that survives that."""
+    if dtype == "float32":
+        return str(Path(adapter).resolve())
+    folder = TemporaryDirectory(prefix="ba-lora-factors-")  # read with the first request
+    atexit.register(folder.cleanup)
+    shutil.copy(Path(adapter) / "adapter_config.json", folder.name)
+    tensors = load_file(Path(adapter) / "adapter_model.safetensors")
+    save_file(refactored_tensors(tensors), Path(folder.name) / "adapter_model.safetensors")
+    return folder.name
 
 
 def _merge(adapter: str, base: str, folder: str, dtype: str, trust: bool) -> str:

@@ -86,11 +86,14 @@ def _matrix(layer: LoraLayer) -> Tensor:
 def _write(layer: LoraLayer, a: Tensor, b: Tensor) -> float:
     """Put A0 (r, in) and B0 (out, r) into the layer and subtract s·B0·A0 from its weight; returns ‖W_res‖_F / ‖W‖_F."""
     matrix = _matrix(layer)
-    a, b = (tensor.to(matrix.device, torch.float32).contiguous() for tensor in (a, b))
-    whole = matrix.float()
+    device = (
+        a.device if matrix.device.type == "cpu" else matrix.device
+    )  # on which a model kept on the host was decomposed
+    a, b = (tensor.to(device, torch.float32).contiguous() for tensor in (a, b))
+    whole = matrix.to(device, torch.float32)
     rest = whole - layer.scaling[ADAPTER] * b @ a
-    layer.lora_A[ADAPTER].weight = nn.Parameter(a)
-    layer.lora_B[ADAPTER].weight = nn.Parameter(b)
-    weight = rest.to(matrix.dtype)
+    layer.lora_A[ADAPTER].weight = nn.Parameter(a.to(matrix.device))
+    layer.lora_B[ADAPTER].weight = nn.Parameter(b.to(matrix.device))
+    weight = rest.to(matrix)
     layer.get_base_layer().weight.data = weight.T.contiguous() if layer.fan_in_fan_out else weight
     return (torch.linalg.matrix_norm(rest) / torch.linalg.matrix_norm(whole)).item()

@@ -20,6 +20,7 @@ from ..files import read_json, write_json
 from ..folders import checksums
 from ..folders.kinds import OF_WEIGHTS, SAVED, WEIGHTS, saved_in
 from ..folders.ownership import replaced
+from ..folders.places import TASK_FILE
 from ..models import is_classifier, load_classifier, load_model, stock_name
 from ..models.generation_config import repair_generation_config
 from ..models.pooling import agree_on_padding, pool_by_mask
@@ -34,7 +35,6 @@ from .tied import untie
 
 logger = logging.getLogger(__name__)
 
-TASK_FILE = "task.json"  # next to the weights of a classifier
 OWN_METHODS = tuple(name for name, each in METHODS.items() if each.files == "own")
 OWN_FILE = "ba_lora.json"  # how to open an adapter that PEFT cannot open alone
 OWN_WEIGHTS = "adapter.safetensors"

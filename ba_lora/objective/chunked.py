@@ -18,7 +18,7 @@ from torch.autograd.function import once_differentiable
 from .dense import divisor
 from .regularizers import entropy, svd_ratio, working
 from .settings import REGULARIZERS, TERMS, Objective
-from .spectrum import gram, leading_triplets
+from .spectrum import full_precision, gram, leading_triplets
 
 # Bytes of one chunk's logits in float32, by the type of device; the buffers take a few times this much memory in all. Each chunk
 # reads the whole head again: at V = 128,256 on two cores, 8 MiB takes twice as long as 48 MiB. The value for CUDA is an estimate
@@ -169,7 +169,7 @@ def _statistics(
     hidden: Tensor, factor: Tensor, objective: Objective, weights: dict, all_terms: bool
 ) -> dict[str, Tensor]:
     """The statistics that are wanted. factor: from `factor_of` the head."""
-    with torch.autocast(hidden.device.type, enabled=False):
+    with torch.autocast(hidden.device.type, enabled=False), full_precision():
         x = working(hidden) @ factor.to(working(hidden)).T
         wanted = [name for name in STATISTICS if weights[name] > 0 or all_terms]
         return {name: STATISTICS[name](x, objective) for name in wanted}

@@ -10,7 +10,9 @@ spectrum are both computed per micro-batch.
 """
 
 from collections.abc import Callable
+from functools import wraps
 
+import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
@@ -29,6 +31,18 @@ FORMS: dict[tuple[str, str], Callable[[Tensor, Tensor | None, Objective], Tensor
 }
 
 
+def _without_autocast(objective: Callable) -> Callable:
+    """The same function with every product in its arguments' own precision: autocast would round float32 rows to bfloat16."""
+
+    @wraps(objective)
+    def compute(logits: Tensor, *more, **options):
+        with torch.autocast(logits.device.type, enabled=False):
+            return objective(logits, *more, **options)
+
+    return compute
+
+
+@_without_autocast
 def dense_objective(
     logits: Tensor,
     teacher_logits: Tensor | None,
@@ -54,6 +68,7 @@ def dense_objective(
     return _total(task, means, lambdas, of_step, rows, items, spectrum_scale)
 
 
+@_without_autocast
 def classifier_objective(
     logits: Tensor,
     teacher_logits: Tensor | None,

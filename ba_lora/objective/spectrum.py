@@ -6,6 +6,8 @@ so every σ above float32's own rounding is right, and so is its gradient; a flo
 figures). Only the Frobenius form of the term can use the leading triplets alone; they come from a block Krylov space.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from math import sqrt
 
 import torch
@@ -16,6 +18,22 @@ PIECE = 16384  # columns held in float64 at once
 OVERSAMPLING = 8  # extra vectors per Krylov block, beyond the k that are wanted
 BLOCKS = (4, 6, 8)  # sizes of the Krylov space, in blocks, at which convergence is checked
 TOLERANCE = 1e-4  # error of the leading subspace, and so of the gradient; the values' error is its square
+
+
+searches = {"done": 0, "failed": 0}  # by `leading_triplets`, until somebody resets them
+
+
+@contextmanager
+def full_precision() -> Iterator[None]:
+    """Products of float32 matrices on a GPU in full precision even if --tf32 is set, whose rounding exceeds TOLERANCE."""
+    products = torch.backends.cuda.matmul
+    name, exact = ("fp32_precision", "ieee") if hasattr(products, "fp32_precision") else ("allow_tf32", False)
+    before = getattr(products, name)
+    setattr(products, name, exact)
+    try:
+        yield
+    finally:
+        setattr(products, name, before)
 
 
 def gram(x: Tensor) -> Tensor:
@@ -79,6 +97,7 @@ def leading_triplets(x: Tensor, k: int) -> tuple[Tensor, Tensor] | None:
         return None
     generator = torch.Generator(x.device).manual_seed(0)
     start = torch.randn(short.shape[1], width, generator=generator, device=x.device, dtype=x.dtype)
+    searches["done"] += 1
     block = torch.linalg.qr(short @ start)[0]
     basis, images = block, short.T @ block
     for blocks in range(2, BLOCKS[-1] + 1):
@@ -91,10 +110,11 @@ def leading_triplets(x: Tensor, k: int) -> tuple[Tensor, Tensor] | None:
         values, vectors = torch.linalg.eigh(gram(images.T))
         sigma, turn = values.flip(0).clamp(min=0).sqrt(), vectors.flip(1)[:, :k]
         if sigma[k - 1] == 0:
-            return None
+            break
         short_side = basis @ turn.to(x.dtype)
         long_side = (images.double() @ (turn / sigma[:k])).to(x.dtype)
         residual = torch.linalg.vector_norm(short @ long_side - short_side * sigma[:k].to(x.dtype))
         if residual < TOLERANCE * sqrt(k) * (sigma[k - 1] - sigma[width]):
             return (short_side, long_side) if short is x else (long_side, short_side)
+    searches["failed"] += 1
     return None

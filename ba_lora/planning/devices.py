@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from ..errors import UserError, nearest
 from ..files import read_yaml
-from .memory import Held, standing
+from .standing import Held, standing
 
 TABLE = Path(__file__).resolve().parents[2] / "configs" / "devices.yaml"
 RESERVE = 0.1  # share of a device's memory, assumed: the driver, the libraries' workspaces, fragmentation

@@ -1,13 +1,12 @@
-"""Predicted peak memory of a training step, without weights and without a GPU.
+"""Predicted memory of a training step, from the model itself, without weights and without a GPU.
 
-Memory that stays allocated for the whole run is added up. Memory that comes and goes within a micro-batch is found by running
+Memory that stays allocated for the whole run is counted here, and added up by `standing`. Memory that comes and goes within a micro-batch is found by running
 the real model and the real objective once, forwards and backwards, on tensors that have shapes but no storage, and recording
 what would be alive.
 """
 
 import weakref
 from collections.abc import Callable
-from typing import NamedTuple
 
 import torch
 from peft.tuners.lycoris_utils import LycorisLayer
@@ -21,24 +20,7 @@ from ..objective.chunked import TeacherStats, chunked_objective, rows_of_a_chunk
 from ..objective.dense import classifier_objective, dense_objective
 from ..objective.head import split
 from ..objective.settings import Objective
-
-BUCKET = 200_000_000  # elements that DeepSpeed reduces at once, as in configs/deepspeed
-LIVE = 1_000_000_000  # parameters that ZeRO-3 keeps whole for a while; DeepSpeed's default
-NF4 = 0.5 + 4 / 64  # bytes per weight: 4 bits, and a float32 scale per block of 64
-
-
-class Held(NamedTuple):
-    """The content of one whole replica of a model from `attach`. Sizes in bytes, the others are counts."""
-
-    weights: int  # not trained
-    adapter: int  # trained
-    copy: int  # the teacher's part
-    trained: int
-    copied: int
-    linear: int  # weights of the frozen linear layers except the head: those a 4-bit base rounds
-    widest_linear: int  # weights of the largest of these layers
-    weight_size: int  # bytes of one such weight
-    widest: int  # weights of the module with the most weights of its own, which ZeRO-3 gathers whole
+from .standing import Held
 
 
 def held(model: nn.Module) -> Held:
@@ -70,51 +52,6 @@ def held(model: nn.Module) -> Held:
 def _own(module: nn.Module) -> int:
     """Weights that belong to `module` itself, not to its submodules."""
     return sum(parameter.numel() for parameter in module.parameters(recurse=False))
-
-
-def standing(
-    whole: Held,
-    zero_stage: int = 0,
-    processes: int = 1,
-    *,
-    cast: bool = False,
-    offload: bool = False,
-    nf4: bool = False,
-) -> dict[str, int]:
-    """Bytes that a run holds on each device from its first step to its last.
-
-    weights: untrained tensors; adapter: trained tensors; initial copy: the teacher's part; gradients: as large as the adapter;
-    optimiser: AdamW's two moments, each like the adapter; with DeepSpeed both and a master copy in float32; buckets: buffers in
-    which gradients are reduced, as large as the gradients with DistributedDataParallel. ZeRO divides by the number of processes:
-    the optimiser from stage 1, the gradients from stage 2, all weights at stage 3, which gathers LIVE of them, or the largest
-    module, for use.
-
-    cast: DeepSpeed holds the adapter in bfloat16 like the base. offload: stage 3 keeps what it divides in CPU memory. nf4: the
-    base's linear layers, except the head, in 4 bits; dequantised: one of them, for its product.
-    """
-    share = [processes if zero_stage >= stage else 1 for stage in range(4)]
-    size = 2 if zero_stage and cast else 0
-    adapter, copy = size * whole.trained or whole.adapter, size * whole.copied or whole.copy
-    weights = whole.weights - (int((whole.weight_size - NF4) * whole.linear) if nf4 else 0)
-    parts = {
-        "weights": weights // share[3],
-        "adapter": adapter // share[3],
-        "initial copy": copy // share[3],
-        "gradients": adapter // share[2],
-        "optimiser": (12 * whole.trained if zero_stage else 2 * adapter) // share[1],
-    }
-    if nf4:
-        parts["dequantised"] = whole.weight_size * whole.widest_linear
-    if offload:
-        parts = dict.fromkeys(parts, 0)
-    if zero_stage == 3:
-        gathered = max(min(LIVE, whole.weights // whole.weight_size), whole.widest)
-        parts["gathered"] = gathered * whole.weight_size if processes > 1 or offload else 0
-    if zero_stage:  # two if reducing overlaps with the backward pass
-        parts["buckets"] = BUCKET * (size or 4) * (2 if zero_stage < 3 else 1)
-    elif processes > 1:
-        parts["buckets"] = adapter
-    return parts
 
 
 def passing(

@@ -9,18 +9,20 @@ from typing import NamedTuple
 from ..data.glue import load_examples
 from ..data.glue_sizes import ROWS, padded_tokens
 from ..data.sources import TINYMATH_ROWS, read_table
+from ..inference.backends import resolve_anywhere
+from ..inference.devices import copies
 from ..methods.decomposition import file_bytes
 from ..methods.names import method_of, start_of
 from ..objective.settings import REGULARIZERS, WEIGHTS
 from ..training import launch
 from ..training.arguments import TrainArguments
-from ..training.deepspeed_config import zero_stage
+from ..training.deepspeed_config import used, zero_stage
 from ..training.model_numbers import read_numbers
 from ..training.teacher_cache import row_bytes
 from . import devices as capacity
 from . import flops
-from .memory import standing
 from .shapes import Shape, Sizes, job_of, passing_of, sizes
+from .standing import standing
 
 CHECKPOINTS = 3  # at a time: two that a run keeps (run.training_arguments), and a new one before the oldest goes
 RESPONSE = 200  # assumed trained tokens per sample, as on MetaMathQA, when the tokenizer is not used
@@ -33,11 +35,18 @@ def plan(arguments: TrainArguments, *, memory: bool = True) -> dict:
     """
     devices = capacity.read_devices(arguments.devices) if arguments.devices else None
     world = os.environ.get("WORLD_SIZE")
-    processes = devices.count if devices else int(world) if world else math.prod(launch.processes())
+    processes = (
+        devices.count
+        if devices
+        else int(world)
+        if world
+        else math.prod(launch.processes(arguments.use_cpu, check=False))
+    )
     accumulation = arguments.accumulation(processes)
     objective = arguments.objective()
     start = start_of(arguments.method, arguments.init)
-    stage = zero_stage(arguments.deepspeed)
+    deepspeed = used(arguments.deepspeed, processes)
+    stage = zero_stage(deepspeed)
     job = job_of(arguments)
     size, passes = sizes(job), passing_of(job) if memory else None
     samples, samples_from = _samples(arguments)
@@ -69,9 +78,13 @@ def plan(arguments: TrainArguments, *, memory: bool = True) -> dict:
         "micro_batch_size": arguments.micro_batch_size,
         "accumulation": accumulation,
         "processes": processes,
+        "launcher": launch.launcher(arguments, processes),
+        "deepspeed": deepspeed,
+        "deepspeed_left_out": None if deepspeed else arguments.deepspeed,
         "steps": steps,
         "benchmarks": arguments.benchmarks or [],
-        "disk": _disk(arguments, size, start, steps, job.autocast),
+        "evaluation": _evaluation(arguments, devices and -(-devices.count // launch.processes(check=False)[1])),
+        "disk": _disk(arguments, size, start, steps, deepspeed, job.autocast),
         "teacher_cache": _teacher_cache(arguments, size.width, samples),
         "zero_stage": stage,
         "memory": standing(size.held, stage, processes, cast=job.autocast, nf4=bool(arguments.quantize))
@@ -142,7 +155,7 @@ def _on_devices(devices: capacity.Devices, arguments: TrainArguments, job: Shape
             "placements": passes
             and _placements(arguments, capacity.placements(size.held, passes, devices, form.autocast)),
         }
-    here = -(-devices.count // launch.processes()[1])
+    here = -(-devices.count // launch.processes(check=False)[1])
     start = start_of(arguments.method, arguments.init)
     return {
         "count": devices.count,
@@ -159,6 +172,17 @@ def _on_devices(devices: capacity.Devices, arguments: TrainArguments, job: Shape
         "processes_a_machine": here,
         "host": capacity.host(size.held, start, max(size.adapted, key=math.prod, default=(0, 0)), job.rank, here),
     }
+
+
+def _evaluation(arguments: TrainArguments, there: int | None) -> dict | None:
+    """What generates the answers, on how many processes of the first machine; None without benchmarks. there: its planned devices."""
+    if not arguments.benchmarks:
+        return None
+    if arguments.task:
+        return {"backend": "transformers", "processes": 1, "reason": None}
+    choice = resolve_anywhere(arguments.eval_backend, arguments.method)
+    count = there if there and choice.backend != "openai" else copies(choice.backend, None, None)
+    return {"backend": choice.backend, "processes": count, "reason": choice.reason}
 
 
 def _placements(arguments: TrainArguments, sizes: dict[str, int]) -> dict[str, int]:
@@ -190,7 +214,9 @@ def _counted(task: str | None, data: str | None, path: str | None, split: str, l
     )
 
 
-def _disk(arguments: TrainArguments, size: Sizes, start: str, steps: int | None, cast: bool) -> dict[str, int]:
+def _disk(
+    arguments: TrainArguments, size: Sizes, start: str, steps: int | None, deepspeed: str | None, cast: bool
+) -> dict[str, int]:
     """The largest number of bytes that a run occupies on disk at any time. An adapter from a PiSSA start is exported with twice its
     rank, for the original base. With --save_steps 0, initial values and a copy of the trained tensors are removed at the end."""
     adapter, decomposes = size.held.adapter, start.startswith("pissa")
@@ -199,7 +225,7 @@ def _disk(arguments: TrainArguments, size: Sizes, start: str, steps: int | None,
         disk["initial values"] = size.held.copy
     if arguments.save_steps:
         saves = CHECKPOINTS if steps is None else min(CHECKPOINTS, -(-steps // arguments.save_steps))
-        disk["checkpoints"] = saves * _checkpoint(arguments, size, cast)
+        disk["checkpoints"] = saves * _checkpoint(deepspeed, size, cast)
     else:
         disk["trained tensors"] = adapter
     if arguments.merge:
@@ -209,13 +235,13 @@ def _disk(arguments: TrainArguments, size: Sizes, start: str, steps: int | None,
     return disk
 
 
-def _checkpoint(arguments: TrainArguments, size: Sizes, cast: bool) -> int:
+def _checkpoint(deepspeed: str | None, size: Sizes, cast: bool) -> int:
     """Bytes of one checkpoint: the trained tensors and AdamW's two moments. DeepSpeed holds the moments and a tensor copy in
     float32 and, except with ZeRO-3, writes the tensors once more; cast: it holds them in bfloat16."""
     adapter, trained = size.held.adapter, size.held.trained
-    if not arguments.deepspeed:
+    if not deepspeed:
         return 3 * adapter
-    times = 1 if zero_stage(arguments.deepspeed) == 3 else 2
+    times = 1 if zero_stage(deepspeed) == 3 else 2
     return times * (2 * trained if cast else adapter) + 12 * trained
 
 
@@ -268,8 +294,11 @@ def render(made: dict) -> str:
             f"{made['effective_batch_size']} = {made['micro_batch_size']} per micro-batch × {made['accumulation']} "
             f"accumulated × {made['processes']} process{'es' if made['processes'] > 1 else ''}",
         ),
+        ("launcher", made["launcher"] or "none: one process"),
+        ("DeepSpeed", _deepspeed_text(made)),
         ("steps", "unknown" if made["steps"] is None else f"{made['steps']:,}"),
         ("benchmarks", ", ".join(made["benchmarks"]) or "none"),
+        *_evaluation_lines(made["evaluation"]),
         ("disk, predicted", ", ".join(f"{name} {_size(size)}" for name, size in made["disk"].items())),
         *_teacher_lines(made["teacher_cache"]),
         *_memory_lines(made),
@@ -277,6 +306,20 @@ def render(made: dict) -> str:
     ]
     width = max(len(name) for name, _ in lines) + 2
     return "\n".join([*(f"{name:<{width}}{text}" for name, text in lines), "Nothing was loaded or written."])
+
+
+def _evaluation_lines(evaluation: dict | None) -> list[tuple[str, str]]:
+    if evaluation is None:
+        return []
+    count, why = evaluation["processes"], evaluation["reason"]
+    spread = "" if count is None else f", {count} process{'es' if count > 1 else ''}"
+    return [("evaluation", evaluation["backend"] + spread + (f" ({why})" if why else ""))]
+
+
+def _deepspeed_text(made: dict) -> str:
+    if made["deepspeed"] or not made["deepspeed_left_out"]:
+        return made["deepspeed"] or "none"
+    return f"none: {made['deepspeed_left_out']} divides the work of several processes, and this run has one"
 
 
 def _left_lines(left: dict[str, int]) -> list[tuple[str, str]]:

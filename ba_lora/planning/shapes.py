@@ -26,7 +26,8 @@ from ..objective.settings import WEIGHTS, Objective
 from ..training.arguments import TrainArguments
 from ..training.model_numbers import read_numbers
 from . import flops
-from .memory import Held, held, passing
+from .memory import held, passing
+from .standing import Held
 
 ENCODERS = ("bert", "roberta", "deberta-v2")
 

@@ -1,4 +1,4 @@
-"""The embedded model: about 2M parameters, Llama architecture, trained from scratch by `pretrain.py`.
+"""The embedded model: about 2M parameters, Llama architecture, trained from scratch by `recipe.py`.
 
 `MODEL_DIR` opens with AutoModelForCausalLM and AutoTokenizer like any other folder. The tokenizer is a byte-level BPE: it
 encodes any text, and a digit is always one token. It adds no beginning-of-sequence token; `<s>` is only reserved. Training

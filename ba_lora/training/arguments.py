@@ -265,6 +265,13 @@ class TrainArguments:
         group="evaluation",
     )
     eval_limit: int | None = option(None, "number of test problems to use", group="evaluation")
+    eval_backend: str = option(
+        "auto",
+        "what generates the answers: transformers (a process per GPU), vllm, openai (the endpoint $OPENAI_BASE_URL), or auto = "
+        "vllm where it can run, else transformers",
+        choices=("auto", "transformers", "vllm", "openai"),
+        group="evaluation",
+    )
 
     def __post_init__(self):
         check_method(self.method)
@@ -355,6 +362,12 @@ class TrainArguments:
                     f"--{weights[0]} is set but method '{self.method}' runs without the regularizers; add --regularizers on"
                 )
             made = replace(made, **dict.fromkeys(WEIGHTS, 0.0))
+        return made
+
+    def changed(self, **values) -> "TrainArguments":
+        """A checked copy with other values, which still names the values that the model chose."""
+        made = replace(self, **values)
+        made.chosen = self.chosen
         return made
 
     def uses_teacher_cache(self) -> bool:

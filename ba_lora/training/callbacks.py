@@ -39,6 +39,11 @@ class ObjectiveCallback(TrainerCallback):
         self.gauges = Gauges(model.clock)
 
     def on_train_begin(self, args, state, control, **objects):
+        if args.n_gpu > 1:
+            raise UserError(
+                f"this process uses {args.n_gpu} GPUs through nn.DataParallel, in which the teacher and the terms are lost; "
+                "start one process per GPU (torchrun), or set CUDA_VISIBLE_DEVICES=0"
+            )
         if args.world_size > 1 and not args.average_tokens_across_devices:
             raise UserError(
                 "average_tokens_across_devices must stay True: the objective counts the rows of all processes"
@@ -48,7 +53,7 @@ class ObjectiveCallback(TrainerCallback):
             checkpoint = Path(args.output_dir) / f"{checkpoints.PREFIX}{state.global_step}"
             kept = forget_after(self.metrics, state.global_step, checkpoint / self.metrics.name)
             done = kept[-1] if kept else done
-        self.gauges.start(done["seconds"], done["tokens"])
+        self.gauges.start(args.device, done["seconds"], done["tokens"])
         done = state.stateful_callbacks.get(PROGRESS, done)
         self.tokens, self.rows = done["tokens"], 0
         self.started = time.perf_counter() - done["seconds"]

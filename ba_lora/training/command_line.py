@@ -12,19 +12,9 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import get_args
 
-from ..errors import UserError, nearest, short
-from ..files import of_the_project, read_yaml
+from ..errors import Parser, UserError, nearest, short
+from ..files import PROJECT, of_the_project, read_yaml
 from .arguments import TrainArguments
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str):
-        unknown = message.removeprefix("unrecognized arguments: ") if message.startswith("unrecognized") else None
-        if unknown:
-            word = next((w for w in unknown.split() if w.startswith("--")), unknown.split()[0])
-            names = [f"--{f.name}" for f in fields(TrainArguments)] + ["--config", "--debug"]
-            raise UserError(f"unknown option {word}{nearest(word.partition('=')[0], names)}; see --help")
-        raise UserError(message)
 
 
 def _inner(kind) -> type:
@@ -48,7 +38,7 @@ def _converter(kind):
         if not text.strip():
             raise argparse.ArgumentTypeError("its value is empty; give it a value or leave it out")
         if text.lower() == "none" and inner is not bool:
-            if "None" not in str(kind):
+            if NoneType not in get_args(kind):
                 raise argparse.ArgumentTypeError("it needs a value, and none is not one; leave it out for its default")
             return None
         try:
@@ -64,7 +54,7 @@ def _converter(kind):
 @cache
 def make_parser() -> argparse.ArgumentParser:
     """The parser of train.py; its --help lists every option by group with its default."""
-    parser = _Parser(
+    parser = Parser(
         prog="train.py",
         allow_abbrev=False,
         description="Fine-tune a language model with BA-LoRA or one of its baselines.",
@@ -107,7 +97,8 @@ def config_words(file: str | Path) -> list[str]:
         parent = values.pop("extends", None)
         if not isinstance(parent, str | None):
             raise UserError(f"{file}: 'extends' is {short(parent)}; name one config file in the same folder")
-        words, file = option_words(values, str(file)) + words, parent and path.parent / parent
+        words = option_words(values, str(file)) + words
+        file = parent and path.parent / parent
     return words
 
 
@@ -174,7 +165,7 @@ def parse(words: list[str] | None = None) -> TrainArguments:
 
 
 def _config_of(words: list[str]) -> str | None:
-    finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    finder = Parser(add_help=False, allow_abbrev=False)
     finder.add_argument("--config")
     return finder.parse_known_args(words)[0].config
 
@@ -182,8 +173,17 @@ def _config_of(words: list[str]) -> str | None:
 def as_config(arguments: TrainArguments) -> dict:
     """The options that affect the result, for run.json: not where it is written or how it is shown."""
     aside = {"output_dir", "resume", "overwrite", "progress", "report_to", "push_to_hub", "hub_public", "dry_run"}
-    aside |= {"devices", "teacher_cache", "decomposition_cache"}  # run.json records what the two folders held
-    return {name: value for name, value in asdict(arguments).items() if name not in aside}
+    aside |= {
+        "devices",
+        "teacher_cache",
+        "decomposition_cache",
+        "eval_backend",
+    }  # run.json records what the two folders held
+    config = {name: value for name, value in asdict(arguments).items() if name not in aside}
+    file = config["deepspeed"] and Path(config["deepspeed"])
+    if file and file.resolve().is_relative_to(PROJECT):  # the same name from whatever folder the run is started
+        config["deepspeed"] = file.resolve().relative_to(PROJECT).as_posix()
+    return config
 
 
 def changed_options(recorded: dict, arguments: TrainArguments) -> dict[str, tuple]:

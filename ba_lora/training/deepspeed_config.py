@@ -28,6 +28,21 @@ def zero_stage(file: str | None) -> int:
     return stage
 
 
+def used(file: str | None, processes: int) -> str | None:
+    """`file` if a run with so many processes uses it, else None: one process has nothing to partition, it can only offload.
+
+    Raises UserError for a file that is not a config.
+    """
+    return file if file and (processes > 1 or _offloads(file)) else None
+
+
+def _offloads(file: str) -> bool:
+    """Return True if the config keeps optimiser states or parameters in CPU memory or on a disk."""
+    section = _read(file).get("zero_optimization") or {}
+    parts = (section.get(name) for name in ("offload_optimizer", "offload_param"))
+    return any(isinstance(part, dict) and part.get("device", "none") != "none" for part in parts)
+
+
 def check_config(file: str) -> None:
     """Raise UserError if a DeepSpeed config overrides an option, or omits a key so that DeepSpeed would use its default."""
     config = _read(file)

@@ -9,39 +9,44 @@ from ..files import read_json
 from ..folders.disk import refuse_unwritable
 from ..folders.ownership import refuse_foreign
 from ..folders.places import check_model_folder
+from ..machine.devices import refuse_unmeant_cpu
 from ..packages import check_name
 from .arguments import TrainArguments
 from .command_line import changed_options, parse
-from .model_numbers import fetch_config, width_of
+from .model_numbers import fetch_config, parameters_of, width_of
 
 
-def parse_and_check(words: list[str] | None = None) -> TrainArguments:
-    """`command_line.parse`, then `check_inputs`. A model on the hub is asked for its size if the options depend on it."""
+def parse_and_check(words: list[str] | None = None, *, tell: bool = True) -> TrainArguments:
+    """`command_line.parse`, then `check_inputs`. A model on the hub is asked for its size if the options depend on it.
+
+    tell: print what was chosen for the run. A command that starts another one for the training leaves that to it.
+    """
     arguments = parse(words)
     if not arguments.dry_run:
         check_inputs(arguments)
-    if (
-        arguments.chosen
-        and not arguments.dry_run
-        and width_of(arguments.model) is None
-        and fetch_config(arguments.model)
-    ):
-        arguments = parse(words)
-    if arguments.chosen and int(os.environ.get("RANK", 0)) == 0:
+        if arguments.chosen and width_of(arguments.model) is None and fetch_config(arguments.model):
+            arguments = parse(words)  # chooses again, by the width
+    if tell and arguments.chosen and _is_first():
         print(arguments.chosen)
     return arguments
+
+
+def _is_first() -> bool:
+    """Return True on rank 0; `resume.is_first` needs the libraries."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def check_inputs(arguments: TrainArguments) -> None:
     """Raise UserError if the base model, the data or the output folder of a run is known to be wrong."""
     refuse_foreign(arguments.output_dir, "run")
     refuse_another_run(arguments)
-    if os.environ.get("RANK", "0") == "0":  # the others write nothing
+    if _is_first():  # the others write nothing
         refuse_unwritable(arguments.output_dir)
     if not check_name(arguments.model) and arguments.model != "tiny":
         check_model_folder(arguments.model)
     if arguments.data or arguments.data_path:
         check_source(arguments.data or "", arguments.data_path)
+    refuse_unmeant_cpu(parameters_of(arguments.model), arguments.model, arguments.use_cpu)
 
 
 def refuse_another_run(arguments: TrainArguments) -> dict | None:

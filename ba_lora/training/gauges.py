@@ -8,6 +8,7 @@ import time
 
 import torch
 
+from ..objective.spectrum import searches
 from ..provenance import PeakMemory
 
 PHASES = ("data", "teacher", "forward", "backward", "optimizer")
@@ -22,7 +23,7 @@ class StepClock:
     """
 
     def __init__(self):
-        self.is_on = False
+        self.is_on = self.on_gpu = False
         self.seconds: dict[str, float] = {}
         self.mark = time.perf_counter()
 
@@ -35,15 +36,20 @@ class StepClock:
         fetched = time.perf_counter() - self.mark
         self.is_on, self.seconds = logged, {}
         if logged:
-            self.mark = _now()  # pending device work belongs to earlier steps
+            self.mark = self._now()  # pending device work belongs to earlier steps
             self.seconds["data"] = fetched
 
     def lap(self, phase: str) -> None:
         """End `phase`."""
         if self.is_on:
-            now = _now()
+            now = self._now()
             self.seconds[phase] = self.seconds.get(phase, 0.0) + now - self.mark
             self.mark = now
+
+    def _now(self) -> float:
+        if self.on_gpu:
+            torch.cuda.synchronize()
+        return time.perf_counter()
 
 
 class Gauges:
@@ -56,29 +62,34 @@ class Gauges:
         self.clock = clock
         self.memory: PeakMemory | None = None
 
-    def start(self, seconds: float = 0.0, tokens: int = 0) -> None:
-        """Begin training. seconds, tokens: the values of the last line if a run is resumed."""
-        self.seconds, self.tokens = seconds, tokens
+    def start(self, device: torch.device, seconds: float = 0.0, tokens: int = 0) -> None:
+        """Begin training on `device`. seconds, tokens: the values of the last line if a run is resumed."""
+        self.seconds, self.tokens, self.clock.on_gpu = seconds, tokens, device.type == "cuda"
         self.clock.rest()
-        if torch.cuda.is_available():
+        if self.clock.on_gpu:
             torch.cuda.reset_peak_memory_stats()
+
+    def peak(self) -> int | None:
+        """The most bytes so far, of this process: allocations on its GPU, or resident memory on the CPU."""
+        if self.clock.on_gpu:
+            return torch.cuda.max_memory_allocated()
+        return self.memory.peak if self.memory else None
 
     def row(self, seconds: float, tokens: int) -> dict[str, float | int | None]:
         """The values for a logged step. seconds, tokens: time and trained tokens of the run up to the end of the step.
 
         tokens_per_second: since the previous line, over all processes; seconds_PHASE: of this step, on this process;
-        peak_memory: bytes so far, of this process: allocations on its GPU, or resident memory on the CPU.
+        peak_memory: see `peak`; spectrum_searches_failed: the share of this process's searches for the leading singular triplets
+        since the previous line after which all of them were computed; None without a search.
         """
         speed = (tokens - self.tokens) / (seconds - self.seconds)
         self.seconds, self.tokens = seconds, tokens
         phases = {f"seconds_{phase}": self.clock.seconds.get(phase, 0.0) for phase in PHASES}
-        peak = self.memory.peak if self.memory else None
-        if torch.cuda.is_available():
-            peak = torch.cuda.max_memory_allocated()
-        return {"tokens_per_second": speed, **phases, "peak_memory": peak}
-
-
-def _now() -> float:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter()
+        failed = searches["failed"] / searches["done"] if searches["done"] else None
+        searches.update(done=0, failed=0)
+        return {
+            "tokens_per_second": speed,
+            **phases,
+            "peak_memory": self.peak(),
+            "spectrum_searches_failed": failed,
+        }

@@ -1,7 +1,7 @@
-"""Start a training in this process, or through torchrun or the deepspeed launcher on several processes or machines.
+"""Start a training in a process of its own, or through torchrun or the deepspeed launcher on several processes or machines.
 
 Environment variables set the number, named as in the launchers:
-    NPROC                    processes on this machine; default: one per GPU, or one without GPUs
+    NPROC                    processes on this machine; default: one per GPU, or one without GPUs or with --use_cpu
     LAUNCHER                 torchrun (default) or deepspeed
     NNODES, NODE_RANK, MASTER_ADDR, MASTER_PORT      several machines: run the same command on each with its own NODE_RANK
     HOSTFILE                 DeepSpeed's list of machines, one line "HOST slots=N" each; replaces NNODES, NPROC and MASTER_ADDR
@@ -19,37 +19,33 @@ from pathlib import Path
 import psutil
 
 from .. import signals
-from ..errors import RunFailure, Stopped, UserError, choose
+from ..errors import RunFailure, Stopped, UserError, choose, whole_number
+from ..machine.devices import gpus
 from .arguments import TrainArguments
+from .deepspeed_config import used
 
 LAUNCHERS = ("torchrun", "deepspeed")
 TRAIN = Path(__file__).resolve().parents[2] / "train.py"
 HOST = re.compile(r"(\S+)\s+slots=([1-9]\d*)(\s+#.*)?")
 
 
-def _whole(name: str, default: int, lowest: int = 1) -> int:
-    text = os.environ.get(name) or str(default)
-    if not text.isdigit() or int(text) < lowest:
-        raise UserError(f"{name} is '{text}'; give a whole number of at least {lowest}")
-    return int(text)
+def processes(use_cpu: bool = False, *, check: bool = True) -> tuple[int, int]:
+    """(processes per machine, machines). check=False: for a plan, which may be of another machine.
 
-
-def processes() -> tuple[int, int]:
-    """(processes per machine, machines). Raises UserError for values that are not numbers or contradict each other."""
-    hosts = _hosts()
-    if not hosts:
-        return _whole("NPROC", 1 if os.environ.get("NPROC") else max(_gpus(), 1)), _whole("NNODES", 1)
-    found = {"NPROC": next(iter(hosts.values())), "NNODES": len(hosts)}
+    Raises UserError for values that are not numbers or contradict each other or, with `check`, the GPUs of this machine.
+    """
+    there, hosts = gpus(use_cpu, check=check), _hosts()
+    found = {"NPROC": next(iter(hosts.values())), "NNODES": len(hosts)} if hosts else {}
     for name, number in found.items():
-        if _whole(name, number) != number:
+        if whole_number(name, number) != number:
             raise UserError(f"{name} is {os.environ[name]} and HOSTFILE says {number}; leave {name} out")
-    return found["NPROC"], found["NNODES"]
-
-
-def _gpus() -> int:
-    import torch  # here, because it takes seconds
-
-    return torch.cuda.device_count()
+    here = found.get("NPROC") or whole_number("NPROC", max(there, 1))
+    if check and 0 < there < here:
+        source = "the number of slots in HOSTFILE" if hosts else "NPROC"
+        raise UserError(
+            f"{source} is {here} and {there} can be used of the GPUs here, one for each process; set it to {there}"
+        )
+    return here, found.get("NNODES") or whole_number("NNODES", 1)
 
 
 def _hosts() -> dict[str, int]:
@@ -77,8 +73,8 @@ def _hosts() -> dict[str, int]:
 
 def is_first_machine() -> bool:
     """Return True if this is the only machine or the first of several, which does the work that follows the training."""
-    machines = len(_hosts()) or _whole("NNODES", 1)
-    return machines == 1 or _whole("NODE_RANK", 0, lowest=0) == 0
+    machines = len(_hosts()) or whole_number("NNODES", 1)
+    return machines == 1 or whole_number("NODE_RANK", 0, lowest=0) == 0
 
 
 def _meeting(nodes: int) -> list[str]:
@@ -88,10 +84,17 @@ def _meeting(nodes: int) -> list[str]:
         raise UserError(f"NNODES is {nodes} and MASTER_ADDR is not set; give the first machine's address")
     if not os.environ.get("NODE_RANK"):
         raise UserError(f"there are {nodes} machines and NODE_RANK is not set; give 0 on the first, 1 on the next ...")
-    rank = _whole("NODE_RANK", 0, lowest=0)
+    rank = whole_number("NODE_RANK", 0, lowest=0)
     if rank >= nodes:
         raise UserError(f"NODE_RANK is {rank} and there are {nodes} machines; the last one has {nodes - 1}")
-    return ["--node_rank", str(rank), "--master_addr", address, "--master_port", str(_whole("MASTER_PORT", 29500))]
+    return [
+        "--node_rank",
+        str(rank),
+        "--master_addr",
+        address,
+        "--master_port",
+        str(whole_number("MASTER_PORT", 29500)),
+    ]
 
 
 def _torchrun(here: int, nodes: int) -> list[str]:
@@ -116,30 +119,39 @@ def _deepspeed(here: int, nodes: int) -> list[str]:
             "LAUNCHER=deepspeed starts the machines of HOSTFILE over ssh with pdsh, which is not installed; install it, "
             "or run this command on each machine with its NODE_RANK"
         )
-    start += ["--master_port", str(_whole("MASTER_PORT", 29500))]
+    start += ["--master_port", str(whole_number("MASTER_PORT", 29500))]
     return start + (["--master_addr", os.environ["MASTER_ADDR"]] if os.environ.get("MASTER_ADDR") else [])
 
 
-def command(arguments: TrainArguments, words: list[str]) -> list[str] | None:
-    """The command that trains the train.py options `words` on several processes, or None if this process is enough.
+def launcher(arguments: TrainArguments, processes: int) -> str | None:
+    """The launcher that starts so many processes, or None if one process needs none. Raises UserError for an unknown one."""
+    if processes == 1 and not used(arguments.deepspeed, 1):
+        return None
+    return choose("LAUNCHER", os.environ.get("LAUNCHER") or "torchrun", LAUNCHERS)
+
+
+def command(arguments: TrainArguments, words: list[str]) -> list[str]:
+    """The command that trains the train.py options `words` on as many processes as the environment sets.
 
     Raises UserError if the effective batch cannot be divided evenly or a launcher setting is missing.
     """
-    here, nodes = processes()
+    here, nodes = processes(arguments.use_cpu)
     arguments.accumulation(here * nodes)
-    if here * nodes == 1 and not arguments.deepspeed:
-        return None
-    launcher = choose("LAUNCHER", os.environ.get("LAUNCHER") or "torchrun", LAUNCHERS)
-    start = (_torchrun if launcher == "torchrun" else _deepspeed)(here, nodes)
+    starter = launcher(arguments, here * nodes)
+    if starter is None:
+        return [sys.executable, "-u", str(TRAIN), *words]
+    start = (_torchrun if starter == "torchrun" else _deepspeed)(here, nodes)
     return [sys.executable, "-m", *start, str(TRAIN), *words]
 
 
-def start(words: list[str]) -> None:
-    """Run a command from `command` to its end, in the main thread. Raises SystemExit with the run's own status if a signal
-    ended it, and UserError or RunFailure, matching the status, if one of its processes fails."""
+def start(words: list[str], use_cpu: bool = False) -> None:
+    """Run a command from `command` to its end, in the main thread. use_cpu: the option of the run. Raises
+    SystemExit with the run's own status if a signal ended it, and UserError or RunFailure, matching the status, if one of its
+    processes fails."""
+    sys.stdout.flush()  # what was printed comes before what the training prints
     environment = dict(os.environ)
-    environment.setdefault("OMP_NUM_THREADS", str(max((os.cpu_count() or 1) // processes()[0], 1)))
-    if not _gpus():
+    environment.setdefault("OMP_NUM_THREADS", str(max((os.cpu_count() or 1) // processes(use_cpu)[0], 1)))
+    if not gpus(use_cpu):
         environment.setdefault("DS_ACCELERATOR", "cpu")
     status, received = signals.run(words, _training, env=environment)
     if status in (Stopped.STATUS, *signals.ENDED):
@@ -152,10 +164,12 @@ def start(words: list[str]) -> None:
         raise kind(f"the training ended with status {status}; see its own error above")
 
 
-def _training(launcher: int) -> list[psutil.Process]:
+def _training(starter: int) -> list[psutil.Process]:
     """The train.py processes that a launcher has started; before that, the launcher and its children."""
-    tree = signals.tree(launcher)
-    return [each for each in tree if _words(each)[1:3] == ["-u", str(TRAIN)]] or tree  # as both launchers write it
+    tree = signals.tree(starter)
+    return [
+        each for each in tree if _words(each)[1:3] == ["-u", str(TRAIN)]
+    ] or tree  # as `command` and both launchers write it
 
 
 def _words(process: psutil.Process) -> list[str]:

@@ -6,6 +6,8 @@ was chosen on validation data or published for each width; docs/start.md names t
 
 import copy
 import json
+import math
+import os
 import re
 from functools import cache
 from pathlib import Path
@@ -44,73 +46,99 @@ SHARE = 8  # a rank is at most this part of the width
 def suited(model: str, is_classifier: bool) -> tuple[int, float, str]:
     """(rank, learning rate, the reason in words) that suit the base model `model`: the paper's if its width is not known."""
     width = width_of(model)
+    row = PAPER if width is None else next(row for row in SUITED if width < row.below)
+    rank = CLASSIFIER_RANK if is_classifier else row.rank
     if width is None:
-        rank, rate, why = (
-            PAPER.rank,
-            PAPER.learning_rate,
-            f"the paper's for 7B, since the width of {model} is not known",
-        )
-    else:
-        row = next(row for row in SUITED if width < row.below)
-        rank, rate, why = row.rank, row.learning_rate, f"for a model of width {width}"
-    rank = CLASSIFIER_RANK if is_classifier else rank
-    return min(rank, max((width or SHARE * rank) // SHARE, 1)), rate, why
+        return rank, row.learning_rate, f"the paper's for 7B, since the width of {model} is not known"
+    return min(rank, max(width // SHARE, 1)), row.learning_rate, f"for a model of width {width}"
 
 
 def fill_in(arguments) -> None:
     """Set the rank and the learning rate of `arguments` (TrainArguments) that were not given: those of the run that --resume
     continues, else by the model. `arguments.chosen` then names those set by the model; it is "" if there are none."""
+    arguments.chosen = ""
     names = [name for name in ("rank", "learning_rate") if getattr(arguments, name) is None]
-    record, arguments.chosen = Path(arguments.output_dir or "") / "run.json", ""
+    record = Path(arguments.output_dir or "") / "run.json"
     if names and arguments.resume and arguments.output_dir and record.is_file():
-        recorded = read_json(record, "config")["config"]
+        kinds = {"config": "an object", "config.rank?": "a whole number", "config.learning_rate?": "a number"}
+        recorded = read_json(record, "config", kinds=kinds)["config"]
         for name in names:
             setattr(arguments, name, recorded.get(name))
         names = [name for name in names if getattr(arguments, name) is None]
     if not names:
         return
     rank, rate, why = suited(arguments.model, bool(arguments.task))
-    for name, value in (("rank", rank), ("learning_rate", rate)):
-        if name in names:
-            setattr(arguments, name, value)
-    values = " ".join(f"--{name} {getattr(arguments, name):g}" for name in names)
-    arguments.chosen = f"chosen: {values}, {why} (docs/start.md)"
+    values = {"rank": rank, "learning_rate": rate}
+    for name in names:
+        setattr(arguments, name, values[name])
+    given = " ".join(f"--{name} {values[name]:g}" for name in names)
+    arguments.chosen = f"chosen: {given}, {why} (docs/start.md)"
 
 
 def width_of(model: str) -> int | None:
     """The hidden width of a model: from its config.json, a file in configs/models, or the hub's cache; None if it is not known."""
     try:
         numbers = read_numbers(model)[0]
-    except (UserError, ValueError):
+    except UserError:
         numbers = _from_hub(model)
-    found = (part.get(key) for part in (numbers, numbers.get("text_config") or {}) for key in WIDTHS)
+    parts = [part for part in (numbers, numbers.get("text_config")) if isinstance(part, dict)]
+    found = (part.get(key) for part in parts for key in WIDTHS)
     return next((width for width in found if isinstance(width, int) and width > 0), None)
 
 
 def _from_hub(model: str) -> dict:
     """config.json of a hub id that the hub's cache holds; {} otherwise."""
-    if not HUB_ID.fullmatch(model):
-        return {}
-    from huggingface_hub import try_to_load_from_cache
-
-    found = try_to_load_from_cache(model, "config.json")
+    folder = cached_folder(model)
     try:
-        numbers = json.loads(Path(found).read_text(encoding="utf-8")) if isinstance(found, str) else {}
+        numbers = json.loads((folder / "config.json").read_text(encoding="utf-8")) if folder else {}
     except (OSError, ValueError):
         return {}
     return numbers if isinstance(numbers, dict) else {}
 
 
+def cached_folder(model: str) -> Path | None:
+    """The folder in which the hub's cache holds config.json of a hub id, and perhaps its weights; None if it has none."""
+    if not HUB_ID.fullmatch(model):
+        return None
+    from huggingface_hub import try_to_load_from_cache
+
+    try:
+        found = try_to_load_from_cache(model, "config.json")
+    except ValueError:  # a name that no repository can have
+        return None
+    return Path(found).parent if isinstance(found, str) else None
+
+
+def parameters_of(model: str) -> int | None:
+    """The parameters of a model: counted in its weight files here, else as configs/models says; None if neither is here.
+
+    Packed 4-bit weights count as the bytes they are, so a quantised model counts as a smaller one.
+    """
+    folder = Path(model) if os.path.isdir(model) else cached_folder(model)
+    files = sorted(folder.glob("*.safetensors")) if folder else []
+    if not files:
+        return _described_as(model).get("parameters")
+    from safetensors import SafetensorError, safe_open
+
+    total = 0
+    try:
+        for file in files:
+            with safe_open(file, framework="numpy") as opened:
+                total += sum(math.prod(opened.get_slice(name).get_shape()) for name in opened.keys())  # noqa: SIM118
+    except (OSError, SafetensorError):
+        return None  # opening the model names the file
+    return total
+
+
 def fetch_config(model: str) -> bool:
     """Put config.json of a hub id into the hub's cache. Return False if the hub does not give it: opening the model says why."""
-    if not HUB_ID.fullmatch(model) or Path(model).exists():
+    if not HUB_ID.fullmatch(model) or os.path.exists(model):
         return False
     from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import HfHubHTTPError
 
     try:
         hf_hub_download(model, "config.json")
-    except (OSError, ValueError, HfHubHTTPError):
+    except (OSError, ValueError):  # the hub's own errors are OSErrors
         return False
     return True
 
@@ -122,15 +150,12 @@ def read_numbers(name: str) -> tuple[dict, str]:
     Raises UserError if there are none.
     """
     folder = MODEL_DIR if name == "tiny" else Path(name)
-    if (folder / "config.json").is_file():
+    if os.path.isfile(folder / "config.json"):  # False for what no path can be, such as a name of 300 letters
         source = "the embedded model" if name == "tiny" else f"{name}/config.json"
         return read_json(folder / "config.json", remedy="give a folder written by save_pretrained"), source
-    known = {}
-    for file, described in _described():
-        names = {file.stem, described["hub"], described.get("package", described["hub"])}
-        if name.lower() in {each.lower() for each in names}:
-            return copy.deepcopy(described["numbers"]), f"configs/models/{file.name}"
-        known |= dict.fromkeys(names)
+    if described := _described_as(name):
+        return copy.deepcopy(described["numbers"]), f"configs/models/{described['file']}"
+    known = [each for described in _described() for each in _names(described)]
     raise UserError(
         f"no numbers of the model '{name}' are here{nearest(name, known)}; give a folder that holds its config.json, "
         "or describe it in configs/models"
@@ -138,6 +163,17 @@ def read_numbers(name: str) -> tuple[dict, str]:
 
 
 @cache
-def _described() -> list[tuple[Path, dict]]:
-    """(file, content) of every model in configs/models."""
-    return [(file, read_yaml(file)) for file in sorted(NUMBERS.glob("*.yaml"))]
+def _described() -> list[dict]:
+    """The content of every file in configs/models, with the file's name."""
+    return [read_yaml(file) | {"file": file.name} for file in sorted(NUMBERS.glob("*.yaml"))]
+
+
+def _names(described: dict) -> set[str]:
+    """The names of a model in configs/models: its file's, its hub id, its package."""
+    return {Path(described["file"]).stem, described["hub"], described.get("package", described["hub"])}
+
+
+def _described_as(model: str) -> dict:
+    """The content of the file in configs/models that has the name `model`; {} if there is none."""
+    lower = model.lower()
+    return next((each for each in _described() if lower in {name.lower() for name in _names(each)}), {})

@@ -5,7 +5,7 @@ import logging
 from torch import Tensor, nn
 from transformers.modeling_outputs import CausalLMOutput
 
-from ..data.collator import counted
+from ..data.collator import counted, trained_rows
 from ..errors import UserError
 from ..methods.adalora import penalty
 from ..methods.teacher import teacher
@@ -62,23 +62,23 @@ class ObjectiveModel(StepModel):
         if labels is None:
             return self.student(**inputs)
         inputs["use_cache"] = False
-        mask = counted(labels)
-        targets = labels[:, 1:][mask]
+        rows = trained_rows(labels)
+        targets = labels.flatten()[rows + 1]
         stats = TeacherStats(teacher_u, teacher_c) if teacher_u is not None else None
         if self.training and not self.keep_gradients and self._can_split(input_ids):
-            output, terms, weights = self._chunked(inputs, mask, targets, num_items_in_batch, stats)
+            output, terms, weights = self._chunked(inputs, rows, targets, num_items_in_batch, stats)
         elif self.training and stats is not None:
             raise UserError(
                 "the teacher cache holds no logits, which training this model needs (its head is adapted, trained or not "
                 "linear, or each term's gradient is kept); leave the cache out"
             )
         else:
-            output, terms, weights = self._dense(inputs, mask, targets, num_items_in_batch)
+            output, terms, weights = self._dense(inputs, rows, targets, num_items_in_batch)
         if self.training:
             extra = penalty(self.student)
             if extra is not None:
                 terms["penalty"], output.loss = extra, output.loss + extra * self.share
-            self.rows = self.rows + mask.sum()
+            self.rows = self.rows + self.items(labels)
             self.record(terms, output.loss, weights)
         return output
 
@@ -91,12 +91,12 @@ class ObjectiveModel(StepModel):
                 self.may_split = False
         return self.parts is not None
 
-    def _dense(self, inputs: dict, mask: Tensor, targets: Tensor, num_items) -> tuple:
+    def _dense(self, inputs: dict, rows: Tensor, targets: Tensor, num_items) -> tuple:
         """(output, terms, weights) from the student's and teacher's logits, (N, V) each."""
         teacher_logits = None
         if self.needs_teacher():
             with teacher(self.student):
-                teacher_logits = self.student(**inputs).logits[:, :-1][mask]
+                teacher_logits = _select(self.student(**inputs).logits, rows)
             self.clock.lap("teacher")
         output = self.student(**inputs)
         weights = self.lambdas
@@ -104,7 +104,7 @@ class ObjectiveModel(StepModel):
             temperature = self.objective.temperature
             weights = self.weights(lambda: entropy(teacher_logits, temperature).mean(), teacher_logits.shape[1])
         output.loss, terms = dense_objective(
-            output.logits[:, :-1][mask],
+            _select(output.logits, rows),
             teacher_logits,
             targets,
             self.objective,
@@ -115,17 +115,22 @@ class ObjectiveModel(StepModel):
         )
         return output, terms, weights
 
-    def _chunked(self, inputs: dict, mask: Tensor, targets: Tensor, num_items, stats: TeacherStats | None) -> tuple:
+    def _chunked(self, inputs: dict, rows: Tensor, targets: Tensor, num_items, stats: TeacherStats | None) -> tuple:
         """As `_dense`, from the hidden states, (N, d) each; the output has no logits. With `stats` no teacher runs."""
         body, head = self.parts
+        if self.factor is None and needs_factor(self.objective.maxima(), self.all_terms):
+            with gathered(
+                head.parameters()
+            ):  # before the first step: it takes memory, of which activations leave little
+                self.factor = cached_factor(head)
         teacher_hidden = None
         if not self.needs_teacher():
             stats = None
         elif stats is None:
             with teacher(self.student):
-                teacher_hidden = body(**inputs).last_hidden_state[:, :-1][mask]
+                teacher_hidden = _select(body(**inputs).last_hidden_state, rows)
             self.clock.lap("teacher")
-        hidden = body(**inputs).last_hidden_state[:, :-1][mask]
+        hidden = _select(body(**inputs).last_hidden_state, rows)
 
         with gathered(head.parameters()):
             loss, terms, weights = self._from_hidden(hidden, teacher_hidden, stats, head, targets, num_items)
@@ -142,8 +147,6 @@ class ObjectiveModel(StepModel):
         weights = self.lambdas
         if self.needs_teacher() and len(targets):
             weights = self.weights(teacher_entropy, len(head.weight))
-        if self.factor is None and needs_factor(weights, self.all_terms):
-            self.factor = cached_factor(head)
         loss, terms = chunked_objective(
             hidden,
             teacher_hidden,
@@ -158,3 +161,8 @@ class ObjectiveModel(StepModel):
             all_terms=self.all_terms,
         )
         return loss, terms, weights
+
+
+def _select(values: Tensor, rows: Tensor) -> Tensor:
+    """(N, d): the rows of values (B, T, d) with these numbers in the flattened batch."""
+    return values.flatten(0, 1).index_select(0, rows)

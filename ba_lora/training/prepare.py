@@ -1,21 +1,21 @@
 """The prepared state of a run of either kind, after everything is read and opened."""
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-import torch
 from torch import nn
 
 from ..data.samples import Samples
 from ..files import digest
+from ..machine.devices import device, refuse_unmeant_cpu
 from ..methods import quantisation
 from ..methods.attach import attach
 from ..methods.names import start_of
 from ..objective.settings import Objective
 from .arguments import TrainArguments
 from .checkpoints import START, initial_factors
+from .deepspeed_config import zero_stage
 from .order import FixedOrder
 from .step_model import StepModel
 
@@ -40,6 +40,7 @@ def adapt(arguments: TrainArguments, model: nn.Module, objective: Objective, sam
 
     A resumed run starts from the factors of its first start and decomposes nothing.
     """
+    refuse_unmeant_cpu(sum(parameter.numel() for parameter in model.parameters()), arguments.model, arguments.use_cpu)
     if arguments.quantize:
         quantisation.check_model(model)
     decomposes = start_of(arguments.method, arguments.init).startswith("pissa")
@@ -78,7 +79,11 @@ def order_hash(order: FixedOrder) -> str:
     return digest([order.order(epoch) for epoch in range(2)])
 
 
-def to_device(model: nn.Module, use_cpu: bool) -> None:
-    """Move the model to this process's GPU, if allowed and present: a decomposition takes minutes there, hours on a CPU."""
-    if torch.cuda.is_available() and not use_cpu:
-        model.to(f"cuda:{os.environ.get('LOCAL_RANK', 0)}")
+def to_device(model: nn.Module, arguments: TrainArguments) -> None:
+    """Move the model to this process's GPU, if allowed and present: a decomposition takes minutes there, hours on a CPU.
+
+    Under ZeRO-3 the model stays in the host's memory, because it may be larger than one GPU: DeepSpeed moves the parts that
+    each GPU keeps, and the decomposition one matrix at a time.
+    """
+    if zero_stage(arguments.deepspeed) < 3:
+        model.to(device(arguments.use_cpu))

@@ -36,7 +36,7 @@ def prepare(arguments: TrainArguments, objective: Objective) -> Prepared:
     agree_on_padding(model, tokenizer)
     if arguments.model_dropout is not None:
         set_dropout(model, arguments.model_dropout)
-    to_device(model, arguments.use_cpu)
+    to_device(model, arguments)
     student = adapt(arguments, model, objective, len(samples), head=head)
     described = record["task"] | {"head": list(head), "max_length": arguments.max_length, "data": data}
     described["special_tokens_in_text"] = arguments.special_tokens_in_text

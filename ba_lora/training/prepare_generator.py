@@ -21,7 +21,7 @@ def prepare(arguments: TrainArguments, objective: Objective) -> Prepared:
     """Read the data, open the model and adapt it. Raises UserError for problems the user can fix."""
     tokenizer, samples, order, record = _read(arguments)
     model, base = _open(arguments)
-    to_device(model, arguments.use_cpu)
+    to_device(model, arguments)
     collate, cache = PadRight(tokenizer), None
     if arguments.teacher_cache:
         cache = _teacher_cache(arguments, objective, model, samples, record["data"]["hash"], collate)

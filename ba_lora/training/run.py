@@ -31,6 +31,7 @@ from ..folders.disk import refuse_unwritable
 from ..folders.kinds import CHECKPOINTS, REPLACED
 from ..folders.ownership import claimed, refuse_foreign, remove_run
 from ..hub import reserve
+from ..machine.devices import gpus
 from ..methods import quantisation
 from ..methods.names import method_of
 from ..methods.save import export, export_merged, saved_parameters, trained_parameters
@@ -41,6 +42,7 @@ from . import prepare_classifier as classification
 from . import prepare_generator as generation
 from .arguments import TrainArguments
 from .command_line import as_config, changed_options
+from .deepspeed_config import used
 from .ending import KeepTrained, told, try_out
 from .first_checks import refuse_another_run
 from .inputs import input_hashes
@@ -107,11 +109,11 @@ def _train(arguments: TrainArguments, folder: Path, callbacks: Sequence) -> Path
         with gathered(saved_parameters(work.student)):
             if main:
                 export(work.student, folder / method_of(arguments.method).saved, work.task)
+        trainer.accelerator.wait_for_everyone()  # not after the merge, which may take longer than they wait
         if main:
             _finish(arguments, folder, work.tokenizer, record | ended)
     if main:
         _write_card(folder)
-    trainer.accelerator.wait_for_everyone()
     return folder
 
 
@@ -122,13 +124,19 @@ def _check(arguments: TrainArguments) -> str | None:
         refuse_unwritable(arguments.teacher_cache, "--teacher_cache")
     if arguments.decomposition_cache not in (None, "auto"):
         refuse_foreign(arguments.decomposition_cache, "decompositions", "--decomposition_cache")
-    if not torch.cuda.is_available():
+    if not gpus(arguments.use_cpu):
         os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else DeepSpeed reports at import that it found none
     refuse_fsdp()
     if not resume.is_first():  # rank 0 alone reports what concerns the whole run
         logging.getLogger("ba_lora").setLevel(logging.ERROR)
         transformers_logging.disable_progress_bar()
-    if arguments.deepspeed and "RANK" not in os.environ:
+    deepspeed = _deepspeed(arguments)
+    if arguments.deepspeed and not deepspeed:
+        logger.warning(
+            "--deepspeed %s is not used: it divides the work of several processes, and this run has one",
+            arguments.deepspeed,
+        )
+    if deepspeed and "RANK" not in os.environ:
         raise UserError(
             "--deepspeed needs a launcher, even for one process: torchrun --nproc_per_node 1 train.py ..., "
             "or sh scripts/ba-lora.sh CONFIG --deepspeed FILE"
@@ -145,7 +153,12 @@ def _check(arguments: TrainArguments) -> str | None:
         )
     if arguments.push_to_hub and resume.is_first():
         reserve(arguments.push_to_hub, arguments.hub_public)
-    return digest(read_json(arguments.deepspeed)) if arguments.deepspeed else None
+    return digest(read_json(deepspeed)) if deepspeed else None
+
+
+def _deepspeed(arguments: TrainArguments) -> str | None:
+    """The DeepSpeed config that this run uses, or None."""
+    return used(arguments.deepspeed, int(os.environ.get("WORLD_SIZE", 1)))
 
 
 def _check_start(arguments: TrainArguments, folder: Path, student: nn.Module) -> str | None:
@@ -214,7 +227,7 @@ def _run(arguments: TrainArguments, folder: Path, trainer: BALoRATrainer, record
         "status": "finished",
         "steps": trainer.state.global_step,
         "train_seconds": seconds,
-        "peak_memory": memory.peak,
+        "peak_memory": trainer.objective_callback.gauges.peak(),
     }
 
 
@@ -228,8 +241,7 @@ def join_processes(arguments: TrainArguments) -> None:
 
     TrainingArguments would do this too, but later, and would make transformers load the model in pieces under ZeRO-3.
     """
-    cpu = arguments.use_cpu or not torch.cuda.is_available()
-    PartialState(cpu=cpu, timeout=timedelta(seconds=TrainingArguments.ddp_timeout))
+    PartialState(cpu=not gpus(arguments.use_cpu), timeout=timedelta(seconds=TrainingArguments.ddp_timeout))
 
 
 def _finish(arguments: TrainArguments, folder: Path, tokenizer, record: dict) -> None:
@@ -264,16 +276,20 @@ def _write_card(folder: Path) -> None:
 
 
 def leave_processes(status: int = 0) -> None:
-    """End this process with `status` if it is one of several CPU processes, once no more training follows.
+    """Leave the process group, once no more training follows; end this process with `status` if it is one of several on CPUs.
 
     Gloo's threads outlive destroy_process_group (the wrapped model holds the group). A thread that drops a tensor while the
     interpreter shuts down aborts the process, and torchrun then reports a failed run although all work is done. Everything
     has been written by now, so the interpreter's shutdown is skipped.
     """
     distributed = torch.distributed
-    if distributed.is_available() and distributed.is_initialized() and distributed.get_backend() == "gloo":
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return
+    on_cpu = distributed.get_backend() == "gloo"
+    if on_cpu:
         distributed.barrier()
-        distributed.destroy_process_group()
+    distributed.destroy_process_group()
+    if on_cpu:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status)
@@ -296,6 +312,7 @@ def started_from(facts: dict) -> str:
 
 def training_arguments(arguments: TrainArguments, accumulation: int) -> TrainingArguments:
     """Our options as transformers' TrainingArguments."""
+    on_gpu = bool(gpus(arguments.use_cpu))
     return TrainingArguments(
         output_dir=str(Path(arguments.output_dir) / "checkpoints"),
         per_device_train_batch_size=arguments.micro_batch_size,
@@ -307,8 +324,8 @@ def training_arguments(arguments: TrainArguments, accumulation: int) -> Training
         warmup_steps=arguments.warmup_ratio,
         weight_decay=arguments.weight_decay,
         max_grad_norm=arguments.max_grad_norm,
-        optim="adamw_torch",
-        bf16=arguments.dtype == "bfloat16" and torch.cuda.is_available() and not arguments.use_cpu,
+        optim="adamw_torch_fused" if on_gpu and not arguments.deepspeed else "adamw_torch",
+        bf16=arguments.dtype == "bfloat16" and on_gpu,
         tf32=arguments.tf32 or None,
         gradient_checkpointing=arguments.gradient_checkpointing,
         gradient_checkpointing_kwargs={"use_reentrant": False} if arguments.gradient_checkpointing else None,
@@ -319,12 +336,12 @@ def training_arguments(arguments: TrainArguments, accumulation: int) -> Training
         save_total_limit=2,
         seed=arguments.seed,
         data_seed=arguments.seed,
-        use_cpu=arguments.use_cpu or not torch.cuda.is_available(),
-        deepspeed=arguments.deepspeed,
+        use_cpu=not on_gpu,
+        deepspeed=_deepspeed(arguments),
         disable_tqdm=not arguments.progress,
         report_to=arguments.report_to or "none",
         remove_unused_columns=False,
-        dataloader_pin_memory=torch.cuda.is_available(),
+        dataloader_pin_memory=on_gpu,
         ddp_find_unused_parameters=False,
     )
 

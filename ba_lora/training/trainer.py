@@ -4,6 +4,7 @@ The objective itself lives in the model (objective_model.ObjectiveModel), so a s
 add ObjectiveCallback.
 """
 
+import logging
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -13,6 +14,7 @@ from torch.utils.data import Sampler
 from transformers import PrinterCallback, ProgressCallback, Trainer
 from transformers.integrations.deepspeed import deepspeed_load_checkpoint
 
+from ..methods.precision import keep_inputs_under_autocast
 from ..methods.save import saved_parameters
 from ..objective.settings import Objective
 from ..sharding import gathered, only_tensors
@@ -22,6 +24,8 @@ from .objective_model import ObjectiveModel
 from .order import FixedOrder
 from .progress import StepBar, StepLines
 from .step_model import StepModel
+
+logger = logging.getLogger(__name__)
 
 
 class BALoRATrainer(Trainer):
@@ -46,6 +50,14 @@ class BALoRATrainer(Trainer):
     ):
         self.order, self.place, self.last_saved = order, None, None
         args.logging_nan_inf_filter = False  # a non-finite loss is never replaced by an average
+        if args.n_gpu > 1:
+            logger.warning(
+                "1 of %d GPUs is used; to use all, start one process per GPU: torchrun, or sh scripts/ba-lora.sh CONFIG",
+                args.n_gpu,
+            )
+            args._n_gpu = 1  # transformers would use nn.DataParallel, whose replicas have no teacher and lose the terms
+        if args.bf16 or args.fp16:
+            keep_inputs_under_autocast(model)
         wrapped = wrapper(model, objective, all_terms=all_terms, gradient_norms=gradient_norms)
         super().__init__(model=wrapped, args=args, **options)
         self.objective_callback = ObjectiveCallback(wrapped, metrics)

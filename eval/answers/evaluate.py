@@ -22,8 +22,8 @@ class Answers(NamedTuple):
     max_new_tokens: int  # of the other protocols
     load: Callable[[str, int | None], list[dict]]  # (data, limit) → problems
     default_data: Callable[[str], str]  # of a base model
-    # (records, protocol) → (statistics, lines of scored.jsonl)
-    score: Callable[[list[dict], str], tuple[dict, list[dict]]]
+    # (records, protocol, the benchmark's name) → (statistics, lines of scored.jsonl)
+    score: Callable[[list[dict], str, str], tuple[dict, list[dict]]]
     name: Callable[[str | None], str]  # of the benchmark on this data
     detail: Callable[[dict], str] = lambda statistics: ""  # of the printed line
     # on --rescore: the record, completed from the problem of --data
@@ -65,8 +65,8 @@ def evaluate(benchmark: Answers, args: argparse.Namespace, folder: Path) -> int:
     missing = count_missing(records, known, args.rescore)
     if args.rescore:
         records = [benchmark.complete(record, (known or {}).get(str(record["id"]))) for record in records]
-    statistics, scored = benchmark.score(records, args.protocol)
     name = benchmark.name(facts["data"])
+    statistics, scored = benchmark.score(records, args.protocol, name)
     score = {"benchmark": name, "metric": "accuracy", **statistics, "missing": missing, "rescored": args.rescore}
     write_score(folder, score | {"shots_data": args.shots_data}, facts, scored)
     low, high = (100 * bound for bound in statistics["interval"])

@@ -37,9 +37,8 @@ ANSWER_IS = re.compile(
 _ANSWER = re.compile(r"^[ \t#>*_-]*answer[*_ \t]*[:=]", re.IGNORECASE | re.MULTILINE)
 _BOXED = re.compile(r"\\boxed\s*\{")
 _LEAD = re.compile(r"(?:[\s:*$=`_]|\\[\[(])*")
-_WORD_OR_DIGIT = re.compile(
-    r"(?<![\\A-Za-z])(?:[A-Za-z]{2,}|[A-Za-z](?!\s*[=(]))|(?P<digit>[0-9])"
-)  # "x =" is not a word
+# "x =" is not a word
+_WORD_OR_DIGIT = re.compile(r"(?<![\\A-Za-z])(?:[A-Za-z]{2,}|[A-Za-z](?!\s*[=(]))|(?P<digit>[0-9])")
 _UNIT_ONLY = re.compile(r"[^\w\n]*(?:[A-Za-z]+[^\w\n]+){0,3}[A-Za-z]*[^\w\n]*")
 _ABBREVIATION = re.compile(
     r"(?:\b(?:rs|re|rp|tk|kr|fr|k?sh|approx|appr|ca|abt|est|avg|nos?|max|min|incl|resp|viz|vs|mrs?|ms|dr|prof|st"

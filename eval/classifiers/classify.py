@@ -19,6 +19,7 @@ from ba_lora.errors import UserError, choose, short
 from ba_lora.files import KINDS, atomic_write, check_kinds, read_json, read_json_lines
 from ba_lora.folders.checksums import read_record
 from ba_lora.folders.ownership import claimed
+from ba_lora.machine.devices import device
 
 PREDICTIONS = "predictions.jsonl"
 
@@ -98,13 +99,7 @@ def open_classifier(run: str, dtype: str = "float32") -> Classifier:
         )
     model = load(run, dtype=dtype)
     in_text = described.get("special_tokens_in_text", "control")  # as in earlier versions, which did not record it
-    return Classifier(_to_accelerator(model), load_tokenizer(base), task, described["max_length"], base, in_text)
-
-
-def _to_accelerator(model):
-    import torch
-
-    return model.to("cuda") if torch.cuda.is_available() else model
+    return Classifier(model.to(device()), load_tokenizer(base), task, described["max_length"], base, in_text)
 
 
 def predict(classifier: Classifier, examples: Examples, batch_size: int) -> tuple[np.ndarray, float]:

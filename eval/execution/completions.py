@@ -66,7 +66,8 @@ def program_of(completion: str, names: Sequence[str], prompt: str = "") -> str:
     prompt before the function (imports, helpers); a completion that does not define the names continues the prompt.
     """
     text = clean(completion)
-    piece = min(_pieces(_at_margin(text), names), key=lambda piece: piece.kind, default=None)
+    at_margin = textwrap.dedent(text).lstrip()
+    piece = min(_pieces(at_margin, names), key=lambda piece: piece.kind, default=None)
     if prompt and (not piece or piece.kind > Kind.IMPORTED or _begins_indented(text, names)):
         fenced = piece and piece.kind <= Kind.IMPORTED and piece.code in split(text)[1]
         if not fenced and (whole := _continuation(text, names, prompt)) is not None:
@@ -79,11 +80,6 @@ def program_of(completion: str, names: Sequence[str], prompt: str = "") -> str:
 
 
 # The piece that defines the names
-
-
-def _at_margin(text: str) -> str:
-    """Return a text whose first line is not indented."""
-    return textwrap.dedent(text).lstrip()
 
 
 def _pieces(text: str, names: Sequence[str]) -> Iterator[Piece]:
@@ -127,8 +123,7 @@ def _bare_piece(text: str, names: Sequence[str]) -> Piece | None:
         code = "\n".join(lines[start:end])
         found = _kind_of(code, names)
         if found and (best is None or found[0] < best.kind):
-            rest = "\n".join(lines[end:])
-            best = Piece(*found, list(before), [rest])
+            best = Piece(*found, list(before), ["\n".join(lines[end:])])
         if found and found[0] == Kind.WHOLE:
             return best
         before.append(code)
@@ -159,9 +154,8 @@ def _helpers(piece: Piece, names: Sequence[str]) -> list[str]:
                 own.setdefault(name, []).append(len(offers))
             offers.append(statement)
         makers = own | makers
-    wanted = list((used(tree) | set(names)) - defined(tree) - imported(tree))
-    seen, chosen = set(wanted) | {"*"}, set()
-    wanted.append("*")
+    wanted = [*(used(tree) | set(names)) - defined(tree) - imported(tree), "*"]  # "*": from MODULE import *
+    seen, chosen = set(wanted), set()
     while wanted:
         for number in makers.get(wanted.pop(), ()):
             if number not in chosen:
@@ -208,9 +202,8 @@ def _continuation(text: str, names: Sequence[str], prompt: str) -> str | None:
     """Return the prompt with the body that a completion gives, None if it gives none: as it stands if the two are Python, else
     with its indentation repaired, else without the lines after it that are not Python."""
     outside, blocks = split(text)
-    parts = list(
-        dict.fromkeys([text, *blocks, outside[0]])
-    )  # the prompt may have opened a fence, which ends after the body
+    # the text before the first fence, because the prompt may have opened one, which ends after the body
+    parts = list(dict.fromkeys([text, *blocks, outside[0]]))
     bodies = [body for part in parts if part.strip() for body in _indentations(part, prompt)]
     for body in bodies:
         if (tree := parse(prompt + body)) and not is_stub(tree, names) and not _outside(tree):

@@ -71,7 +71,7 @@ class Peer:
                 raise ValueError
             values = ("value", "args", "kwargs", "given")
             return message | {name: unpack(message[name], self.functions) for name in values if name in message}
-        except Exception:
+        except Exception:  # `unpack` constructs what the program chose, which may raise anything
             self.fail("the program's process wrote something that is not a value")
 
     def call(self, what: str | int, args: tuple, kwargs: dict):
@@ -110,7 +110,7 @@ def describe(error: BaseException) -> dict:
         given = (error.errno, error.strerror, error.filename)
     try:
         given = pack(given)
-    except Exception:
+    except Exception:  # packing calls methods of the program's classes, which may raise anything
         given = None
     return {"error": kind.__name__, "text": text_of(error, 10_000), "given": given}
 
@@ -123,7 +123,7 @@ def exception(name: str, text: str, given) -> BaseException:
     kind = vars(builtins).get(name)
     if not isinstance(kind, type) or not issubclass(kind, Exception) or name in ("StopIteration", "StopAsyncIteration"):
         return ProgramError(f"{name}: {text}")
-    with suppress(Exception):
+    with suppress(Exception):  # the program chose the arguments
         if str(made := kind(*given)) == text:
             return made
     for base in kind.__mro__:
@@ -136,7 +136,7 @@ def exception(name: str, text: str, given) -> BaseException:
 def text_of(error: BaseException, length: int) -> str:
     try:
         return str(error)[:length]
-    except Exception:
+    except Exception:  # an exception of the program may have any __str__
         return ""
 
 

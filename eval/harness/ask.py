@@ -15,6 +15,7 @@ from ba_lora.files import digest, hash_of
 from ba_lora.folders.checksums import weights_of_run
 from ba_lora.inference.backends import backend_version, get_backend
 from ba_lora.inference.completions import Completion
+from ba_lora.inference.devices import copies, device_of
 from ba_lora.inference.requests import Job, Request, Sampling
 from ba_lora.inference.subject import Subject, open_subject, settings_hash, weights_hash
 
@@ -28,7 +29,12 @@ IN_TEXT = "special_tokens_in_text"  # how the template treats these; without any
 
 
 def subject_of(args: argparse.Namespace) -> Subject:
-    """Call `open_subject` with the options of a command; only the transformers backend opens the model here."""
+    """Call `open_subject` with the options of a command; only the transformers backend opens the model here.
+
+    Fills in how many copies of the model share the prompts: --processes, or --data_parallel of vLLM.
+    """
+    count = copies(args.backend, args.processes, args.data_parallel, args.tensor_parallel)
+    args.processes, args.data_parallel = (count, None) if args.backend == "transformers" else (None, count)
     return open_subject(
         args.model,
         adapter=args.adapter,
@@ -36,6 +42,7 @@ def subject_of(args: argparse.Namespace) -> Subject:
         dtype=args.dtype,
         trust_remote_code=args.trust_remote_code,
         with_model=args.backend == "transformers",
+        processes=args.processes or 1,
     )
 
 
@@ -72,7 +79,8 @@ def ask(
     config |= {"template_text": template}
     if args.backend != "openai":
         config |= {"settings_hash": settings_hash(subject)}
-    del config["batch_size"]  # completions do not depend on it
+    if args.backend != "transformers" or device_of() == "cpu":  # where completions do not depend on it
+        del config["batch_size"], config["processes"]
     done = {} if args.overwrite else check(folder, config, wanted)
     missing = [key for key in wanted if key not in done]
     facts["resumed"] = len(done)
@@ -157,6 +165,7 @@ def generation_facts(args: argparse.Namespace, subject: Subject, sampling: Sampl
         "dtype": args.dtype,
         "backend": args.backend,
         "backend_version": backend_version(args.backend),
+        "processes": args.processes or args.data_parallel,
         "endpoint": None
         if local
         else {"base_url": redacted(args.base_url), "model": args.served_model, "send": args.send},

@@ -5,6 +5,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+from ba_lora.errors import Parser
+
 from .options import add_options, output_folder
 
 
@@ -22,7 +24,7 @@ class Benchmark(NamedTuple):
 
 
 def make_parser(benchmark: Benchmark) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog=f"python -m {benchmark.module}",
         description=benchmark.text,
         epilog=benchmark.examples,

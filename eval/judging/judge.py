@@ -30,7 +30,7 @@ from typing import NamedTuple
 from tqdm import tqdm
 
 from ba_lora.errors import UserError, redacted
-from ba_lora.files import digest, unsealed
+from ba_lora.files import check_kinds, digest, unsealed
 from ba_lora.folders.checksums import check_line, checked_line
 
 PROTOCOLS = {"ba-lora": "2", "fastchat": "1"}  # how a reply is read; a change in what is read raises the version
@@ -295,16 +295,11 @@ def read_judgments(paths: Iterable[Path]) -> dict[str, dict]:
                 continue
             try:
                 record = unsealed(line, str(path))
-                texts = isinstance(record["replies"], list) and all(isinstance(text, str) for text in record["replies"])
-                if not (
-                    texts
-                    and record["replies"]
-                    and {"judge", "options", "date"} <= set(record)
-                    and isinstance(record["judge"], str)
-                ):
+                check_kinds(record, str(path), {"key": "a text", "judge": "a text", "replies": "a list of texts"})
+                if not record["replies"] or not {"options", "date"} <= set(record):
                     raise ValueError
                 known[record["key"]] = record
-            except (ValueError, KeyError, TypeError):
+            except ValueError:  # DamagedFile is one
                 raise UserError(
                     f"{path}, line {number}: not a judgment; remove the line, and it is requested again"
                 ) from None

@@ -1,6 +1,5 @@
 """Every task of GLUE from each kind of file, the hub's names and splits, and the errors for invalid data."""
 
-import csv
 import json
 import os
 from pathlib import Path
@@ -13,6 +12,7 @@ from datasets import Dataset
 from ba_lora.data import library
 from ba_lora.data.glue import TASKS, load_examples
 from ba_lora.errors import UserError
+from tests.data.tables import write_table
 
 # Task → (header and lines of its train.tsv as GLUE publishes it, rows as the hub has them). Quotation marks are ordinary characters.
 GLUE = {
@@ -102,21 +102,6 @@ def write(path: Path, lines: list[str]) -> Path:
     return path
 
 
-def save(path: Path, rows: list[dict]) -> Path:
-    """Write the rows in the format of the file's ending."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if path.suffix == ".parquet":
-        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
-    elif path.suffix == ".csv":
-        with open(path, "w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, list(rows[0]))
-            writer.writeheader()
-            writer.writerows(rows)
-    else:
-        path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return path
-
-
 @pytest.mark.parametrize("task", GLUE)
 def test_glues_own_files_give_what_the_hub_gives(tmp_path, task):
     lines, rows = GLUE[task]
@@ -126,7 +111,7 @@ def test_glues_own_files_give_what_the_hub_gives(tmp_path, task):
     assert own.texts == expected and own.labels == [row["label"] for row in rows]
     assert own.ids == list(range(len(rows))) and own.report["read"] == len(rows)
     for ending in ("jsonl", "parquet", "csv"):
-        save(tmp_path / ending / f"train.{ending}", rows)
+        write_table(tmp_path / ending / f"train.{ending}", rows)
         other = load_examples(task, "train", str(tmp_path / ending))
         assert (other.texts, other.labels, other.ids) == (own.texts, own.labels, own.ids), ending
 
@@ -179,14 +164,14 @@ def test_mnlis_two_validation_splits_are_kept_apart(tmp_path):
 
 def test_the_numbered_parts_of_a_split_are_read_in_their_order(tmp_path):
     rows = GLUE["rte"][1]
-    save(tmp_path / "train-00001-of-00002.parquet", rows[1:])
-    save(tmp_path / "train-00000-of-00002.parquet", rows[:1])
+    write_table(tmp_path / "train-00001-of-00002.parquet", rows[1:])
+    write_table(tmp_path / "train-00000-of-00002.parquet", rows[:1])
     assert load_examples("rte", "train", str(tmp_path)).labels == [0, 1]
 
 
 def test_a_test_split_has_no_labels_whether_the_column_is_missing_or_minus_one(tmp_path):
     write(tmp_path / "test.tsv", ["index\tsentence", "0\tA man.", "1\tThe."])
-    save(tmp_path / "json" / "test.jsonl", [{"sentence": "A man.", "label": -1, "idx": 0}])
+    write_table(tmp_path / "json" / "test.jsonl", [{"sentence": "A man.", "label": -1, "idx": 0}])
     assert load_examples("cola", "test", str(tmp_path)).labels == [None, None]
     assert load_examples("cola", "test", str(tmp_path)).texts[1] == ("The.",)
     assert load_examples("cola", "test", str(tmp_path / "json")).labels == [None]
@@ -215,7 +200,9 @@ def test_the_rows_of_a_submission_have_the_numbers_of_their_file(tmp_path):
     assert ids("sst2", "test.tsv", ["index\tsentence", "4\ta", "", "2\tb"]) == [4, 2]
     assert ids("sst2", "test.tsv", ["sentence", "a", "b"]) == [0, 1]  # no such column: its position
     assert ids("sst2", "test.csv", ["index,sentence", "4,a", '2,"b, c"']) == [4, 2]
-    save(tmp_path / "idx.jsonl", [{"sentence": "a", "label": -1, "idx": 5}, {"sentence": "b", "label": -1, "idx": 4}])
+    write_table(
+        tmp_path / "idx.jsonl", [{"sentence": "a", "label": -1, "idx": 5}, {"sentence": "b", "label": -1, "idx": 4}]
+    )
     assert load_examples("sst2", "test", str(tmp_path / "idx.jsonl"), numbered=True).ids == [5, 4]
 
 
@@ -290,7 +277,7 @@ def test_a_target_too_large_for_a_float_is_named(tmp_path):
 
 def test_the_report_has_the_classes_and_what_guessing_the_commonest_gives(tmp_path):
     rows = [{"sentence": str(number), "label": int(number < 3)} for number in range(4)]
-    examples = load_examples("cola", "train", str(save(tmp_path / "rows.jsonl", rows)))
+    examples = load_examples("cola", "train", str(write_table(tmp_path / "rows.jsonl", rows)))
     assert examples.report == {"read": 4, "classes": {"unacceptable": 1, "acceptable": 3}, "majority": 0.75}
     part = examples.select([3, 0])
     assert (part.ids, part.labels, part.texts) == ([3, 0], [0, 1], [("3",), ("0",)])
@@ -336,13 +323,13 @@ def test_what_does_not_fit_is_named_in_one_line(tmp_path, task, lines, message):
 
 
 def test_rows_of_json_are_named_too(tmp_path):
-    file = str(save(tmp_path / "rows.jsonl", [{"sentence": "a", "label": 1}, {"sentence": None, "label": 1}]))
+    file = str(write_table(tmp_path / "rows.jsonl", [{"sentence": "a", "label": 1}, {"sentence": None, "label": 1}]))
     with pytest.raises(UserError, match=r"rows.jsonl, row 2: the text 'sentence' is empty"):
         load_examples("cola", "train", file)
-    file = str(save(tmp_path / "numbers.jsonl", [{"sentence": 3, "label": 1}]))
+    file = str(write_table(tmp_path / "numbers.jsonl", [{"sentence": 3, "label": 1}]))
     with pytest.raises(UserError, match=r"row 1: the field 'sentence' is a int, a text is needed"):
         load_examples("cola", "train", file)
-    file = str(save(tmp_path / "truth.jsonl", [{"sentence": "a", "label": True}]))
+    file = str(write_table(tmp_path / "truth.jsonl", [{"sentence": "a", "label": True}]))
     with pytest.raises(UserError, match=r"row 1: the label True is none of cola's"):
         load_examples("cola", "train", file)
 
@@ -370,7 +357,7 @@ def test_a_missing_split_or_two_files_for_one_are_named(tmp_path):
         UserError, match=r"no file for the split validation \(it has: train.tsv\); call it validation.tsv or dev"
     ):
         load_examples("cola", "validation", str(tmp_path))
-    save(tmp_path / "train.jsonl", GLUE["cola"][1])
+    write_table(tmp_path / "train.jsonl", GLUE["cola"][1])
     with pytest.raises(UserError, match=r"several files for the split train \(train.jsonl, train.tsv\)"):
         load_examples("cola", "train", str(tmp_path))
     with pytest.raises(UserError, match="does not exist"):

@@ -1,14 +1,12 @@
 """Rows from files and folders: every kind of file and every layout of the hub gives the same rows; errors name the problem."""
 
-import csv
 import json
 
-import pyarrow
-import pyarrow.parquet
 import pytest
 
 from ba_lora.data.sources import read_table
 from ba_lora.errors import UserError
+from tests.data.tables import write_table
 
 ROWS = [
     {"question": f"q{i}", "answer": text, "extra": str(i)}
@@ -18,19 +16,7 @@ OTHER = [{"question": "test", "answer": "another split", "more": 1}] * 2
 
 
 def write(path, rows=ROWS):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if path.suffix == ".parquet":
-        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
-    elif path.suffix == ".csv":
-        with open(path, "w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, list(rows[0]))
-            writer.writeheader()
-            writer.writerows(rows)
-    elif path.name.endswith("list.json"):
-        path.write_text(json.dumps(rows, indent=1))
-    else:
-        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return str(path)
+    return str(write_table(path, rows))
 
 
 def rows_of(*words, **options):

@@ -1,6 +1,5 @@
 """Rows and lines with wrong types: one error that names the row and the field, for every benchmark."""
 
-import json
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +11,7 @@ from eval import gsm8k, hendrycks_math, humaneval, mbpp
 from eval.harness.lines import read_lines, write_lines
 from eval.judging import questions as mt_bench_data
 from eval.judging.judge import PROMPTS, read_rating
+from tests.eval.json_lines import write
 
 ROOT = Path(__file__).parents[2]
 WRONG = [5, True, ["a"], {"a": 1}, [None], [["a"]]]
@@ -36,12 +36,6 @@ QUESTION = {"question_id": 81, "category": "writing", "turns": ["a", "b"]}
 PROMPT = {"name": "", "system_prompt": "s", "prompt_template": "{question} {answer}"}
 NUMBERS = {"task_id", "id", "question_id", "level", "answer", "solution"}  # may be numbers
 LISTS = {"test_imports", "test_list"}  # of texts
-
-
-def write(path, rows):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return str(path)
 
 
 def bench(folder, question=QUESTION, prompt=PROMPT):

@@ -1,6 +1,7 @@
 """The command: generate then score, score again from a file, and everything that can go wrong."""
 
 import json
+from functools import partial
 from importlib.util import find_spec
 
 import pytest
@@ -16,6 +17,8 @@ from eval.gsm8k import load_problems, main, score_records
 from eval.harness.ask import complete
 from eval.harness.scores import summarise
 from tests.common import command
+from tests.eval import json_lines
+from tests.eval.json_lines import read, write
 
 LINES = [
     {"id": 0, "completion": "6 * 3 = 18. The answer is: 18", "reference": "18"},
@@ -23,21 +26,7 @@ LINES = [
     {"id": 2, "completion": "The answer is: 4", "reference": "2 + 3 = 5. The answer is: 5"},
     {"id": "three", "completion": "no idea", "reference": 7},
 ]
-
-
-def write(path, lines):
-    path.write_text("".join((line if isinstance(line, str) else json.dumps(line)) + "\n" for line in lines))
-    return str(path)
-
-
-def read(path):
-    return [json.loads(line) for line in path.read_text().splitlines()]
-
-
-def rescore(tmp_path, lines, *options):
-    source = write(tmp_path / "given.jsonl", lines)
-    assert main(["--rescore", source, "--output_dir", str(tmp_path / "out"), *options]) == 0
-    return json.loads((tmp_path / "out" / "score.json").read_text())
+rescore = partial(json_lines.rescore, main)
 
 
 # Scoring from a file
@@ -64,6 +53,13 @@ def test_rescore_counts_the_tasks_of_the_data_that_the_file_lacks(tmp_path):
     data = write(tmp_path / "data.jsonl", [{"question": f"q{i}", "answer": f"#### {i}"} for i in range(10)])
     score = rescore(tmp_path, LINES[:3], "--data", data)
     assert (score["missing"], score["n"], score["data"]) == (7, 3, data)
+
+
+def test_generated_problems_keep_the_version_under_which_their_results_were_written(tmp_path):
+    problems = load_problems("tinymath:test", 3)
+    lines = [{"id": each["id"], "completion": "The answer is: 1", "reference": each["reference"]} for each in problems]
+    score = rescore(tmp_path, lines, "--data", "tinymath:test", "--limit", "3")
+    assert (score["benchmark"], score["protocol_version"]) == ("tinymath", "2")
 
 
 def test_rescore_takes_the_first_lines_with_limit_and_skips_blank_ones(tmp_path):

@@ -12,6 +12,8 @@ from ba_lora.errors import UserError
 from eval.answers import lm_eval
 from eval.answers.latex import read_reference, same_string, same_values
 from eval.hendrycks_math import load_problems, main, score_records
+from tests.eval import json_lines
+from tests.eval.json_lines import read, write
 
 HALF = {"solution": "It is $\\boxed{\\frac{1}{2}}$.", "level": "2", "subject": "Algebra"}
 LINES = [
@@ -20,21 +22,7 @@ LINES = [
     {"id": "two", "completion": "The answer is: 7.", "reference": "7"},
     {"id": 3, "completion": "It is 8.", "reference": 8},
 ]
-
-
-def write(path, lines):
-    path.write_text("".join((line if isinstance(line, str) else json.dumps(line)) + "\n" for line in lines))
-    return str(path)
-
-
-def read(path):
-    return [json.loads(line) for line in path.read_text().splitlines()]
-
-
-def rescore(tmp_path, lines, *options):
-    source = write(tmp_path / "given.jsonl", lines)
-    assert main(["--rescore", source, "--output_dir", str(tmp_path / "out"), *options]) == 0
-    return json.loads((tmp_path / "out" / "score.json").read_text())
+rescore = partial(json_lines.rescore, main)
 
 
 # Scoring from a file

@@ -21,8 +21,9 @@ from ba_lora.inference.requests import make_request
 from ba_lora.inference.subject import Subject
 from eval.judging.ratings import CATEGORIES, draw_radar, summarise
 from eval.mt_bench import main
+from tests.eval.json_lines import read, write
 from tests.eval.judging.scripted_judge import ScriptedJudge, serve
-from tests.eval.three_questions import ANSWERS, rate, read, rescore, run, write, write_folder
+from tests.eval.three_questions import ANSWERS, rate, rescore, run, write_folder
 from tests.inference import vllm_servers
 
 ROOT = Path(__file__).parents[2]

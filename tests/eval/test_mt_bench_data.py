@@ -12,8 +12,9 @@ from eval.judging.questions import PACKAGE_DATA, load_bench, prompt_version
 from eval.judging.ratings import CATEGORIES
 from eval.mt_bench import TEMPERATURES, main, make_tasks
 from tests.common import command
+from tests.eval.json_lines import read, write
 from tests.eval.judging.scripted_judge import ScriptedJudge
-from tests.eval.three_questions import ANSWERS, QUESTIONS, TEXTS, rate, read, rescore, run, write, write_folder
+from tests.eval.three_questions import ANSWERS, QUESTIONS, TEXTS, rate, rescore, run, write_folder
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 from eval.mt_bench import main
+from tests.eval.json_lines import write
 from tests.eval.judging.scripted_judge import ScriptedJudge, serve
 
 TEXTS = {  # each names its turn, so that a script can distinguish them
@@ -22,16 +23,6 @@ ANSWERS = [
     for question in QUESTIONS
     for turn in (1, 2)
 ]
-
-
-def write(path, lines):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join((line if isinstance(line, str) else json.dumps(line)) + "\n" for line in lines))
-    return str(path)
-
-
-def read(path):
-    return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 def write_folder(folder, questions=QUESTIONS):

@@ -17,6 +17,7 @@ from ba_lora.experiments.figures.training_curves import loss_unit
 from ba_lora.experiments.matrix import Variant, read_experiment
 from ba_lora.experiments.results import Result, Score, read_results
 from ba_lora.objective.settings import Objective
+from tests.common import command
 
 ROOT = Path(__file__).parents[2]
 STEPS = [1, 5, 10, 20, 40]
@@ -116,6 +117,10 @@ def test_every_figure_that_the_results_support_is_drawn_in_both_formats(experime
     for file in files:
         assert file.read_bytes().startswith(b"%PDF" if file.suffix == ".pdf" else b"\x89PNG")
     assert figures.draw(small, [], tmp_path / "none") == []
+    alone = figures.draw(small, all_of(small)[:1], tmp_path / "alone", ["png"])
+    assert alone and sorted(alone) == sorted((tmp_path / "alone").iterdir()) == sorted(
+        (tmp_path / "alone").glob("*.png")
+    )
 
 
 def test_the_same_results_give_the_same_bytes_and_others_do_not(experiment, tmp_path):
@@ -331,6 +336,22 @@ def test_a_figure_of_one_run_takes_the_format_of_its_name(tmp_path):
     assert draw_terms(str(tmp_path), str(tmp_path / "t.pdf")).read_bytes().startswith(b"%PDF")
     with pytest.raises(UserError, match="format of a figure 'gif'"):
         write(None, tmp_path / "t.gif")
+
+
+def test_the_figure_of_one_run_goes_into_its_folder_another_folder_or_a_file(tmp_path):
+    run, other = tmp_path / "run", tmp_path / "v1.5"
+    run.mkdir(), other.mkdir()
+    names = ("loss", "task", "consistency", "diversity", "spectrum", "lambda1", "lambda2", "lambda3")
+    (run / "metrics.jsonl").write_text(json.dumps({"step": 1} | dict.fromkeys(names, 1.0)) + "\n")
+    for words, made in (
+        ([], run / "terms.png"),
+        (["--output_dir", str(tmp_path / "new")], tmp_path / "new" / "terms.png"),
+        (["--output_dir", str(other)], other / "terms.png"),
+        (["--output", str(tmp_path / "loss.png")], tmp_path / "loss.png"),
+    ):
+        done = command("-m", "ba_lora.experiments", "figure", str(run), *words)
+        assert (done.returncode, done.stdout) == (0, f"Saved as {made}\n"), done.stderr
+        assert made.read_bytes().startswith(b"\x89PNG")
 
 
 @pytest.mark.parametrize("task", [None, "reviews"])

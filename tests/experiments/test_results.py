@@ -11,7 +11,7 @@ import pytest
 from ba_lora.errors import UserError
 from ba_lora.experiments.__main__ import main
 from ba_lora.experiments.matrix import read_experiment
-from ba_lora.experiments.results import columns, read_results
+from ba_lora.experiments.results import _benchmarks, columns, read_results
 from ba_lora.experiments.tables.build import build, marks
 from ba_lora.experiments.tables.formats import name_of, render, write_tables
 from ba_lora.files import write_json
@@ -98,6 +98,25 @@ def test_without_runs_the_table_is_the_papers_and_says_so(large, tmp_path):
     assert row_of(text, "pissa", "paper")["GSM8K %"] == "<u>52.37 ± 0.52</u>"
     assert "gemma-7b full mbpp: PiSSA's table has a deviation of 0.50" in text  # a correction
     assert "digitised" in text and "p after Holm" not in text
+
+
+def test_a_column_of_generated_problems_is_not_headed_gsm8k(tmp_path):
+    file = tmp_path / "small.yaml"
+    file.write_text(
+        f"name: small\nconfig: {ROOT}/configs/nlg/tiny.yaml\nmethods: {{lora: {{method: lora}}}}\nseeds: [1]\n"
+    )
+    small = read_experiment(file, tmp_path / "runs", results=tmp_path / "results")
+    evaluation = small.runs[0].folder / "eval"
+    of_gsm8k = {"metric": "accuracy", "n": 4, "score": 0.5, "protocol": "ba-lora", "protocol_version": "2"}
+    write_json(evaluation / "gsm8k" / "score.json", {"benchmark": "tinymath", **of_gsm8k})
+    scores = _benchmarks(evaluation)
+    assert columns(small) == [*scores] == ["tinymath"]
+    put(tmp_path / "results/small", "lora", 1, scores, model="tiny")
+    table = build(small, read_results(small, tmp_path / "results"))
+    for kind in ("markdown", "csv", "latex"):
+        assert "tinymath" in (text := render(table, kind)) and "GSM8K" not in text
+    write_json(evaluation / "gsm8k" / "score.json", {"benchmark": "gsm8k", **of_gsm8k})
+    assert [*_benchmarks(evaluation)] == ["gsm8k"]
 
 
 def test_the_average_leaves_mt_bench_out_unless_asked_for(large, tmp_path):

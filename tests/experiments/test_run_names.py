@@ -73,6 +73,10 @@ REFUSED = {
     "a folder above": ({"folder": ".."}, "folder: '..' begins with a dot"),
     "rates from elsewhere": ({"rates_of": "../other"}, "rates_of: '../other' has '/' in it"),
     "an evaluation above": ({"evaluate": '{"../test": {data: "tinymath:test"}}'}, "evaluate: '../test' has '/' in it"),
+    "generated problems as a benchmark": (
+        {"evaluate": '{gsm8k: {data: "tinymath:shifted"}}'},
+        "evaluate: gsm8k is a benchmark, and tinymath:shifted are generated problems; choose another name",
+    ),
     "evaluations alike": (
         {"evaluate": '{test: {data: "tinymath:test"}, Test: {data: "tinymath:test"}}'},
         "evaluate: 'test' and 'Test' differ only in upper and lower case; rename one",

@@ -4,12 +4,35 @@ import numpy as np
 import pytest
 
 from ba_lora.experiments.tables import statistics
-from ba_lora.experiments.tables.statistics import holm, is_apart, mean_sd, paired_interval, paired_p
+from ba_lora.experiments.tables.statistics import holm, is_apart, mean_sd, paired_intervals, paired_p
 
 
 def test_mean_and_deviation_over_seeds():
     assert mean_sd([1.0, 2.0, 3.0]) == (2.0, 1.0)
     assert mean_sd([5.0]) == (5.0, None)
+
+
+def paired_interval(ours, theirs, **options):
+    return paired_intervals([(ours, theirs)], **options)[0]
+
+
+def one_by_one(ours, theirs, seed=0):
+    """The interval as its definition says, of one pair: draw seeds and problems, and average what was drawn."""
+    seeds, problems = ours.shape
+    random, means = np.random.default_rng(seed), []
+    for _ in range(statistics.RESAMPLES):
+        of_seeds, of_problems = random.integers(seeds, size=seeds), random.integers(problems, size=problems)
+        means.append((ours - theirs)[of_seeds][:, of_problems].sum() / (seeds * problems))
+    return ((ours - theirs).mean(), *np.quantile(means, [0.025, 0.975]))
+
+
+def test_the_intervals_of_many_pairs_are_those_of_each_alone():
+    random = np.random.default_rng(4)
+    shapes = [(5, 50), (3, 7), (5, 50), (1, 164), (1, 1), (5, 50)]
+    pairs = [tuple((random.random(shape) < chance).astype(int) for chance in (0.6, 0.4)) for shape in shapes]
+    assert paired_intervals(pairs) == [one_by_one(*pair) for pair in pairs]
+    assert paired_intervals(pairs[:1], seed=1) == [one_by_one(*pairs[0], seed=1)] != paired_intervals(pairs[:1])
+    assert paired_intervals([]) == []
 
 
 def test_the_paired_interval_covers_a_known_difference_and_is_narrow_for_a_constant_one():

@@ -68,13 +68,13 @@ WRITES = {
 MORE = {  # other paths to the same options
     "a submission": ["eval.glue", "--model", "AWAY/classifier", "--submission", "--output_dir", "STRANGER"],
     "a model's own folder": ["eval.gsm8k", "--model", "tiny", "--output_dir", "STRANGER"],
+    "the figure of a run": ["ba_lora.experiments", "figure", "AWAY/classifier", "--output_dir", "STRANGER"],
     "features": ["tsne_visualization.py", "--features_dir", "AWAY/classifier", "--output_dir", "STRANGER"],
     "the answers alone": ["eval.mt_bench", "--model", "tiny", "--generate_only", "--output_dir", "STRANGER"],
     "answers beside a thesis": ["eval.gsm8k", "--rescore", "STRANGER/generations.jsonl", "--output_dir", "STRANGER"],
 }
 READS = {
     ("tsne_visualization.py", "features_dir"),
-    ("ba_lora.chat", "run"),
     *(("ba_lora.experiments " + name, "runs") for name in ("collect", "report")),
     *(("ba_lora.experiments " + name, "results") for name in ("run", "tune", "table", "figure", "report")),
 }
@@ -105,7 +105,7 @@ def commands():
     """The words of every command of the repository, that is, every file that ends in run_cli(main)."""
     for file in [*ROOT.glob("*.py"), *(ROOT / "ba_lora").rglob("*.py"), *(ROOT / "eval").rglob("*.py")]:
         text = file.read_text(encoding="utf-8")
-        is_parsed = "ArgumentParser" in text or "BENCHMARK = " in text
+        is_parsed = "Parser(" in text or "BENCHMARK = " in text
         if "run_cli(main)" in text and (is_parsed or file.name == "train.py" or "tsne" in file.name):
             parts = file.relative_to(ROOT).with_suffix("").parts
             module = ".".join(part for part in parts if part != "__main__")

@@ -18,14 +18,7 @@ from ba_lora.inference.requests import Sampling
 from ba_lora.tiny import MODEL_DIR
 from tests.inference.letters import EOS, Letters
 
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Threads slow down a model this small, a hundredfold if other processes want the cores too."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

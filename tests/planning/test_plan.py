@@ -95,7 +95,7 @@ def test_the_plan_of_the_embedded_model_is_what_its_run_makes(tmp_path, monkeypa
     assert disk["decomposition cache"] == pytest.approx(size_of(tmp_path / "cache"), rel=0.05)
 
 
-def test_what_a_run_writes_depends_on_its_method_and_its_checkpoints():
+def test_what_a_run_writes_depends_on_its_method_and_its_checkpoints(monkeypatch):
     def disk(*words):
         return planned("--rank", "4", *words, memory=False)["disk"]
 
@@ -115,6 +115,8 @@ def test_what_a_run_writes_depends_on_its_method_and_its_checkpoints():
         disk(*several)["checkpoints"] == disk(*several, "--data", "someone/data")["checkpoints"] == 9 * lora["adapter"]
     )
     zero2, zero3 = (("--deepspeed", str(ROOT / f"configs/deepspeed/zero{stage}.json")) for stage in (2, 3))
+    assert disk(*one, *zero2) == disk(*one)  # one process does not use it
+    monkeypatch.setenv("NPROC", "2")
     assert disk(*one, *zero2)["checkpoints"] == 5 * lora["adapter"]
     assert (
         disk(*one, *zero3)["checkpoints"]
@@ -177,6 +179,13 @@ def test_processes_share_the_batch_and_zero_the_memory(monkeypatch):
     two = planned("--rank", "4", *zero, memory=False)
     assert (alone["accumulation"], two["accumulation"], two["processes"], two["zero_stage"]) == (8, 4, 2, 2)
     assert two["memory"]["gradients"] * 2 == alone["memory"]["gradients"]
+    assert (two["launcher"], Path(two["deepspeed"]).name) == ("torchrun", "zero2.json")
+    monkeypatch.setenv("NPROC", "1")
+    one = planned("--rank", "4", *zero, memory=False)
+    assert (one["launcher"], one["deepspeed"], one["zero_stage"], one["memory"]) == (None, None, 0, alone["memory"])
+    assert "zero2.json divides the work of several processes, and this run has one" in render(one)
+    offloaded = planned("--rank", "4", zero[0], zero[1].replace("zero2", "zero2-offload"), memory=False)
+    assert (offloaded["launcher"], offloaded["zero_stage"]) == ("torchrun", 2)
     monkeypatch.setenv("WORLD_SIZE", "3")
     with pytest.raises(UserError, match="--effective_batch_size 32 is not a multiple"):
         planned("--rank", "4", memory=False)

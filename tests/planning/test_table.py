@@ -6,9 +6,9 @@ import pytest
 
 from ba_lora.errors import UserError
 from ba_lora.planning.devices import read_devices, usable
+from ba_lora.planning.fit import first_fit
 from ba_lora.planning.plan import plan
 from ba_lora.planning.shapes import _sizes, passing_of
-from ba_lora.planning.table import first_fit
 from ba_lora.training.command_line import parse
 
 CONFIGS = Path(__file__).parents[2] / "configs"

@@ -9,7 +9,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from ba_lora.data.tinymath import generate
 from ba_lora.tiny import MODEL_DIR
-from ba_lora.tiny.pretrain import accuracy, encode_problem, main, pretrain
+from ba_lora.tiny.pretrain import main
+from ba_lora.tiny.recipe import accuracy, encode_problem, pretrain
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 UNUSUAL = [
     "",
@@ -20,15 +23,6 @@ UNUSUAL = [
     "<s>not special?</s>",
     "  two  spaces , and a comma .",
 ]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """So small a model is fastest on one thread, and far slower on two when the machine is busy."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

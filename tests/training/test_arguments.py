@@ -151,7 +151,13 @@ def test_a_config_of_the_project_is_found_from_any_folder_and_one_that_is_here_f
     monkeypatch.chdir(tmp_path)
     words = ["--config", "configs/nlg/tiny.yaml", "--output_dir", "x"]
     assert parse(words).max_length == 256
-    assert parse([*words, "--deepspeed", "configs/deepspeed/zero2.json"]).deepspeed.endswith("/zero2.json")
+    elsewhere = parse([*words, "--deepspeed", "configs/deepspeed/zero2.json"])
+    assert Path(elsewhere.deepspeed).is_file()
+    monkeypatch.chdir(ROOT)
+    here = parse([*words, "--deepspeed", "configs/deepspeed/zero2.json"])
+    assert as_config(here)["deepspeed"] == as_config(elsewhere)["deepspeed"] == "configs/deepspeed/zero2.json"
+    assert changed_options(as_config(here), elsewhere) == {}
+    monkeypatch.chdir(tmp_path)
     (tmp_path / "configs/nlg").mkdir(parents=True)
     (tmp_path / "configs/nlg/tiny.yaml").write_text("max_length: 9\n")
     assert parse(words).max_length == 9

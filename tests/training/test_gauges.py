@@ -8,12 +8,14 @@ import pytest
 import torch
 from transformers import Trainer
 
+from ba_lora.objective.spectrum import leading_triplets
 from ba_lora.provenance import PeakMemory
 from ba_lora.training.callbacks import ObjectiveCallback
-from ba_lora.training.gauges import PHASES
+from ba_lora.training.gauges import PHASES, Gauges, StepClock
 from ba_lora.training.objective_model import ObjectiveModel
 from ba_lora.training.trainer import BALoRATrainer
 from tests.common import collate, ragged_samples
+from tests.objective.test_spectrum import with_values
 from tests.training.test_trainer import ALL_ON, arguments, lines, run, student
 
 TAKES = {
@@ -79,11 +81,30 @@ def test_a_continued_run_counts_from_the_line_before(tmp_path):
 
 def test_steps_that_are_not_logged_are_not_measured(tmp_path, monkeypatch):
     waited = []
-    monkeypatch.setattr("ba_lora.training.gauges._now", lambda: waited.append(1) or time.perf_counter())
+    monkeypatch.setattr(StepClock, "_now", lambda clock: waited.append(1) or time.perf_counter())
     run(tmp_path, max_steps=6, logging_steps=6, logging_first_step=False)
     assert [row["step"] for row in lines(tmp_path)] == [1, 6]
     laps = 1 + 2 * 4 + 1  # the beginning; data, teacher, forward, backward of two micro-batches; the optimiser
     assert len(waited) == 2 * laps
+
+
+def test_a_run_on_the_cpu_leaves_a_gpu_alone(monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)  # a call of torch.cuda would fail here
+    gauges = Gauges(StepClock())
+    gauges.start(torch.device("cpu"))
+    gauges.clock.begin(logged=True)
+    assert gauges.row(1.0, 2)["peak_memory"] is None
+
+
+def test_failed_searches_for_the_leading_triplets_are_counted_between_two_lines():
+    gauges = Gauges(StepClock())
+    gauges.start(torch.device("cpu"))
+    gauges.row(1.0, 0)  # forgets the searches of others
+    flat, steep = torch.eye(400), with_values(1 / torch.arange(1.0, 321.0, dtype=torch.float64), 320, 400).float()
+    for matrix in (flat, steep, steep, steep):
+        leading_triplets(matrix, 10)
+    assert gauges.row(2.0, 0)["spectrum_searches_failed"] == 0.25
+    assert gauges.row(3.0, 0)["spectrum_searches_failed"] is None
 
 
 def test_peak_memory_is_that_of_the_process_and_unknown_without_a_watch(tmp_path):

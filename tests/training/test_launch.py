@@ -40,15 +40,17 @@ def command(monkeypatch, *words, **environment):
         monkeypatch.setenv(name, value)
     words = ["--config", TINY, "--output_dir", "somewhere", *words]
     made = launch.command(parse(words), words)
-    assert made is None or (made[0] == sys.executable and made[-len(words) - 1 :] == [str(launch.TRAIN), *words])
-    return made and made[2 : -len(words) - 1]
+    assert made[0] == sys.executable and made[-len(words) - 1 :] == [str(launch.TRAIN), *words]
+    return None if made[1] == "-u" else made[2 : -len(words) - 1]
 
 
 def test_one_process_needs_no_launcher_unless_deepspeed_does(monkeypatch):
     assert command(monkeypatch) is None
     assert command(monkeypatch, NPROC="1") is None
+    assert command(monkeypatch, "--deepspeed", ZERO2) is None  # there is nothing to divide
     alone = ["ba_lora.training.torchrun", "--nproc_per_node", "1", "--standalone"]
-    assert command(monkeypatch, "--deepspeed", ZERO2) == alone
+    for name in ("zero2-offload", "zero3-offload"):
+        assert command(monkeypatch, "--deepspeed", ZERO2.replace("zero2", name)) == alone
 
 
 def test_the_environment_says_how_many_processes_and_machines(monkeypatch):
@@ -87,7 +89,9 @@ def test_a_host_file_says_the_machines_to_both_launchers(monkeypatch, hosts):
 
 
 def test_processes_default_to_the_gpus_found(monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    assert command(monkeypatch, "--use_cpu") is None
     assert command(monkeypatch)[:3] == ["ba_lora.training.torchrun", "--nproc_per_node", "2"]
     assert command(monkeypatch, NPROC="1") is None
 
@@ -136,7 +140,7 @@ def test_a_host_file_that_cannot_be_used_is_said_in_one_line(monkeypatch, hosts,
 
 def test_only_the_first_machine_evaluates(monkeypatch, tmp_path):
     started, evaluated = [], []
-    monkeypatch.setattr(launch, "start", started.append)
+    monkeypatch.setattr(launch, "start", lambda words, use_cpu: started.append(words))
     monkeypatch.setattr(single.eval.all, "main", evaluated.append)
     monkeypatch.setattr(single.eval.all, "check_data", lambda *names: None)
     monkeypatch.setattr(single, "write_card", lambda folder: None)
@@ -204,11 +208,24 @@ def test_a_launched_training_that_fails_ends_with_its_own_status(tmp_path, statu
     assert type(raised.value) is kind
 
 
+def test_one_process_leaves_out_deepspeed_with_a_line_and_trains_as_without(tmp_path, monkeypatch, caplog):
+    monkeypatch.delenv("RANK", raising=False)
+    words = ["--config", TINY, "--limit", "32", "--max_steps", "1", "--rank", "2", "--progress", "false"]
+    for name, more in (("with", ["--deepspeed", ZERO2]), ("without", [])):
+        train(parse([*words, *more, "--output_dir", str(tmp_path / name)]))
+    assert "zero2.json is not used: it divides the work of several processes, and this run has one" in caplog.text
+    records = [read_json(tmp_path / name / "run.json") for name in ("with", "without")]
+    assert [record["deepspeed"] for record in records] == [None, None]
+    assert [record["config"]["deepspeed"] for record in records] == ["configs/deepspeed/zero2.json", None]
+    adapters = [load_file(tmp_path / name / "adapter" / "adapter_model.safetensors") for name in ("with", "without")]
+    assert all(torch.equal(tensor, adapters[1][name]) for name, tensor in adapters[0].items())
+
+
 def test_deepspeed_without_a_launcher_or_its_file_is_refused(tmp_path, monkeypatch):
     monkeypatch.delenv("RANK", raising=False)
     words = ["--config", TINY, "--output_dir", str(tmp_path / "run")]
     with pytest.raises(UserError, match="--deepspeed needs a launcher, even for one process: torchrun"):
-        train(parse([*words, "--deepspeed", ZERO2]))
+        train(parse([*words, "--deepspeed", ZERO2.replace("zero2", "zero2-offload")]))
     with pytest.raises(UserError, match="--deepspeed nowhere.json does not exist"):
         parse([*words, "--deepspeed", "nowhere.json"])
     zero3, broken = ZERO2.replace("zero2", "zero3"), tmp_path / "broken.json"

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from ba_lora.errors import UserError
 from ba_lora.training import model_numbers
 from ba_lora.training.command_line import as_config, changed_options, parse
 from ba_lora.training.model_numbers import SUITED, suited, width_of
@@ -45,6 +46,7 @@ def test_the_width_of_the_model_decides(model, width, values):
         ({"hidden_size": 32}, (4, 4e-3)),  # a rank of at most an eighth of the width
         ({"hidden_size": 4}, (1, 4e-3)),
         ({"hidden_size": "wide"}, (128, 2e-5)),
+        ({"text_config": "text_config.json"}, (128, 2e-5)),
         ({}, (128, 2e-5)),
     ],
 )
@@ -55,7 +57,7 @@ def test_a_folder_says_its_width_in_config_json_or_gets_the_papers_values(tmp_pa
 
 def test_a_damaged_config_and_an_unknown_model_get_the_papers_values_and_say_so(tmp_path):
     (tmp_path / "config.json").write_text("[")
-    for model in (str(tmp_path), "someone/base"):
+    for model in (str(tmp_path), "someone/base", "x" * 300):
         arguments = parse(["--model", model, "--output_dir", "x"])
         assert (arguments.rank, arguments.learning_rate) == (128, 2e-5)
         assert arguments.chosen.endswith(f"the paper's for 7B, since the width of {model} is not known (docs/start.md)")
@@ -91,6 +93,11 @@ def test_given_values_win_and_only_the_others_are_named():
     assert (config.rank, config.learning_rate, config.chosen) == (16, 4e-3, "")
 
 
+def test_a_copy_with_other_values_still_says_what_was_chosen():
+    copy = parse(["--rank", "4", "--output_dir", "run"]).changed(seed=5)
+    assert copy.seed == 5 and copy.chosen.startswith("chosen: --learning_rate 0.004")
+
+
 def test_a_resumed_run_keeps_its_values_also_those_of_an_earlier_version(tmp_path):
     earlier = as_config(parse(["--rank", "128", "--learning_rate", "2e-5", "--output_dir", str(tmp_path)]))
     (tmp_path / "run.json").write_text(json.dumps({"status": "running", "config": earlier}))
@@ -100,6 +107,20 @@ def test_a_resumed_run_keeps_its_values_also_those_of_an_earlier_version(tmp_pat
     changed = parse(["--resume", "--rank", "4", "--output_dir", str(tmp_path)])
     assert changed_options(earlier, changed)["rank"] == (128, 4)
     assert parse(["--overwrite", "--output_dir", str(tmp_path)]).rank == 16
+
+
+@pytest.mark.parametrize(
+    ("config", "named"),
+    [
+        ("[5]", r"'config' is '\[5\]', an object is needed"),
+        ({"rank": [4]}, r"'config.rank' is \[4\], a whole number is needed"),
+        ({"learning_rate": "1"}, "'config.learning_rate' is '1', a number is needed"),
+    ],
+)
+def test_a_record_whose_values_are_of_another_kind_is_refused(tmp_path, config, named):
+    (tmp_path / "run.json").write_text(json.dumps({"config": config}))
+    with pytest.raises(UserError, match=f"run.json: {named}"):
+        parse(["--resume", "--output_dir", str(tmp_path)])
 
 
 def test_a_model_of_the_hub_is_asked_for_its_size_before_the_run(tmp_path, monkeypatch, capsys):

@@ -4,6 +4,7 @@ import json
 import math
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,10 +16,12 @@ from ba_lora.data.templates import TEMPLATES
 from ba_lora.data.tinymath import generate
 from ba_lora.errors import UserError
 from ba_lora.inference.local import generate as complete
+from ba_lora.methods.attach import attach
 from ba_lora.models import load_model
 from ba_lora.training.command_line import parse
+from ba_lora.training.prepare import to_device
 from ba_lora.training.run import train
-from tests.common import command
+from tests.common import command, small_llama
 
 ROOT = Path(__file__).parents[2]
 SHORT = [
@@ -244,3 +247,22 @@ def test_the_first_20_steps_follow_the_frozen_trajectory(tmp_path):
     assert len(losses) == len(TRAJECTORY) == 20
     for step, (seen, frozen) in enumerate(zip(losses, TRAJECTORY, strict=True), 1):
         assert math.isclose(seen, frozen, rel_tol=5e-3), (step, seen, frozen)
+
+
+@pytest.mark.parametrize(("config", "moved"), [(None, ["cuda:3"]), ("zero2.json", ["cuda:3"]), ("zero3.json", [])])
+def test_under_zero_3_the_model_stays_on_the_host(monkeypatch, config, moved):
+    """It may be larger than one GPU, which is pretended here."""
+    monkeypatch.setattr("ba_lora.training.prepare.device", lambda use_cpu: "cpu" if use_cpu else "cuda:3")
+    words = ["--deepspeed", str(ROOT / "configs/deepspeed" / config)] if config else []
+    places = []
+    to_device(SimpleNamespace(to=places.append), parse([*SHORT, "--output_dir", "run", *words]))
+    assert places == moved
+
+
+def test_a_model_on_the_host_is_decomposed_one_matrix_at_a_time(monkeypatch):
+    base, moved = small_llama(), []
+    largest = max(weight.numel() for weight in base.model.layers.parameters())
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.Tensor.cuda", lambda tensor: moved.append(tensor.numel()) or tensor)
+    attach(base, "pissa", rank=4, alpha=4)
+    assert len(moved) == 7 * len(base.model.layers) and max(moved) == largest

@@ -4,6 +4,8 @@ import json
 import shutil
 import threading
 from collections import namedtuple
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,6 +17,7 @@ from transformers import TrainingArguments
 from ba_lora.data.collator import PadRight, counted
 from ba_lora.data.samples import Samples
 from ba_lora.errors import UserError
+from ba_lora.folders import ownership
 from ba_lora.methods.attach import attach
 from ba_lora.objective.settings import Objective
 from ba_lora.planning.plan import plan, render
@@ -25,6 +28,7 @@ from ba_lora.training.run import train
 from ba_lora.training.teacher_cache import prepare, row_bytes
 from ba_lora.training.trainer import BALoRATrainer
 from tests.common import TokenIds, collate, ragged_samples, small_llama
+from tests.processes import LIMIT
 
 ROOT = Path(__file__).parents[2]
 TINY = ["--config", str(ROOT / "configs/nlg/tiny.yaml"), "--progress", "false", "--logging_steps", "1"]
@@ -193,19 +197,29 @@ def test_two_builders_at_once_share_the_shards(tmp_path, monkeypatch):
 
     def shard(*arguments):
         if threading.get_ident() not in made:
-            meet.wait(timeout=60)  # both are at a shard, and not the same one
+            meet.wait(LIMIT)  # both are at a shard, and not the same one
         made.append(threading.get_ident())
         return real(*arguments)
 
     monkeypatch.setattr(teacher_cache, "_shard", shard)
-    models = [small_llama(), small_llama()]
-    threads = [threading.Thread(target=make, args=(tmp_path / "cache", model)) for model in models]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(timeout=120)
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(partial(make, tmp_path / "cache"), [small_llama(), small_llama()]))
     assert len(set(made)) == 2
     assert len(made) == len(make(tmp_path / "cache").layout.members)
+
+
+def test_a_builder_that_starts_while_another_claims_the_folder_is_not_refused(tmp_path, monkeypatch):
+    make(tmp_path / "other")
+    real, folder = ownership.is_ours, tmp_path / "cache"
+    folder.mkdir()
+
+    def look(*arguments):
+        found = real(*arguments)
+        shutil.copy(tmp_path / "other" / "cache.json", folder)  # the other process claims it just after this look
+        return found
+
+    monkeypatch.setattr(ownership, "is_ours", look)
+    make(folder)
 
 
 def edited(model):

@@ -110,7 +110,7 @@ def test_logged_loss_is_the_weighted_sum_of_the_logged_terms(tmp_path):
         assert row["loss"] == pytest.approx(row["task"] + sum(parts), rel=1e-5)
     assert set(rows[0]) == {
         *("step", "loss", "task", "consistency", "diversity", "spectrum", "lambda1", "lambda2", "lambda3"),
-        *("lr", "seconds", "tokens", "tokens_per_second", "peak_memory"),
+        *("lr", "seconds", "tokens", "tokens_per_second", "peak_memory", "spectrum_searches_failed"),
         *(f"seconds_{phase}" for phase in PHASES),
     }
 
@@ -328,6 +328,26 @@ def test_a_stock_trainer_with_our_objective_ends_where_ours_does(tmp_path):
     )
     stock.train()
     assert torch.equal(trained(model), ours)
+
+
+def test_one_process_that_sees_several_gpus_uses_one(tmp_path, caplog):
+    """nn.DataParallel would lose the teacher and the terms. Two GPUs are pretended."""
+    seeing = arguments(tmp_path)
+    assert seeing.n_gpu < 2
+    seeing._n_gpu = 2
+    made = BALoRATrainer(student(), ALL_ON, seeing, train_dataset=ragged_samples(12), data_collator=collate)
+    assert seeing.n_gpu == 1 and seeing.train_batch_size == 2 and isinstance(made.model, ObjectiveModel)
+    assert "1 of 2 GPUs is used" in caplog.text
+
+
+def test_a_stock_trainer_on_several_gpus_in_one_process_is_refused(tmp_path):
+    seeing = arguments(tmp_path)
+    seeing._n_gpu = 2
+    wrapped = ObjectiveModel(student(), ALL_ON)
+    stock = Trainer(wrapped, seeing, train_dataset=ragged_samples(12), data_collator=collate)
+    stock.add_callback(ObjectiveCallback(wrapped))
+    with pytest.raises(UserError, match="2 GPUs through nn.DataParallel.*torchrun"):
+        stock.train()
 
 
 def test_the_spectrum_of_a_short_last_step_is_averaged_over_its_own_micro_batches(tmp_path):

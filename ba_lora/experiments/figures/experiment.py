@@ -4,11 +4,11 @@ The results decide what is drawn. Scores become bars, or, if an option was varie
 stand in sections of their own, as printed and labelled as such, because models, tasks and protocols differ.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ...canvas import ELSEWHERE, Bars, Estimate, Section, make_figure, save, style
+from ...canvas import ELSEWHERE, FORMATS, Bars, Estimate, Section, make_figure, save, style
 from ..paper.published import METHODS, Printed, Published, read_paper
 from . import option_curves as curves
 from . import training_curves as courses
@@ -26,14 +26,16 @@ REFERENCE = "pissa"  # the method that costs are compared with
 CUT = "An axis marked // is cut: lengths of bars do not compare there."
 
 
-def draw(experiment: "Experiment", results: Sequence["Result"], output: str | Path) -> list[Path]:
+def draw(
+    experiment: "Experiment", results: Sequence["Result"], output: str | Path, formats: Iterable[str] = FORMATS
+) -> list[Path]:
     """Draw every figure that `results` and the published numbers of `experiment` support into the folder `output`; return the
     files. Raises UserError if the experiment names a published table that does not exist."""
     files = []
     with style():
         for name, sections in compose(experiment, results):
             if sections:
-                files += save(make_figure(sections), Path(output) / name)
+                files += save(make_figure(sections), Path(output) / name, formats)
     return files
 
 

@@ -11,9 +11,10 @@ from ...objective.settings import METRICS, REGULARIZERS, TERMS
 from .training_curves import loss_unit
 
 COLUMNS = 3  # of panels
+TERMS_PNG = "terms.png"
 
 
-def draw_terms(where: str, output: str | None = None) -> Path:
+def draw_terms(where: str, output: str | Path | None = None) -> Path:
     """Draw `where`/metrics.jsonl into `where`/terms.png (or `output`); return the file. Raises UserError if it is empty or missing."""
     source = Path(where) / "metrics.jsonl" if Path(where).is_dir() else Path(where)
     if not source.is_file():
@@ -26,7 +27,7 @@ def draw_terms(where: str, output: str | None = None) -> Path:
     kinds = {"config": "an object", "objective": "an object"}
     run = read_json(record, kinds=kinds) if record.is_file() else None
     with style():
-        return write(_figure(rows, run), Path(output) if output else source.parent / "terms.png")
+        return write(_figure(rows, run), Path(output) if output else source.parent / TERMS_PNG)
 
 
 def _figure(rows: list[dict], run: dict | None):

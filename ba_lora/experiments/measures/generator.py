@@ -45,7 +45,7 @@ def measure(run: Run, evaluations: list[Evaluation], extra: dict, report=lambda 
         problems = gsm8k.load_problems(evaluation.data, evaluation.limit)
         requests = [make_request(subject, each["id"], each["question"], each["reference"]) for each in problems]
         records = complete(subject, requests, max_new_tokens=MAX_NEW_TOKENS, batch_size=128)
-        statistics, lines = gsm8k.score_records(records)
+        statistics, lines = gsm8k.score_records(records, benchmark=gsm8k.name_of(evaluation.data))
         folder.mkdir(parents=True, exist_ok=True)
         write_lines(folder / GENERATIONS, records)
         scored = [{name: line[name] for name in ("id", "correct")} for line in lines]

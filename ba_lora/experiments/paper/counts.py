@@ -2,7 +2,7 @@
 
 from functools import cache
 
-from ...files import load_yaml
+from ...files import read_yaml
 from .published import CONFIGS, Published, Row
 
 BASELINES = ("lora", "pissa")
@@ -11,8 +11,7 @@ FACTORED = (*BASELINES, "corda", "ba-lora")  # with rank · (in + out) trained p
 
 @cache
 def described(model: str) -> dict:
-    file = CONFIGS / "models" / f"{model}.yaml"
-    return load_yaml(file.read_text(encoding="utf-8"))
+    return read_yaml(CONFIGS / "models" / f"{model}.yaml")
 
 
 def matrices(model: str) -> list[tuple[int, int]]:

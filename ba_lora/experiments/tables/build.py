@@ -5,7 +5,7 @@ differ only in their method the best mean is bold and the second underlined, as 
 unchanged base is not marked. Rendering is in formats.py.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from decimal import ROUND_HALF_UP, Decimal
 from typing import NamedTuple
 
@@ -17,7 +17,7 @@ from ..matrix import Experiment, Variant
 from ..paper.published import Printed, Published, read_paper
 from ..results import Result, columns
 from .columns import COSTS, MEASURES, Column
-from .statistics import holm, is_apart, mean_sd, paired_interval, paired_p
+from .statistics import holm, is_apart, mean_sd, paired_intervals, paired_p
 
 BASE = "base"
 HERE, NOT_RUN = "here", "not run here"
@@ -184,17 +184,19 @@ def _compare(reference: str | None, by_variant: dict, names: list[str]) -> list[
             if opposite in by_variant:
                 family.append(_comparison(name, variant, opposite, results, by_variant[opposite]))
         family = [each for each in family if each]
-        corrected = holm([each.p for each in family])
-        made += [_with(each, value) for each, value in zip(family, corrected, strict=True)]
+        corrected = holm([comparison.p for comparison, _ in family])
+        intervals = iter(paired_intervals([answers for _, answers in family if answers]))
+        for (comparison, answers), value in zip(family, corrected, strict=True):
+            interval = next(intervals)[1:] if answers else None
+            made.append(replace(comparison, interval=interval, corrected=value))
     return made
 
 
-def _with(comparison: Comparison, corrected: float | None) -> Comparison:
-    return Comparison(**{**vars(comparison), "corrected": corrected})
+def _comparison(name, variant, opposite, results: list[Result], against: list[Result]) -> tuple | None:
+    """Return (the comparison without its interval, both sides' answers as (seeds, items) or None if they were not kept).
 
-
-def _comparison(name, variant, opposite, results: list[Result], against: list[Result]) -> Comparison | None:
-    """Return None if no seed has both."""
+    Return None if no seed has both.
+    """
     sides = [{r.seed: r.scores[name] for r in side if name in r.scores} for side in (results, against)]
     shared = sorted(
         seed for seed in set(sides[0]) & set(sides[1]) if None not in (sides[0][seed].score, sides[1][seed].score)
@@ -202,12 +204,11 @@ def _comparison(name, variant, opposite, results: list[Result], against: list[Re
     if not shared:
         return None
     scores = [[side[seed].score for seed in shared] for side in sides]
-    interval = None
+    answers = None
     if all(side[seed].correct is not None for side in sides for seed in shared):
-        _, *interval = paired_interval(*(np.stack([side[seed].correct for seed in shared]) for side in sides))
-        interval = tuple(interval)
+        answers = tuple(np.stack([side[seed].correct for seed in shared]) for side in sides)
     difference = float(np.mean(scores[0]) - np.mean(scores[1]))
-    return Comparison(name, variant, opposite, len(shared), difference, interval, paired_p(*scores))
+    return Comparison(name, variant, opposite, len(shared), difference, None, paired_p(*scores)), answers
 
 
 def marks(table: Table) -> dict[tuple[int, str], str]:

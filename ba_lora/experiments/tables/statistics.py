@@ -1,5 +1,7 @@
 """Means over seeds, and tests of the difference between two methods on the same problems."""
 
+from collections.abc import Sequence
+
 import numpy as np
 from scipy.stats import ttest_rel
 
@@ -13,25 +15,38 @@ def mean_sd(values: list[float]) -> tuple[float, float | None]:
     return float(array.mean()), float(array.std(ddof=1)) if len(array) > 1 else None
 
 
-def paired_interval(ours: np.ndarray, theirs: np.ndarray, seed: int = 0) -> tuple[float, float, float]:
-    """Return (difference, low, high): mean accuracy of `ours` minus `theirs`, with a 95% bootstrap interval.
+def paired_intervals(pairs: Sequence[tuple[np.ndarray, np.ndarray]], seed: int = 0) -> list[tuple[float, float, float]]:
+    """Return (difference, low, high) of each pair: the mean accuracy of the first minus the second, with a 95% bootstrap interval.
 
-    ours, theirs: (seeds, problems) of 0 and 1, the same problems and the same seeds in the same order. Both problems and seeds
-    are drawn with replacement and pairs are kept together; with one seed only the problems vary. With few seeds the interval
-    tends to be too narrow. Raises ValueError if the shapes differ.
+    A pair: two arrays (seeds, problems) of 0 and 1, the same problems and the same seeds in the same order. Both problems and
+    seeds are drawn with replacement and pairs are kept together; with one seed only the problems vary. With few seeds the interval
+    tends to be too narrow. Pairs of one shape share the draws, which take longer than the rest. Raises ValueError if the shapes
+    of a pair differ.
     """
-    if ours.shape != theirs.shape or ours.ndim != 2:
-        raise ValueError(f"paired results need equal (seeds, problems) shapes, got {ours.shape} and {theirs.shape}")
-    differences = ours.astype(np.float64) - theirs.astype(np.float64)  # (seeds, problems)
-    seeds, problems = differences.shape
+    for ours, theirs in pairs:
+        if ours.shape != theirs.shape or ours.ndim != 2:
+            raise ValueError(f"paired results need equal (seeds, problems) shapes, got {ours.shape} and {theirs.shape}")
+    differences = [ours.astype(np.float64) - theirs.astype(np.float64) for ours, theirs in pairs]
+    found = {}
+    for shape in dict.fromkeys(each.shape for each in differences):
+        places = [place for place, each in enumerate(differences) if each.shape == shape]
+        means = _resampled(np.stack([differences[place] for place in places]), seed)  # (RESAMPLES, pairs)
+        lows, highs = np.quantile(means, [0.025, 0.975], axis=0)
+        for place, low, high in zip(places, lows, highs, strict=True):
+            found[place] = (float(differences[place].mean()), float(low), float(high))
+    return [found[place] for place in range(len(pairs))]
+
+
+def _resampled(differences: np.ndarray, seed: int) -> np.ndarray:
+    """(pairs, seeds, problems) → (RESAMPLES, pairs): the mean of each pair in every resample."""
+    pairs, seeds, problems = differences.shape
     random = np.random.default_rng(seed)
-    means = np.empty(RESAMPLES)
+    means = np.empty((RESAMPLES, pairs))
     for resample in range(RESAMPLES):
-        weights = np.bincount(random.integers(seeds, size=seeds), minlength=seeds)
-        chosen = random.integers(problems, size=problems)
-        means[resample] = (weights @ differences)[chosen].sum() / (seeds * problems)
-    low, high = np.quantile(means, [0.025, 0.975])
-    return float(differences.mean()), float(low), float(high)
+        of_seeds = np.bincount(random.integers(seeds, size=seeds), minlength=seeds)
+        of_problems = np.bincount(random.integers(problems, size=problems), minlength=problems)
+        means[resample] = differences @ of_problems.astype(np.float64) @ of_seeds / (seeds * problems)
+    return means
 
 
 def paired_p(ours: list[float], theirs: list[float]) -> float | None:

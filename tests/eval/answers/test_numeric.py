@@ -3,15 +3,15 @@
 import json
 import os
 import random
-import time
 from fractions import Fraction
 from pathlib import Path
 
 import pytest
 
 from ba_lora.errors import UserError
-from eval.answers.numeric import extract_answer, parse_number, same_answer, same_number
+from eval.answers.numeric import PROTOCOLS, extract_answer, parse_number, same_answer, same_number
 from eval.gsm8k import score_records
+from tests.eval.answers.growth import assert_linear
 
 # (completion, what protocol ba-lora reads, what protocol upstream reads)
 COMPLETIONS = [
@@ -312,11 +312,9 @@ DEGENERATE += ["#### 1. a 1\n", "Final answer: ", "Answer: 1 a\n", "\\boxed{a + 
 
 
 @pytest.mark.parametrize("piece", DEGENERATE)
-def test_a_degenerate_completion_is_read_in_little_time(piece):
-    start = time.perf_counter()
-    extract_answer(piece * 5_000, "ba-lora")
-    extract_answer(piece * 5_000, "upstream")
-    assert time.perf_counter() - start < 5
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_the_work_for_a_degenerate_completion_is_proportional_to_its_length(piece, protocol):
+    assert_linear(lambda text: extract_answer(text, protocol), piece)
 
 
 # The real GSM8K test file: gold answers must score 1.

@@ -201,13 +201,13 @@ def test_a_sandboxed_program_calls_the_functions_of_the_tests():
 
 # Statements of a program that fail
 
+SQUARE = "def f(x):\n    return x * x\n\n"
 SKIPPED = {
     "prose that reads as Python": "[DONE]\nTime: O(n)\nNote: simple\nInput: x = 2\nDone\nreturn\nbreak\n(a + b)\n",
     "a check": "assert f(1) == 7\n",
     "a call that fails": "print(f())\nmain(input())\n",
     "a module that is not installed": "import none_such\nfrom none_such.part import g\n",
     "an import of the answer": "from solution import f\n",
-    "a script that exits": "import sys\nsys.exit(f(0))\n",
     "a late import from the future": "from __future__ import annotations\ndef g(x: Unknown): pass\n",
     "several on a line": "x = 1; assert 0; é = 'é'; assert é; y = 2;\n",
     "a loop that reads": "while True:\n    n = int(input())\n    print(f(n))\n",
@@ -217,19 +217,24 @@ SKIPPED = {
 @pytest.mark.parametrize("name", SKIPPED)
 def test_a_statement_that_fails_costs_the_program_nothing_else(name, monkeypatch):
     monkeypatch.setattr("builtins.input", lambda *_: gone_input())
-    after = inside.load("def f(x):\n    return x * x\n\n" + SKIPPED[name], ("f",))
-    assert after.f(3) == 9
-    if "exits" not in name:
-        before = inside.load(SKIPPED[name] + "def f(x):\n    return x * x", ("f",))
-        assert before.f(3) == 9
-    if "several" in name:
-        assert (after.x, after.y, after.é) == (1, 2, "é")
-    if "future" in name:
-        assert after.g.__annotations__ == {"x": "Unknown"}
+    for source in (SQUARE + SKIPPED[name], SKIPPED[name] + SQUARE):
+        assert inside.load(source, ("f",)).f(3) == 9
 
 
 def gone_input():
     raise EOFError
+
+
+def test_a_script_that_exits_ends_the_program_and_what_it_defined_stays():
+    program = inside.load(f"{SQUARE}import sys\nsys.exit(f(0))\nx = 1", ("f",))
+    assert program.f(3) == 9 and not hasattr(program, "x")
+
+
+def test_statements_around_a_failed_one_are_executed_and_an_import_from_the_future_holds_after_it():
+    several = inside.load(SKIPPED["several on a line"])
+    assert (several.x, several.y, several.é) == (1, 2, "é")
+    late = inside.load(SKIPPED["a late import from the future"])
+    assert late.g.__annotations__ == {"x": "Unknown"}
 
 
 @pytest.mark.parametrize(

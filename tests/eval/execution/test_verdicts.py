@@ -95,39 +95,78 @@ def test_values_pass_both_ways(box):
     assert passes("def f(x): return x", tests, box)
 
 
-def test_subclasses_arrive_as_plain_values(box):
-    source = """
+RIGHT = {  # program, tests
+    "subclasses arrive as plain values": (
+        """
 from collections import Counter, OrderedDict, defaultdict, namedtuple
 from enum import IntEnum
 Point = namedtuple("Point", "x y")
 Colour = IntEnum("Colour", "RED")
 def f(): return [Counter("aab"), OrderedDict(a=1), defaultdict(int, a=1), Point(1, 2), Colour.RED, type("S", (str,), {})("s")]
-"""
-    tests = "got = f()\nassert got == [{'a': 2, 'b': 1}, {'a': 1}, {'a': 1}, (1, 2), 1, 's']\n"
-    tests += "assert [type(one) for one in got] == [dict, dict, dict, tuple, int, str]"
-    assert passes(source, tests, box)
+""",
+        """
+got = f()
+assert got == [{'a': 2, 'b': 1}, {'a': 1}, {'a': 1}, (1, 2), 1, 's']
+assert [type(one) for one in got] == [dict, dict, dict, tuple, int, str]
+""",
+    ),
+    "iterators and views are what they are in Python": (
+        """
+def f(kind): return {'g': (n for n in [1, 2]), 'm': map(abs, [-1]), 'v': {1: 2}.values(), 'z': zip('a', 'b')}[kind]
+""",
+        """
+assert list(f('g')) == [1, 2] and f('g') != [1, 2] and next(f('m')) == 1 and f('m') != [1]
+assert list(f('v')) == [2] and f('v') != [2] and dict(f('z')) == {'a': 'b'} and bool(f('g'))
+one = f('g')
+assert list(one) == [1, 2] and list(one) == []
+""",
+    ),
+    "arguments that it changes are changed": (
+        "def f(a, d, s, t):\n    a.sort(); d['new'] = a; s.clear(); t[0].append(1)",
+        """
+a, d, s, t = [3, 1], {}, {1}, ([],)
+assert f(a, d, s, t) is None
+assert a == [1, 3] and d == {'new': [1, 3]} and s == set() and t == ([1],)
+""",
+    ),
+    "an expected exception is recognised by its builtin class": (
+        """
+class Mine(ValueError): pass
+def f(x): raise {0: ValueError('no'), 1: Mine(), 2: KeyError('k')}[x]
+""",
+        """
+for x, kind in enumerate([ValueError, ValueError, KeyError]):
+    try: f(x)
+    except kind: pass
+    else: assert False
+""",
+    ),
+    "it keeps its state between calls": (
+        "seen = []\ndef f(x):\n    seen.append(x)\n    return len(seen)",
+        "assert [f(9), f(9)] == [1, 2]",
+    ),
+    "it may use its folder and the standard library": (
+        """
+import bisect, collections, datetime, decimal, fractions, functools, hashlib, heapq, itertools, json, math, random, re, string, typing
+from dataclasses import dataclass
+@dataclass
+class Node: value: int
+def f(x):
+    with open("note", "w") as file: file.write(str(x))
+    return Node(int(open("note").read())).value + math.gcd(4, 6)
+""",
+        "assert f(2) == 4",
+    ),
+    "its main block is not executed": (
+        "def f(x): return x\nif __name__ == '__main__':\n    f = None",
+        "assert f(1) == 1",
+    ),
+}
 
 
-def test_iterators_and_views_are_what_they_are_in_python(box):
-    source = "def f(kind): return {'g': (n for n in [1, 2]), 'm': map(abs, [-1]), 'v': {1: 2}.values(), 'z': zip('a', 'b')}[kind]"
-    tests = "assert list(f('g')) == [1, 2] and f('g') != [1, 2] and next(f('m')) == 1 and f('m') != [1]\n"
-    tests += "assert list(f('v')) == [2] and f('v') != [2] and dict(f('z')) == {'a': 'b'} and bool(f('g'))\n"
-    tests += "one = f('g')\nassert list(one) == [1, 2] and list(one) == []"
-    assert passes(source, tests, box)
-
-
-def test_arguments_that_a_program_changes_are_changed(box):
-    source = "def f(a, d, s, t):\n    a.sort(); d['new'] = a; s.clear(); t[0].append(1)"
-    tests = "a, d, s, t = [3, 1], {}, {1}, ([],)\nassert f(a, d, s, t) is None\n"
-    tests += "assert a == [1, 3] and d == {'new': [1, 3]} and s == set() and t == ([1],)"
-    assert passes(source, tests, box)
-
-
-def test_an_expected_exception_is_recognised_by_its_builtin_class(box):
-    source = "class Mine(ValueError): pass\ndef f(x): raise {0: ValueError('no'), 1: Mine(), 2: KeyError('k')}[x]"
-    tests = "for x, kind in enumerate([ValueError, ValueError, KeyError]):\n    try: f(x)\n    except kind: pass\n"
-    tests += "    else: assert False"
-    assert passes(source, tests, box)
+@pytest.mark.parametrize("name", RIGHT)
+def test_a_right_program_passes(box, name):
+    assert passes(*RIGHT[name], box)
 
 
 @pytest.mark.parametrize("what", ["SystemExit", "KeyboardInterrupt", "GeneratorExit"])
@@ -145,34 +184,11 @@ def test_tests_cannot_catch_the_end_of_the_program(box):
     assert result.status == "ended"
 
 
-def test_a_program_keeps_its_state_between_calls(box):
-    assert passes(
-        "seen = []\ndef f(x):\n    seen.append(x)\n    return len(seen)", "assert [f(9), f(9)] == [1, 2]", box
-    )
-
-
 def test_helpers_of_the_tests_are_the_tests_own(box):
     job = Program(
         "def f(x): return 0\ndef helper(x): return 0", "assert f(2) == helper(2)", ("f",), "def helper(x): return x"
     )
     assert judge(job, box).status == "failed"
-
-
-def test_a_program_may_use_its_folder_and_the_standard_library(box):
-    source = """
-import bisect, collections, datetime, decimal, fractions, functools, hashlib, heapq, itertools, json, math, random, re, string, typing
-from dataclasses import dataclass
-@dataclass
-class Node: value: int
-def f(x):
-    with open("note", "w") as file: file.write(str(x))
-    return Node(int(open("note").read())).value + math.gcd(4, 6)
-"""
-    assert passes(source, "assert f(2) == 4", box)
-
-
-def test_a_main_block_is_not_executed(box):
-    assert passes("def f(x): return x\nif __name__ == '__main__':\n    f = None", "assert f(1) == 1", box)
 
 
 def test_the_order_of_sets_and_chance_are_the_same_in_every_run(box):

@@ -9,7 +9,6 @@ import time
 from pathlib import Path
 
 import pytest
-import torch
 
 from ba_lora.errors import UserError
 from ba_lora.inference import local
@@ -17,17 +16,13 @@ from ba_lora.inference.requests import make_request
 from ba_lora.inference.subject import open_subject, weights_hash
 from ba_lora.tiny import MODEL_DIR
 from eval import gsm8k
+from eval.harness import ask as harness
 from eval.harness.lines import read_lines
 
-pytestmark = pytest.mark.skipif(not MODEL_DIR.is_dir(), reason="needs the embedded model in ba_lora/tiny/model")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = [
+    pytest.mark.usefixtures("one_thread"),
+    pytest.mark.skipif(not MODEL_DIR.is_dir(), reason="needs the embedded model in ba_lora/tiny/model"),
+]
 
 
 def words(folder, *more, limit=24):
@@ -153,6 +148,19 @@ def test_samples_are_drawn_alike_in_one_go_and_after_an_interruption(tmp_path):
 def test_another_batch_size_may_finish_what_one_began(folder, whole):
     interrupt(folder, 3000)
     assert run(folder, "--batch_size", "5") == whole
+
+
+def test_on_a_gpu_the_batch_size_and_the_processes_must_be_those_of_the_first_part(folder, whole, monkeypatch):
+    """Its kernels round by the shape of a batch, so a completion may depend on them."""
+    interrupt(folder, len(whole) - 200)
+    monkeypatch.setattr(harness, "device_of", lambda: "cuda")
+    run(folder, "--overwrite")
+    config = json.loads((folder / "generation.json").read_text())
+    assert (config["batch_size"], config["processes"]) == (2, 1)
+    interrupt(folder, len(whole) - 200)
+    with pytest.raises(UserError, match=r"--batch_size \(2 before, 5 now\).*--overwrite"):
+        run(folder, "--batch_size", "5")
+    assert run(folder) == whole
 
 
 # Refusals
