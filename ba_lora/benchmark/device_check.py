@@ -8,6 +8,7 @@ import argparse
 from pathlib import Path
 
 from ..errors import Parser, UserError, choose, run_cli
+from ..folders.ownership import claimed
 from .device_table import PARTS, RESULTS
 
 MINUTES = 7  # for everything, on an H100
@@ -38,9 +39,10 @@ def main(words: list[str] | None = None) -> None:
     chosen = [choose("--only", name, PARTS) for name in args.only or PARTS]
     if args.smoke and (args.out is None or args.out.resolve() == RESULTS):
         raise UserError("--smoke writes no results: give another folder than results/gpu with --out")
-    from .device_run import run_parts  # imports torch, which takes seconds
+    with claimed(args.out or RESULTS, "device check", "--out") as out:
+        from .device_run import run_parts  # imports torch, which takes seconds
 
-    run_parts(chosen, args.device, args.smoke, args.out or RESULTS, args.minutes)
+        run_parts(chosen, args.device, args.smoke, out, args.minutes)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from pathlib import Path
 from ..data.tinymath import generate
 from ..errors import Parser, run_cli
 from ..files import write_json
+from ..folders.ownership import claimed
 from ..tiny import MODEL_DIR
 from ..training.command_line import parse
 
@@ -42,6 +43,12 @@ def main(words: list[str] | None = None) -> None:
     )
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     args, options = parser.parse_known_args(words)
+    with claimed(args.folder, "body", "FOLDER"):
+        train(args, options)
+
+
+def train(args, options: list[str]) -> None:
+    """Prepare FOLDER and train in it. options: more of train.py's."""
     from ..training import prepare_generator, run
     from .bodies import body_config, make
 
