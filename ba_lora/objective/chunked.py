@@ -23,7 +23,7 @@ from .spectrum import full_precision, gram, leading_triplets
 # Bytes of one chunk's logits in float32, by the type of device; the buffers take a few times this much memory in all. Each chunk
 # reads the whole head again: at V = 128,256 on two cores, 8 MiB takes twice as long as 48 MiB. The value for CUDA is an estimate
 # from memory bandwidth, not measured yet; scripts/gpu_check.sh times several sizes.
-CHUNK_BYTES = {"cpu": 48 << 20, "cuda": 512 << 20}
+CHUNK_BYTES = {"cpu": 48 << 20, "cuda": 256 << 20}
 
 
 class TeacherStats(NamedTuple):
