@@ -21,7 +21,7 @@ import psutil
 from .. import signals
 from ..errors import RunFailure, Stopped, UserError, choose, whole_number
 from .arguments import TrainArguments
-from .deepspeed_config import used
+from .deepspeed_config import check_package, used
 
 LAUNCHERS = ("torchrun", "deepspeed")
 TRAIN = Path(__file__).resolve().parents[2] / "train.py"
@@ -136,6 +136,7 @@ def command(arguments: TrainArguments, words: list[str]) -> list[str]:
     here, nodes = processes()
     arguments.accumulation(here * nodes)
     starter = launcher(arguments, here * nodes)
+    check_package(used(arguments.deepspeed, here * nodes))
     if starter is None:
         return [sys.executable, "-u", str(TRAIN), *words]
     start = (_torchrun if starter == "torchrun" else _deepspeed)(here, nodes)
@@ -147,7 +148,8 @@ def start(words: list[str]) -> None:
     ended it, and UserError or RunFailure, matching the status, if one of its processes fails."""
     sys.stdout.flush()  # what was printed comes before what the training prints
     environment = dict(os.environ)
-    environment.setdefault("OMP_NUM_THREADS", str(max((os.cpu_count() or 1) // processes()[0], 1)))
+    if (here := processes()[0]) > 1:  # one alone takes torch's own number
+        environment.setdefault("OMP_NUM_THREADS", str(max((os.cpu_count() or 1) // here, 1)))
     if not _gpus():
         environment.setdefault("DS_ACCELERATOR", "cpu")
     status, received = signals.run(words, _training, env=environment)
