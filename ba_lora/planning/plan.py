@@ -78,9 +78,7 @@ def plan(arguments: TrainArguments, *, memory: bool = True) -> dict:
         "micro_batch_size": arguments.micro_batch_size,
         "accumulation": accumulation,
         "processes": processes,
-        "launcher": launch.launcher(arguments, processes),
-        "deepspeed": deepspeed,
-        "deepspeed_left_out": None if deepspeed else arguments.deepspeed,
+        **_start(arguments, processes),
         "steps": steps,
         "benchmarks": arguments.benchmarks or [],
         "evaluation": _evaluation(arguments, devices and -(-devices.count // launch.processes(check=False)[1])),
@@ -172,6 +170,14 @@ def _on_devices(devices: capacity.Devices, arguments: TrainArguments, job: Shape
         "processes_a_machine": here,
         "host": capacity.host(size.held, start, max(size.adapted, key=math.prod, default=(0, 0)), job.rank, here),
     }
+
+
+def _start(arguments: TrainArguments, processes: int) -> dict:
+    """How so many processes are started, and the DeepSpeed config that they use or leave out."""
+    deepspeed = used(arguments.deepspeed, processes)
+    left_out = None if deepspeed else arguments.deepspeed
+    launcher = launch.launcher(arguments, processes)
+    return {"launcher": launcher, "deepspeed": deepspeed, "deepspeed_left_out": left_out}
 
 
 def _evaluation(arguments: TrainArguments, there: int | None) -> dict | None:
