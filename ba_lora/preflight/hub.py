@@ -6,6 +6,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
+from ..data.glue import HUB as GLUE
+from ..data.glue_sizes import ROWS
 from ..data.sources import check_source
 from ..errors import UserError
 from ..folders.places import check_model_folder
@@ -44,6 +46,8 @@ def sources(arguments: TrainArguments) -> list[Source]:
     is_here = model == "tiny" or model.startswith(PREFIX) or os.path.exists(model)
     if not is_here and _may_be_of_hub(check_model_folder, model):
         found.append(Source(model, "model", f"--model {model}", "--model FOLDER"))
+    if arguments.task in ROWS and not arguments.data and not arguments.data_path:
+        found.append(Source(GLUE, "dataset", f"the data of --task {arguments.task}", "--data_path FOLDER"))
     is_here = arguments.data_path or os.path.exists(arguments.data or "") or os.path.exists(repo)
     if not is_here and repo.count("/") == 1 and _may_be_of_hub(check_source, arguments.data):
         found.append(Source(repo, "dataset", f"--data {arguments.data}", "--data_path FILE"))

