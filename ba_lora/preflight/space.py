@@ -194,8 +194,8 @@ def _gpu(arguments: TrainArguments, processes: int) -> Iterator[str]:
 
 def _planned(arguments: TrainArguments, processes: int) -> int | None:
     """Predicted bytes on each GPU at the peak; None for a model whose sizes are not known."""
-    from ..planning.standing import standing
     from ..planning.shapes import job_of, passing_of, sizes
+    from ..planning.standing import standing
 
     job = job_of(arguments)
     try:
@@ -203,5 +203,7 @@ def _planned(arguments: TrainArguments, processes: int) -> int | None:
     except UserError:
         return None
     quantised = bool(arguments.quantize)
-    parts = standing(held, zero_stage(arguments.deepspeed), processes, cast=job.autocast, nf4=quantised)
+    parts = standing(
+        held, zero_stage(used(arguments.deepspeed, processes)), processes, cast=job.autocast, nf4=quantised
+    )
     return sum(parts.values()) + sum(passes.values())
