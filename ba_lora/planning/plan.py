@@ -34,14 +34,7 @@ def plan(arguments: TrainArguments, *, memory: bool = True) -> dict:
     The steps are those of `TrainArguments.steps`. Raises UserError if the run would stop early.
     """
     devices = capacity.read_devices(arguments.devices) if arguments.devices else None
-    world = os.environ.get("WORLD_SIZE")
-    processes = (
-        devices.count
-        if devices
-        else int(world)
-        if world
-        else math.prod(launch.processes(arguments.use_cpu, check=False))
-    )
+    processes = devices.count if devices else _processes(arguments)
     accumulation = arguments.accumulation(processes)
     objective = arguments.objective()
     start = start_of(arguments.method, arguments.init)
@@ -90,6 +83,12 @@ def plan(arguments: TrainArguments, *, memory: bool = True) -> dict:
         "memory_is_whole": passes is not None,
         "devices": _on_devices(devices, arguments, job, memory) if devices else None,
     }
+
+
+def _processes(arguments: TrainArguments) -> int:
+    """The processes that the environment says, or those that this machine would start."""
+    world = os.environ.get("WORLD_SIZE")
+    return int(world) if world else math.prod(launch.processes(arguments.use_cpu, check=False))
 
 
 class Sample(NamedTuple):
