@@ -40,7 +40,7 @@ ALLOWED = {
     "training": f"{BASIS} {BELOW_TRAINING}",
     "inference": f"{BASIS} packages machine data models methods",
     "planning": f"{BASIS} {BELOW_TRAINING} training inference",
-    "benchmark": f"{BASIS} {BELOW_TRAINING} training",
+    "benchmark": f"{BASIS} {BELOW_TRAINING} training planning",
     "preflight": f"{BASIS} {BELOW_TRAINING} training inference planning eval.execution",
     "chat": f"{BASIS} packages machine data models methods inference",
     "eval.harness": ASKING,

@@ -3,45 +3,56 @@
 All contestants train the same adapter on the same rows from the same values, so their times differ only by the loss.
 """
 
-import copy
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cached_property
 
 import torch
-from torch import Tensor
-from transformers import LlamaConfig, LlamaForCausalLM
+from torch import Tensor, nn
 
 from ..data.collator import counted
 from ..errors import UserError
-from ..methods.attach import attach
 from ..methods.teacher import teacher
-from ..models import DTYPES, load_model
+from ..models import load_model
 from ..objective.chunked import factor_of, stats_of
-from ..objective.head import split
+from ..objective.head import Split, split
 from ..objective.settings import REGULARIZERS, WEIGHTS, Objective
 from ..training.objective_model import ObjectiveModel
+from .bodies import adapt, body_config, make, random_llama
 from .cases import Case
+from .clock import wait
 from .published import published_loss
 
 CONSTANT = {each.schedule: "constant" for each in REGULARIZERS}  # every term at full weight from the first step
 
 
+def base_of(case: Case) -> nn.Module:
+    """The model of a case on its device, the same at every call."""
+    torch.manual_seed(0)
+    if case.model:
+        return load_model(case.model, case.dtype).to(case.device)
+    if case.body:
+        return make(body_config(case.body, case.layers), case.dtype, case.device, decaying=True)
+    config = random_llama(case.vocabulary, case.hidden, case.layers, case.length)
+    return make(config, case.dtype, case.device)
+
+
 class Work:
     """The micro-batch, the adapted model and its optimiser; `step` is one optimiser step with any of `PREPARE`."""
 
-    def __init__(self, case: Case, *, second_model: bool = False):
+    def __init__(self, case: Case):
+        self.case = case
         torch.set_num_threads(case.threads)
-        torch.manual_seed(0)
-        base = load_model(case.model, case.dtype) if case.model else random_llama(case)
-        base = base.to(case.device)
+        base = base_of(case)
         if case.length > base.config.max_position_embeddings:
             raise UserError(
                 f"--length {case.length} is above the model's {base.config.max_position_embeddings} positions"
             )
-        self.second_model = copy.deepcopy(base).requires_grad_(False) if second_model else None
-        # the randomised start: sufficient here, and minutes faster on a real model
-        self.student = attach(base, "ba-lora", rank=case.rank, alpha=case.rank, init="pissa_niter_4").train()
+        began = time.perf_counter()
+        self.student = adapt(base, case.rank, case.start, case.device).train()
+        wait(case.device)
+        self.start_seconds = time.perf_counter() - began
         self.batch = synthetic_batch(case, base.get_input_embeddings().num_embeddings)
         changes = CONSTANT if case.svd_k is None else CONSTANT | {"svd_k": case.svd_k}
         self.objective = Objective.preset(case.preset, **changes)
@@ -49,47 +60,32 @@ class Work:
         with torch.no_grad():  # move away from the teacher, as in the middle of a training
             for parameter in self.trained:
                 parameter.add_(torch.randn_like(parameter) * parameter.std() * 0.05)
-        self.start = [parameter.detach().clone() for parameter in self.trained]
-        self.optimiser = torch.optim.AdamW(self.trained, lr=1e-4)
+        self.optimiser = torch.optim.AdamW(
+            self.trained, lr=0.0
+        )  # the same work, and every step starts from the same values
 
     @cached_property
     def factor(self) -> Tensor:
         """The factor of the head: computed once per model, so not part of a step."""
         return factor_of(self.student.get_output_embeddings().weight)
 
-    @torch.no_grad()
-    def rewind(self) -> None:
-        """Reset the trained tensors to their start, so that every step does the same work."""
-        for parameter, value in zip(self.trained, self.start, strict=True):
-            parameter.copy_(value)
+    @cached_property
+    def second_model(self) -> nn.Module:
+        """The teacher of the published algorithm: the model as it was before it was adapted."""
+        return base_of(self.case).requires_grad_(False)
+
+    def autocast(self) -> torch.autocast:
+        """The context of a forward pass, as in training on a GPU."""
+        return torch.autocast(self.case.device, torch.bfloat16, enabled=self.case.dtype == "bfloat16")
 
     def step(self, loss_of: Callable[[], Tensor]) -> Tensor:
         """Run forward, backward and optimiser; return the loss."""
         self.optimiser.zero_grad(set_to_none=True)
-        loss = loss_of()
+        with self.autocast():
+            loss = loss_of()
         loss.backward()
         self.optimiser.step()
         return loss.detach()
-
-
-def random_llama(case: Case) -> LlamaForCausalLM:
-    """An untrained model with the sizes of `case` and heads of 64 numbers. Raises UserError for a width without such heads."""
-    heads = max(case.hidden // 64, 1)
-    if case.hidden % (2 * heads):
-        raise UserError(f"--hidden {case.hidden} must be a multiple of 64, or an even number below 128")
-    config = LlamaConfig(
-        vocab_size=case.vocabulary,
-        hidden_size=case.hidden,
-        intermediate_size=16 * round(case.hidden / 6),  # about 8/3 of the width, as in Llama
-        num_hidden_layers=case.layers,
-        num_attention_heads=heads,
-        num_key_value_heads=heads,
-        max_position_embeddings=case.length,
-        tie_word_embeddings=False,
-        initializer_range=1.5 * case.hidden**-0.5,  # spreads the logits like those of a trained model
-        dtype=DTYPES[case.dtype],
-    )
-    return LlamaForCausalLM(config).to(DTYPES[case.dtype])
 
 
 def synthetic_batch(case: Case, vocabulary: int) -> dict[str, Tensor]:
@@ -105,8 +101,8 @@ def _stock(work: Work) -> Callable[[], Tensor]:
 
 
 def _published(work: Work) -> Callable[[], Tensor]:
-    lambdas = work.objective.weights(0, 1)
-    return lambda: published_loss(work.student, work.second_model, work.objective, lambdas, **work.batch)[0]
+    lambdas, second = work.objective.weights(0, 1), work.second_model
+    return lambda: published_loss(work.student, second, work.objective, lambdas, **work.batch)[0]
 
 
 def _objective_model(work: Work, kept: tuple[str, ...] = WEIGHTS, chunked: bool = True) -> ObjectiveModel:
@@ -127,14 +123,45 @@ def _ours(*kept: str, chunked: bool = True) -> Callable[[Work], Callable[[], Ten
 
 def _cached(work: Work) -> Callable[[], Tensor]:
     """Our objective with the teacher's contribution to each row computed beforehand."""
-    model = _objective_model(work)
+    model, parts = _objective_model(work), _parts(work, "cached")
+    hidden = _teacher_rows(work, parts)
+    stats = stats_of(hidden, parts.head.weight, work.objective.temperature)
+    return lambda: model(**work.batch, teacher_u=stats.u, teacher_c=stats.c).loss
+
+
+def _liger(work: Work) -> Callable[[], Tensor]:
+    """Task loss and consistency by Liger's loss in chunks, beside our teacher. Its Jensen-Shannon divergence with beta 0 is KL."""
+    from liger_kernel.chunked_loss import LigerFusedLinearJSDLoss
+
+    body, head = parts = _parts(work, "liger")
+    mask, targets = counted(work.batch["labels"]), work.batch["labels"][:, 1:]
+    temperature = work.objective.temperature
+    soft = work.objective.weights(0, 1)[0] * temperature**2
+    loss = LigerFusedLinearJSDLoss(1.0, soft, beta=0.0, temperature=temperature, compiled=False)
+    inputs = {name: work.batch[name] for name in ("input_ids", "attention_mask")}
+
+    def forward() -> Tensor:
+        other = _teacher_rows(work, parts)
+        hidden = body(**inputs, use_cache=False).last_hidden_state[:, :-1][mask]
+        weight = head.weight.to(hidden.dtype)
+        return loss(hidden, weight, other, weight, targets[mask], student_bias=None, teacher_bias=None)
+
+    return forward
+
+
+def _parts(work: Work, name: str) -> Split:
     parts, reason = split(work.student, work.batch["input_ids"][:1, :2])
     if parts is None:
-        raise UserError(f"'cached' needs the chunked objective, and {reason}; leave it out with --only")
-    with teacher(work.student):
-        hidden = parts.body(work.batch["input_ids"], use_cache=False).last_hidden_state[:, :-1]
-        stats = stats_of(hidden[counted(work.batch["labels"])], parts.head.weight, work.objective.temperature)
-    return lambda: model(**work.batch, teacher_u=stats.u, teacher_c=stats.c).loss
+        raise UserError(f"'{name}' needs the chunked objective, and {reason}; leave it out with --only")
+    return parts
+
+
+def _teacher_rows(work: Work, parts: Split) -> Tensor:
+    """The teacher's hidden states of the rows that count (N, d)."""
+    inputs = {name: work.batch[name] for name in ("input_ids", "attention_mask")}
+    with teacher(work.student), work.autocast():
+        hidden = parts.body(**inputs, use_cache=False).last_hidden_state[:, :-1]
+    return hidden[counted(work.batch["labels"])]
 
 
 PREPARE = {  # contestant → a function that turns the work into one that gives the loss
@@ -146,4 +173,5 @@ PREPARE = {  # contestant → a function that turns the work into one that gives
     **{each.name: _ours(each.weight) for each in REGULARIZERS},
     "ours": _ours(*WEIGHTS),
     "cached": _cached,
+    "liger": _liger,
 }

@@ -1,23 +1,34 @@
-"""Step times of contestants that take turns, and the peak memory of each in its own process."""
+"""Step times and peak memory of contestants: in turns and each in its own process, or one after another on a large body."""
 
 import gc
 import json
 import os
-import resource
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from statistics import median
+from typing import NamedTuple
 
 import torch
 from tqdm import tqdm
 
 from ..errors import UserError
-from .cases import BASE, Case
+from .cases import BASE, CONTESTANTS, Case
+from .clock import forget_peak, free, read_peak, timed
 from .contestants import PREPARE, Work
+
+
+class Measured(NamedTuple):
+    """One case, its results by contestant, and for a body the seconds that the start of its factors took."""
+
+    case: Case
+    results: dict[str, dict]
+    start_seconds: float | None = None
+
+
+WARM_UP = 2  # steps: the first allocates, and the optimiser's moments are there in the second
 
 
 def measure(case: Case, names: list[str], repeats: int, memory: bool, bar: tqdm) -> dict[str, dict]:
@@ -41,19 +52,15 @@ def measure(case: Case, names: list[str], repeats: int, memory: bool, bar: tqdm)
 
 def _times(case: Case, names: list[str], repeats: int, bar: tqdm) -> dict[str, dict]:
     bar.set_description(f"V = {case.vocabulary:,}, model")
-    work = Work(case, second_model="published" in names)
+    work = Work(case)
     losses_of = {name: PREPARE[name](work) for name in names}
     results = {name: {"seconds": [], "loss": None} for name in names}
     for turn in range(repeats + 1):
         for name in names:
             bar.set_description(f"V = {case.vocabulary:,}, time, {name}")
-            work.rewind()
-            _wait(case)
-            start = time.perf_counter()
-            loss = work.step(losses_of[name])
-            _wait(case)
+            seconds, loss = timed(case.device, partial(work.step, losses_of[name]))
             if turn > 0:  # the first round is the warm-up
-                results[name]["seconds"].append(time.perf_counter() - start)
+                results[name]["seconds"].append(seconds)
             results[name]["loss"] = loss.item()
             bar.update()
     base = results[BASE]["seconds"]
@@ -62,9 +69,47 @@ def _times(case: Case, names: list[str], repeats: int, bar: tqdm) -> dict[str, d
     return results
 
 
-def _wait(case: Case) -> None:
-    if case.device == "cuda":
-        torch.cuda.synchronize()
+def measure_in_place(case: Case, names: list[str], repeats: int, bar: tqdm) -> tuple[dict[str, dict], float]:
+    """(results as from `measure`, seconds of the start) of contestants that follow each other on one model in this process.
+
+    Each has two steps of warm-up, and its peak is that of the timed steps with everything that it needs. One that fails for lack of
+    memory, or for another project's reasons, has a "failure", no seconds and no loss; the others go on.
+    """
+    bar.set_description(f"{case.body}, model")
+    work = Work(case)
+    results = {}
+    for name in names:
+        bar.set_description(f"{case.body}, {name}")
+        try:
+            results[name] = _in_place(work, name, repeats)
+        except torch.OutOfMemoryError:
+            results[name] = {"seconds": [], "loss": None, "peak": None, "failure": f"'{name}': out of memory"}
+        except Exception as error:
+            if CONTESTANTS[name].package is None:
+                raise
+            reason = f"'{name}': {type(error).__name__}: {error}"
+            results[name] = {"seconds": [], "loss": None, "peak": None, "failure": reason[:300]}
+        work.__dict__.pop("second_model", None)
+        work.optimiser.zero_grad(set_to_none=True)
+        gc.collect()
+        free(case.device)
+        bar.update()
+    base = results[BASE]["seconds"]
+    for result in results.values():
+        known = result["seconds"] and base
+        result["ratio"] = median(result["seconds"]) / median(base) if known else None
+    return results, work.start_seconds
+
+
+def _in_place(work: Work, name: str, repeats: int) -> dict:
+    device, step = work.case.device, partial(work.step, PREPARE[name](work))
+    for _ in range(WARM_UP):
+        loss = step()
+    gc.collect()
+    free(device)
+    forget_peak(device)
+    seconds = [timed(device, step)[0] for _ in range(repeats)]
+    return {"seconds": seconds, "loss": loss.item(), "peak": read_peak(device)}
 
 
 def peak_in_own_process(case: Case, name: str) -> int:
@@ -85,33 +130,10 @@ def peak_in_own_process(case: Case, name: str) -> int:
 
 def peak_of(case: Case, name: str) -> int:
     """Peak memory, in bytes, of two steps of `name` in this process."""
-    work = Work(case, second_model=name == "published")
+    work = Work(case)
     loss_of = PREPARE[name](work)
     gc.collect()
-    reset, read = _cuda_peak() if case.device == "cuda" else _resident_peak()
-    reset()
+    forget_peak(case.device)
     for _ in range(2):
-        work.rewind()
         work.step(loss_of)
-    return read()
-
-
-def _cuda_peak() -> tuple[Callable, Callable]:
-    return torch.cuda.reset_peak_memory_stats, torch.cuda.max_memory_allocated
-
-
-def _resident_peak() -> tuple[Callable, Callable]:
-    """(reset, read) of the largest resident memory; without Linux's /proc nothing is reset."""
-    status = Path("/proc/self/status")
-
-    def forget() -> None:
-        if status.exists():
-            Path("/proc/self/clear_refs").write_text("5")
-
-    def read() -> int:
-        if status.exists():
-            line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
-            return int(line.split()[1]) * 1024
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-
-    return forget, read
+    return read_peak(case.device)

@@ -28,7 +28,8 @@ def published_loss(
     output = student(input_ids=input_ids, attention_mask=attention_mask, labels=labels, use_cache=False)
     with torch.no_grad():
         teacher_logits = teacher(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).logits
-    terms = published_terms(output.logits, teacher_logits, labels, objective)
+    with torch.autocast(output.logits.device.type, enabled=False):  # the sketch's QR has no bfloat16
+        terms = published_terms(output.logits, teacher_logits, labels, objective)
     weights = dict(zip(TERMS[1:], lambdas, strict=True))
     loss = output.loss + sum(weights[name] * term for name, term in terms.items())
     return loss, {"task": output.loss, **terms}

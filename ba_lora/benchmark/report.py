@@ -1,10 +1,14 @@
 """The benchmark's tables and figure."""
 
+import importlib.util
 from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 
 from .cases import BASE, CONTESTANTS, Case
+from .measure import Measured
+
+CAN_DRAW = importlib.util.find_spec("matplotlib") is not None
 
 
 def extra(results: dict[str, dict], name: str) -> int | None:
@@ -26,14 +30,17 @@ def _of_both(results: dict[str, dict], name: str, other: str, combine: Callable)
 def describe(case: Case) -> str:
     """One line: the sizes, and the settings that the figures depend on."""
     model = case.model or f"random Llama, d = {case.hidden}, {case.layers} layers"
+    if case.body:
+        layers = "" if case.layers is None else f", {case.layers} layers"
+        model = f"random weights of the sizes of {case.body}{layers}, {case.start} start"
     return (
         f"{model}, V = {case.vocabulary:,}, rank {case.rank}; {case.batch} × {case.length} tokens, {case.rows} of them "
         f"trained; {case.preset}; {case.dtype}, {case.device}, {case.threads} threads"
     )
 
 
-def table(case: Case, results: dict[str, dict], repeats: int) -> str:
-    """The results of one case as a text table."""
+def table(case: Case, results: dict[str, dict], repeats: int, start_seconds: float | None = None) -> str:
+    """The results of one case as a text table. start_seconds: of the start of a body's factors."""
     lines = [
         describe(case),
         f"ratios are to {CONTESTANTS[BASE].what}; medians of {repeats} rounds; one GB is 10⁹ bytes",
@@ -41,10 +48,13 @@ def table(case: Case, results: dict[str, dict], repeats: int) -> str:
     ]
     for name, result in results.items():
         peak, ratio, more = result["peak"], memory_ratio(results, name), extra(results, name)
+        seconds = median(result["seconds"]) if result["seconds"] else None
         lines.append(
-            f"{name:12} {CONTESTANTS[name].what:38} {median(result['seconds']):8.3f} {result['ratio']:7.2f} "
-            f"{_gigabytes(peak, 8, 2)} {_cell(ratio, 7, 2)} {_gigabytes(more, 9, 3)} {result['loss']:10.5f}"
+            f"{name:12} {CONTESTANTS[name].what:38} {_cell(seconds, 8, 3)} {_cell(result['ratio'], 7, 2)} "
+            f"{_gigabytes(peak, 8, 2)} {_cell(ratio, 7, 2)} {_gigabytes(more, 9, 3)} {_cell(result['loss'], 10, 5)}"
         )
+    if start_seconds is not None:
+        lines.append(f"the start of the factors ({case.start}) took {start_seconds:.1f} s")
     return "\n".join(lines)
 
 
@@ -72,7 +82,7 @@ def growth_table(grown: dict[str, dict]) -> str:
     return "\n".join(lines)
 
 
-def draw(measured: list[tuple[Case, dict]], path: Path) -> None:
+def draw(measured: list[Measured], path: Path) -> None:
     """Draw bars of the ratios to plain PiSSA: time, and memory if it was measured."""
     import matplotlib
 
@@ -81,11 +91,11 @@ def draw(measured: list[tuple[Case, dict]], path: Path) -> None:
 
     figure, axes = plt.subplots(1, 2, figsize=(12, 4.5), sharey=True, layout="constrained")
     names = list(measured[0][1])
-    for index, (case, results) in enumerate(measured):
+    for index, (case, results, _) in enumerate(measured):
         height = 0.8 / len(measured)
         places = [row + (index - (len(measured) - 1) / 2) * height for row in range(len(names))]
-        label = f"V = {case.vocabulary:,}"
-        axes[0].barh(places, [results[name]["ratio"] for name in names], height, label=label)
+        label = case.body or f"V = {case.vocabulary:,}"
+        axes[0].barh(places, [results[name]["ratio"] or 0.0 for name in names], height, label=label)
         axes[1].barh(places, [memory_ratio(results, name) or 0.0 for name in names], height, label=label)
     axes[0].set_yticks(range(len(names)), [CONTESTANTS[name].what for name in names])
     axes[0].invert_yaxis()

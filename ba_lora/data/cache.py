@@ -5,21 +5,20 @@ import logging
 import shutil
 from pathlib import Path
 
-from datasets import Dataset, disable_progress_bars, load_from_disk
-
 from ..files import atomic_folder, cache_home, digest, read_json, write_json
 from ..folders import checksums
 from ..folders.disk import cached
 from .instruction import encode_conversations
+from .samples import FILES, Samples
 from .templates import Template
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 3  # increase when the result of encode_conversations changes
+FORMAT = 4  # increase when the result of encode_conversations, or the form of the files, changes
 
 
-def load_samples(tokenizer, template: Template, conversations, max_length: int) -> tuple[Dataset, dict]:
-    """Same as `encode_conversations`, from the cache if possible; the samples are a memory-mapped dataset.
+def load_samples(tokenizer, template: Template, conversations, max_length: int) -> tuple[Samples, dict]:
+    """Same as `encode_conversations`, from the cache if possible; the samples are memory-mapped.
 
     If several processes ask for the same samples, one encodes and the others wait for it.
     """
@@ -37,16 +36,15 @@ def load_samples(tokenizer, template: Template, conversations, max_length: int) 
         found = _read(folder)
         if found is None:
             samples, report = encode_conversations(tokenizer, template, conversations, max_length)
-            disable_progress_bars()  # the encoding has its own bar
-            with atomic_folder(folder, ("*.arrow", "*.json")) as place:
-                Dataset.from_list(samples).save_to_disk(place)
+            with atomic_folder(folder, (*FILES, "*.json")) as place:
+                Samples.from_list(samples).save(place)
                 write_json(place / "report.json", {"key": folder.name} | report)
                 checksums.write(place)
-            found = load_from_disk(folder), report
+            found = Samples.load(folder), report
     return found
 
 
-def _read(folder: Path) -> tuple[Dataset, dict] | None:
+def _read(folder: Path) -> tuple[Samples, dict] | None:
     """The content of the folder; None if it is absent, or if it is damaged or holds other samples (which is logged)."""
     if not folder.exists():
         return None
@@ -55,8 +53,8 @@ def _read(folder: Path) -> tuple[Dataset, dict] | None:
         report = read_json(folder / "report.json")
         if report.pop("key", folder.name) != folder.name:
             raise ValueError("it holds other samples")
-        return load_from_disk(folder), report
-    except Exception as error:  # datasets and arrow raise many kinds; each means that the folder is unusable
+        return Samples.load(folder), report
+    except Exception as error:  # numpy raises many kinds; each means that the folder is unusable
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0].partition("; ")[0]
         logger.warning("the samples in %s are damaged (%s); they are encoded again", folder, reason)
         shutil.rmtree(folder, ignore_errors=True)

@@ -5,13 +5,13 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 
 import torch
-from datasets import Dataset
 
 from ..errors import UserError
 from ..files import digest
 from .glue import Examples
 from .instruction import encode_text
 from .padding import padding_id
+from .samples import Samples
 from .special_tokens import count, report_line, special_tokens
 
 logger = logging.getLogger(__name__)
@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 
 def encode_examples(
     tokenizer, examples: Examples, max_length: int, special_tokens_in_text: str = "text"
-) -> tuple[Dataset, dict]:
+) -> tuple[Samples, dict]:
     """(samples, report {"kept", "truncated", "hash"}) of examples that all have a label.
 
     A sample holds the tokenizer's output for the text or the pair, cut to max_length (in a pair, the longer text first), and
@@ -32,7 +32,7 @@ def encode_examples(
         )
     encoded = encode_texts(tokenizer, examples.texts, max_length, special_tokens_in_text)
     truncated = encoded.pop("truncated")
-    samples = Dataset.from_dict(encoded | {"labels": examples.labels})
+    samples = Samples.of(encoded | {"labels": examples.labels})
     report = {"kept": len(samples), "truncated": truncated}
     return samples, report | {"hash": digest([encoded["input_ids"], examples.labels])}
 

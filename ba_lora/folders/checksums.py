@@ -14,10 +14,9 @@ import logging
 from collections.abc import Collection, Iterable
 from pathlib import Path
 
-import xxhash
-
 from ..errors import DamagedFile, short
 from ..files import REMEDY, hash_of, read_json, write_json, write_sealed
+from . import fast_hash
 from .kinds import SAVED
 
 logger = logging.getLogger(__name__)
@@ -204,9 +203,9 @@ def checked_line(record: dict, of: str = "") -> dict:
 def check_line(record: dict, place: str, of: str = "") -> None:
     """Raise DamagedFile naming `place` if a line with a checksum was altered or belongs to something else."""
     rest = {name: value for name, value in record.items() if name != "check"}
-    if "check" in record and record["check"] != _of_line(rest, of):
+    if "check" in record and fast_hash.differ(record["check"], _of_line(rest, of)):
         raise DamagedFile(f"{place} was altered after it was written, or is another run's; remove the line")
 
 
 def _of_line(record: dict, of: str) -> str:
-    return xxhash.xxh3_64_hexdigest((of + json.dumps(record, sort_keys=True)).encode())
+    return fast_hash.short((of + json.dumps(record, sort_keys=True)).encode())

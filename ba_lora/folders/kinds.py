@@ -165,6 +165,8 @@ KINDS = {
     "results": Kind("results", (("tuning.json", IS_TUNING), ("results.jsonl", IS_RESULT), ("*.json", IS_RESULT))),
     "t-SNE": Kind("t-SNE figure", (("scores.json", _has("classes", "perplexity", "panels")), FIGURES)),
     "benchmark": Kind("benchmark", (("benchmark.json", _has("base", "cases", "growth")),)),
+    "device check": Kind("results of this check", (("*.json", _has("part", "card", "smoke", "versions")),)),
+    "body": Kind("training of this command"),
     "features": Kind("features", (("features.json", _has("layer", "pooling", "steps")),)),
     "weights": Kind(
         "adapter or model that this project saved",

@@ -16,13 +16,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-import xxhash
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, distributed
 from tqdm import tqdm
 
 from ..errors import UserError
+from ..folders import fast_hash
 from ..folders.ownership import refuse_foreign
 from .names import NITER
 
@@ -117,9 +117,11 @@ class Decomposer:
     def _key(self, matrix: Tensor, kept: int) -> str:
         """The name of a decomposition: 128 bits of the matrix's values, type and shape, and of the method."""
         way = None if self.iterations is None else (self.iterations, self.seed, kept, OVERSAMPLING)
-        state = xxhash.xxh3_128(f"{FORMAT} {way} {tuple(matrix.shape)} {matrix.dtype}".encode())
+        state = fast_hash.new(f"{FORMAT} {way} {tuple(matrix.shape)} {matrix.dtype}".encode())
         state.update(_bytes(matrix))
-        return state.hexdigest()
+        return state.hexdigest().removeprefix(
+            fast_hash.MARK
+        )  # a name: caches know their files by 32 hexadecimal digits
 
     def _keep(self, triplets: Triplets, file: Path) -> None:
         """Write a complete file; if that fails, warn and stop caching."""
@@ -142,7 +144,7 @@ def _bytes(tensor: Tensor) -> memoryview:
 
 
 def _checksum(tensors: Mapping[str, Tensor]) -> str:
-    state = xxhash.xxh3_128()
+    state = fast_hash.new()
     for name in Triplets._fields:
         state.update(_bytes(tensors[name]))
     return state.hexdigest()
@@ -156,7 +158,10 @@ def _read(file: Path, count: int) -> Triplets | None:
         with safe_open(file, framework="pt") as opened:
             tensors = {name: opened.get_tensor(name) for name in Triplets._fields}
             checksum, _, of = (opened.metadata() or {}).get("checksum", "").partition(" ")
-            whole = checksum == _checksum(tensors) and of in ("", file.stem)  # earlier versions did not name the matrix
+            whole = not fast_hash.differ(checksum, _checksum(tensors)) and of in (
+                "",
+                file.stem,
+            )  # earlier versions did not name the matrix
     except (OSError, SafetensorError):
         whole = False
     if not whole:

@@ -20,9 +20,10 @@ from .regularizers import entropy, svd_ratio, working
 from .settings import REGULARIZERS, TERMS, Objective
 from .spectrum import full_precision, gram, leading_triplets
 
-# Size of one chunk's logits in float32; the vocabulary takes a few times this much memory in all. With few rows per chunk,
-# reading the head dominates: at V = 128,256 on two cores, 8 MiB takes twice as long as 48 MiB.
-CHUNK_BYTES = 48 << 20
+# Bytes of one chunk's logits in float32, by the type of device; the buffers take a few times this much memory in all. Each chunk
+# reads the whole head again: at V = 128,256 on two cores, 8 MiB takes twice as long as 48 MiB. The value for CUDA is an estimate
+# from memory bandwidth, not measured yet; scripts/gpu_check.sh times several sizes.
+CHUNK_BYTES = {"cpu": 48 << 20, "cuda": 512 << 20}
 
 
 class TeacherStats(NamedTuple):
@@ -32,9 +33,9 @@ class TeacherStats(NamedTuple):
     c: Tensor
 
 
-def rows_of_a_chunk(vocabulary: int, chunk_size: int | None = None) -> int:
-    """Rows per chunk: `chunk_size`, or as many as fit in CHUNK_BYTES."""
-    return chunk_size or max(CHUNK_BYTES // (4 * vocabulary), 1)
+def rows_of_a_chunk(vocabulary: int, chunk_size: int | None = None, device: str = "cpu") -> int:
+    """Rows per chunk: `chunk_size`, or as many as fit in the CHUNK_BYTES of a device type (for any other type, the CPU's)."""
+    return chunk_size or max(CHUNK_BYTES.get(device, CHUNK_BYTES["cpu"]) // (4 * vocabulary), 1)
 
 
 def factor_of(head_weight: Tensor) -> Tensor:
@@ -75,7 +76,7 @@ def chunked_objective(
 
     hidden, teacher_hidden: (N, d); head_weight: (V, d), frozen, without bias; targets: (N,). objective: its forms, T, K, k and
     norm are used. lambdas: the current weights, as from `Objective.weights`. teacher_stats: (u, c) instead of teacher_hidden.
-    head_factor: from `factor_of`; computed if None. chunk_size: rows per chunk; None = set by CHUNK_BYTES. num_items: rows in the whole step (default N).
+    head_factor: from `factor_of`; computed if None. chunk_size: rows per chunk; None = set by CHUNK_BYTES for the head's device. num_items: rows in the whole step (default N).
     Returns (loss, terms). Terms carry no gradient and are unweighted; a term with weight 0 is None unless all_terms. loss =
     task + λ1·consistency + λ2·diversity + λ3·spectrum_scale·spectrum.
 
@@ -96,7 +97,7 @@ def chunked_objective(
         objective.top_k,
         has_consistency=has_teacher and (weights["consistency"] > 0 or all_terms),
         has_diversity=weights["diversity"] > 0 or all_terms,
-        chunk=rows_of_a_chunk(len(head_weight), chunk_size),
+        chunk=rows_of_a_chunk(len(head_weight), chunk_size, head_weight.device.type),
     )
     u, c = teacher_stats if teacher_stats is not None else (None, None)
     loss, task, consistency, diversity = _TokenTerms.apply(
@@ -132,7 +133,7 @@ def stats_of(
     """
     weight = head_weight.detach().to(hidden.dtype)
     us, cs = [], []
-    rows = max(min(len(hidden), rows_of_a_chunk(len(weight), chunk_size)), 1)
+    rows = max(min(len(hidden), rows_of_a_chunk(len(weight), chunk_size, weight.device.type)), 1)
     z, p = _buffers(2, rows, weight)
     for part in hidden.split(rows):
         p, log_total = _softmax(_logits(part, weight, temperature, z), p)
@@ -145,7 +146,7 @@ def stats_of(
 def mean_entropy(hidden: Tensor, head_weight: Tensor, temperature: float, chunk_size: int | None = None) -> Tensor:
     """Mean entropy of softmax(z/T) over the rows, in nats. hidden: (N, d); N at least 1."""
     total = torch.zeros((), dtype=torch.float64, device=hidden.device)
-    for part in hidden.split(rows_of_a_chunk(len(head_weight), chunk_size)):
+    for part in hidden.split(rows_of_a_chunk(len(head_weight), chunk_size, head_weight.device.type)):
         total += entropy(part @ head_weight.to(part.dtype).T, temperature).double().sum()
     return total / len(hidden)
 

@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from ..methods.teacher import COPY, initial_copy, teacher
-from ..objective.chunked import TeacherStats, chunked_objective
+from ..objective.chunked import TeacherStats, chunked_objective, rows_of_a_chunk
 from ..objective.dense import classifier_objective, dense_objective
 from ..objective.head import split
 from ..objective.settings import Objective
@@ -63,13 +63,15 @@ def passing(
     checkpointing: bool,
     autocast: bool,
     cached: bool = False,
+    device: str = "cpu",
 ) -> dict[str, int]:
     """Bytes that a micro-batch of `micro_batch` samples of `length` tokens needs at its peak, beside the standing memory.
 
     activations: what the student's layers keep for the backward pass (with gradient checkpointing only the layers' inputs);
     objective: the rest of the peak, that is, a chunk of the student's and teacher's logits and what the terms compute from them,
     with all weights on and every position counted; all logits if the terms need them, the head is trained or the model is a
-    classifier. cached: the teacher's part comes from a cache. `model` is from `attach` on the meta device, and is used up.
+    classifier. cached: the teacher's part comes from a cache. device: the type of device whose chunk size is used. `model` is from
+    `attach` on the meta device, and is used up.
 
     The kernels are the CPU's; a GPU's may keep a little more or less. Not included: memory that the numerical libraries allocate
     for themselves, fragmentation, and the driver's context (about 0.5 GB).
@@ -90,7 +92,7 @@ def passing(
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         ids = torch.zeros(micro_batch, length, dtype=torch.long)
         inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-        forward, finish = _forms(model, objective, ids[:, 1:].reshape(-1))
+        forward, finish = _forms(model, objective, ids[:, 1:].reshape(-1), device)
         with ledger, torch.autocast("cpu", torch.bfloat16, enabled=autocast):
             teacher_rows = stats = None
             if objective.uses_teacher() and cached:
@@ -108,7 +110,7 @@ def passing(
     return {"activations": activations, "objective": max(ledger.peak - activations, 0)}
 
 
-def _forms(model: nn.Module, objective: Objective, targets: torch.Tensor) -> tuple[Callable, Callable]:
+def _forms(model: nn.Module, objective: Objective, targets: torch.Tensor, device: str) -> tuple[Callable, Callable]:
     """(the forward pass, the loss of its rows and the teacher's), as objective_model.ObjectiveModel computes them in training."""
     weights = objective.maxima()
     causal = model.get_base_model() if hasattr(model, "get_base_model") else model
@@ -131,6 +133,7 @@ def _forms(model: nn.Module, objective: Objective, targets: torch.Tensor) -> tup
 
     def chunked(rows, teacher_rows, stats):
         form, options = (objective, weights), {"head_factor": factor, "teacher_stats": stats}
+        options["chunk_size"] = rows_of_a_chunk(len(head.weight), device=device)
         return chunked_objective(rows, teacher_rows, head.weight, targets, *form, **options)[0]
 
     return lambda **inputs: parts.body(**inputs, use_cache=False).last_hidden_state, chunked

@@ -61,7 +61,7 @@ def _build(
     """`build` from the sizes of an architecture. Raises whatever transformers raises for sizes that make no sense."""
     config = AutoConfig.for_model(kind, **numbers)
     if layers:
-        _keep_layers(config, layers)
+        keep_layers(config, layers)
     flash = attn_implementation == "flash_attention_2"
     kinds = AutoModel if kind in ENCODERS else AutoModelForCausalLM
     if outputs:
@@ -79,7 +79,7 @@ def _build(
     return model
 
 
-def _keep_layers(config: PretrainedConfig, layers: int) -> None:
+def keep_layers(config: PretrainedConfig, layers: int) -> None:
     """Reduce `config` to so many layers, including its per-layer entries."""
     depth = config.num_hidden_layers
     for name, value in vars(config).items():
@@ -122,6 +122,7 @@ class Shape(NamedTuple):
     autocast: bool
     cached: bool
     outputs: int | None  # of a classifier; None otherwise
+    device: str  # "cuda", or "cpu" with --use_cpu
 
 
 def job_of(arguments: TrainArguments) -> Shape:
@@ -145,6 +146,7 @@ def job_of(arguments: TrainArguments) -> Shape:
         arguments.dtype == "bfloat16" and not arguments.use_cpu,
         arguments.uses_teacher_cache(),
         (len(TASKS[arguments.task].labels) or 1) if arguments.task else None,
+        "cpu" if arguments.use_cpu else "cuda",
     )
 
 
@@ -222,6 +224,7 @@ def _passing(job: Shape, layers: int | None = None) -> dict[str, int]:
         checkpointing=job.checkpointing,
         autocast=job.autocast,
         cached=job.cached,
+        device=job.device,
     )
 
 

@@ -9,8 +9,7 @@ from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
 
-import xxhash
-
+from ..folders import fast_hash
 from ..tiny import MODEL_DIR
 from .arguments import TrainArguments
 
@@ -50,7 +49,7 @@ def inputs_changed(record: dict, arguments: TrainArguments) -> bool:
     if not any(before.values()):
         return False
     now = input_hashes(arguments)
-    return any(before.get(name) and value and before[name] != value for name, value in now.items())
+    return any(before.get(name) and value and fast_hash.differ(before[name], value) for name, value in now.items())
 
 
 def _data_files(arguments: TrainArguments) -> list[Path]:
@@ -73,7 +72,7 @@ def _data_files(arguments: TrainArguments) -> list[Path]:
 def _hash(files: list[Path], blocks: int | None = None) -> str | None:
     if not files:
         return None
-    total = xxhash.xxh3_128()
+    total = fast_hash.new()
     for file in files:
         facts = file.stat()
         content = _hash_of(file.absolute(), facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns, blocks)
@@ -85,7 +84,7 @@ def _hash(files: list[Path], blocks: int | None = None) -> str | None:
 def _hash_of(file: Path, size: int, modified: int, changed: int, blocks: int | None) -> str:
     """Hash of a file; within a process it is read again only if its size or times change."""
     step = BLOCK if blocks is None else max(size // blocks, BLOCK)
-    total = xxhash.xxh3_128()
+    total = fast_hash.new()
     with open(file, "rb") as data:
         for start in range(0, size, step):
             data.seek(start)

@@ -4,9 +4,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from datasets import Dataset
 from torch import nn
 
+from ..data.samples import Samples
 from ..files import digest
 from ..machine.devices import device, refuse_unmeant_cpu
 from ..methods import quantisation
@@ -26,7 +26,7 @@ class Prepared(NamedTuple):
 
     student: nn.Module
     tokenizer: object
-    samples: Dataset
+    samples: Samples
     collate: Callable
     order: FixedOrder
     wrapper: Callable[..., StepModel]
@@ -66,11 +66,11 @@ def adapt(arguments: TrainArguments, model: nn.Module, objective: Objective, sam
     return student
 
 
-def order_of(arguments: TrainArguments, samples) -> FixedOrder:
+def order_of(arguments: TrainArguments, samples: Samples) -> FixedOrder:
     """The order of the samples, the same for every method."""
     if not arguments.group_by_length:
         return FixedOrder(len(samples), arguments.seed)
-    lengths = [len(ids) for ids in samples["input_ids"]]
+    lengths = samples.lengths.tolist()
     return FixedOrder(len(samples), arguments.seed, lengths, arguments.micro_batch_size, arguments.effective_batch_size)
 
 

@@ -27,7 +27,7 @@ def prepare(arguments: TrainArguments, objective: Objective) -> Prepared:
         cache = _teacher_cache(arguments, objective, model, samples, record["data"]["hash"], collate)
     if cache is not None:
         collate = PadRight(tokenizer, cache)
-        samples = samples.add_column("sample", range(len(samples)))
+        samples = samples.numbered()
     student = adapt(arguments, model, objective, len(samples))
     record |= {"base": base, "teacher_cache": cache.facts if cache is not None else None}
     return Prepared(student, tokenizer, samples, collate, order, ObjectiveModel, record)

@@ -10,7 +10,7 @@
     start             the initial values of the trained tensors; null for full fine-tuning, which starts at the base
     deepspeed         the content of --deepspeed
 
-Each is compared as soon as it is known, before anything is written. The hashes are XXH3 (128 bits) or SHA-256; they do not
+Each is compared as soon as it is known, before anything is written. The hashes are fast_hash's or SHA-256; they do not
 protect against forgery. Runs of earlier versions lack some of them; a warning names these.
 """
 
@@ -21,12 +21,13 @@ from importlib import metadata
 from pathlib import Path
 
 import torch
-import xxhash
 from accelerate.utils import broadcast_object_list
 from torch import Tensor, distributed, nn
 
+from ..data.samples import Samples
 from ..errors import UserError
 from ..files import digest, read_json
+from ..folders import fast_hash
 from . import checkpoints
 from .arguments import TrainArguments
 
@@ -56,8 +57,8 @@ MISSING = object()
 
 
 def tensors_hash(tensors: Iterable[tuple[str, Tensor]], most: int | None = None) -> str:
-    """XXH3 (hex) of names, shapes, dtypes and values: all values, or about `most` values per tensor, spread over it."""
-    total = xxhash.xxh3_128()
+    """Fast hash (hex) of names, shapes, dtypes and values: all values, or about `most` values per tensor, spread over it."""
+    total = fast_hash.new()
     for name, tensor in _plain(tensors):
         flat = tensor.detach().reshape(-1)
         step = 1 if most is None else max(flat.numel() // most, 1) | 1  # odd: not only one column
@@ -103,11 +104,10 @@ def tokenizer_hash(tokenizer) -> str:
     return digest([vocabulary, special, getattr(tokenizer, "chat_template", None)])
 
 
-def trained_hash(samples) -> str:
-    """Hash of the labels of a datasets.Dataset: the trained tokens and their targets."""
-    labels = samples.select_columns("labels").with_format("arrow")[:]["labels"].combine_chunks()
-    total = xxhash.xxh3_128(labels.flatten().to_numpy().astype("<i8").tobytes())
-    total.update(labels.value_lengths().to_numpy().astype("<i8").tobytes())
+def trained_hash(samples: Samples) -> str:
+    """Hash of the labels of encoded samples: the trained tokens and their targets."""
+    total = fast_hash.new(samples.ragged["labels"].astype("<i8").tobytes())
+    total.update(samples.lengths.astype("<i8").tobytes())
     return total.hexdigest()
 
 
@@ -179,7 +179,7 @@ def _differs(name: str, before: dict, now: dict) -> bool:
     if name in SERIALISED and _at(before, "versions.transformers") != metadata.version("transformers"):
         return False
     was, value = _at(before, name), _at(now, name)
-    return MISSING not in (was, value) and was != value
+    return MISSING not in (was, value) and fast_hash.differ(was, value)
 
 
 def _at(record: dict, name: str):

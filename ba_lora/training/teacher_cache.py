@@ -34,6 +34,7 @@ from tqdm import tqdm
 
 from ..data.collator import counted
 from ..data.instruction import IGNORED
+from ..data.samples import Samples
 from ..errors import DamagedFile, UserError
 from ..files import digest, read_json, write_sealed
 from ..folders.disk import existing, writing
@@ -103,7 +104,7 @@ def prepare(
 ) -> "TeacherCache":
     """Open the cache in `folder`, building the missing parts first.
 
-    model: the original model, before `attach`; it is frozen. samples: a datasets.Dataset with input_ids and labels; data_hash:
+    model: the original model, before `attach`; it is frozen. samples: with input_ids and labels; data_hash:
     hash of its token ids. collate: turns samples into a padded batch. target_modules: layers the adapter will adapt, which must
     not include the head. Raises UserError for a head that needs logits, a cache of other content, or a disk that is too small.
     """
@@ -171,14 +172,13 @@ class TeacherCache:
         )
 
 
-def trained_rows(samples) -> Rows:
-    """The rows of a datasets.Dataset that count, as in the collator's `counted`, without building a batch."""
-    labels = samples.select_columns("labels").with_format("arrow")[:]["labels"].combine_chunks()
-    starts = labels.offsets.to_numpy() - labels.offsets[0].as_py()
-    is_counted = labels.flatten().to_numpy() != IGNORED
+def trained_rows(samples: Samples) -> Rows:
+    """The rows of encoded samples that count, as in the collator's `counted`, without building a batch."""
+    starts = samples.offsets
+    is_counted = samples.ragged["labels"] != IGNORED
     is_counted[starts[:-1]] = False  # nothing predicts a sample's first token
     counts = np.diff(np.concatenate([[0], np.cumsum(is_counted)])[starts])
-    lengths = np.diff(starts)
+    lengths = samples.lengths
     marks = hashlib.sha256(lengths.astype("<i8").tobytes() + np.packbits(is_counted).tobytes())
     return Rows(lengths, counts, marks.hexdigest())
 

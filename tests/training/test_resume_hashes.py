@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from datasets import Dataset
 
+from ba_lora.data.samples import Samples
 from ba_lora.training.command_line import parse
 from ba_lora.training.inputs import input_hashes
 from ba_lora.training.resume import SAMPLED, base_of, tensors_hash, trained_hash
@@ -38,7 +38,7 @@ def test_tensors_of_any_precision_shape_and_layout_have_a_hash(dtype):
 
 def test_the_hash_of_trained_tokens_sees_masks_and_borders():
     def of(*labels):
-        return trained_hash(Dataset.from_list([{"input_ids": ids, "labels": ids} for ids in labels]))
+        return trained_hash(Samples.from_list([{"input_ids": ids, "labels": ids} for ids in labels]))
 
     hashes = {of([1, 2, 3], [4]), of([1, 2], [3, 4]), of([-100, 2, 3], [4]), of([4], [1, 2, 3])}
     assert len(hashes) == 4

@@ -11,11 +11,11 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from datasets import Dataset
 from safetensors.torch import load_file
 from transformers import TrainingArguments
 
 from ba_lora.data.collator import PadRight, counted
+from ba_lora.data.samples import Samples
 from ba_lora.errors import UserError
 from ba_lora.folders import ownership
 from ba_lora.methods.attach import attach
@@ -39,7 +39,7 @@ WIDTH = 32  # of small_llama
 
 
 def dataset(samples=SAMPLES):
-    return Dataset.from_list(samples)
+    return Samples.from_list(samples)
 
 
 def make(folder, model=None, samples=SAMPLES, *, data_hash="d" * 64, temperature=2.0, dtype="float32", **options):
