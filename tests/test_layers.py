@@ -41,6 +41,7 @@ ALLOWED = {
     "inference": f"{BASIS} packages machine data models methods",
     "planning": f"{BASIS} {BELOW_TRAINING} training inference",
     "benchmark": f"{BASIS} {BELOW_TRAINING} training planning",
+    "preflight": f"{BASIS} {BELOW_TRAINING} training inference planning eval.execution",
     "chat": f"{BASIS} packages machine data models methods inference",
     "eval.harness": ASKING,
     **dict.fromkeys(("eval.answers", "eval.execution", "eval.judging", "eval.classifiers"), f"{ASKING} eval.harness"),

@@ -44,6 +44,9 @@ def test_every_recipe_plans(file):
     made = plan(parse(["--config", str(file), "--dry_run"]), memory=False)
     assert made["steps"] > 0 and set(made["benchmarks"]) <= {"glue", "gluex"}
     assert (made["benchmarks"] == []) == file.stem.startswith("tsne")
+    assert (made["launcher"], made["deepspeed"]) == (None, None)
+    evaluation = {"backend": "transformers", "processes": 1, "reason": None}
+    assert made["evaluation"] == (evaluation if made["benchmarks"] else None)
 
 
 @pytest.mark.parametrize("task", TASKS)

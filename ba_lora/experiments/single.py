@@ -11,7 +11,7 @@ import eval.all
 import eval.glue
 import eval.gluex
 
-from .. import signals
+from .. import preflight, signals
 from ..card import write_card
 from ..errors import RunFailure, UserError, choose
 from ..files import PROJECT
@@ -19,7 +19,7 @@ from ..hub import push_after, reserve
 from ..inference.backends import Choice, resolve_anywhere
 from ..training import launch
 from ..training.arguments import TrainArguments
-from ..training.command_line import parse
+from ..training.command_line import run_words
 from ..training.first_checks import parse_and_check
 from .benchmark_data import data_of
 from .closing import closing
@@ -38,10 +38,8 @@ def train_and_evaluate(config: str, words: list[str]) -> int:
 
         show(parse_and_check(["--config", config, *words]))
         return 0
-    words = ["--config", config, *words]
-    if not any(word.partition("=")[0] == "--output_dir" for word in words):
-        words += ["--output_dir", str(Path("runs") / _name(config, words))]
-    arguments = parse_and_check(words, tell=False)
+    words = run_words(config, words)
+    arguments = parse_and_check(words, check=preflight.check, tell=False)
     known = CLASSIFICATION if arguments.task else eval.all.BENCHMARKS
     benchmarks = [choose("benchmark", name, known) for name in arguments.benchmarks or ()]
     tests = {} if arguments.task else data_of(arguments, benchmarks)
@@ -116,9 +114,3 @@ def _classify(arguments: TrainArguments, benchmarks: list[str]) -> None:
             eval.glue.main([*options, "--split", split])
     if "gluex" in benchmarks:
         eval.gluex.main([*options, "--at_hand", *(["--data", *arguments.eval_data] if arguments.eval_data else [])])
-
-
-def _name(config: str, words: list[str]) -> str:
-    """Return the config's name, followed by the method if the options change it."""
-    own, now = (parse([*given, "--output_dir", "unnamed"]).method for given in (["--config", config], words))
-    return Path(config).stem if now == own else f"{Path(config).stem}-{now}"

@@ -19,7 +19,7 @@ def copies(backend: str, processes: int | None, data_parallel: int | None, tenso
     if backend == "vllm":
         if not there:
             return data_parallel or 1
-        return data_parallel or max(1, whole_number("NPROC", there) // tensor_parallel)
+        return data_parallel or max(1, min(whole_number("NPROC", there), there) // tensor_parallel)
     if there and processes and processes > there:
         raise UserError(f"--processes is {processes} and torch finds {there} GPUs, one for each; lower it to {there}")
     count = processes or whole_number("NPROC", max(there, 1))

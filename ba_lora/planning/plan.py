@@ -21,10 +21,10 @@ from ..training.model_numbers import read_numbers
 from ..training.teacher_cache import row_bytes
 from . import devices as capacity
 from . import flops
+from .files import disk
 from .shapes import Shape, Sizes, job_of, passing_of, sizes
 from .standing import standing
 
-CHECKPOINTS = 3  # at a time: two that a run keeps (run.training_arguments), and a new one before the oldest goes
 RESPONSE = 200  # assumed trained tokens per sample, as on MetaMathQA, when the tokenizer is not used
 
 
@@ -34,14 +34,7 @@ def plan(arguments: TrainArguments, *, memory: bool = True) -> dict:
     The steps are those of `TrainArguments.steps`. Raises UserError if the run would stop early.
     """
     devices = capacity.read_devices(arguments.devices) if arguments.devices else None
-    world = os.environ.get("WORLD_SIZE")
-    processes = (
-        devices.count
-        if devices
-        else int(world)
-        if world
-        else math.prod(launch.processes(arguments.use_cpu, check=False))
-    )
+    processes = devices.count if devices else _processes(arguments)
     accumulation = arguments.accumulation(processes)
     objective = arguments.objective()
     start = start_of(arguments.method, arguments.init)
@@ -78,9 +71,7 @@ def plan(arguments: TrainArguments, *, memory: bool = True) -> dict:
         "micro_batch_size": arguments.micro_batch_size,
         "accumulation": accumulation,
         "processes": processes,
-        "launcher": launch.launcher(arguments, processes),
-        "deepspeed": deepspeed,
-        "deepspeed_left_out": None if deepspeed else arguments.deepspeed,
+        **_start(arguments, processes),
         "steps": steps,
         "benchmarks": arguments.benchmarks or [],
         "evaluation": _evaluation(arguments, devices and -(-devices.count // launch.processes(check=False)[1])),
@@ -92,6 +83,12 @@ def plan(arguments: TrainArguments, *, memory: bool = True) -> dict:
         "memory_is_whole": passes is not None,
         "devices": _on_devices(devices, arguments, job, memory) if devices else None,
     }
+
+
+def _processes(arguments: TrainArguments) -> int:
+    """The processes that the environment says, or those that this machine would start."""
+    world = os.environ.get("WORLD_SIZE")
+    return int(world) if world else math.prod(launch.processes(arguments.use_cpu, check=False))
 
 
 class Sample(NamedTuple):
@@ -174,6 +171,14 @@ def _on_devices(devices: capacity.Devices, arguments: TrainArguments, job: Shape
     }
 
 
+def _start(arguments: TrainArguments, processes: int) -> dict:
+    """How so many processes are started, and the DeepSpeed config that they use or leave out."""
+    deepspeed = used(arguments.deepspeed, processes)
+    left_out = None if deepspeed else arguments.deepspeed
+    launcher = launch.launcher(arguments, processes)
+    return {"launcher": launcher, "deepspeed": deepspeed, "deepspeed_left_out": left_out}
+
+
 def _evaluation(arguments: TrainArguments, there: int | None) -> dict | None:
     """What generates the answers, on how many processes of the first machine; None without benchmarks. there: its planned devices."""
     if not arguments.benchmarks:
@@ -217,32 +222,10 @@ def _counted(task: str | None, data: str | None, path: str | None, split: str, l
 def _disk(
     arguments: TrainArguments, size: Sizes, start: str, steps: int | None, deepspeed: str | None, cast: bool
 ) -> dict[str, int]:
-    """The largest number of bytes that a run occupies on disk at any time. An adapter from a PiSSA start is exported with twice its
-    rank, for the original base. With --save_steps 0, initial values and a copy of the trained tensors are removed at the end."""
-    adapter, decomposes = size.held.adapter, start.startswith("pissa")
-    disk = {method_of(arguments.method).saved: adapter * (2 if decomposes else 1)}
-    if start != "full" and size.held.copy:
-        disk["initial values"] = size.held.copy
-    if arguments.save_steps:
-        saves = CHECKPOINTS if steps is None else min(CHECKPOINTS, -(-steps // arguments.save_steps))
-        disk["checkpoints"] = saves * _checkpoint(deepspeed, size, cast)
-    else:
-        disk["trained tensors"] = adapter
-    if arguments.merge:
-        disk["merged"] = size.parameters * (2 if arguments.dtype in ("bfloat16", "float16") else 4)
-    if decomposes and arguments.decomposition_cache is not None:
-        disk["decomposition cache"] = sum(file_bytes(shape, arguments.rank) for shape in size.adapted)
-    return disk
-
-
-def _checkpoint(deepspeed: str | None, size: Sizes, cast: bool) -> int:
-    """Bytes of one checkpoint: the trained tensors and AdamW's two moments. DeepSpeed holds the moments and a tensor copy in
-    float32 and, except with ZeRO-3, writes the tensors once more; cast: it holds them in bfloat16."""
-    adapter, trained = size.held.adapter, size.held.trained
-    if not deepspeed:
-        return 3 * adapter
-    times = 1 if zero_stage(deepspeed) == 3 else 2
-    return times * (2 * trained if cast else adapter) + 12 * trained
+    held, parts = size.held, (file_bytes(shape, arguments.rank) for shape in size.adapted)
+    bytes_of = {"adapter": held.adapter, "copy": held.copy, "decompositions": sum(parts)}
+    options = {"parameters": size.parameters, "trained": held.trained, "deepspeed": deepspeed, "cast": cast}
+    return disk(arguments, start, steps, **options, **bytes_of)
 
 
 def _teacher_cache(arguments: TrainArguments, width: int, samples: int | None) -> dict | None:

@@ -164,6 +164,17 @@ def parse(words: list[str] | None = None) -> TrainArguments:
     return arguments
 
 
+def run_words(config: str, words: list[str]) -> list[str]:
+    """The words of one run of `config` with the options `words`. Without --output_dir it goes to runs/NAME OF THE CONFIG, followed
+    by the method if the options change the config's."""
+    plain, words = ["--config", config], ["--config", config, *words]
+    if any(word.partition("=")[0] == "--output_dir" for word in words):
+        return words
+    own, now = (parse([*given, "--output_dir", "unnamed"]).method for given in (plain, words))
+    name = Path(config).stem if now == own else f"{Path(config).stem}-{now}"
+    return [*words, "--output_dir", str(Path("runs") / name)]
+
+
 def _config_of(words: list[str]) -> str | None:
     finder = Parser(add_help=False, allow_abbrev=False)
     finder.add_argument("--config")

@@ -1,6 +1,7 @@
 """The settings that a DeepSpeed config may hold. Needs no large library, so that a bad config is refused at once."""
 
 import json
+from importlib.util import find_spec
 
 from ..errors import UserError, short
 from ..files import read_json
@@ -41,6 +42,15 @@ def _offloads(file: str) -> bool:
     section = _read(file).get("zero_optimization") or {}
     parts = (section.get(name) for name in ("offload_optimizer", "offload_param"))
     return any(isinstance(part, dict) and part.get("device", "none") != "none" for part in parts)
+
+
+def check_package(file: str | None) -> None:
+    """Raise UserError if a run that uses this config cannot, because DeepSpeed is not installed."""
+    if file and find_spec("deepspeed") is None:
+        raise UserError(
+            f"--deepspeed {file}: the package deepspeed is not installed; pip install -r requirements.txt, or add --deepspeed none "
+            "to train with DistributedDataParallel"
+        )
 
 
 def check_config(file: str) -> None:

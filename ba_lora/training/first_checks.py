@@ -1,6 +1,7 @@
 """Refusals that need only the options and the disk, made before the libraries are imported, which takes seconds."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 from ..data.sources import check_source
@@ -16,14 +17,17 @@ from .command_line import changed_options, parse
 from .model_numbers import fetch_config, parameters_of, width_of
 
 
-def parse_and_check(words: list[str] | None = None, *, tell: bool = True) -> TrainArguments:
-    """`command_line.parse`, then `check_inputs`. A model on the hub is asked for its size if the options depend on it.
+def parse_and_check(
+    words: list[str] | None = None, check: Callable[[TrainArguments], None] | None = None, *, tell: bool = True
+) -> TrainArguments:
+    """`command_line.parse`, then `check`, by default `check_inputs`. A model on the hub is asked for its size if the options depend
+    on it.
 
     tell: print what was chosen for the run. A command that starts another one for the training leaves that to it.
     """
     arguments = parse(words)
     if not arguments.dry_run:
-        check_inputs(arguments)
+        (check or check_inputs)(arguments)
         if arguments.chosen and width_of(arguments.model) is None and fetch_config(arguments.model):
             arguments = parse(words)  # chooses again, by the width
     if tell and arguments.chosen and _is_first():
@@ -37,16 +41,44 @@ def _is_first() -> bool:
 
 
 def check_inputs(arguments: TrainArguments) -> None:
-    """Raise UserError if the base model, the data or the output folder of a run is known to be wrong."""
+    """Raise UserError if the base model, the data, the output folder or the device of a run is known to be wrong."""
+    for check in CHECKS:
+        check(arguments)
+
+
+def problems(arguments: TrainArguments) -> list[UserError]:
+    """Every error of `check_inputs`, in place of the first."""
+    found = []
+    for check in CHECKS:
+        try:
+            check(arguments)
+        except UserError as error:
+            found.append(error)
+    return found
+
+
+def _check_output(arguments: TrainArguments) -> None:
     refuse_foreign(arguments.output_dir, "run")
     refuse_another_run(arguments)
     if _is_first():  # the others write nothing
         refuse_unwritable(arguments.output_dir)
+
+
+def _check_model(arguments: TrainArguments) -> None:
     if not check_name(arguments.model) and arguments.model != "tiny":
         check_model_folder(arguments.model)
+
+
+def _check_data(arguments: TrainArguments) -> None:
     if arguments.data or arguments.data_path:
         check_source(arguments.data or "", arguments.data_path)
+
+
+def _check_device(arguments: TrainArguments) -> None:
     refuse_unmeant_cpu(parameters_of(arguments.model), arguments.model, arguments.use_cpu)
+
+
+CHECKS = (_check_output, _check_model, _check_data, _check_device)  # the last may import torch, which takes seconds
 
 
 def refuse_another_run(arguments: TrainArguments) -> dict | None:

@@ -22,7 +22,7 @@ from .. import signals
 from ..errors import RunFailure, Stopped, UserError, choose, whole_number
 from ..machine.devices import gpus
 from .arguments import TrainArguments
-from .deepspeed_config import used
+from .deepspeed_config import check_package, used
 
 LAUNCHERS = ("torchrun", "deepspeed")
 TRAIN = Path(__file__).resolve().parents[2] / "train.py"
@@ -138,6 +138,7 @@ def command(arguments: TrainArguments, words: list[str]) -> list[str]:
     here, nodes = processes(arguments.use_cpu)
     arguments.accumulation(here * nodes)
     starter = launcher(arguments, here * nodes)
+    check_package(used(arguments.deepspeed, here * nodes))
     if starter is None:
         return [sys.executable, "-u", str(TRAIN), *words]
     start = (_torchrun if starter == "torchrun" else _deepspeed)(here, nodes)
@@ -150,7 +151,8 @@ def start(words: list[str], use_cpu: bool = False) -> None:
     processes fails."""
     sys.stdout.flush()  # what was printed comes before what the training prints
     environment = dict(os.environ)
-    environment.setdefault("OMP_NUM_THREADS", str(max((os.cpu_count() or 1) // processes(use_cpu)[0], 1)))
+    if (here := processes(use_cpu)[0]) > 1:  # one alone takes torch's own number
+        environment.setdefault("OMP_NUM_THREADS", str(max((os.cpu_count() or 1) // here, 1)))
     if not gpus(use_cpu):
         environment.setdefault("DS_ACCELERATOR", "cpu")
     status, received = signals.run(words, _training, env=environment)

@@ -42,7 +42,7 @@ from . import prepare_classifier as classification
 from . import prepare_generator as generation
 from .arguments import TrainArguments
 from .command_line import as_config, changed_options
-from .deepspeed_config import used
+from .deepspeed_config import check_package, used
 from .ending import KeepTrained, told, try_out
 from .first_checks import refuse_another_run
 from .inputs import input_hashes
@@ -141,6 +141,7 @@ def _check(arguments: TrainArguments) -> str | None:
             "--deepspeed needs a launcher, even for one process: torchrun --nproc_per_node 1 train.py ..., "
             "or sh scripts/ba-lora.sh CONFIG --deepspeed FILE"
         )
+    check_package(deepspeed)
     arguments.accumulation(int(os.environ.get("WORLD_SIZE", 1)))
     check_reporters(arguments.report_to or ())
     if arguments.tf32 and not is_torch_tf32_available():

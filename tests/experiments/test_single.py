@@ -142,7 +142,7 @@ def test_an_endpoint_without_an_address_and_vllm_that_is_missing_are_refused_bef
         monkeypatch.delenv(name, raising=False)
     find = backends.find_spec
     monkeypatch.setattr(backends, "find_spec", lambda name: None if name == "vllm" else find(name))
-    for backend, message in (("openai", "OPENAI_BASE_URL"), ("vllm", "--backend vllm is not installed")):
+    for backend, message in (("openai", "OPENAI_BASE_URL"), ("vllm", "--eval_backend vllm is not installed")):
         with pytest.raises(UserError, match=message):
             train_and_evaluate(TINY, ["--eval_backend", backend, "--output_dir", str(tmp_path / "run")])
     assert not (tmp_path / "run").exists()

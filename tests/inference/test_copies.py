@@ -139,7 +139,7 @@ def test_copies_are_one_per_gpu_or_as_many_as_are_asked_for(monkeypatch):
     assert devices.copies("transformers", None, None) == devices.copies("vllm", None, None) == 4
     assert devices.copies("vllm", None, None, tensor_parallel=2) == 2 and devices.copies("vllm", None, 3) == 3
     monkeypatch.setenv("NPROC", "8")  # of the training, which may have used the CPU
-    assert devices.copies("transformers", None, None) == 4
+    assert devices.copies("transformers", None, None) == devices.copies("vllm", None, None) == 4
     with pytest.raises(UserError, match="--processes is 5 and torch finds 4 GPUs, one for each; lower it to 4"):
         devices.copies("transformers", 5, None)
 

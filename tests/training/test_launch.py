@@ -20,7 +20,7 @@ from ba_lora.errors import RunFailure, UserError
 from ba_lora.experiments import single
 from ba_lora.files import read_json, write_json
 from ba_lora.models import load_model
-from ba_lora.training import checkpoints, launch
+from ba_lora.training import checkpoints, deepspeed_config, launch
 from ba_lora.training.command_line import parse
 from ba_lora.training.run import train
 from tests.processes import default_signals
@@ -51,6 +51,13 @@ def test_one_process_needs_no_launcher_unless_deepspeed_does(monkeypatch):
     alone = ["ba_lora.training.torchrun", "--nproc_per_node", "1", "--standalone"]
     for name in ("zero2-offload", "zero3-offload"):
         assert command(monkeypatch, "--deepspeed", ZERO2.replace("zero2", name)) == alone
+
+
+def test_deepspeed_that_is_not_installed_is_refused_where_it_is_used(monkeypatch):
+    monkeypatch.setattr(deepspeed_config, "find_spec", lambda name: None)
+    assert command(monkeypatch, "--deepspeed", ZERO2) is None
+    with pytest.raises(UserError, match="the package deepspeed is not installed; .* or add --deepspeed none"):
+        command(monkeypatch, "--deepspeed", ZERO2, NPROC="2")
 
 
 def test_the_environment_says_how_many_processes_and_machines(monkeypatch):
