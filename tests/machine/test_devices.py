@@ -1,16 +1,19 @@
 """The device and the number of processes have one source, and a GPU that torch cannot use is named, with a simulated driver."""
 
+import os
 import resource
+import runpy
 import subprocess
 import sys
 
 import pytest
 import torch
 
+from ba_lora import hub
 from ba_lora.errors import UserError
 from ba_lora.inference.subject import open_subject
 from ba_lora.machine import devices, driver
-from ba_lora.training import launch
+from ba_lora.training import launch, run
 from ba_lora.training.command_line import parse
 from ba_lora.training.first_checks import check_inputs
 from ba_lora.training.model_numbers import parameters_of
@@ -182,3 +185,13 @@ def test_the_refusal_takes_less_than_five_seconds_and_writes_nothing(tmp_path, s
     assert done.stderr.startswith("error: the driver 550.54.15 sees 8 GPUs (NVIDIA A40) and torch ")
     assert (after.ru_utime - before.ru_utime) + (after.ru_stime - before.ru_stime) < LIMIT
     assert not output.exists()
+
+
+def test_a_training_with_use_cpu_hides_the_gpus_from_every_library(monkeypatch, tmp_path):
+    seen = []
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    monkeypatch.setattr(run, "train", lambda arguments: seen.append(os.environ["CUDA_VISIBLE_DEVICES"]))
+    monkeypatch.setattr(hub, "push_after", lambda folder, arguments: None)
+    monkeypatch.setattr(sys, "argv", ["train.py", "--config", TINY, "--output_dir", str(tmp_path / "run"), "--use_cpu"])
+    runpy.run_path(str(launch.TRAIN))["main"]()
+    assert seen == ["-1"]
