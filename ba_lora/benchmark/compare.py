@@ -24,7 +24,7 @@ GROWTH = (BASE, "floor", "ours", "cached")
 
 
 def cases_of(args: argparse.Namespace) -> list[Case]:
-    """One case per vocabulary or body. Raises UserError for a body that is no decoder, and for too small a vocabulary."""
+    """One case per vocabulary or body. Raises UserError for a body other than a decoder, and for too small a vocabulary."""
     shared = {field.name for field in fields(Case)} - {"vocabulary", "svd_k", "body", "rank"}
     options = {name: getattr(args, name) for name in shared}
     options["device"] = args.device or ("cuda" if gpus() else "cpu")

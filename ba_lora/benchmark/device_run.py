@@ -40,7 +40,7 @@ PARTS: dict[str, Callable] = {
 
 
 def stack(device: str) -> dict:
-    """What runs: the card, its driver, and the versions of the libraries."""
+    """The environment of the check: the card, its driver, and the versions of the libraries."""
     card = torch.cuda.get_device_name() if device == "cuda" else "CPU"
     memory = torch.cuda.get_device_properties(0).total_memory if device == "cuda" else None
     record = provenance.record()

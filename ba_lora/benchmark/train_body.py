@@ -24,7 +24,7 @@ def prepare(folder: Path, body: str, rows: int, together: int) -> tuple[Path, Pa
     base, data = folder / "base", folder / "data.json"
     base.mkdir(parents=True, exist_ok=True)
     body_config(body).save_pretrained(base)
-    save_file({}, base / "model.safetensors")  # a folder without a file of weights is no model's
+    save_file({}, base / "model.safetensors")  # without a file of weights the folder is not taken for a model
     for file in MODEL_DIR.glob("tokenizer*"):
         shutil.copy(file, base)
     problems = generate("train", rows * together)

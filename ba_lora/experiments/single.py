@@ -78,7 +78,7 @@ def train_and_evaluate(config: str, words: list[str]) -> int:
 
 
 def _backend(arguments: TrainArguments, benchmarks: list[str]) -> Choice | None:
-    """What generates the answers. Raises UserError, before the training, for what cannot; None if nothing is to be generated."""
+    """The backend that generates the answers; None if there are none. Raises UserError, before the training, if it cannot run here."""
     if arguments.task or not benchmarks or not launch.is_first_machine():
         return None
     choice = resolve_anywhere(arguments.eval_backend, arguments.method)

@@ -54,7 +54,7 @@ class Choice(NamedTuple):
 
 
 def resolve(name: str, method: str | None = None) -> Choice:
-    """What `name`, which may be "auto", stands for in this Python. method: the one that trained the model, if it is known.
+    """The backend that `name`, which may be "auto", stands for in this Python. method: the one that trained the model, if it is known.
 
     Raises UserError for an unknown name, a backend that is not installed, and vLLM for a method that it cannot serve.
     """

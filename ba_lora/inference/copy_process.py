@@ -16,7 +16,7 @@ from ..errors import UserError, one_line, redacted
 
 def main() -> None:
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)  # what libraries print is no answer
+    os.dup2(2, 1)  # libraries may print, and stdout carries the answers alone
     questions = queue.SimpleQueue()
     threading.Thread(target=_read, args=(questions,), daemon=True).start()
     try:

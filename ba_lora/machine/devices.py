@@ -74,7 +74,7 @@ def _unusable(found: driver.Driver, torch) -> str:
 
 
 def _reason(torch) -> str:
-    """What torch itself says when it is made to use a GPU."""
+    """The error of torch when it is made to use a GPU."""
     try:
         torch.cuda.init()
     except Exception as error:  # RuntimeError, AssertionError: as the build has it

@@ -180,7 +180,7 @@ def _start(arguments: TrainArguments, processes: int) -> dict:
 
 
 def _evaluation(arguments: TrainArguments, there: int | None) -> dict | None:
-    """What generates the answers, on how many processes of the first machine; None without benchmarks. there: its planned devices."""
+    """The backend of the evaluation and its processes on the first machine; None without benchmarks. there: its planned devices."""
     if not arguments.benchmarks:
         return None
     if arguments.task:

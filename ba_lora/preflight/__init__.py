@@ -1,4 +1,4 @@
-"""What would stop a run on this machine, found in seconds and before anything is loaded or written: all of it, not the first.
+"""Everything that would stop a run on this machine, found in seconds, before anything is loaded or written.
 
     python -m ba_lora.preflight CONFIG [options of train.py]
 

@@ -1,4 +1,4 @@
-"""What the evaluations at the end of a run need: the sandbox, vLLM, an endpoint, MT-Bench's judge."""
+"""The requirements of the evaluations after a run: the sandbox, vLLM, an endpoint, MT-Bench's judge."""
 
 import os
 import urllib.error
@@ -17,7 +17,7 @@ OPENAI = "https://api.openai.com/v1"
 
 
 def findings(arguments: TrainArguments) -> Iterator[str]:
-    """What the run's benchmarks lack on this machine."""
+    """Yield each requirement of the run's benchmarks that this machine lacks."""
     benchmarks = arguments.benchmarks or ()
     for name in PROGRAMS:
         if name in benchmarks:

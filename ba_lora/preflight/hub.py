@@ -31,7 +31,7 @@ class Source(NamedTuple):
 
 
 def findings(arguments: TrainArguments) -> Iterator[str]:
-    """What keeps the hub from giving what the run needs."""
+    """Yield the reasons why the hub does not give the weights and data of the run."""
     wanted = [source for source in sources(arguments) if not is_cached(source)]
     if not wanted:
         return

@@ -32,7 +32,7 @@ GROUPS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_by
 
 
 def findings(arguments: TrainArguments) -> Iterator[str]:
-    """What is too small on this machine. Says nothing of a model whose sizes are not known."""
+    """Yield what is too small on this machine; nothing about a model whose sizes are not known."""
     yield from _disks(arguments)
     try:
         here, machines = launch.processes(arguments.use_cpu)
