@@ -1,4 +1,4 @@
-"""What --backend auto stands for, by what is installed and which device there is."""
+"""The backend that --backend auto stands for, by the installed packages and the device."""
 
 import sys
 
