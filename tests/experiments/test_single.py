@@ -79,6 +79,7 @@ def test_a_benchmark_that_fails_leaves_the_run_and_a_card_with_the_others(tmp_pa
     assert "| gsm8k | tinymath |" in (tmp_path / "run" / "adapter" / "README.md").read_text()
 
 
+@pytest.mark.slow
 def test_two_processes_train_and_evaluate_as_one_evaluates_and_the_last_line_says_where_all_is(
     tmp_path, monkeypatch, capfd
 ):
