@@ -25,7 +25,7 @@ def launch(folder, *words):
     """The result of training with two processes. They are forked, because each would import its libraries for 10 s."""
     import deepspeed
 
-    # replaces DeepSpeed's own operator, which takes minutes to compile; test_launch.py covers that one
+    # replaces DeepSpeed's own operator, which takes minutes to compile; test_launched_runs.py covers that one
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     folder.mkdir()
     with socket.socket() as free:
@@ -42,7 +42,7 @@ def launch(folder, *words):
 
 
 def train_as(rank, port, folder, *words):
-    """Train as torchrun's process `rank` of two; test_launch.py starts torchrun itself."""
+    """Train as torchrun's process `rank` of two; test_launched_runs.py starts torchrun itself."""
     AcceleratorState._reset_state(reset_partial_state=True)  # of what was trained before the fork
     places = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2, "MASTER_PORT": port}
     os.environ |= {name: str(value) for name, value in places.items()}
@@ -93,7 +93,7 @@ def cut_finely(file, stage):
     return str(file)
 
 
-@pytest.mark.parametrize("stage", [pytest.param(2, marks=pytest.mark.slow), 3])  # test_launch.py also covers stage 2
+@pytest.mark.parametrize("stage", [pytest.param(2, marks=pytest.mark.slow), 3])  # test_launched_runs.py also covers stage 2
 def test_two_processes_under_zero_train_as_one(alone, tmp_path, stage):
     config, steps = cut_finely(tmp_path / "zero.json", stage), 8
     assert_trained_alike(alone("ba-lora", steps), launch(tmp_path / "two", "ba-lora", config, steps))
