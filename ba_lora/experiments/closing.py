@@ -26,7 +26,7 @@ def next_commands(folder: Path, arguments: TrainArguments) -> dict[str, str]:
     """{purpose: command}: chat, merge, load in Python, evaluate further; only those that exist for the run's method and task."""
     run, how = shlex.quote(str(folder)), method_of(arguments.method)
     loaded = f"import ba_lora; model = ba_lora.load({_text(folder)})"
-    commands = {} if arguments.task else {"chat": f"python -m ba_lora.chat --run {run}"}
+    commands = {} if arguments.task else {"chat": f"python -m ba_lora.chat --model {run}"}
     if how.files == "peft" and not arguments.task:
         whole = f"{loaded}; model.merge_and_unload().save_pretrained({_text(f'{folder}-merged')})"
         commands["merge"] = f"python -c {shlex.quote(whole)}"

@@ -107,7 +107,7 @@ def test_two_processes_train_and_evaluate_as_one_evaluates_and_the_last_line_say
 
     commands = dict(line.strip().split("  ", 1) for line in said[said.index("Next:") + 1 : -1])
     assert commands.keys() == {"chat", "merge", "in Python", "evaluate"}
-    assert shlex.split(commands["chat"])[-2:] == ["--run", str(folder)]
+    assert shlex.split(commands["chat"])[-2:] == ["--model", str(folder)]
     exec(shlex.split(commands["merge"])[2])
     assert (tmp_path / "my run-merged" / "model.safetensors").is_file()
     exec(commands["in Python"].strip(), names := {})

@@ -95,6 +95,7 @@ def score(folder):
     return json.loads((folder / "score.json").read_text())
 
 
+@pytest.mark.slow  # the fast tier compares what two processes generate
 def test_an_evaluation_on_two_processes_leaves_the_files_of_one_which_may_finish_it(tmp_path):
     alone, shared = tmp_path / "alone", tmp_path / "shared"
     expected = evaluate(alone, "--limit", "24", "--processes", "1")

@@ -93,7 +93,7 @@ def cut_finely(file, stage):
     return str(file)
 
 
-@pytest.mark.parametrize("stage", [pytest.param(2, marks=pytest.mark.slow), 3])  # test_launched_runs.py also covers stage 2
+@pytest.mark.parametrize("stage", [pytest.param(2, marks=pytest.mark.slow), 3])  # test_launched_runs.py: 2
 def test_two_processes_under_zero_train_as_one(alone, tmp_path, stage):
     config, steps = cut_finely(tmp_path / "zero.json", stage), 8
     assert_trained_alike(alone("ba-lora", steps), launch(tmp_path / "two", "ba-lora", config, steps))
