@@ -56,7 +56,7 @@ def may_have_gpus() -> bool:
 
 
 def seen() -> Driver | None:
-    """The driver and its GPUs; None if it sees none, or there is no driver."""
+    """The driver and its GPUs; None without a driver or without a GPU that it sees."""
     program = shutil.which("nvidia-smi")
     status, answer = _ask(program) if program else (None, "")
     if status == 0:

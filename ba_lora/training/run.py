@@ -277,7 +277,7 @@ def _write_card(folder: Path) -> None:
 
 
 def leave_processes(status: int = 0) -> None:
-    """Leave the process group, once no more training follows; end this process with `status` if it is one of several on CPUs.
+    """Leave the process group after the last training. On CPUs, where several processes use Gloo, also end this one with `status`.
 
     Gloo's threads outlive destroy_process_group (the wrapped model holds the group). A thread that drops a tensor while the
     interpreter shuts down aborts the process, and torchrun then reports a failed run although all work is done. Everything
