@@ -43,6 +43,7 @@ def test_the_first_part_needs_six_packages_and_says_what_ran(six, tmp_path):
     assert [rows["step 0: consistency, chunked", dtype] for dtype in ("float32", "bfloat16")] == [0.0, 0.0]
 
 
+@pytest.mark.slow
 def test_training_and_scoring_the_embedded_model_import_nothing_beside_the_six(six):
     modules = (
         "training.run",

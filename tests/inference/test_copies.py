@@ -67,6 +67,7 @@ def test_a_prompt_that_does_not_fit_is_refused_before_anything_is_asked(subject,
         copies.stream([[5] * 5000], **options)
 
 
+@pytest.mark.slow
 def test_a_model_that_no_process_can_open_is_one_line(tmp_path):
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(UserError) as raised:
