@@ -30,6 +30,11 @@ def gpus(use_cpu: bool = False, *, check: bool = True) -> int:
     return 0
 
 
+def hide_gpus() -> None:
+    """Hide the GPUs from every library in this process and from the processes that it starts, before one looks for them."""
+    os.environ[HIDE] = "-1"
+
+
 def device(use_cpu: bool = False) -> str:
     """The name of this process's device for torch; see `gpus`. LOCAL_RANK is set by the launchers."""
     return f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if gpus(use_cpu) else "cpu"

@@ -10,7 +10,7 @@ from ..files import read_json
 from ..folders.disk import refuse_unwritable
 from ..folders.ownership import refuse_foreign
 from ..folders.places import check_model_folder
-from ..machine.devices import refuse_unmeant_cpu
+from ..machine.devices import hide_gpus, refuse_unmeant_cpu
 from ..packages import check_name
 from .arguments import TrainArguments
 from .command_line import changed_options, parse
@@ -23,9 +23,12 @@ def parse_and_check(
     """`command_line.parse`, then `check`, by default `check_inputs`. A model on the hub is asked for its size if the options depend
     on it.
 
-    tell: print what was chosen for the run. A command that starts another one for the training leaves that to it.
+    With --use_cpu this process and those that it starts see no GPU. tell: print what was chosen for the run. A command that starts
+    another one for the training leaves that to it.
     """
     arguments = parse(words)
+    if arguments.use_cpu:
+        hide_gpus()
     if not arguments.dry_run:
         (check or check_inputs)(arguments)
         if arguments.chosen and width_of(arguments.model) is None and fetch_config(arguments.model):
