@@ -1,5 +1,6 @@
 """The prepared state of a run of either kind, after everything is read and opened."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -15,7 +16,7 @@ from ..methods.names import start_of
 from ..objective.settings import Objective
 from .arguments import TrainArguments
 from .checkpoints import START, initial_factors
-from .deepspeed_config import zero_stage
+from .deepspeed_config import used, zero_stage
 from .order import FixedOrder
 from .step_model import StepModel
 
@@ -85,5 +86,6 @@ def to_device(model: nn.Module, arguments: TrainArguments) -> None:
     Under ZeRO-3 the model stays in the host's memory, because it may be larger than one GPU: DeepSpeed moves the parts that
     each GPU keeps, and the decomposition one matrix at a time.
     """
-    if zero_stage(arguments.deepspeed) < 3:
+    deepspeed = used(arguments.deepspeed, int(os.environ.get("WORLD_SIZE", 1)))
+    if zero_stage(deepspeed) < 3:
         model.to(device(arguments.use_cpu))

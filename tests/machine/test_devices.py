@@ -17,11 +17,10 @@ from ba_lora.inference import backends
 from ba_lora.inference.devices import copies
 from ba_lora.inference.subject import open_subject
 from ba_lora.machine import devices, driver
-from ba_lora.training import launch, run
+from ba_lora.training import launch, prepare, run
 from ba_lora.training.command_line import parse
 from ba_lora.training.first_checks import check_inputs
 from ba_lora.training.model_numbers import parameters_of
-from ba_lora.training.prepare import adapt
 from ba_lora.training.run import training_arguments
 from tests.common import ROOT, small_llama
 from tests.machine.drivers import EIGHT, answer
@@ -172,9 +171,19 @@ def test_the_parameters_of_a_model_are_counted_before_it_is_adapted(tmp_path, mo
     monkeypatch.setattr(devices, "ON_CPU", count - 1)
     arguments = parse(["--config", TINY, "--output_dir", "unused", "--model", "someone/unknown"])
     with pytest.raises(UserError, match="someone/unknown has 0.0B parameters and there is no GPU"):
-        adapt(arguments, model, arguments.objective(), 10)
+        prepare.adapt(arguments, model, arguments.objective(), 10)
     (tmp_path / "model.safetensors").write_bytes(b"damaged")
     assert parameters_of(str(tmp_path)) is None
+
+
+@pytest.mark.parametrize(("processes", "place"), [("1", "meta"), ("2", "cpu")])
+def test_the_model_stays_in_the_hosts_memory_where_zero_3_is_used(monkeypatch, processes, place):
+    """One process has nothing to divide and leaves the config out."""
+    monkeypatch.setattr(prepare, "device", lambda use_cpu: "meta")  # stands for the GPU
+    monkeypatch.setenv("WORLD_SIZE", processes)
+    model, zero3 = small_llama(), str(ROOT / "configs/deepspeed/zero3.json")
+    prepare.to_device(model, parse(["--config", TINY, "--output_dir", "unused", "--deepspeed", zero3]))
+    assert {each.device.type for each in model.parameters()} == {place}
 
 
 @pytest.fixture
