@@ -1,4 +1,4 @@
-"""The backends that make completions, by name, and what "auto" stands for on this machine.
+"""The backends that make completions, by name: what "auto" stands for here, and how many copies of the model share the work.
 
 Prompts are token ids from `encode_prompt`, so that no backend can add a second beginning-of-sequence token.
 """
@@ -11,10 +11,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
-from ..errors import UserError, choose
+from ..errors import UserError, choose, whole_number
+from ..machine.devices import gpus
 from ..methods.names import method_of
 from .completions import Completion
-from .devices import gpus
 
 BACKENDS = {"transformers": "transformers", "vllm": "vllm", "openai": "openai"}  # name → module that it needs
 AUTO = "auto"  # vllm where it can run, else transformers
@@ -90,6 +90,26 @@ def resolve_anywhere(name: str, method: str | None = None) -> Choice:
     if not python.is_file():
         raise UserError(f"BA_LORA_VLLM {home} has no bin/python; name the environment with vLLM, or unset it")
     return Choice("vllm", str(python))
+
+
+def copies(backend: str, processes: int | None, data_parallel: int | None, tensor_parallel: int = 1) -> int | None:
+    """The number of copies of the model that share the prompts; None for an endpoint, which decides by itself.
+
+    transformers: `processes` if given, else $NPROC, else one per GPU, or one without GPUs. vLLM: `data_parallel` if given, else the
+    same number of GPUs divided by `tensor_parallel`; without GPUs one, which uses every core. No more than one copy is on a GPU:
+    raises UserError if `processes` asks for that.
+    """
+    if backend == "openai":
+        return None
+    there = gpus()
+    if backend == "vllm":
+        if not there:
+            return data_parallel or 1
+        return data_parallel or max(1, min(whole_number("NPROC", there), there) // tensor_parallel)
+    if there and processes and processes > there:
+        raise UserError(f"--processes is {processes} and torch finds {there} GPUs, one for each; lower it to {there}")
+    count = processes or whole_number("NPROC", max(there, 1))
+    return min(count, there or count)
 
 
 def vllm_obstacle() -> str | None:

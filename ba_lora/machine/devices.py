@@ -40,6 +40,14 @@ def device(use_cpu: bool = False) -> str:
     return f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if gpus(use_cpu) else "cpu"
 
 
+def visible(number: int) -> str | None:
+    """CUDA_VISIBLE_DEVICES for a process that gets the GPU of this number among those seen here; None without GPUs."""
+    if not gpus():
+        return None
+    seen = os.environ.get(HIDE)
+    return seen.split(",")[number].strip() if seen else str(number)
+
+
 def refuse_unmeant_cpu(parameters: int | None, model: str, use_cpu: bool) -> None:
     """Raise UserError if a training would run on a CPU that was not asked for: see `gpus`, and any model above ON_CPU.
 

@@ -1,6 +1,5 @@
 """The prepared state of a run of either kind, after everything is read and opened."""
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -10,6 +9,7 @@ from torch import nn
 from ..data.samples import Samples
 from ..files import digest
 from ..machine.devices import device, refuse_unmeant_cpu
+from ..machine.processes import world
 from ..methods import quantisation
 from ..methods.attach import attach
 from ..methods.names import start_of
@@ -86,6 +86,6 @@ def to_device(model: nn.Module, arguments: TrainArguments) -> None:
     Under ZeRO-3 the model stays in the host's memory, because it may be larger than one GPU: DeepSpeed moves the parts that
     each GPU keeps, and the decomposition one matrix at a time.
     """
-    deepspeed = used(arguments.deepspeed, int(os.environ.get("WORLD_SIZE", 1)))
+    deepspeed = used(arguments.deepspeed, world())
     if zero_stage(deepspeed) < 3:
         model.to(device(arguments.use_cpu))

@@ -14,7 +14,6 @@ from ba_lora import hub, preflight
 from ba_lora.errors import UserError
 from ba_lora.experiments import single
 from ba_lora.inference import backends
-from ba_lora.inference.devices import copies
 from ba_lora.inference.subject import open_subject
 from ba_lora.machine import devices, driver
 from ba_lora.training import launch, prepare, run
@@ -203,7 +202,7 @@ def test_the_evaluation_after_a_training_with_use_cpu_sees_no_gpu(
     seen, home = [], tmp_path / "vllm"
     monkeypatch.setattr(preflight, "check", lambda arguments: seen.append(devices.gpus()))
     monkeypatch.setattr(launch, "start", lambda command, use_cpu: seen.append(os.environ["CUDA_VISIBLE_DEVICES"]))
-    monkeypatch.setattr(eval.all, "main", lambda words: seen.append(copies("transformers", None, None)))
+    monkeypatch.setattr(eval.all, "main", lambda words: seen.append(backends.copies("transformers", None, None)))
     for name in ("push_after", "write_card"):
         monkeypatch.setattr(single, name, lambda *given, **options: None)
     monkeypatch.setattr(single, "closing", lambda *given: [])
