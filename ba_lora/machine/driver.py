@@ -2,6 +2,10 @@
 
 nvidia-smi is asked first. Where it is missing or fails (a container without it, a driver that was replaced since the machine
 started), the device files and the kernel's own report are read.
+
+Sources of BUILDS: for the lowest driver of a CUDA version, NVIDIA's page "Minor Version Compatibility" (CUDA Compatibility; table 1: 13.x from
+580, 12.x from 525) and the "CUDA Toolkit Release Notes" (525.60.13, the first driver of CUDA 12.0, as the full number); for the packages,
+download.pytorch.org/whl/cu126, which has the tested versions of torch.
 """
 
 import glob
@@ -29,7 +33,7 @@ class Build(NamedTuple):
     index: str
 
 
-# Newest first. The drivers are those of CUDA's minor-version compatibility (NVIDIA, CUDA Compatibility, table 1).
+# Newest first.
 BUILDS = (
     Build(13, (580,), "https://download.pytorch.org/whl/cu130"),
     Build(12, (525, 60, 13), "https://download.pytorch.org/whl/cu126"),
