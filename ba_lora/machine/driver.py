@@ -11,8 +11,10 @@ download.pytorch.org/whl/cu126, which has the tested versions of torch.
 import glob
 import os
 import re
+import shlex
 import shutil
 import subprocess
+import sys
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
@@ -126,7 +128,8 @@ def remedy_for(version: str | None) -> str:
     build = next((build for build in BUILDS if known >= build.driver), None)
     if build is None:
         return f"update the driver to {_text(BUILDS[-1].driver)} or newer; no build of {TORCH} runs on this one"
-    return f'install a build for this driver: pip install "{TORCH}" --index-url {build.index}'
+    pip = f"{shlex.quote(sys.executable)} -m pip install --upgrade"  # without it pip keeps any torch of these versions
+    return f'install a build for this driver: {pip} "{TORCH}" --index-url {build.index}'
 
 
 def _text(version: tuple[int, ...]) -> str:

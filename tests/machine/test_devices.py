@@ -55,7 +55,7 @@ def machine(tmp_path, monkeypatch):
         ("525.60.13", "13.2", ["needs driver 580", CU126]),
         ("525.60.12", "12.6", ["needs driver 525.60.13 or newer", "update the driver to 525.60.13 or newer"]),
         ("470.57.02", "13.0", ["needs driver 580", "update the driver to 525.60.13 or newer; no build of torch>=2.11"]),
-        ("550.54.15", None, ["is a build without CUDA", CU126]),
+        ("550.54.15", None, ["is a build without CUDA", f"{sys.executable} -m pip install --upgrade ", CU126]),
         ("580.65.06", None, ["is a build without CUDA", CU130]),
         ("590.10", "13.0", ["cannot use them (", "restart the machine or ask its administrator"]),
     ],
