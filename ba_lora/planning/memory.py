@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from ..methods.teacher import COPY, initial_copy, teacher
-from ..objective.chunked import TeacherStats, chunked_objective, rows_of_a_chunk
+from ..objective.chunked import TeacherStats, chunked_objective, needs_factor, rows_of_a_chunk
 from ..objective.dense import classifier_objective, dense_objective
 from ..objective.head import split
 from ..objective.settings import Objective
@@ -70,11 +70,13 @@ def passing(
     activations: what the student's layers keep for the backward pass (with gradient checkpointing only the layers' inputs);
     objective: the rest of the peak, that is, a chunk of the student's and teacher's logits and what the terms compute from them,
     with all weights on and every position counted; all logits if the terms need them, the head is trained or the model is a
-    classifier. cached: the teacher's part comes from a cache. device: the type of device whose chunk size is used. `model` is from
-    `attach` on the meta device, and is used up.
+    classifier; head factor: the factor that the spectrum's term keeps for the whole run, whole on each device, absent without it.
+    cached: the teacher's part comes from a cache. device: the type of device whose chunk size is used. `model` is from `attach` on
+    the meta device, and is used up.
 
-    The kernels are the CPU's; a GPU's may keep a little more or less. Not included: memory that the numerical libraries allocate
-    for themselves, fragmentation, and the driver's context (about 0.5 GB).
+    Making the factor takes some times its size (0.7 GB for a width of 4096), before there are activations: less than a published
+    run's micro-batch takes later, so it is not added. The kernels are the CPU's; a GPU's may keep a little more or less. Not
+    included: memory that the numerical libraries allocate for themselves, fragmentation, and the driver's context (about 0.5 GB).
     """
     ledger = Ledger()
     with FakeTensorMode(allow_non_fake_inputs=True):  # for DeBERTa's constants
@@ -92,7 +94,10 @@ def passing(
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         ids = torch.zeros(micro_batch, length, dtype=torch.long)
         inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-        forward, finish = _forms(model, objective, ids[:, 1:].reshape(-1), device)
+        forward, finish, factor = _forms(model, objective, ids[:, 1:].reshape(-1), device)
+        kept = {} if factor is None else {"head factor": factor.nbytes}
+        if factor is not None:
+            ledger.leave_out(factor)
         with ledger, torch.autocast("cpu", torch.bfloat16, enabled=autocast):
             teacher_rows = stats = None
             if objective.uses_teacher() and cached:
@@ -107,11 +112,13 @@ def passing(
             loss = finish(_rows(output), teacher_rows, stats)
             del output  # a trainer keeps the loss alone
             loss.backward()
-    return {"activations": activations, "objective": max(ledger.peak - activations, 0)}
+    return {"activations": activations, "objective": max(ledger.peak - activations, 0), **kept}
 
 
-def _forms(model: nn.Module, objective: Objective, targets: torch.Tensor, device: str) -> tuple[Callable, Callable]:
-    """(the forward pass, the loss of its rows and the teacher's), as objective_model.ObjectiveModel computes them in training."""
+def _forms(
+    model: nn.Module, objective: Objective, targets: torch.Tensor, device: str
+) -> tuple[Callable, Callable, torch.Tensor | None]:
+    """(the forward pass, the loss of its rows and the teacher's, the head's factor if there is one), as in ObjectiveModel."""
     weights = objective.maxima()
     causal = model.get_base_model() if hasattr(model, "get_base_model") else model
     head = causal.get_output_embeddings()
@@ -121,22 +128,22 @@ def _forms(model: nn.Module, objective: Objective, targets: torch.Tensor, device
             labels, regression = targets[: len(rows)], rows.shape[1] == 1
             return classifier_objective(rows, teacher_rows, labels, objective, weights, regression=regression)[0]
 
-        return lambda **inputs: model(**inputs).logits, classified
+        return lambda **inputs: model(**inputs).logits, classified, None
     parts, _ = split(model, torch.zeros(1, 2, dtype=torch.long), objective)
     if parts is None:
 
         def dense(rows, teacher_rows, stats):
             return dense_objective(rows, teacher_rows, targets, objective, weights)[0]
 
-        return lambda **inputs: model(**inputs, use_cache=False).logits, dense
-    factor = torch.empty(min(head.weight.shape), head.weight.shape[1])
+        return lambda **inputs: model(**inputs, use_cache=False).logits, dense, None
+    factor = torch.empty(min(head.weight.shape), head.weight.shape[1]) if needs_factor(weights) else None
 
     def chunked(rows, teacher_rows, stats):
         form, options = (objective, weights), {"head_factor": factor, "teacher_stats": stats}
         options["chunk_size"] = rows_of_a_chunk(len(head.weight), device=device)
         return chunked_objective(rows, teacher_rows, head.weight, targets, *form, **options)[0]
 
-    return lambda **inputs: parts.body(**inputs, use_cache=False).last_hidden_state, chunked
+    return lambda **inputs: parts.body(**inputs, use_cache=False).last_hidden_state, chunked, factor
 
 
 def _rows(output: torch.Tensor) -> torch.Tensor:

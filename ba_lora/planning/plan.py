@@ -9,8 +9,7 @@ from typing import NamedTuple
 from ..data.glue import load_examples
 from ..data.glue_sizes import ROWS, padded_tokens
 from ..data.sources import TINYMATH_ROWS, read_table
-from ..inference.backends import resolve_anywhere
-from ..inference.devices import copies
+from ..inference.backends import copies, resolve_anywhere
 from ..methods.decomposition import file_bytes
 from ..methods.names import method_of, start_of
 from ..objective.settings import REGULARIZERS, WEIGHTS

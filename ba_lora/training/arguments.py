@@ -234,7 +234,7 @@ class TrainArguments:
         "show a progress bar on a terminal; without one, a line now and then says step, loss and time left",
         group="run",
     )
-    use_cpu: bool = option(False, "train on the CPU even if there is a GPU", group="run")
+    use_cpu: bool = option(False, "train, and evaluate afterwards, on the CPU even if there is a GPU", group="run")
     report_to: list[str] | None = option(
         None, "tensorboard and/or wandb beside metrics.jsonl; their files go to logs/", group="run"
     )

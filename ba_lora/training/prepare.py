@@ -9,13 +9,14 @@ from torch import nn
 from ..data.samples import Samples
 from ..files import digest
 from ..machine.devices import device, refuse_unmeant_cpu
+from ..machine.processes import world
 from ..methods import quantisation
 from ..methods.attach import attach
 from ..methods.names import start_of
 from ..objective.settings import Objective
 from .arguments import TrainArguments
 from .checkpoints import START, initial_factors
-from .deepspeed_config import zero_stage
+from .deepspeed_config import used, zero_stage
 from .order import FixedOrder
 from .step_model import StepModel
 
@@ -85,5 +86,6 @@ def to_device(model: nn.Module, arguments: TrainArguments) -> None:
     Under ZeRO-3 the model stays in the host's memory, because it may be larger than one GPU: DeepSpeed moves the parts that
     each GPU keeps, and the decomposition one matrix at a time.
     """
-    if zero_stage(arguments.deepspeed) < 3:
+    deepspeed = used(arguments.deepspeed, world())
+    if zero_stage(deepspeed) < 3:
         model.to(device(arguments.use_cpu))

@@ -7,6 +7,7 @@ from ..data.collator import PadRight
 from ..data.formats import read_conversations
 from ..data.sources import read_table
 from ..data.templates import make_template
+from ..machine.devices import device
 from ..models import load_model, load_tokenizer
 from ..objective.settings import Objective
 from . import resume, teacher_cache
@@ -96,5 +97,6 @@ def _teacher_cache(arguments: TrainArguments, objective, model, samples, data_ha
         dtype=arguments.teacher_cache_dtype,
         collate=collate,
         target_modules=arguments.target_modules,
+        device=device(arguments.use_cpu),
         progress=arguments.progress,
     )

@@ -15,7 +15,6 @@ protect against forgery. Runs of earlier versions lack some of them; a warning n
 """
 
 import logging
-import os
 from collections.abc import Iterable, Iterator
 from importlib import metadata
 from pathlib import Path
@@ -28,6 +27,7 @@ from ..data.samples import Samples
 from ..errors import UserError
 from ..files import digest, read_json
 from ..folders import fast_hash
+from ..machine.processes import is_first
 from . import checkpoints
 from .arguments import TrainArguments
 
@@ -119,11 +119,6 @@ def refuse_changes(arguments: TrainArguments, now: dict) -> None:
     problem = from_first(_problem(arguments, now) if arguments.resume and is_first() else None)
     if problem:
         raise UserError(problem)
-
-
-def is_first() -> bool:
-    """Return True on rank 0, or if the run has only one process."""
-    return int(os.environ.get("RANK", 0)) == 0
 
 
 def from_first(value):

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import (
     CohereConfig,
     CohereForCausalLM,
@@ -30,7 +31,7 @@ from ba_lora.errors import UserError
 from ba_lora.methods.attach import attach
 from ba_lora.methods.save import trained_parameters
 from ba_lora.methods.teacher import initial_copy
-from ba_lora.objective.chunked import CHUNK_BYTES
+from ba_lora.objective.chunked import CHUNK_BYTES, factor_of
 from ba_lora.objective.head import split
 from ba_lora.objective.settings import Objective
 from ba_lora.packages import open_model
@@ -67,6 +68,7 @@ def predicted(checkpointing=False, objective=OBJECTIVE, **changes):
 
 
 def measured(checkpointing, objective, model=None):
+    """Bytes of a micro-batch and of the factor that the run keeps beside it."""
     model = ObjectiveModel(attach(model or small_llama(), "lora", rank=4, alpha=4), objective).train()
     model.lambdas = objective.maxima()
     if checkpointing:
@@ -75,12 +77,14 @@ def measured(checkpointing, objective, model=None):
     mask = torch.ones_like(ids)
     mask[0, -1] = 0  # without padding the attention makes no mask
     batch = {"input_ids": ids, "attention_mask": mask, "labels": ids}
-    return peak(model, batch)
+    return peak(model, batch) + (0 if model.factor is None else model.factor.nbytes)
 
 
 def peak(model, batch):
-    model(**batch).loss.backward()  # the gradients exist now
+    model(**batch).loss.backward()  # the gradients and the head's factor exist now
     ledger = RealLedger()
+    if getattr(model, "factor", None) is not None:
+        ledger.leave_out(model.factor)
     for parameter in model.parameters():
         ledger.leave_out(parameter)
         if parameter.grad is not None:
@@ -129,6 +133,29 @@ def test_so_it_is_whether_the_head_allows_the_chunked_form_or_not(name):
     real = attach(deepcopy(model), "lora", rank=4, alpha=4)
     assert (split(real, torch.tensor([[1, 2]]))[0] is None) == (name in CHANGED)
     assert sum(said.values()) == pytest.approx(measured(False, objective, model), rel=0.1)
+
+
+@pytest.mark.parametrize("vocabulary", [970, 20])  # above and below the width of 32
+@pytest.mark.parametrize("objective", [OBJECTIVE, replace(OBJECTIVE, lambda3=0.0)], ids=["spectrum", "none"])
+def test_the_heads_factor_is_counted_where_the_run_makes_it(vocabulary, objective):
+    real = ObjectiveModel(attach(small_llama(vocab_size=vocabulary), "lora", rank=4, alpha=4), objective).train()
+    ids = torch.randint(3, vocabulary, (2, 5))
+    real(input_ids=ids, attention_mask=torch.ones_like(ids), labels=ids)
+    kept = {} if real.factor is None else {"head factor": real.factor.nbytes}
+    assert bool(kept) == (objective.lambda3 > 0)
+    parts = predicted(objective=objective, vocab_size=vocabulary)
+    assert {name: size for name, size in parts.items() if name not in ("activations", "objective")} == kept
+
+
+def test_making_the_factor_takes_less_than_the_micro_batch_that_follows():
+    job = job_of(parse(["--config", str(ROOT / "configs/nlg/llama-2-7b-metamath-iclr.yaml"), "--dry_run"]))
+    parts, ledger = passing_of(job._replace(checkpointing=True)), Ledger()
+    with FakeTensorMode():
+        weight = torch.empty(32000, 4096, dtype=torch.bfloat16)
+        with ledger:
+            factor = factor_of(weight)
+    assert parts["head factor"] == factor.nbytes == 4 * 4096 * 4096
+    assert 10 * factor.nbytes < ledger.peak < parts["activations"] + parts["objective"]
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
