@@ -61,7 +61,7 @@ def by_transformers(folder, adapters, names):
 def call(python, *words, **variables):
     """Run a command with vLLM's interpreter; takes about a minute on one core."""
     environment = os.environ | {"HF_HUB_OFFLINE": "1"} | variables
-    done = subprocess.run([python, *words], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=400)
+    done = subprocess.run([python, *words], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=800)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
 
 
