@@ -82,14 +82,19 @@ def test_the_installation_leaves_a_folder_alone_that_is_no_environment(tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {"mine.txt", "pyvenv.cfg"}
 
 
-def test_an_engine_ends_when_its_parent_is_killed():
-    code = """
-import subprocess, sys, time
-from ba_lora.inference.vllm_engine import end_with_us
-engine = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(300)"])
-end_with_us([engine.pid])
-print(engine.pid, flush=True)
-time.sleep(300)
+@pytest.mark.parametrize("when", ["while it opens", "later"])
+def test_an_engine_ends_when_its_parent_is_killed(when):
+    code = f"""
+import multiprocessing, time
+from ba_lora.inference.vllm_engine import ending_with_us
+if __name__ == "__main__":
+    engine = multiprocessing.get_context("fork").Process(target=time.sleep, args=(300,))
+    with ending_with_us():
+        engine.start()
+        time.sleep(1)
+        print(engine.pid, flush=True)
+        time.sleep({300 if when == "while it opens" else 0})
+    time.sleep(300)
 """
     parent = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True)
     engine = int(parent.stdout.readline())
