@@ -193,6 +193,12 @@ class TrainArguments:
         choices=("float32", "bfloat16"),
         group="objective",
     )
+    teacher_share: float = option(
+        1.0,
+        "share of each step's sequences on which the teacher runs, drawn by the seed; their rows weigh 1/share, so that the "
+        "gradient of consistency is right on average, and noisier (docs/objective.md)",
+        group="objective",
+    )
     log_all_terms: bool = option(False, "also compute and log terms whose weight is 0", group="objective")
     log_gradient_norms: bool = option(False, "log each term's gradient norm relative to the task's", group="objective")
 

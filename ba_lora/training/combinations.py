@@ -2,6 +2,7 @@
 
 from ..errors import UserError
 from ..methods.names import method_of
+from .teacher_share import check_share
 
 
 def check_combinations(arguments) -> None:
@@ -20,3 +21,17 @@ def check_combinations(arguments) -> None:
         raise UserError(
             f"--merge: the layers that {arguments.method} adds cannot be folded into the base; leave it out"
         )
+    if arguments.teacher_share < 1:
+        _check_teacher_share(arguments)
+
+
+def _check_teacher_share(arguments) -> None:
+    given, objective = f"--teacher_share {arguments.teacher_share}", arguments.objective()
+    if not objective.uses_teacher() and not arguments.log_all_terms:
+        raise UserError(f"{given}: no teacher runs here, because lambda1 is 0; leave it out")
+    if arguments.teacher_cache:
+        raise UserError(
+            f"{given} with --teacher_cache: the cache has the rows of every sequence and no teacher runs, so a share would only "
+            "add noise; leave one of them out"
+        )
+    check_share(arguments.teacher_share, objective)

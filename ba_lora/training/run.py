@@ -183,6 +183,7 @@ def _make_trainer(
         all_terms=arguments.log_all_terms,
         gradient_norms=arguments.log_gradient_norms,
         order=work.order,
+        teacher_share=arguments.teacher_share,
         wrapper=work.wrapper,
         train_dataset=work.samples,
         data_collator=work.collate,
