@@ -14,6 +14,7 @@ from ba_lora.errors import UserError
 from ba_lora.methods.attach import attach
 from ba_lora.objective import chunked
 from ba_lora.objective.settings import Objective
+from ba_lora.planning.plan import plan, render
 from ba_lora.training import checkpoints, step_model
 from ba_lora.training.callbacks import short_from
 from ba_lora.training.classifier_model import ClassifierModel
@@ -351,6 +352,17 @@ def test_a_share_is_recorded_and_one_of_one_goes_with_everything():
     for words in (["--lambda1_schedule", "adaptive"], ["--method", "lora"], ["--teacher_cache", "c"]):
         assert parse(["--output_dir", "x", "--teacher_share", "1", *words]).teacher_share == 1.0
     assert parse(["--output_dir", "x", "--teacher_share", "0.5", "--lambda1", "0", "--log_all_terms"]).log_all_terms
+
+
+def test_a_plan_says_the_share_and_counts_its_operations():
+    def work(*words):
+        given = parse(["--dry_run", "--devices", "1xA40", "--max_steps", "1", *words])
+        made = plan(given, memory=False)
+        return made["devices"]["forms"]["as planned"]["flops"], render(made)
+
+    (whole, said), (half, said_half), (none, _) = work(), work("--teacher_share", "0.5"), work("--lambda1", "0")
+    assert none < half < whole and whole - half == pytest.approx(half - none, rel=1e-9)
+    assert "teacher " not in said and "on 0.5 of the sequences of a step, drawn by the seed" in said_half
 
 
 def test_a_model_with_an_adaptive_weight_takes_no_share():
