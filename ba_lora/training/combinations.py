@@ -26,12 +26,12 @@ def check_combinations(arguments) -> None:
 
 
 def _check_teacher_share(arguments) -> None:
-    given, objective = f"--teacher_share {arguments.teacher_share}", arguments.objective()
+    share, objective = arguments.teacher_share, arguments.objective()
     if not objective.uses_teacher() and not arguments.log_all_terms:
-        raise UserError(f"{given}: no teacher runs here, because lambda1 is 0; leave it out")
+        raise UserError(f"--teacher_share {share}: no teacher runs here, because lambda1 is 0; leave it out")
     if arguments.teacher_cache:
         raise UserError(
-            f"{given} with --teacher_cache: the cache has the rows of every sequence and no teacher runs, so a share would only "
-            "add noise; leave one of them out"
+            f"--teacher_share {share} with --teacher_cache: the cache has the rows of every sequence and no teacher runs, so a "
+            "share would only add noise; leave one of them out"
         )
-    check_share(arguments.teacher_share, objective)
+    check_share(share, objective)

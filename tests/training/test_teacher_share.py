@@ -177,6 +177,26 @@ def test_the_mean_gradient_over_all_draws_is_that_of_every_sequence(monkeypatch,
     assert ((mean - whole).norm() / alone.norm()).item() < 1e-6
 
 
+@pytest.mark.parametrize(("micro_batch", "share"), [(4, 0.5), (4, 0.25), (2, 0.5)])
+def test_the_variance_of_a_whole_number_of_sequences_is_that_of_the_page(monkeypatch, micro_batch, share):
+    """(1 − s)/s · B/R² · S², where S² is the variance of the sequences' own gradients."""
+    batches, items = micro_batches("dense", micro_batch, 1)
+    model, everything = generator_of(False, teacher_share=TeacherShare(share, micro_batch)), range(micro_batch)
+
+    def of(*sequences, weight):
+        return gradient(model, batches, items, [Draw(sequences, weight)], monkeypatch)
+
+    task, whole = of(weight=0.0), of(*everything, weight=1.0)
+    own = torch.stack([items * (of(each, weight=1.0) - task) for each in everything])
+    spread = (own - own.mean(0)).square().sum() / (micro_batch - 1)
+    subsets = itertools.combinations(everything, round(share * micro_batch))
+    errors = [(of(*chosen, weight=1 / share) - whole).square().sum() for chosen in subsets]
+    expected = (1 - share) / share * micro_batch / items**2 * spread
+    torch.testing.assert_close(
+        torch.stack(errors).mean(), expected, rtol=1e-5, atol=0.0
+    )  # transformers' norms are float32
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_draws_of_a_step_add_up(monkeypatch, kind):
     """As the enumeration above assumes; and a drawn step is not the whole one."""
