@@ -28,7 +28,7 @@ was tested for safety, factuality or bias beyond the results listed. The base mo
 
 CONFIG = {
     **dict.fromkeys(("rank", "effective_batch_size", "max_length", "seed"), "a whole number"),
-    **dict.fromkeys(("alpha", "dropout", "learning_rate", "warmup_ratio"), "a number"),
+    **dict.fromkeys(("alpha", "dropout", "learning_rate", "warmup_ratio", "teacher_share?"), "a number"),
     **dict.fromkeys(("method", "dtype", "lr_scheduler", "data?", "data_path?", "task?"), "a text"),
 }
 RECORD = {  # kinds of the values of run.json that the card shows
@@ -260,6 +260,7 @@ def _prompt(template: dict) -> str:
 
 def _training(record: dict, metrics: Path) -> str:
     config = record["config"]
+    share = config.get("teacher_share") or 1.0  # earlier versions had no such option
     rows = [
         ("optimiser steps", record["steps"]),
         ("effective batch", f"{config['effective_batch_size']} samples"),
@@ -267,6 +268,7 @@ def _training(record: dict, metrics: Path) -> str:
         ("seed", config["seed"]),
         ("precision", config["dtype"]),
         ("processes", record["processes"]),
+        *([("teacher", f"on {share:g} of the sequences of a step, drawn by the seed")] if share < 1 else ()),
         ("training time", f"{record['train_seconds']:.0f} s"),
     ]
     lines = read_json_lines(metrics, METRICS) if metrics.is_file() else []

@@ -68,6 +68,14 @@ def test_contestants_that_should_agree_have_the_same_loss_and_gradient(preset):
     assert not torch.allclose(outcome("dense")[0], outcome("pissa")[0], atol=1e-4)
 
 
+def test_the_losses_with_a_teacher_on_half_of_two_samples_have_the_mean_of_ours():
+    work = Work(CASE)
+    step = PREPARE["share-0.5"](work)
+    losses = {round(work.step(step).item(), 6) for _ in range(12)}
+    whole = work.step(PREPARE["ours"](work)).item()
+    assert len(losses) == 2 and sum(losses) / 2 == pytest.approx(whole, abs=2e-6) and whole not in losses
+
+
 @pytest.mark.parametrize("preset", ["iclr", "paper-v5"])
 def test_the_published_terms_equal_ours_once_the_rows_are_the_same(preset):
     torch.manual_seed(0)
@@ -93,7 +101,7 @@ def test_every_contestant_can_be_prepared():
 
 def test_every_way_to_train_runs_under_autocast():
     work = Work(Case(SKETCHED_ABOVE + 1, dtype="bfloat16", **SIZES))
-    for name in ("pissa", "published", "floor", "ours", "cached"):
+    for name in ("pissa", "published", "floor", "ours", "share-0.5", "cached"):
         assert work.step(PREPARE[name](work)).isfinite(), name
         assert all(parameter.grad.isfinite().all() for parameter in work.trained), name
 

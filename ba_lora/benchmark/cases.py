@@ -52,6 +52,8 @@ CONTESTANTS = {
     "floor": Contestant("PiSSA, loss on response rows only", "floor"),
     **{each.name: Contestant(f"ours, {each.name} alone", "floor") for each in REGULARIZERS},
     "ours": Contestant("ours", "floor"),
+    "share-0.5": Contestant("ours, teacher on half of the samples", "floor"),
+    "share-0.25": Contestant("ours, teacher on a quarter of them", "floor"),
     "cached": Contestant("ours, cached teacher", "floor"),
     "liger": Contestant("task and consistency by Liger's JSD", "floor", package="liger_kernel"),
 }

@@ -3,6 +3,7 @@
 All contestants train the same adapter on the same rows from the same values, so their times differ only by the loss.
 """
 
+import itertools
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -19,6 +20,7 @@ from ..objective.chunked import factor_of, stats_of
 from ..objective.head import Split, split
 from ..objective.settings import REGULARIZERS, WEIGHTS, Objective
 from ..training.objective_model import ObjectiveModel
+from ..training.teacher_share import TeacherShare
 from .bodies import adapt, body_config, make, random_llama
 from .cases import Case
 from .clock import wait
@@ -105,10 +107,13 @@ def _published(work: Work) -> Callable[[], Tensor]:
     return lambda: published_loss(work.student, second, work.objective, lambdas, **work.batch)[0]
 
 
-def _objective_model(work: Work, kept: tuple[str, ...] = WEIGHTS, chunked: bool = True) -> ObjectiveModel:
-    """Our objective with the weights named in `kept`; the other weights are 0."""
+def _objective_model(
+    work: Work, kept: tuple[str, ...] = WEIGHTS, chunked: bool = True, share: float = 1.0
+) -> ObjectiveModel:
+    """Our objective with the weights named in `kept`; the other weights are 0. share: of the samples, for the teacher."""
     objective = replace(work.objective, **{weight: 0.0 for weight in WEIGHTS if weight not in kept})
-    model = ObjectiveModel(work.student, objective, chunked=chunked).train()
+    options = {"chunked": chunked, "teacher_share": TeacherShare(share, work.case.batch)}
+    model = ObjectiveModel(work.student, objective, **options).train()
     model.factor = work.factor if "lambda3" in kept and chunked else None
     return model
 
@@ -117,6 +122,21 @@ def _ours(*kept: str, chunked: bool = True) -> Callable[[Work], Callable[[], Ten
     def prepare(work: Work) -> Callable[[], Tensor]:
         model = _objective_model(work, kept, chunked)
         return lambda: model(**work.batch).loss
+
+    return prepare
+
+
+def _shared(share: float) -> Callable[[Work], Callable[[], Tensor]]:
+    """Our objective with the teacher on a share of the samples; each step draws others."""
+
+    def prepare(work: Work) -> Callable[[], Tensor]:
+        model, steps = _objective_model(work, share=share), itertools.count()
+
+        def forward() -> Tensor:
+            model.begin_step(next(steps), 1)
+            return model(**work.batch).loss
+
+        return forward
 
     return prepare
 
@@ -172,6 +192,8 @@ PREPARE = {  # contestant → a function that turns the work into one that gives
     "floor": _ours(),
     **{each.name: _ours(each.weight) for each in REGULARIZERS},
     "ours": _ours(*WEIGHTS),
+    "share-0.5": _shared(0.5),
+    "share-0.25": _shared(0.25),
     "cached": _cached,
     "liger": _liger,
 }

@@ -71,6 +71,8 @@ def chunked_objective(
     num_items: Tensor | float | None = None,
     spectrum_scale: float = 1.0,
     all_terms: bool = False,
+    teacher_rows: Tensor | None = None,
+    teacher_weight: float = 1.0,
 ) -> tuple[Tensor, dict[str, Tensor | None]]:
     """Loss and terms of rows that are already selected and shifted, from their hidden states; see dense.dense_objective.
 
@@ -78,18 +80,16 @@ def chunked_objective(
     norm are used. lambdas: the current weights, as from `Objective.weights`. teacher_stats: (u, c) instead of teacher_hidden.
     head_factor: from `factor_of`; computed if None. chunk_size: rows per chunk; None = set by CHUNK_BYTES for the head's device. num_items: rows in the whole step (default N).
     Returns (loss, terms). Terms carry no gradient and are unweighted; a term with weight 0 is None unless all_terms. loss =
-    task + λ1·consistency + λ2·diversity + λ3·spectrum_scale·spectrum.
+    task + λ1·consistency + λ2·diversity + λ3·spectrum_scale·spectrum. teacher_rows (n,): the rows that the teacher's part (n, …) is
+    of, if not all; in the consistency each weighs teacher_weight. No teacher's logits are computed for the others.
 
-    Raises ValueError for a trainable head, for a form that needs the logits, and for a consistency weight without a teacher.
+    Raises ValueError for a trainable head, for a form that needs the logits, for a consistency weight without a teacher, and for a
+    teacher's part of another number of rows.
     """
     weights = dict(zip(TERMS[1:], lambdas, strict=True))
-    if needed := objective.logits_needed_by():
-        raise ValueError(f"{' and '.join(needed)} cannot be computed from hidden states; use the dense form")
-    if head_weight.requires_grad:
-        raise ValueError("the chunked objective has no gradient for the head; freeze it or use the dense form")
-    has_teacher = teacher_hidden is not None or teacher_stats is not None
-    if weights["consistency"] > 0 and not has_teacher:
-        raise ValueError("lambda1 > 0 needs teacher_hidden or teacher_stats")
+    teacher = (teacher_hidden, *(teacher_stats if teacher_stats is not None else (None, None)))
+    has_teacher = any(part is not None for part in teacher)
+    _refuse(head_weight, objective, weights, teacher, len(targets if teacher_rows is None else teacher_rows))
     plan = _Plan(
         weights["consistency"],
         weights["diversity"],
@@ -99,10 +99,11 @@ def chunked_objective(
         has_diversity=weights["diversity"] > 0 or all_terms,
         chunk=rows_of_a_chunk(len(head_weight), chunk_size, head_weight.device.type),
     )
-    u, c = teacher_stats if teacher_stats is not None else (None, None)
-    loss, task, consistency, diversity = _TokenTerms.apply(
-        hidden, teacher_hidden, u, c, head_weight, targets, divisor(num_items, len(targets)), plan
-    )
+    rest = (head_weight, targets, divisor(num_items, len(targets)), plan)
+    if teacher_rows is None or not plan.has_consistency:
+        loss, task, consistency, diversity = _TokenTerms.apply(hidden, *teacher, *rest)
+    else:
+        loss, task, consistency, diversity = _partly_taught(hidden, teacher, *rest, teacher_rows, teacher_weight)
     terms: dict[str, Tensor | None] = dict.fromkeys(TERMS) | {"task": task}
     if plan.has_consistency:
         terms["consistency"] = consistency
@@ -115,6 +116,19 @@ def chunked_objective(
             if weights[name] > 0:
                 loss = loss + weights[name] * spectrum_scale * value
     return loss, terms
+
+
+def _refuse(head_weight: Tensor, objective: Objective, weights: dict, teacher: tuple, taught: int) -> None:
+    """Raise ValueError for arguments of `chunked_objective` that cannot work. taught: the rows that the teacher's part should have."""
+    if needed := objective.logits_needed_by():
+        raise ValueError(f"{' and '.join(needed)} cannot be computed from hidden states; use the dense form")
+    if head_weight.requires_grad:
+        raise ValueError("the chunked objective has no gradient for the head; freeze it or use the dense form")
+    counts = {len(part) for part in teacher if part is not None}
+    if weights["consistency"] > 0 and not counts:
+        raise ValueError("lambda1 > 0 needs teacher_hidden or teacher_stats")
+    if counts - {taught}:
+        raise ValueError(f"the teacher's part is of {max(counts - {taught})} rows and should be of {taught}")
 
 
 def needs_factor(lambdas: tuple[float, ...], all_terms: bool = False) -> bool:
@@ -213,6 +227,26 @@ class _TokenTerms(torch.autograd.Function):
     def backward(ctx, upstream, *unused):
         (gradient,) = ctx.saved_tensors
         return (gradient * upstream).to(ctx.dtype), None, None, None, None, None, None, None
+
+
+def _partly_taught(hidden, teacher, head_weight, targets, items, plan: _Plan, rows: Tensor, weight: float) -> tuple:
+    """`_TokenTerms` where the teacher's part is of `rows` (n,) alone, which weigh `weight`: first these rows, then the others."""
+    is_taught = torch.zeros(len(targets), dtype=torch.uint8, device=targets.device).index_fill_(0, rows, 1)
+    others = is_taught.argsort(stable=True)[
+        : len(targets) - len(rows)
+    ]  # a mask would make the host wait for the device
+    both = (
+        (rows, teacher, plan._replace(lambda1=plan.lambda1 * weight)),
+        (others, (None, None, None), plan._replace(lambda1=0.0, has_consistency=False)),
+    )
+    parts = [
+        _TokenTerms.apply(
+            hidden.index_select(0, part), *source, head_weight, targets.index_select(0, part), items, form
+        )
+        for part, source, form in both
+    ]
+    loss, task, consistency, diversity = map(sum, zip(*parts, strict=True))
+    return loss, task, weight * consistency, diversity
 
 
 def _all_chunks(hidden, teacher_hidden, u, c, weight, targets, plan: _Plan) -> tuple[Tensor, Tensor]:

@@ -6,13 +6,13 @@ product of its factors), with attention in L layers of width w = heads × head s
 R relative positions in addition to the T tokens, for DeBERTa only):
 
     forward          2·(F + A) + 4·L·(T + R)·w
-        teacher          one more forward, if it runs beside the student
+        teacher          one more forward, if it runs beside the student, times --teacher_share
         backward         2·F + 4·A + 8·L·(T + R)·w: the input gradient everywhere, the weight gradient for trained weights only
         recomputation    one more forward, with gradient checkpointing
 
 For a language model, add per trained token, with a frozen head of V×d (chunked.py):
 
-    head             2·V·d for the logits, 2·V·d for the gradient, 2·V·d for the teacher's logits
+    head             2·V·d for the logits, 2·V·d for the gradient, 2·V·d for the teacher's logits, times --teacher_share
     spectrum         4·d·min(V, d): the product with the head's factor, and its gradient
 
 A trained head meets every token: 2·V·d forward, 4·V·d backward. The backward pass is counted down to the first layer, although
@@ -81,16 +81,23 @@ def _positions(config: PretrainedConfig) -> int:
 
 
 def of_a_sample(
-    work: Work, objective: Objective, length: int, counted: int, *, checkpointing: bool, cached: bool = False
-) -> int:
-    """Operations for one sample of `length` tokens of which `counted` are trained. cached: the teacher does not run."""
+    work: Work,
+    objective: Objective,
+    length: int,
+    counted: int,
+    *,
+    checkpointing: bool,
+    cached: bool = False,
+    teacher_share: float = 1,
+) -> float:
+    """Operations for one sample of `length` tokens of which `counted` are trained, on average. cached: the teacher does not run."""
     attention = 4 * (length + work.positions) * work.attention
     forward = 2 * (work.frozen + work.trained) + attention
     backward = 2 * work.frozen + 4 * work.trained + 2 * attention
-    has_teacher = objective.uses_teacher() and not cached
-    passes = forward * (1 + has_teacher + checkpointing) + backward
+    teacher = teacher_share if objective.uses_teacher() and not cached else 0
+    passes = forward * (1 + teacher + checkpointing) + backward
     logits = 2 * work.vocabulary * work.width
     if work.trains_head:
-        return length * (passes + logits * (3 + has_teacher))
+        return length * (passes + logits * (3 + teacher))
     spectrum = 4 * work.width * min(work.vocabulary, work.width) if needs_factor(objective.maxima()) else 0
-    return length * passes + counted * (logits * (2 + has_teacher) + spectrum)
+    return length * passes + counted * (logits * (2 + teacher) + spectrum)

@@ -5,6 +5,7 @@ the real model and the real objective once, forwards and backwards, on tensors t
 what would be alive.
 """
 
+import math
 import weakref
 from collections.abc import Callable
 
@@ -64,6 +65,7 @@ def passing(
     autocast: bool,
     cached: bool = False,
     device: str = "cpu",
+    teacher_share: float = 1.0,
 ) -> dict[str, int]:
     """Bytes that a micro-batch of `micro_batch` samples of `length` tokens needs at its peak, beside the standing memory.
 
@@ -71,8 +73,8 @@ def passing(
     objective: the rest of the peak, that is, a chunk of the student's and teacher's logits and what the terms compute from them,
     with all weights on and every position counted; all logits if the terms need them, the head is trained or the model is a
     classifier; head factor: the factor that the spectrum's term keeps for the whole run, whole on each device, absent without it.
-    cached: the teacher's part comes from a cache. device: the type of device whose chunk size is used. `model` is from `attach` on
-    the meta device, and is used up.
+    cached: the teacher's part comes from a cache. device: the type of device whose chunk size is used. teacher_share: the teacher runs
+    on this share of the samples, rounded up. `model` is from `attach` on the meta device, and is used up.
 
     Making the factor takes some times its size (0.7 GB for a width of 4096), before there are activations: less than a published
     run's micro-batch takes later, so it is not added. The kernels are the CPU's; a GPU's may keep a little more or less. Not
@@ -99,17 +101,20 @@ def passing(
         if factor is not None:
             ledger.leave_out(factor)
         with ledger, torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-            teacher_rows = stats = None
+            teacher_rows, stats, share = None, None, {}
             if objective.uses_teacher() and cached:
                 rows, width = micro_batch * (length - 1), model.get_output_embeddings().weight.shape[1]
                 stats = TeacherStats(torch.empty(rows, width), torch.empty(rows, dtype=torch.float64))
             elif objective.uses_teacher():
+                most = math.ceil(teacher_share * micro_batch)
                 with teacher(model):
-                    teacher_rows = _rows(forward(**inputs))
+                    teacher_rows = _rows(forward(**{name: value[:most] for name, value in inputs.items()}))
+                if teacher_share < 1:
+                    share = {"teacher_rows": torch.arange(len(teacher_rows)), "teacher_weight": 1 / teacher_share}
             before = ledger.live
             output = forward(**inputs)
             activations = ledger.live - before - output.nbytes
-            loss = finish(_rows(output), teacher_rows, stats)
+            loss = finish(_rows(output), teacher_rows, stats, **share)
             del output  # a trainer keeps the loss alone
             loss.backward()
     return {"activations": activations, "objective": max(ledger.peak - activations, 0), **kept}
@@ -124,24 +129,24 @@ def _forms(
     head = causal.get_output_embeddings()
     if head is None:  # a classifier
 
-        def classified(rows, teacher_rows, stats):
+        def classified(rows, taught, stats, **share):
             labels, regression = targets[: len(rows)], rows.shape[1] == 1
-            return classifier_objective(rows, teacher_rows, labels, objective, weights, regression=regression)[0]
+            return classifier_objective(rows, taught, labels, objective, weights, regression=regression, **share)[0]
 
         return lambda **inputs: model(**inputs).logits, classified, None
     parts, _ = split(model, torch.zeros(1, 2, dtype=torch.long), objective)
     if parts is None:
 
-        def dense(rows, teacher_rows, stats):
-            return dense_objective(rows, teacher_rows, targets, objective, weights)[0]
+        def dense(rows, taught, stats, **share):
+            return dense_objective(rows, taught, targets, objective, weights, **share)[0]
 
         return lambda **inputs: model(**inputs, use_cache=False).logits, dense, None
     factor = torch.empty(min(head.weight.shape), head.weight.shape[1]) if needs_factor(weights) else None
 
-    def chunked(rows, teacher_rows, stats):
-        form, options = (objective, weights), {"head_factor": factor, "teacher_stats": stats}
+    def chunked(rows, taught, stats, **share):
+        form, options = (objective, weights), {"head_factor": factor, "teacher_stats": stats, **share}
         options["chunk_size"] = rows_of_a_chunk(len(head.weight), device=device)
-        return chunked_objective(rows, teacher_rows, head.weight, targets, *form, **options)[0]
+        return chunked_objective(rows, taught, head.weight, targets, *form, **options)[0]
 
     return lambda **inputs: parts.body(**inputs, use_cache=False).last_hidden_state, chunked, factor
 

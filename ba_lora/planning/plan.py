@@ -76,6 +76,7 @@ def plan(arguments: TrainArguments, *, memory: bool = True) -> dict:
         "evaluation": _evaluation(arguments, devices and -(-devices.count // launch.processes(check=False)[1])),
         "disk": _disk(arguments, size, start, steps, deepspeed, job.autocast),
         "teacher_cache": _teacher_cache(arguments, size.width, samples),
+        "teacher_share": arguments.teacher_share,
         "zero_stage": stage,
         "memory": standing(size.held, stage, processes, cast=job.autocast, nf4=bool(arguments.quantize))
         | (passes or {}),
@@ -125,6 +126,7 @@ def samples_seen(arguments: TrainArguments) -> float | None:
 def flops_of(arguments: TrainArguments, job: Shape, seen: float) -> float:
     """Operations for `seen` samples."""
     sample, form = sample_of(arguments), {"checkpointing": job.checkpointing, "cached": job.cached}
+    form["teacher_share"] = job.teacher_share
     return seen * flops.of_a_sample(sizes(job).work, job.objective, sample.tokens, sample.trained or 0, **form)
 
 
@@ -282,7 +284,7 @@ def render(made: dict) -> str:
         ("benchmarks", ", ".join(made["benchmarks"]) or "none"),
         *_evaluation_lines(made["evaluation"]),
         ("disk, predicted", ", ".join(f"{name} {_size(size)}" for name, size in made["disk"].items())),
-        *_teacher_lines(made["teacher_cache"]),
+        *_teacher_lines(made["teacher_cache"], made["teacher_share"]),
         *_memory_lines(made),
         *(capacity.lines(made["devices"]) if made["devices"] else ()),
     ]
@@ -308,9 +310,9 @@ def _left_lines(left: dict[str, int]) -> list[tuple[str, str]]:
     return [("not adapted", f"{', '.join(left)}: {sum(left.values()):,} parameters")] if left else []
 
 
-def _teacher_lines(cache: dict | None) -> list[tuple[str, str]]:
+def _teacher_lines(cache: dict | None, share: float) -> list[tuple[str, str]]:
     if cache is None:
-        return []
+        return [("teacher", f"on {share:g} of the sequences of a step, drawn by the seed")] if share < 1 else []
     size = "unknown" if cache["bytes"] is None else _size(cache["bytes"])
     where = f"in {cache['folder']} assuming {cache['tokens_a_sample']} trained tokens per sample; the run counts them"
     return [("teacher cache, predicted", f"{size} {where}")]

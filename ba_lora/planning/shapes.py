@@ -123,6 +123,7 @@ class Shape(NamedTuple):
     cached: bool
     outputs: int | None  # of a classifier; None otherwise
     device: str  # "cuda", or "cpu" with --use_cpu
+    teacher_share: float = 1.0
 
 
 def job_of(arguments: TrainArguments) -> Shape:
@@ -147,6 +148,7 @@ def job_of(arguments: TrainArguments) -> Shape:
         arguments.uses_teacher_cache(),
         (len(TASKS[arguments.task].labels) or 1) if arguments.task else None,
         "cpu" if arguments.use_cpu else "cuda",
+        arguments.teacher_share,
     )
 
 
@@ -171,7 +173,7 @@ def _adapted(job: Shape, layers: int | None = None) -> tuple[nn.Module, int]:
 
 def sizes(job: Shape) -> Sizes:
     """Parameters and standing bytes."""
-    return _sizes(job._replace(micro_batch=1, length=1, checkpointing=False, cached=False))
+    return _sizes(job._replace(micro_batch=1, length=1, checkpointing=False, cached=False, teacher_share=1.0))
 
 
 @lru_cache(maxsize=256)
@@ -225,6 +227,7 @@ def _passing(job: Shape, layers: int | None = None) -> dict[str, int]:
         autocast=job.autocast,
         cached=job.cached,
         device=job.device,
+        teacher_share=job.teacher_share,
     )
 
 

@@ -11,6 +11,7 @@ from ..data.templates import IN_TEXT, check_template, default_template
 from ..errors import UserError, choose
 from ..files import cache_home, of_the_project
 from ..methods.names import METHODS, PLACES, PRECISIONS, QUANTISED, check_method, check_quantised, method_of, start_of
+from .combinations import check_combinations
 from .deepspeed_config import check_config, zero_stage
 from .model_numbers import fill_in
 from .ranges import check_ranges
@@ -192,6 +193,12 @@ class TrainArguments:
         choices=("float32", "bfloat16"),
         group="objective",
     )
+    teacher_share: float = option(
+        1.0,
+        "share of each step's sequences on which the teacher runs, drawn by the seed; their rows weigh 1/share, so that the "
+        "gradient of consistency is right on average, and noisier (docs/objective.md)",
+        group="objective",
+    )
     log_all_terms: bool = option(False, "also compute and log terms whose weight is 0", group="objective")
     log_gradient_norms: bool = option(False, "log each term's gradient norm relative to the task's", group="objective")
 
@@ -277,6 +284,7 @@ class TrainArguments:
         check_method(self.method)
         fill_in(self)
         check_ranges(self)
+        check_combinations(self)
         if self.limit is not None and self.limit < 1:
             raise UserError(f"--limit must be at least 1, got {self.limit}; leave it out to use all rows")
         if start_of(self.method, self.init).startswith("pissa") and self.dropout:
@@ -285,10 +293,6 @@ class TrainArguments:
             raise UserError(f"--dropout {self.dropout} has no place in method {self.method}; set it to 0")
         if self.fields is not None and len(self.fields) > 3:
             raise UserError(f"--fields takes one, two or three names, got {len(self.fields)}; see --help")
-        if self.hub_public and not self.push_to_hub:
-            raise UserError(
-                "--hub_public says how --push_to_hub makes its repository; give --push_to_hub USER/NAME too"
-            )
         self.deepspeed = self.deepspeed and str(of_the_project(self.deepspeed))
         if self.deepspeed and not Path(self.deepspeed).is_file():
             raise UserError(f"--deepspeed {self.deepspeed} does not exist; there is configs/deepspeed/zero2.json")
@@ -296,8 +300,6 @@ class TrainArguments:
             check_config(self.deepspeed)
         if self.log_gradient_norms and zero_stage(self.deepspeed) == 3:
             raise UserError("--log_gradient_norms needs whole gradients, which ZeRO-3 cuts; use ZeRO-2 or leave it out")
-        if self.devices and not self.dry_run:
-            raise UserError(f"--devices {self.devices} goes with --dry_run, which plans for them; leave it out")
         if self.quantize:
             choose("--quantize", self.quantize, QUANTISED)
             check_quantised(self.method)
@@ -305,14 +307,6 @@ class TrainArguments:
                 raise UserError(
                     "--quantize: ZeRO-3 cannot cut packed 4-bit weights; use ZeRO-2 or leave --quantize out"
                 )
-        if self.resume and self.overwrite:
-            raise UserError("--resume continues a run and --overwrite replaces it; give one of them")
-        if self.merge and self.method == "full":
-            raise UserError(
-                "--merge folds an adapter into its base; full fine-tuning saves the whole model already, leave it out"
-            )
-        if self.merge and method_of(self.method).is_bottleneck:
-            raise UserError(f"--merge: the layers that {self.method} adds cannot be folded into the base; leave it out")
         if self.uses_teacher_cache() and self.method == "full":
             raise UserError(
                 "--teacher_cache holds no logits, which full fine-tuning needs because it trains the head; leave it out"

@@ -1,6 +1,7 @@
 """An adapted model whose loss is the whole objective, computed from hidden states if its head allows it, else from logits."""
 
 import logging
+from collections.abc import Callable
 
 from torch import Tensor, nn
 from transformers.modeling_outputs import CausalLMOutput
@@ -8,7 +9,6 @@ from transformers.modeling_outputs import CausalLMOutput
 from ..data.collator import counted, trained_rows
 from ..errors import UserError
 from ..methods.adalora import penalty
-from ..methods.teacher import teacher
 from ..objective.chunked import TeacherStats, chunked_objective, mean_entropy, needs_factor
 from ..objective.dense import dense_objective
 from ..objective.head import Split, cached_factor, split
@@ -16,6 +16,7 @@ from ..objective.regularizers import entropy
 from ..objective.settings import REGULARIZERS, Objective
 from ..sharding import gathered
 from .step_model import StepModel
+from .taught import Taught
 
 logger = logging.getLogger(__name__)
 
@@ -63,17 +64,16 @@ class ObjectiveModel(StepModel):
             return self.student(**inputs)
         inputs["use_cache"] = False
         rows = trained_rows(labels)
-        targets = labels.flatten()[rows + 1]
         stats = TeacherStats(teacher_u, teacher_c) if teacher_u is not None else None
         if self.training and not self.keep_gradients and self._can_split(input_ids):
-            output, terms, weights = self._chunked(inputs, rows, targets, num_items_in_batch, stats)
+            output, terms, weights = self._chunked(inputs, labels, rows, num_items_in_batch, stats)
         elif self.training and stats is not None:
             raise UserError(
                 "the teacher cache holds no logits, which training this model needs (its head is adapted, trained or not "
                 "linear, or each term's gradient is kept); leave the cache out"
             )
         else:
-            output, terms, weights = self._dense(inputs, rows, targets, num_items_in_batch)
+            output, terms, weights = self._dense(inputs, labels, rows, num_items_in_batch)
         if self.training:
             extra = penalty(self.student)
             if extra is not None:
@@ -91,20 +91,27 @@ class ObjectiveModel(StepModel):
                 self.may_split = False
         return self.parts is not None
 
-    def _dense(self, inputs: dict, rows: Tensor, targets: Tensor, num_items) -> tuple:
+    def _teach(self, run: Callable[..., Tensor], inputs: dict, labels: Tensor, rows: Tensor) -> Taught:
+        """`teach` for the trained rows. run(**inputs) → (B, T, …)."""
+        return self.teach(
+            lambda of, **inputs: _select(run(**inputs), rows if of is labels else trained_rows(of)),
+            inputs,
+            labels,
+            lambda: rows // labels.shape[1],
+        )
+
+    def _dense(self, inputs: dict, labels: Tensor, rows: Tensor, num_items) -> tuple:
         """(output, terms, weights) from the student's and teacher's logits, (N, V) each."""
-        teacher_logits = None
-        if self.needs_teacher():
-            with teacher(self.student):
-                teacher_logits = _select(self.student(**inputs).logits, rows)
-            self.clock.lap("teacher")
+        targets = _targets(labels, rows)
+        taught = self._teach(lambda **inputs: self.student(**inputs).logits, inputs, labels, rows)
         output = self.student(**inputs)
-        weights = self.lambdas
+        logits, weights = _select(output.logits, rows), self.lambdas
+        teacher_logits = taught.beside(logits)
         if self.needs_teacher() and len(targets):
             temperature = self.objective.temperature
             weights = self.weights(lambda: entropy(teacher_logits, temperature).mean(), teacher_logits.shape[1])
         output.loss, terms = dense_objective(
-            _select(output.logits, rows),
+            logits,
             teacher_logits,
             targets,
             self.objective,
@@ -112,10 +119,11 @@ class ObjectiveModel(StepModel):
             num_items=num_items,
             spectrum_scale=self.share,
             all_terms=self.all_terms,
+            **taught.options(),
         )
         return output, terms, weights
 
-    def _chunked(self, inputs: dict, rows: Tensor, targets: Tensor, num_items, stats: TeacherStats | None) -> tuple:
+    def _chunked(self, inputs: dict, labels: Tensor, rows: Tensor, num_items, stats: TeacherStats | None) -> tuple:
         """As `_dense`, from the hidden states, (N, d) each; the output has no logits. With `stats` no teacher runs."""
         body, head = self.parts
         if self.factor is None and needs_factor(self.objective.maxima(), self.all_terms):
@@ -123,21 +131,19 @@ class ObjectiveModel(StepModel):
                 head.parameters()
             ):  # before the first step: it takes memory, of which activations leave little
                 self.factor = cached_factor(head)
-        teacher_hidden = None
-        if not self.needs_teacher():
-            stats = None
-        elif stats is None:
-            with teacher(self.student):
-                teacher_hidden = _select(body(**inputs).last_hidden_state, rows)
-            self.clock.lap("teacher")
+        stats = stats if self.needs_teacher() else None
+        taught = Taught()
+        if stats is None:
+            taught = self._teach(lambda **inputs: body(**inputs).last_hidden_state, inputs, labels, rows)
         hidden = _select(body(**inputs).last_hidden_state, rows)
 
         with gathered(head.parameters()):
-            loss, terms, weights = self._from_hidden(hidden, teacher_hidden, stats, head, targets, num_items)
+            loss, terms, weights = self._from_hidden(hidden, taught, stats, head, _targets(labels, rows), num_items)
         return CausalLMOutput(loss=loss), terms, weights
 
-    def _from_hidden(self, hidden, teacher_hidden, stats, head: nn.Linear, targets: Tensor, num_items) -> tuple:
-        """(loss, terms, weights) of the rows. hidden, teacher_hidden: (N, d); `head` holds its values."""
+    def _from_hidden(self, hidden, taught: Taught, stats, head: nn.Linear, targets: Tensor, num_items) -> tuple:
+        """(loss, terms, weights) of the rows. hidden: (N, d); `head` holds its values."""
+        teacher_hidden = taught.beside(hidden)
 
         def teacher_entropy() -> Tensor:
             if stats is not None:
@@ -159,8 +165,14 @@ class ObjectiveModel(StepModel):
             num_items=num_items,
             spectrum_scale=self.share,
             all_terms=self.all_terms,
+            **taught.options(),
         )
         return loss, terms, weights
+
+
+def _targets(labels: Tensor, rows: Tensor) -> Tensor:
+    """(N,): the token that each row predicts."""
+    return labels.flatten()[rows + 1]
 
 
 def _select(values: Tensor, rows: Tensor) -> Tensor:

@@ -184,6 +184,7 @@ def _make_trainer(
         all_terms=arguments.log_all_terms,
         gradient_norms=arguments.log_gradient_norms,
         order=work.order,
+        teacher_share=arguments.teacher_share,
         wrapper=work.wrapper,
         train_dataset=work.samples,
         data_collator=work.collate,
@@ -360,7 +361,7 @@ def _is_finished(arguments: TrainArguments, folder: Path) -> bool:
 def _check_agreement(record: dict) -> None:
     """Raise UserError if another process read other data or built another objective or adapter."""
     mine = {"data": record["data"]["hash"], "the base model": record["base"]["sample"]}
-    mine |= {name: record[name] for name in AGREED}
+    mine |= {name: record[name] for name in AGREED} | {"--teacher_share": record["config"]["teacher_share"]}
     for name, value in mine.items():
         if len(set(gather_object([digest(value)]))) > 1:
             raise UserError(

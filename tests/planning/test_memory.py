@@ -42,6 +42,7 @@ from ba_lora.planning.standing import BUCKET, standing
 from ba_lora.training.classifier_model import ClassifierModel
 from ba_lora.training.command_line import parse
 from ba_lora.training.objective_model import ObjectiveModel
+from ba_lora.training.teacher_share import TeacherShare
 from tests.common import SMALL, classifier_batch, small_classifier, small_llama
 
 ROOT = Path(__file__).parents[2]
@@ -237,6 +238,20 @@ def test_with_the_teachers_part_from_a_cache_only_its_numbers_are_there():
     cached = passing(model, OBJECTIVE, BATCH, LENGTH, checkpointing=False, autocast=False, cached=True)
     assert cached["activations"] == online["activations"]
     assert alone["objective"] < cached["objective"] < online["objective"]
+
+
+@pytest.mark.parametrize("diversity", ["entropy", "covariance"])
+def test_a_share_of_the_teacher_is_planned_as_it_runs_and_takes_less(diversity):
+    form, share = replace(OBJECTIVE, diversity=diversity), 1 / BATCH
+    whole, options = predicted(objective=form), {"checkpointing": False, "autocast": False}
+    said = passing(on_meta(), form, BATCH, LENGTH, teacher_share=share, **options)
+    assert said["activations"] == whole["activations"] and said["objective"] <= whole["objective"]
+    model = ObjectiveModel(
+        attach(small_llama(), "lora", rank=4, alpha=4), form, teacher_share=TeacherShare(share, BATCH)
+    )
+    model.train().lambdas = form.maxima()
+    ids = torch.randint(3, 97, (BATCH, LENGTH))
+    assert sum(said.values()) == pytest.approx(peak(model, {"input_ids": ids, "labels": ids}), rel=0.1)
 
 
 def test_the_objective_stops_growing_with_the_vocabulary_where_a_chunk_is_full(monkeypatch):

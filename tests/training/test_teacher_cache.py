@@ -82,7 +82,7 @@ def no_teacher(monkeypatch):
     def never(*_, **__):
         raise AssertionError("the teacher ran")
 
-    monkeypatch.setattr("ba_lora.training.objective_model.teacher", never)
+    monkeypatch.setattr("ba_lora.training.step_model.teacher", never)
     monkeypatch.setattr(teacher_cache, "_shard", never)
 
 
