@@ -251,7 +251,8 @@ def test_a_share_of_the_teacher_is_planned_as_it_runs_and_takes_less(diversity):
     )
     model.train().lambdas = form.maxima()
     ids = torch.randint(3, 97, (BATCH, LENGTH))
-    assert sum(said.values()) == pytest.approx(peak(model, {"input_ids": ids, "labels": ids}), rel=0.1)
+    step = said["activations"] + said["objective"]  # the factor is made before the peak is measured
+    assert step == pytest.approx(peak(model, {"input_ids": ids, "labels": ids}), rel=0.1)
 
 
 def test_the_objective_stops_growing_with_the_vocabulary_where_a_chunk_is_full(monkeypatch):
