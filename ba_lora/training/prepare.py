@@ -1,5 +1,6 @@
 """The prepared state of a run of either kind, after everything is read and opened."""
 
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -18,6 +19,8 @@ from .checkpoints import START, initial_factors
 from .deepspeed_config import zero_stage
 from .order import FixedOrder
 from .step_model import StepModel
+
+logger = logging.getLogger(__name__)
 
 
 class Prepared(NamedTuple):
@@ -40,6 +43,12 @@ def adapt(arguments: TrainArguments, model: nn.Module, objective: Objective, sam
 
     A resumed run starts from the factors of its first start and decomposes nothing.
     """
+    if arguments.weight_decay and arguments.start_form == "delta":
+        logger.warning(
+            "--weight_decay %g pulls the changes of the delta form towards the start, not the factors towards zero: this is not "
+            "the trajectory of PiSSA",
+            arguments.weight_decay,
+        )
     refuse_unmeant_cpu(sum(parameter.numel() for parameter in model.parameters()), arguments.model, arguments.use_cpu)
     if arguments.quantize:
         quantisation.check_model(model)
@@ -52,6 +61,7 @@ def adapt(arguments: TrainArguments, model: nn.Module, objective: Objective, sam
         alpha=arguments.alpha,
         target_modules=arguments.target_modules,
         init=arguments.init,
+        start_form=arguments.start_form,
         seed=arguments.seed,
         keep_initial=objective.uses_teacher(),
         dropout=arguments.dropout,
@@ -80,10 +90,11 @@ def order_hash(order: FixedOrder) -> str:
 
 
 def to_device(model: nn.Module, arguments: TrainArguments) -> None:
-    """Move the model to this process's GPU, if allowed and present: a decomposition takes minutes there, hours on a CPU.
+    """Move the model to this process's GPU, if allowed and present: a decomposition takes minutes there, hours on a CPU. A quantised
+    model is there already: transformers quantises on the GPU.
 
     Under ZeRO-3 the model stays in the host's memory, because it may be larger than one GPU: DeepSpeed moves the parts that
     each GPU keeps, and the decomposition one matrix at a time.
     """
-    if zero_stage(arguments.deepspeed) < 3:
+    if zero_stage(arguments.deepspeed) < 3 and not quantisation.came_quantised(model):
         model.to(device(arguments.use_cpu))
