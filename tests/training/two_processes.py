@@ -21,11 +21,14 @@ OBJECTIVE = Objective(0.3, 0.2, 0.1, temperature=2.0, top_k=5, svd_k=3, svd_norm
 
 
 def main(folder: Path, accumulation: int, method: str, deepspeed: str | None = None, steps: int = 20) -> None:
-    """method: a method's name, "classifier" (BA-LoRA on one) or "delayed" (BA-LoRA whose teacher starts after some steps)."""
+    """method: a method's name, "classifier" (BA-LoRA on one), "delta" (BA-LoRA in that form) or "delayed" (BA-LoRA whose teacher
+    starts after some steps)."""
     classify, delayed = method == "classifier", method == "delayed"
+    form = "delta" if method == "delta" else "residual"
     objective = replace(OBJECTIVE, lambda1_schedule="two_phase") if delayed else OBJECTIVE
-    method = "ba-lora" if classify or delayed else method
-    model = attach(small_bert() if classify else small_llama(), method, rank=4, alpha=4, keep_initial=True)
+    method = "ba-lora" if classify or delayed or form == "delta" else method
+    options = {"rank": 4, "alpha": 4, "keep_initial": True, "start_form": form}
+    model = attach(small_bert() if classify else small_llama(), method, **options)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     trainer = BALoRATrainer(
         model,
