@@ -38,7 +38,7 @@ def start_from_triplets(
     for name, triplets, was_kept in decompose_all(shapes, lambda name: _matrix(layers[name]), decomposer, progress):
         layer = layers[name]
         root = torch.sqrt(triplets.s / layer.scaling[ADAPTER])
-        residuals.append(_write(layer, root[:, None] * triplets.vh, triplets.u * root, form))
+        residuals.append(_write(layer, root[:, None] * triplets.vh, triplets.u * root, form).item())
         kept.append(was_kept)
     return {
         "method": decomposer.start,
@@ -91,7 +91,7 @@ def _matrix(layer: LoraLayer) -> Tensor:
 
 
 @torch.no_grad()
-def _write(layer: LoraLayer, a: Tensor, b: Tensor, form: str) -> float:
+def _write(layer: LoraLayer, a: Tensor, b: Tensor, form: str) -> Tensor:
     """Put A0 (r, in) and B0 (out, r) into the layer; returns ‖W_res‖_F / ‖W‖_F of W_res = W − s·B0·A0. In the residual form W_res
     replaces the weight, in the delta form it stays."""
     matrix = _matrix(layer)
@@ -108,4 +108,4 @@ def _write(layer: LoraLayer, a: Tensor, b: Tensor, form: str) -> float:
         layer.lora_A[ADAPTER].weight, layer.lora_B[ADAPTER].weight = nn.Parameter(a), nn.Parameter(b)
         weight = rest.to(matrix)
         layer.get_base_layer().weight.data = weight.T.contiguous() if layer.fan_in_fan_out else weight
-    return (torch.linalg.matrix_norm(rest) / torch.linalg.matrix_norm(whole)).item()
+    return torch.linalg.matrix_norm(rest) / torch.linalg.matrix_norm(whole)
