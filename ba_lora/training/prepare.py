@@ -8,6 +8,7 @@ from typing import NamedTuple
 from torch import nn
 
 from ..data.samples import Samples
+from ..errors import UserError
 from ..files import digest
 from ..machine.devices import device, refuse_unmeant_cpu
 from ..methods import quantisation
@@ -52,6 +53,10 @@ def adapt(arguments: TrainArguments, model: nn.Module, objective: Objective, sam
     refuse_unmeant_cpu(sum(parameter.numel() for parameter in model.parameters()), arguments.model, arguments.use_cpu)
     if arguments.quantize:
         quantisation.check_model(model)
+    if quantisation.came_quantised(model) and zero_stage(arguments.deepspeed) == 3:
+        raise UserError(
+            f"--deepspeed {arguments.deepspeed}: ZeRO-3 cannot cut the packed weights of --model {arguments.model}; use ZeRO-2"
+        )
     decomposes = start_of(arguments.method, arguments.init).startswith("pissa")
     kept = Path(arguments.output_dir) / "checkpoints" / START
     student = attach(

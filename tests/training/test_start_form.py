@@ -11,8 +11,10 @@ from ba_lora.errors import UserError
 from ba_lora.files import read_json, write_json
 from ba_lora.folders.tensor_files import load_tensors
 from ba_lora.methods.save import load
+from ba_lora.objective.settings import Objective
 from ba_lora.training.checkpoints import START
 from ba_lora.training.command_line import as_config, changed_options, parse
+from ba_lora.training.prepare_generator import prepare
 from ba_lora.training.run import train
 from tests.common import small_llama
 from tests.training.resuming import GENERATION, SHORT, begin
@@ -117,6 +119,8 @@ def test_a_folder_with_a_base_in_4_bits_is_trained_on_and_evaluated(here):
     base = AutoModelForCausalLM.from_pretrained("wide", quantization_config=kind, dtype=torch.float32)
     base.save_pretrained("M")
     words = [*DELTA, *SHORT, "--output_dir", "quantised", "--lambda1", "0.1"]
+    with pytest.raises(UserError, match=r"zero3\.json: ZeRO-3 cannot cut the packed weights of --model M; use ZeRO-2"):
+        prepare(parse([*words, "--deepspeed", "configs/deepspeed/zero3.json"]), Objective())
     train(parse(words))
     assert read_json("quantised/run.json")["status"] == "finished"
     opened, ids = load("quantised"), torch.arange(5, 30)[None]
