@@ -67,8 +67,8 @@ def install(layer: LoraLayer, adapter: str, a: Tensor, b: Tensor) -> None:
 
 def in_delta_form(layer: nn.Module) -> bool:
     """Return True if an active adapter of `layer` is in delta form."""
-    variants = getattr(layer, "lora_variant", None) or {}
-    return any(isinstance(variants.get(name), DeltaVariant) for name in layer.active_adapters) if variants else False
+    variants = getattr(layer, "lora_variant", {})
+    return any(isinstance(variants.get(name), DeltaVariant) for name in layer.active_adapters)
 
 
 def delta_layers(model: nn.Module) -> dict[str, LoraLayer]:

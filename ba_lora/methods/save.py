@@ -11,7 +11,7 @@ from functools import lru_cache
 from pathlib import Path
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model_state_dict
+from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors.torch import save_file
@@ -113,20 +113,8 @@ def _export_peft(model: PeftModel, folder: Path, head: tuple[str, ...], tensors:
     name = model.active_adapter
     if tensors and hasattr(model.peft_config[name], "rank_pattern") and hasattr(model.peft_config[name], "target_r"):
         model.peft_config[name].rank_pattern = effective_ranks(model)
-    # the embeddings are never resized here; by default PEFT asks the hub whether they were
-    trained = get_peft_model_state_dict(model, model.state_dict(), adapter_name=name, save_embedding_layers=False)
     config = copy.deepcopy(model.peft_config[name])
-    if delta_layers(model):
-        trained = as_lora(model, name)
-        _double_rank(model, config, name)
-    elif str(getattr(config, "init_lora_weights", "")).startswith("pissa"):
-        initial = {key.replace(f".{name}.", "."): value for key, value in initial_tensors(model).items()}
-        for key, value in trained.items():
-            if "lora_A" in key:
-                trained[key] = torch.cat([value, initial[key].to(value)], dim=0)  # (2r, in)
-            elif "lora_B" in key:
-                trained[key] = torch.cat([value, -initial[key].to(value)], dim=1)  # (out, 2r)
-        _double_rank(model, config, name)
+    trained = _tensors_for_the_original_base(model, config, name)
     base = model.get_base_model()
     if head:
         # as PEFT writes and reads the modules that are trained whole
@@ -142,6 +130,26 @@ def _export_peft(model: PeftModel, folder: Path, head: tuple[str, ...], tensors:
     config.save_pretrained(folder)
     if tensors:
         _save(trained, folder / "adapter_model.safetensors")
+
+
+def _tensors_for_the_original_base(model: PeftModel, config: PeftConfig, adapter: str) -> dict[str, torch.Tensor]:
+    """{name in the adapter's file: tensor}, without the head. After a PiSSA start they are plain LoRA of twice the rank, and `config`
+    is changed to match."""
+    if delta_layers(model):
+        _double_rank(model, config, adapter)
+        return as_lora(model, adapter)
+    # the embeddings are never resized here; by default PEFT asks the hub whether they were
+    trained = get_peft_model_state_dict(model, model.state_dict(), adapter_name=adapter, save_embedding_layers=False)
+    if not str(getattr(config, "init_lora_weights", "")).startswith("pissa"):
+        return trained
+    _double_rank(model, config, adapter)
+    initial = {key.replace(f".{adapter}.", "."): value for key, value in initial_tensors(model).items()}
+    for key, value in trained.items():
+        if "lora_A" in key:
+            trained[key] = torch.cat([value, initial[key].to(value)], dim=0)  # (2r, in)
+        elif "lora_B" in key:
+            trained[key] = torch.cat([value, -initial[key].to(value)], dim=1)  # (out, 2r)
+    return trained
 
 
 def _double_rank(model: PeftModel, config: LoraConfig, adapter: str) -> None:
