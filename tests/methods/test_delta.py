@@ -15,6 +15,7 @@ from ba_lora.methods import attach as attaching
 from ba_lora.methods.attach import attach
 from ba_lora.methods.delta import delta_layers, start_tensors
 from ba_lora.methods.precision import keep_inputs_under_autocast
+from ba_lora.methods.quantisation import keep_packing
 from ba_lora.methods.rounding import round_factors
 from ba_lora.methods.save import export, load
 from ba_lora.methods.teacher import initial_copy, initial_tensors, kept_parameters, teacher
@@ -303,7 +304,9 @@ QUANTISED = {
 def test_a_base_that_came_quantised_is_trained_and_its_export_is_the_trained_model(kind, folder):
     def opened():
         config = BitsAndBytesConfig(**QUANTISED[kind])
-        return AutoModelForCausalLM.from_pretrained(folder / "base", quantization_config=config, dtype=torch.float32)
+        base = AutoModelForCausalLM.from_pretrained(folder / "base", quantization_config=config, dtype=torch.float32)
+        keep_packing(base)  # this test evaluates it before `attach`
+        return base
 
     base, batch = opened(), collate(ragged_samples(4))
     original, seen = base(**batch).logits, "model.layers.1.mlp.up_proj"

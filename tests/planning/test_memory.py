@@ -268,7 +268,7 @@ def test_the_delta_form_holds_a0_and_b0_in_place_of_the_copy():
     assert standing(delta.held)["weights"] == sum(parameter.nbytes for parameter in base.parameters())
 
 
-@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("checkpointing", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_the_predicted_peak_of_the_delta_form_is_that_of_the_real_one(checkpointing):
     said = passing_of(job_in("delta", checkpointing=checkpointing))
     model = attach(load_model("tiny"), "pissa", rank=4, alpha=4, start_form="delta")

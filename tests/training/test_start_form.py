@@ -12,6 +12,7 @@ from ba_lora.files import read_json, write_json
 from ba_lora.folders.tensor_files import load_tensors
 from ba_lora.methods.save import load
 from ba_lora.objective.settings import Objective
+from ba_lora.planning.plan import plan, render
 from ba_lora.training.checkpoints import START
 from ba_lora.training.command_line import as_config, changed_options, parse
 from ba_lora.training.prepare_generator import prepare
@@ -37,6 +38,20 @@ def test_the_residual_form_is_the_default_everywhere():
     for words in ([], ["--dtype", "bfloat16"], ["--method", "lora"], ["--quantize", "nf4"], ["--start_form", "none"]):
         assert parsed(*words).start_form == "residual"
     assert as_config(parsed("--start_form", "delta"))["start_form"] == "delta"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--data", "tinymath:train"],
+        pytest.param(["--task", "cola", "--model", "gpt2-xl", "--limit", "8"], marks=pytest.mark.slow),
+    ],
+)
+def test_a_plan_names_the_form_and_has_the_sizes_of_the_other(words):
+    made, other = (plan(parsed(*words, "--start_form", form), memory=False) for form in ("delta", "residual"))
+    assert "from a pissa start in delta form" in render(made) and "form" not in render(other)
+    for size in ("parameters", "trainable_parameters", "targets", "memory", "disk"):
+        assert made[size] == other[size], size
 
 
 @pytest.mark.parametrize(
