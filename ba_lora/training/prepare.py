@@ -101,6 +101,5 @@ def to_device(model: nn.Module, arguments: TrainArguments) -> None:
     Under ZeRO-3 the model stays in the host's memory, because it may be larger than one GPU: DeepSpeed moves the parts that
     each GPU keeps, and the decomposition one matrix at a time.
     """
-    quantisation.keep_packing(model)  # before a teacher cache is made
     if zero_stage(arguments.deepspeed) < 3 and not quantisation.came_quantised(model):
         model.to(device(arguments.use_cpu))
