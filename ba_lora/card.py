@@ -173,7 +173,7 @@ def _method(record: dict, saved: Path) -> str:
     if _starts_from_pissa(record, saved):
         lines += [
             f"Training started from the leading singular directions of the base (PiSSA). The adapter here has rank {kept['r']} and",
-            f"alpha {kept['lora_alpha']:g}: it holds the trained factors and, with the opposite sign, the initial ones, so that it is",
+            f"alpha {kept['lora_alpha']:g}: it holds {_content(config)}, so that it is",
             "plain LoRA for the **original** base, whose weights need no change.",
         ]
     if quantised := record.get("quantisation"):
@@ -182,6 +182,13 @@ def _method(record: dict, saved: Path) -> str:
             f"the base's by {quantised['relative_error']:.4f} of their norm. The adapter is for the base in full precision.",
         ]
     return "\n".join(lines)
+
+
+def _content(config: dict) -> str:
+    """The content of an adapter that was exported after a PiSSA start."""
+    if config.get("start_form") == "delta":
+        return "the initial factors and their changes"
+    return "the trained factors and, with the opposite sign, the initial ones"
 
 
 def _objective(objective: dict) -> str:

@@ -1,6 +1,7 @@
 """The work of the benchmark: one synthetic micro-batch on one adapted model, and every way to compute a loss from it.
 
-All contestants train the same adapter on the same rows from the same values, so their times differ only by the loss.
+All contestants train the same adapter on the same rows from the same values, so their times differ only by the loss, or by the form of
+the start. With a random start the two forms differ by its B·A, which is small.
 """
 
 import itertools
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 
 from ..data.collator import counted
 from ..errors import UserError
+from ..methods.delta import start_tensors
 from ..methods.teacher import teacher
 from ..models import load_model
 from ..objective.chunked import factor_of, stats_of
@@ -43,7 +45,7 @@ def base_of(case: Case) -> nn.Module:
 class Work:
     """The micro-batch, the adapted model and its optimiser; `step` is one optimiser step with any of `PREPARE`."""
 
-    def __init__(self, case: Case):
+    def __init__(self, case: Case, form: str = "residual"):
         self.case = case
         torch.set_num_threads(case.threads)
         base = base_of(case)
@@ -52,7 +54,7 @@ class Work:
                 f"--length {case.length} is above the model's {base.config.max_position_embeddings} positions"
             )
         began = time.perf_counter()
-        self.student = adapt(base, case.rank, case.start, case.device).train()
+        self.student = adapt(base, case.rank, case.start, case.device, form).train()
         wait(case.device)
         self.start_seconds = time.perf_counter() - began
         self.batch = synthetic_batch(case, base.get_input_embeddings().num_embeddings)
@@ -60,8 +62,9 @@ class Work:
         self.objective = Objective.preset(case.preset, **changes)
         self.trained = [parameter for parameter in self.student.parameters() if parameter.requires_grad]
         with torch.no_grad():  # move away from the teacher, as in the middle of a training
-            for parameter in self.trained:
-                parameter.add_(torch.randn_like(parameter) * parameter.std() * 0.05)
+            starts = list(start_tensors(self.student).values()) or self.trained
+            for parameter, start in zip(self.trained, starts, strict=True):
+                parameter.add_(torch.randn_like(parameter) * start.std() * 0.05)
         self.optimiser = torch.optim.AdamW(
             self.trained, lr=0.0
         )  # the same work, and every step starts from the same values
@@ -195,5 +198,7 @@ PREPARE = {  # contestant → a function that turns the work into one that gives
     "share-0.5": _shared(0.5),
     "share-0.25": _shared(0.25),
     "cached": _cached,
+    "delta-bare": _ours(),
+    "delta": _ours(*WEIGHTS),
     "liger": _liger,
 }

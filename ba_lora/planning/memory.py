@@ -16,7 +16,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from ..methods.teacher import COPY, initial_copy, teacher
+from ..methods.teacher import COPY, kept_parameters, teacher
 from ..objective.chunked import TeacherStats, chunked_objective, needs_factor, rows_of_a_chunk
 from ..objective.dense import classifier_objective, dense_objective
 from ..objective.head import split
@@ -26,7 +26,7 @@ from .standing import Held
 
 def held(model: nn.Module) -> Held:
     """Count the tensors of `model`, which comes from `attach`, on any device."""
-    copies = {id(parameter) for parameter in model._modules[COPY].parameters()} if initial_copy(model) else set()
+    copies = {id(parameter) for parameter in kept_parameters(model)}
     parameters = list(model.parameters())
     trained = [parameter for parameter in parameters if parameter.requires_grad]
     copied = [parameter for parameter in parameters if id(parameter) in copies]
@@ -36,6 +36,7 @@ def held(model: nn.Module) -> Held:
         module.weight.numel()
         for module in model.modules()
         if isinstance(module, nn.Linear) and module is not head and not module.weight.requires_grad
+        if id(module.weight) not in copies
     ]
     return Held(
         weights=sum(parameter.nbytes for parameter in frozen),

@@ -53,6 +53,7 @@ def plan(arguments: TrainArguments, *, memory: bool = True) -> dict:
         "quantize": arguments.quantize,
         "method": arguments.method,
         "start": start,
+        "start_form": arguments.start_form,
         "rank": arguments.rank,
         "alpha": arguments.alpha,
         "targets": list(size.targets),
@@ -257,6 +258,7 @@ def render(made: dict) -> str:
     source["published"] = ", as published; the hub was not asked"
     share = 100 * made["trainable_parameters"] / made["parameters"]
     factors = f"rank {made['rank']}, alpha {made['alpha']:g}, on {', '.join(made['targets'])}"
+    form = " in delta form" if made["start_form"] == "delta" else ""
     own = {"full": "none: all weights", "bitfit": "none: the biases"}
     if method_of(made["method"]).is_bottleneck:
         own[made["method"]] = f"bottlenecks of width {made['rank']}"
@@ -266,7 +268,7 @@ def render(made: dict) -> str:
             "precision",
             made["dtype"] + (f", the frozen linear layers in {made['quantize']}" if made["quantize"] else ""),
         ),
-        ("method", made["method"] + ("" if made["method"] in own else f" from a {made['start']} start")),
+        ("method", made["method"] + ("" if made["method"] in own else f" from a {made['start']} start{form}")),
         ("adapter", own.get(made["method"], factors)),
         *_left_lines(made["left_out"]),
         ("trainable parameters", f"{made['trainable_parameters']:,} ({share:.2f} % of the model)"),

@@ -10,9 +10,10 @@ from ..data.glue import TASKS
 from ..data.templates import IN_TEXT, check_template, default_template
 from ..errors import UserError, choose
 from ..files import cache_home, of_the_project
-from ..methods.names import METHODS, PLACES, PRECISIONS, QUANTISED, check_method, check_quantised, method_of, start_of
+from ..methods.names import METHODS, PLACES, PRECISIONS, check_method, method_of
 from .combinations import check_combinations
 from .deepspeed_config import check_config, zero_stage
+from .method_options import check_method_options
 from .model_numbers import fill_in
 from .ranges import check_ranges
 
@@ -58,13 +59,21 @@ class TrainArguments:
         group="method",
     )
     alpha: float | None = option(None, "numerator of the scaling alpha/rank; none = rank (paper)", group="method")
-    dropout: float = option(0.0, "dropout on the adapter's input; not allowed with a PiSSA start", group="method")
+    dropout: float = option(
+        0.0, "dropout on the adapter's input; not allowed with a PiSSA start in residual form", group="method"
+    )
     target_modules: list[str] | None = option(
         None, "names of the layers to adapt; none = all linear layers except the head", group="method"
     )
     init: str | None = option(
         None,
         "start of ba-lora and pissa: pissa (exact, default) or pissa_niter_N (randomised SVD); ba-lora also accepts lora",
+        group="method",
+    )
+    start_form: str | None = option(
+        None,
+        "form of a PiSSA start: residual (published) trains A and B beside W - BA, delta trains their changes beside the untouched "
+        "base: the same trajectory with nothing rounded, for a base that bitsandbytes quantised too; none = residual",
         group="method",
     )
     decomposition_cache: str | None = option(
@@ -287,10 +296,6 @@ class TrainArguments:
         check_combinations(self)
         if self.limit is not None and self.limit < 1:
             raise UserError(f"--limit must be at least 1, got {self.limit}; leave it out to use all rows")
-        if start_of(self.method, self.init).startswith("pissa") and self.dropout:
-            raise UserError(f"--dropout {self.dropout} does not go with a PiSSA start ({self.method}); set it to 0")
-        if self.dropout and not method_of(self.method).dropout:
-            raise UserError(f"--dropout {self.dropout} has no place in method {self.method}; set it to 0")
         if self.fields is not None and len(self.fields) > 3:
             raise UserError(f"--fields takes one, two or three names, got {len(self.fields)}; see --help")
         self.deepspeed = self.deepspeed and str(of_the_project(self.deepspeed))
@@ -300,13 +305,7 @@ class TrainArguments:
             check_config(self.deepspeed)
         if self.log_gradient_norms and zero_stage(self.deepspeed) == 3:
             raise UserError("--log_gradient_norms needs whole gradients, which ZeRO-3 cuts; use ZeRO-2 or leave it out")
-        if self.quantize:
-            choose("--quantize", self.quantize, QUANTISED)
-            check_quantised(self.method)
-            if zero_stage(self.deepspeed) == 3:
-                raise UserError(
-                    "--quantize: ZeRO-3 cannot cut packed 4-bit weights; use ZeRO-2 or leave --quantize out"
-                )
+        check_method_options(self)
         if self.uses_teacher_cache() and self.method == "full":
             raise UserError(
                 "--teacher_cache holds no logits, which full fine-tuning needs because it trains the head; leave it out"

@@ -8,6 +8,7 @@ from ..data.formats import read_conversations
 from ..data.sources import read_table
 from ..data.templates import make_template
 from ..machine.devices import device
+from ..methods.quantisation import keep_packing
 from ..models import load_model, load_tokenizer
 from ..objective.settings import Objective
 from . import resume, teacher_cache
@@ -66,6 +67,7 @@ def _open(arguments: TrainArguments) -> tuple:
         attn_implementation=arguments.attn_implementation,
         trust_remote_code=arguments.trust_remote_code,
     )
+    keep_packing(model)  # before a teacher cache is made
     base = resume.base_of(model)
     resume.refuse_changes(arguments, {"base": base})
     return model, base

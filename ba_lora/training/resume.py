@@ -7,7 +7,8 @@
     order_hash        the order in which the first two epochs visit the samples
     base.config       the base model's config, without keys that do not affect any value
     base.weights      every value of every tensor of the base model, before it is adapted
-    start             the initial values of the trained tensors; null for full fine-tuning, which starts at the base
+    start             the initial values of the trained tensors, with A0 and B0 of the delta form; null for full fine-tuning,
+                      which starts at the base
     deepspeed         the content of --deepspeed
 
 Each is compared as soon as it is known, before anything is written. The hashes are fast_hash's or SHA-256; they do not
@@ -28,6 +29,7 @@ from ..errors import UserError
 from ..files import digest, read_json
 from ..folders import fast_hash
 from ..machine.processes import is_first
+from ..methods.delta import start_tensors
 from . import checkpoints
 from .arguments import TrainArguments
 
@@ -90,10 +92,14 @@ def base_of(model: nn.Module) -> dict[str, str | None]:
 
 
 def start_of(model: nn.Module, method: str) -> str | None:
-    """Hash of the trained tensors of an adapted model before training; None for full fine-tuning."""
+    """Hash of the trained tensors of an adapted model before training, and of A0 and B0 in the delta form; None for full
+    fine-tuning."""
     if method == "full":
         return None
-    return tensors_hash((name, tensor) for name, tensor in model.named_parameters() if tensor.requires_grad)
+    start = start_tensors(model)
+    return tensors_hash(
+        (name, tensor) for name, tensor in model.named_parameters() if tensor.requires_grad or name in start
+    )
 
 
 def tokenizer_hash(tokenizer) -> str:

@@ -19,12 +19,13 @@ BATCH, LENGTH, COUNTED = 3, 40, 9
 OBJECTIVE = Objective(0.3, 0.2, 0.0, temperature=2.0, top_k=5)
 
 
-def compared(method, objective, checkpointing=False, teacher_share=1.0):
+def compared(method, objective, checkpointing=False, teacher_share=1.0, **options):
     """(operations that a counter sees in a micro-batch, operations by the formula)."""
     # the counter does not know the CPU's fused attention
-    model = attach(small_llama(attn_implementation="eager"), method, rank=4, alpha=4, keep_initial=True)
-    options = {"checkpointing": checkpointing, "teacher_share": teacher_share}
-    said = BATCH * of_a_sample(work_of(model), objective, LENGTH, COUNTED, **options)
+    options = {"rank": 4, "alpha": 4, "keep_initial": True} | options
+    model = attach(small_llama(attn_implementation="eager"), method, **options)
+    form = {"checkpointing": checkpointing, "teacher_share": teacher_share}
+    said = BATCH * of_a_sample(work_of(model), objective, LENGTH, COUNTED, **form)
     wrapped = ObjectiveModel(model, objective, teacher_share=TeacherShare(teacher_share, BATCH)).train()
     wrapped.lambdas = objective.maxima()
     if checkpointing:
@@ -49,6 +50,13 @@ def test_an_adapter_saves_the_first_layers_input_gradient_on_top(objective):
     seen, said = compared("lora", objective)
     query, key = 32 * 32, 32 * 16
     assert said - seen == 2 * BATCH * LENGTH * (query + 2 * key + 3 * 4 * 32)  # base and A of q, k and v
+
+
+@pytest.mark.parametrize("objective", [Objective(), OBJECTIVE], ids=["task alone", "with the teacher"])
+def test_the_delta_form_multiplies_by_four_factors_and_its_teacher_by_none(objective):
+    seen, said = compared("pissa", objective, start_form="delta")
+    query, key = 32 * 32, 32 * 16
+    assert said - seen == 2 * BATCH * LENGTH * (query + 2 * key + 3 * 2 * 4 * 32)  # base, ΔA and A0 of q, k and v
 
 
 def test_checkpointing_recomputes_nearly_a_forward_pass():

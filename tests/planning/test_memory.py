@@ -29,8 +29,10 @@ from transformers import (
 
 from ba_lora.errors import UserError
 from ba_lora.methods.attach import attach
+from ba_lora.methods.delta import start_tensors
 from ba_lora.methods.save import trained_parameters
 from ba_lora.methods.teacher import initial_copy
+from ba_lora.models import load_model
 from ba_lora.objective.chunked import CHUNK_BYTES, factor_of
 from ba_lora.objective.head import split
 from ba_lora.objective.settings import Objective
@@ -64,13 +66,20 @@ def on_meta(method="lora", **changes):
         return attach(small_llama(**changes), method, rank=4, alpha=4, keep_initial=True)
 
 
+def job_in(form, **changes):
+    """The Shape of a run on the embedded model, with every term on."""
+    words = ["--data", "tinymath:train", "--dry_run", "--rank", "4", "--start_form", form, "--use_cpu"]
+    changes = {"objective": OBJECTIVE, "micro_batch": BATCH, "length": LENGTH} | changes
+    return job_of(parse(words))._replace(**changes)
+
+
 def predicted(checkpointing=False, objective=OBJECTIVE, **changes):
     return passing(on_meta(**changes), objective, BATCH, LENGTH, checkpointing=checkpointing, autocast=False)
 
 
-def measured(checkpointing, objective, model=None):
+def measured(checkpointing, objective, model=None, adapted=None):
     """Bytes of a micro-batch and of the factor that the run keeps beside it."""
-    model = ObjectiveModel(attach(model or small_llama(), "lora", rank=4, alpha=4), objective).train()
+    model = ObjectiveModel(adapted or attach(model or small_llama(), "lora", rank=4, alpha=4), objective).train()
     model.lambdas = objective.maxima()
     if checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
@@ -290,6 +299,23 @@ def test_what_stands_is_the_bytes_of_the_real_model(method):
     total = sum(parameter.nbytes for parameter in model.parameters())
     assert parts["weights"] + parts["adapter"] + parts["initial copy"] == total
     assert initial_copy(model) is not None
+
+
+def test_the_delta_form_holds_a0_and_b0_in_place_of_the_copy():
+    real = attach(load_model("tiny", "bfloat16"), "pissa", rank=4, alpha=4, start_form="delta")
+    delta = sizes(job_in("delta", dtype="bfloat16"))
+    assert delta.held == held(real) == sizes(job_in("residual", dtype="bfloat16")).held
+    start = sum(tensor.nbytes for tensor in start_tensors(real).values())
+    assert standing(delta.held)["initial copy"] == start == 4 * delta.trained
+    base = load_model("tiny", "bfloat16")
+    assert standing(delta.held)["weights"] == sum(parameter.nbytes for parameter in base.parameters())
+
+
+@pytest.mark.parametrize("checkpointing", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_the_predicted_peak_of_the_delta_form_is_that_of_the_real_one(checkpointing):
+    said = passing_of(job_in("delta", checkpointing=checkpointing))
+    model = attach(load_model("tiny"), "pissa", rank=4, alpha=4, start_form="delta")
+    assert sum(said.values()) == pytest.approx(measured(checkpointing, OBJECTIVE, adapted=model), rel=0.1)
 
 
 def test_zero_divides_by_stage():

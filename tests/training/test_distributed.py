@@ -79,7 +79,7 @@ def assert_trained_alike(one, two):
 
 
 @pytest.mark.slow  # the fast tier trains two processes under ZeRO-3, below
-@pytest.mark.parametrize("method", ["ba-lora", "full", "classifier"])
+@pytest.mark.parametrize("method", ["ba-lora", "full", "classifier", "delta"])
 def test_two_processes_train_as_one(alone, tmp_path, method):
     assert_trained_alike(alone(method), launch(tmp_path / "two", method))
 
@@ -100,7 +100,13 @@ def test_two_processes_under_zero_train_as_one(alone, tmp_path, stage):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", ["delayed", "full", "classifier", "dora"])
+def test_two_processes_under_zero_2_train_the_delta_form_as_one(alone, tmp_path):
+    config = cut_finely(tmp_path / "zero.json", 2)
+    assert_trained_alike(alone("delta"), launch(tmp_path / "two", "delta", config))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["delayed", "full", "classifier", "dora", "delta"])
 def test_zero_3_cuts_what_each_kind_of_run_has(alone, tmp_path, method):
     config = cut_finely(tmp_path / "zero.json", 3)
     assert_trained_alike(alone(method), launch(tmp_path / "two", method, config))

@@ -31,14 +31,17 @@ def as_two_ranks(form, step, micro, rank, present, may_be_short=False):
 def main(
     folder: Path, accumulation: int, method: str, deepspeed: str | None = None, steps: int = 20, share: float = 1.0
 ) -> None:
-    """method: a method's name, "classifier" (BA-LoRA on one) or "delayed" (BA-LoRA whose teacher starts after some steps).
+    """method: a method's name, "classifier" (BA-LoRA on one), "delta" (BA-LoRA in that form) or "delayed" (BA-LoRA whose teacher
+    starts after some steps).
 
     accumulation: 2 for each of two processes, 4 for one alone, which then has the draws of two. share: of the teacher.
     """
     classify, delayed = method == "classifier", method == "delayed"
+    form = "delta" if method == "delta" else "residual"
     objective = replace(OBJECTIVE, lambda1_schedule="two_phase") if delayed else OBJECTIVE
-    method = "ba-lora" if classify or delayed else method
-    model = attach(small_bert() if classify else small_llama(), method, rank=4, alpha=4, keep_initial=True)
+    method = "ba-lora" if classify or delayed or form == "delta" else method
+    options = {"rank": 4, "alpha": 4, "keep_initial": True, "start_form": form}
+    model = attach(small_bert() if classify else small_llama(), method, **options)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     trainer = BALoRATrainer(
         model,
