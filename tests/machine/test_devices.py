@@ -175,16 +175,6 @@ def test_the_parameters_of_a_model_are_counted_before_it_is_adapted(tmp_path, mo
     assert parameters_of(str(tmp_path)) is None
 
 
-@pytest.mark.parametrize(("processes", "place"), [("1", "meta"), ("2", "cpu")])
-def test_the_model_stays_in_the_hosts_memory_where_zero_3_is_used(monkeypatch, processes, place):
-    """One process has nothing to divide and leaves the config out."""
-    monkeypatch.setattr(prepare, "device", lambda use_cpu: "meta")  # stands for the GPU
-    monkeypatch.setenv("WORLD_SIZE", processes)
-    model, zero3 = small_llama(), str(ROOT / "configs/deepspeed/zero3.json")
-    prepare.to_device(model, parse(["--config", TINY, "--output_dir", "unused", "--deepspeed", zero3]))
-    assert {each.device.type for each in model.parameters()} == {place}
-
-
 @pytest.fixture
 def two_gpus(monkeypatch):
     """torch finds two GPUs, unless CUDA_VISIBLE_DEVICES hides them; what `hide_gpus` sets is undone."""

@@ -250,9 +250,18 @@ def test_the_first_20_steps_follow_the_frozen_trajectory(tmp_path):
         assert math.isclose(seen, frozen, rel_tol=5e-3), (step, seen, frozen)
 
 
-@pytest.mark.parametrize(("config", "moved"), [(None, ["cuda:3"]), ("zero2.json", ["cuda:3"]), ("zero3.json", [])])
-def test_under_zero_3_the_model_stays_on_the_host(monkeypatch, config, moved):
+@pytest.mark.parametrize(
+    ("config", "processes", "moved"),
+    [
+        (None, "2", ["cuda:3"]),
+        ("zero2.json", "2", ["cuda:3"]),
+        ("zero3.json", "2", []),
+        ("zero3.json", "1", ["cuda:3"]),  # one process has nothing to divide and leaves the config out
+    ],
+)
+def test_under_zero_3_the_model_stays_on_the_host(monkeypatch, config, processes, moved):
     """It may be larger than one GPU, which is pretended here."""
+    monkeypatch.setenv("WORLD_SIZE", processes)
     monkeypatch.setattr("ba_lora.training.prepare.device", lambda use_cpu: "cpu" if use_cpu else "cuda:3")
     words = ["--deepspeed", str(ROOT / "configs/deepspeed" / config)] if config else []
     places = []
