@@ -18,6 +18,7 @@ from torch.autograd.function import once_differentiable
 from .dense import divisor
 from .regularizers import entropy, svd_ratio, working
 from .settings import REGULARIZERS, TERMS, Objective
+from .sketch import Sketch, against
 from .spectrum import full_precision, gram, leading_triplets
 
 # Bytes of one chunk's logits in float32, by the type of device; the buffers take a few times this much memory in all. Each chunk
@@ -31,6 +32,11 @@ class TeacherStats(NamedTuple):
 
     u: Tensor
     c: Tensor
+
+    @property
+    def entropy(self) -> Tensor:
+        """(N,) in nats; of a bfloat16 u only up to its rounding."""
+        return -self.c
 
 
 def rows_of_a_chunk(vocabulary: int, chunk_size: int | None = None, device: str = "cpu") -> int:
@@ -66,7 +72,7 @@ def chunked_objective(
     lambdas: tuple[float, ...],
     *,
     head_factor: Tensor | None = None,
-    teacher_stats: tuple[Tensor, Tensor] | None = None,
+    teacher_stats: TeacherStats | Sketch | None = None,
     chunk_size: int | None = None,
     num_items: Tensor | float | None = None,
     spectrum_scale: float = 1.0,
@@ -75,7 +81,7 @@ def chunked_objective(
     """Loss and terms of rows that are already selected and shifted, from their hidden states; see dense.dense_objective.
 
     hidden, teacher_hidden: (N, d); head_weight: (V, d), frozen, without bias; targets: (N,). objective: its forms, T, K, k and
-    norm are used. lambdas: the current weights, as from `Objective.weights`. teacher_stats: (u, c) instead of teacher_hidden.
+    norm are used. lambdas: the current weights, as from `Objective.weights`. teacher_stats: what a cache holds instead of teacher_hidden.
     head_factor: from `factor_of`; computed if None. chunk_size: rows per chunk; None = set by CHUNK_BYTES for the head's device. num_items: rows in the whole step (default N).
     Returns (loss, terms). Terms carry no gradient and are unweighted; a term with weight 0 is None unless all_terms. loss =
     task + λ1·consistency + λ2·diversity + λ3·spectrum_scale·spectrum.
@@ -99,9 +105,9 @@ def chunked_objective(
         has_diversity=weights["diversity"] > 0 or all_terms,
         chunk=rows_of_a_chunk(len(head_weight), chunk_size, head_weight.device.type),
     )
-    u, c = teacher_stats if teacher_stats is not None else (None, None)
+    teacher = teacher_hidden if teacher_stats is None else teacher_stats
     loss, task, consistency, diversity = _TokenTerms.apply(
-        hidden, teacher_hidden, u, c, head_weight, targets, divisor(num_items, len(targets)), plan
+        hidden, teacher, head_weight, targets, divisor(num_items, len(targets)), plan
     )
     terms: dict[str, Tensor | None] = dict.fromkeys(TERMS) | {"task": task}
     if plan.has_consistency:
@@ -186,20 +192,21 @@ class _Plan(NamedTuple):
     has_diversity: bool
     chunk: int
 
-    def buffers(self, online: bool) -> int:
-        """Number of buffers of the size of a chunk's logits. online: the teacher comes as hidden states."""
+    def buffers(self, teacher: Tensor | TeacherStats | Sketch | None) -> int:
+        """Number of buffers of the size of a chunk's logits."""
         is_softened = self.has_consistency and self.temperature != 1
         keeps_logits = self.has_diversity and self.top_k is None
-        return 2 + (self.has_consistency and online) + (is_softened and keeps_logits)
+        needs_own = self.has_consistency and not isinstance(teacher, TeacherStats)
+        return 2 + needs_own + (is_softened and keeps_logits)
 
 
 class _TokenTerms(torch.autograd.Function):
     """(loss, task, consistency, diversity) of the token terms. The forward pass already computes the gradient for `hidden`."""
 
     @staticmethod
-    def forward(ctx, hidden, teacher_hidden, u, c, head_weight, targets, items, plan):
+    def forward(ctx, hidden, teacher, head_weight, targets, items, plan):
         with torch.autocast(hidden.device.type, enabled=False):
-            gradient, sums = _all_chunks(hidden.detach(), teacher_hidden, u, c, head_weight.detach(), targets, plan)
+            gradient, sums = _all_chunks(hidden.detach(), teacher, head_weight.detach(), targets, plan)
             scale = 1.0 / (items.double() if isinstance(items, Tensor) else items)
             ctx.save_for_backward(gradient.mul_(scale))
         task, consistency, diversity = (sums * scale).to(working(hidden).dtype)
@@ -212,26 +219,31 @@ class _TokenTerms(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, upstream, *unused):
         (gradient,) = ctx.saved_tensors
-        return (gradient * upstream).to(ctx.dtype), None, None, None, None, None, None, None
+        return (gradient * upstream).to(ctx.dtype), None, None, None, None, None
 
 
-def _all_chunks(hidden, teacher_hidden, u, c, weight, targets, plan: _Plan) -> tuple[Tensor, Tensor]:
+def _all_chunks(hidden, teacher, weight, targets, plan: _Plan) -> tuple[Tensor, Tensor]:
     """The gradient (N, d) of the summed loss, and the sums (3,) of task, consistency and diversity in float64."""
     weight = weight.to(hidden.dtype)
     gradient = torch.empty(hidden.shape, dtype=working(hidden).dtype, device=hidden.device)
     sums = torch.zeros(3, dtype=torch.float64, device=hidden.device)
     rows = max(min(len(hidden), plan.chunk), 1)
-    buffers = _buffers(plan.buffers(online=u is None), rows, weight)
+    buffers = _buffers(plan.buffers(teacher), rows, weight)
     for start in range(0, len(hidden), rows):
         part = slice(start, start + rows)
-        teacher = None
-        if plan.has_consistency and u is None:
-            teacher = teacher_hidden[part].to(hidden.dtype)
-        elif plan.has_consistency:
-            teacher = working(u[part]), c[part].double()
-        gradient[part], more = _chunk(hidden[part], teacher, weight, targets[part], plan, buffers)
+        of_part = _part(teacher, part, hidden.dtype) if plan.has_consistency else None
+        gradient[part], more = _chunk(hidden[part], of_part, weight, targets[part], plan, buffers)
         sums += more
     return gradient, sums
+
+
+def _part(teacher: Tensor | TeacherStats | Sketch, part: slice, dtype: torch.dtype) -> Tensor | TeacherStats | Sketch:
+    """These rows of the teacher, in the precision that `_chunk` takes."""
+    if isinstance(teacher, Sketch):
+        return Sketch(*(each[part] for each in teacher))
+    if isinstance(teacher, TeacherStats):
+        return TeacherStats(working(teacher.u[part]), teacher.c[part].double())
+    return teacher[part].to(dtype)
 
 
 def _buffers(count: int, rows: int, weight: Tensor) -> list[Tensor]:
@@ -278,7 +290,7 @@ def _softmax(z: Tensor, out: Tensor) -> tuple[Tensor, Tensor]:
 def _chunk(hidden, teacher, weight, targets, plan: _Plan, buffers: list[Tensor]) -> tuple[Tensor, Tensor]:
     """One chunk's gradient (n, d) of the summed loss, and its sums (3,) of task, consistency and diversity.
 
-    teacher: its hidden states (n, d), or its statistics (u, c), or None. buffers: `plan.buffers` of them; comments say what
+    teacher: its hidden states (n, d), its statistics, a sketch, or None. buffers: `plan.buffers` of them; comments say what
     each one holds. All logits here are divided by T.
     """
     temperature, soft = (plan.temperature, plan.lambda1 * plan.temperature) if plan.has_consistency else (1.0, 0.0)
@@ -291,12 +303,15 @@ def _chunk(hidden, teacher, weight, targets, plan: _Plan, buffers: list[Tensor])
     top, places = _largest(z, plan.top_k) if plan.has_diversity and not whole else (None, None)
 
     p_teacher = None
-    if plan.has_consistency and not isinstance(teacher, tuple):
+    if isinstance(teacher, Tensor):
         z_teacher = _logits(teacher, weight, temperature, second)  # in the second buffer
         p_teacher, log_total_teacher = _softmax(z_teacher, more.pop())  # in the third buffer, to the end
         moved = torch.linalg.vecdot(p_teacher, z_teacher.sub_(z))  # exactly 0 for equal hidden states
 
     p, log_total = _softmax(z, second)  # in the second buffer
+    sketched = None
+    if isinstance(teacher, Sketch):  # its part for all tokens is in the third buffer, to the end
+        sketched = against(teacher, z.gather(1, teacher.ids), p, log_total, more.pop())
     # p at temperature 1 is `ones` / partition: in the second buffer if T = 1, else in place of z unless z is needed again
     ones = p if temperature == 1 else torch.pow(p, temperature, out=more.pop()[: len(z)] if whole else z)
     partition = ones.sum(-1, keepdim=True)
@@ -304,10 +319,11 @@ def _chunk(hidden, teacher, weight, targets, plan: _Plan, buffers: list[Tensor])
     sums[0] = (log_partition - temperature * z_target).sum()
     if p_teacher is not None:
         sums[1] = temperature**2 * (moved[:, None].double() + (log_total - log_total_teacher)).sum()
+    elif sketched is not None:
+        sums[1] = temperature**2 * sketched.kl.sum()
     elif plan.has_consistency:
-        u, c = teacher
-        cross = (u.double() * hidden.double()).sum(-1, keepdim=True) / temperature
-        sums[1] = temperature**2 * (c[:, None] - cross + log_total).sum()
+        cross = (teacher.u.double() * hidden.double()).sum(-1, keepdim=True) / temperature
+        sums[1] = temperature**2 * (teacher.c[:, None] - cross + log_total).sum()
 
     slope = None
     if whole:
@@ -323,15 +339,19 @@ def _chunk(hidden, teacher, weight, targets, plan: _Plan, buffers: list[Tensor])
     # The gradient with respect to the logits, times the partition; the product with the head is divided by it again.
     g = ones
     if soft:
-        g = ones.mul_(1 + soft) if temperature == 1 else ones.addcmul_(p, soft * partition)
+        own = soft if sketched is None else -soft * sketched.drift  # of the student's q
+        g = ones.mul_(1 + own) if temperature == 1 else ones.addcmul_(p, own * partition)
         if p_teacher is not None:
             g.addcmul_(p_teacher, -soft * partition)
+        elif sketched is not None:
+            g.addcmul_(sketched.excess, soft * partition)
+            g.scatter_add_(1, teacher.ids, soft * partition * sketched.kept)
     if slope is not None:
         g.add_(slope, alpha=plan.lambda2)
     g.scatter_add_(1, targets[:, None], -partition)
     if top is not None and plan.lambda2:
         g.scatter_add_(1, places, plan.lambda2 * partition * log_top.exp() * (log_top - negative))
     gradient = working(g.to(weight.dtype) @ weight).div_(partition)
-    if soft and p_teacher is None:
-        gradient.sub_(u, alpha=soft)
+    if soft and isinstance(teacher, TeacherStats):
+        gradient.sub_(teacher.u, alpha=soft)
     return gradient, sums
