@@ -53,6 +53,7 @@ CONTESTANTS = {
     **{each.name: Contestant(f"ours, {each.name} alone", "floor") for each in REGULARIZERS},
     "ours": Contestant("ours", "floor"),
     "cached": Contestant("ours, cached teacher", "floor"),
+    "sketch": Contestant("ours, cached sketch of the teacher", "floor"),
     "liger": Contestant("task and consistency by Liger's JSD", "floor", package="liger_kernel"),
 }
 SMALLEST_VOCABULARY = 32  # large enough for the 20 classes of the iclr preset's entropy

@@ -15,15 +15,18 @@ from ..data.collator import counted
 from ..errors import UserError
 from ..methods.teacher import teacher
 from ..models import load_model
-from ..objective.chunked import factor_of, stats_of
+from ..objective.chunked import factor_of
 from ..objective.head import Split, split
 from ..objective.settings import REGULARIZERS, WEIGHTS, Objective
+from ..training.arguments import TrainArguments
 from ..training.objective_model import ObjectiveModel
+from ..training.teacher_rows import PREFIX, compute
 from .bodies import adapt, body_config, make, random_llama
 from .cases import Case
 from .clock import wait
 from .published import published_loss
 
+ENTRIES = TrainArguments.teacher_cache_entries
 CONSTANT = {each.schedule: "constant" for each in REGULARIZERS}  # every term at full weight from the first step
 
 
@@ -121,12 +124,18 @@ def _ours(*kept: str, chunked: bool = True) -> Callable[[Work], Callable[[], Ten
     return prepare
 
 
-def _cached(work: Work) -> Callable[[], Tensor]:
-    """Our objective with the teacher's contribution to each row computed beforehand."""
-    model, parts = _objective_model(work), _parts(work, "cached")
-    hidden = _teacher_rows(work, parts)
-    stats = stats_of(hidden, parts.head.weight, work.objective.temperature)
-    return lambda: model(**work.batch, teacher_u=stats.u, teacher_c=stats.c).loss
+def _cached(form: str) -> Callable[[Work], Callable[[], Tensor]]:
+    """Our objective with the teacher's contribution to each row computed beforehand, in a form of the cache."""
+
+    def prepare(work: Work) -> Callable[[], Tensor]:
+        model, parts = _objective_model(work), _parts(work, "cached")
+        hidden, facts = _teacher_rows(work, parts), {"form": form, "dtype": "float32", "entries": ENTRIES}
+        facts["temperature"] = work.objective.temperature
+        made = compute(facts, hidden, parts.head, torch.rand(len(hidden), 2))
+        rows = {PREFIX + name: tensor for name, tensor in made.items()}
+        return lambda: model(**work.batch, **rows).loss
+
+    return prepare
 
 
 def _liger(work: Work) -> Callable[[], Tensor]:
@@ -172,6 +181,7 @@ PREPARE = {  # contestant → a function that turns the work into one that gives
     "floor": _ours(),
     **{each.name: _ours(each.weight) for each in REGULARIZERS},
     "ours": _ours(*WEIGHTS),
-    "cached": _cached,
+    "cached": _cached("exact"),
+    "sketch": _cached("sketch"),
     "liger": _liger,
 }

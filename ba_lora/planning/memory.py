@@ -20,6 +20,8 @@ from ..objective.chunked import TeacherStats, chunked_objective, rows_of_a_chunk
 from ..objective.dense import classifier_objective, dense_objective
 from ..objective.head import split
 from ..objective.settings import Objective
+from ..objective.sketch import Sketch
+from ..training.arguments import TrainArguments
 from .standing import Held
 
 
@@ -62,7 +64,7 @@ def passing(
     *,
     checkpointing: bool,
     autocast: bool,
-    cached: bool = False,
+    cached: str | None = None,
     device: str = "cpu",
 ) -> dict[str, int]:
     """Bytes that a micro-batch of `micro_batch` samples of `length` tokens needs at its peak, beside the standing memory.
@@ -70,7 +72,7 @@ def passing(
     activations: what the student's layers keep for the backward pass (with gradient checkpointing only the layers' inputs);
     objective: the rest of the peak, that is, a chunk of the student's and teacher's logits and what the terms compute from them,
     with all weights on and every position counted; all logits if the terms need them, the head is trained or the model is a
-    classifier. cached: the teacher's part comes from a cache. device: the type of device whose chunk size is used. `model` is from
+    classifier. cached: the form of the cache that the teacher's part comes from, or None. device: the type of device whose chunk size is used. `model` is from
     `attach` on the meta device, and is used up.
 
     The kernels are the CPU's; a GPU's may keep a little more or less. Not included: memory that the numerical libraries allocate
@@ -97,7 +99,7 @@ def passing(
             teacher_rows = stats = None
             if objective.uses_teacher() and cached:
                 rows, width = micro_batch * (length - 1), model.get_output_embeddings().weight.shape[1]
-                stats = TeacherStats(torch.empty(rows, width), torch.empty(rows, dtype=torch.float64))
+                stats = _stats(cached, rows, width)
             elif objective.uses_teacher():
                 with teacher(model):
                     teacher_rows = _rows(forward(**inputs))
@@ -108,6 +110,16 @@ def passing(
             del output  # a trainer keeps the loss alone
             loss.backward()
     return {"activations": activations, "objective": max(ledger.peak - activations, 0)}
+
+
+def _stats(form: str, rows: int, width: int) -> TeacherStats | Sketch:
+    """What a cache of this form gives for `rows` rows; a sketch with the default number of tokens."""
+    if form == "exact":
+        return TeacherStats(torch.empty(rows, width), torch.empty(rows, dtype=torch.float64))
+    kept, each = (rows, TrainArguments.teacher_cache_entries), (rows,)
+    return Sketch(
+        torch.zeros(kept, dtype=torch.long), torch.empty(kept), torch.empty(kept), *map(torch.empty, (each, each))
+    )
 
 
 def _forms(model: nn.Module, objective: Objective, targets: torch.Tensor, device: str) -> tuple[Callable, Callable]:

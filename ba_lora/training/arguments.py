@@ -11,6 +11,7 @@ from ..data.templates import IN_TEXT, check_template, default_template
 from ..errors import UserError, choose
 from ..files import cache_home, of_the_project
 from ..methods.names import METHODS, PLACES, PRECISIONS, QUANTISED, check_method, check_quantised, method_of, start_of
+from .combinations import CACHE_FORMS, check_combinations
 from .deepspeed_config import check_config, zero_stage
 from .model_numbers import fill_in
 from .ranges import check_ranges
@@ -192,6 +193,16 @@ class TrainArguments:
         choices=("float32", "bfloat16"),
         group="objective",
     )
+    teacher_cache_form: str = option(
+        "exact",
+        "exact, or sketch: some tokens of each row, about 400 bytes per trained token for any model; the gradient of consistency "
+        "then has a noise, whose mean over the draws is 0 (docs/objective.md)",
+        choices=CACHE_FORMS,
+        group="objective",
+    )
+    teacher_cache_entries: int = option(
+        96, "tokens that a sketch keeps of each row, 4 bytes each; the noise falls with its root", group="objective"
+    )
     log_all_terms: bool = option(False, "also compute and log terms whose weight is 0", group="objective")
     log_gradient_norms: bool = option(False, "log each term's gradient norm relative to the task's", group="objective")
 
@@ -307,18 +318,7 @@ class TrainArguments:
                 )
         if self.resume and self.overwrite:
             raise UserError("--resume continues a run and --overwrite replaces it; give one of them")
-        if self.merge and self.method == "full":
-            raise UserError(
-                "--merge folds an adapter into its base; full fine-tuning saves the whole model already, leave it out"
-            )
-        if self.merge and method_of(self.method).is_bottleneck:
-            raise UserError(f"--merge: the layers that {self.method} adds cannot be folded into the base; leave it out")
-        if self.uses_teacher_cache() and self.method == "full":
-            raise UserError(
-                "--teacher_cache holds no logits, which full fine-tuning needs because it trains the head; leave it out"
-            )
-        if self.uses_teacher_cache() and self.log_gradient_norms:
-            raise UserError("--teacher_cache holds no logits, which --log_gradient_norms needs; leave one of them out")
+        check_combinations(self)
         self.alpha = float(self.rank) if self.alpha is None else self.alpha
         if self.task:
             self._check_classification()

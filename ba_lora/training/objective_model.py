@@ -14,8 +14,10 @@ from ..objective.dense import dense_objective
 from ..objective.head import Split, cached_factor, split
 from ..objective.regularizers import entropy
 from ..objective.settings import REGULARIZERS, Objective
+from ..objective.sketch import Sketch
 from ..sharding import gathered
 from .step_model import StepModel
+from .teacher_rows import of_batch
 
 logger = logging.getLogger(__name__)
 
@@ -35,6 +37,7 @@ class ObjectiveModel(StepModel):
         if objective.top_k is not None and objective.top_k > vocabulary:
             raise UserError(f"top_k {objective.top_k} is above the vocabulary of {vocabulary}; lower top_k")
         super().__init__(student, objective, **options)
+        self.vocabulary = vocabulary
         self.may_split = chunked  # until the first step finds that the head does not allow it
         self.parts: Split | None = None
         self.factor: Tensor | None = None  # factor of the head, for the spectrum
@@ -43,37 +46,31 @@ class ObjectiveModel(StepModel):
         """The number of trained tokens. labels: (B, T)."""
         return counted(labels).sum()
 
-    def forward(
-        self,
-        input_ids=None,
-        attention_mask=None,
-        labels=None,
-        num_items_in_batch=None,
-        teacher_u=None,
-        teacher_c=None,
-        **inputs,
-    ):
+    def forward(self, input_ids=None, attention_mask=None, labels=None, num_items_in_batch=None, **inputs):
         """Like the student's forward, with the objective as `loss`. input_ids, attention_mask, labels: (B, T).
 
-        teacher_u (N, d), teacher_c (N,): the teacher's contribution to the N trained rows (chunked.TeacherStats), in the order
-        in which `counted` selects them; training then runs no teacher. Raises UserError if the logits are needed anyway.
+        Among `inputs` may be the teacher's contribution to the N trained rows from a cache, in the order in which `counted`
+        selects them; training then runs no teacher. Raises UserError if the teacher's logits are needed anyway.
         """
+        stats = of_batch(inputs, self.vocabulary)
         inputs = {"input_ids": input_ids, "attention_mask": attention_mask, **inputs}
         if labels is None:
             return self.student(**inputs)
         inputs["use_cache"] = False
         rows = trained_rows(labels)
         targets = labels.flatten()[rows + 1]
-        stats = TeacherStats(teacher_u, teacher_c) if teacher_u is not None else None
         if self.training and not self.keep_gradients and self._can_split(input_ids):
             output, terms, weights = self._chunked(inputs, rows, targets, num_items_in_batch, stats)
-        elif self.training and stats is not None:
+        elif self.training and (
+            isinstance(stats, TeacherStats) or (stats is not None and self.objective.consistency != "kl")
+        ):
             raise UserError(
                 "the teacher cache holds no logits, which training this model needs (its head is adapted, trained or not "
-                "linear, or each term's gradient is kept); leave the cache out"
+                "linear, or each term's gradient is kept, or consistency is not KL); leave the cache out"
             )
         else:
-            output, terms, weights = self._dense(inputs, rows, targets, num_items_in_batch)
+            stats = stats if self.training else None
+            output, terms, weights = self._dense(inputs, rows, targets, num_items_in_batch, stats)
         if self.training:
             extra = penalty(self.student)
             if extra is not None:
@@ -91,18 +88,21 @@ class ObjectiveModel(StepModel):
                 self.may_split = False
         return self.parts is not None
 
-    def _dense(self, inputs: dict, rows: Tensor, targets: Tensor, num_items) -> tuple:
-        """(output, terms, weights) from the student's and teacher's logits, (N, V) each."""
-        teacher_logits = None
-        if self.needs_teacher():
+    def _dense(self, inputs: dict, rows: Tensor, targets: Tensor, num_items, stats: Sketch | None) -> tuple:
+        """(output, terms, weights) from the student's and teacher's logits, (N, V) each. With `stats` no teacher runs."""
+        teacher_logits = stats if self.needs_teacher() else None
+        if self.needs_teacher() and stats is None:
             with teacher(self.student):
                 teacher_logits = _select(self.student(**inputs).logits, rows)
             self.clock.lap("teacher")
         output = self.student(**inputs)
         weights = self.lambdas
         if self.needs_teacher() and len(targets):
-            temperature = self.objective.temperature
-            weights = self.weights(lambda: entropy(teacher_logits, temperature).mean(), teacher_logits.shape[1])
+
+            def teacher_entropy() -> Tensor:
+                return (stats.entropy if stats else entropy(teacher_logits, self.objective.temperature)).mean()
+
+            weights = self.weights(teacher_entropy, self.vocabulary)
         output.loss, terms = dense_objective(
             _select(output.logits, rows),
             teacher_logits,
@@ -115,7 +115,9 @@ class ObjectiveModel(StepModel):
         )
         return output, terms, weights
 
-    def _chunked(self, inputs: dict, rows: Tensor, targets: Tensor, num_items, stats: TeacherStats | None) -> tuple:
+    def _chunked(
+        self, inputs: dict, rows: Tensor, targets: Tensor, num_items, stats: TeacherStats | Sketch | None
+    ) -> tuple:
         """As `_dense`, from the hidden states, (N, d) each; the output has no logits. With `stats` no teacher runs."""
         body, head = self.parts
         if self.factor is None and needs_factor(self.objective.maxima(), self.all_terms):
@@ -141,7 +143,7 @@ class ObjectiveModel(StepModel):
 
         def teacher_entropy() -> Tensor:
             if stats is not None:
-                return -stats.c.mean()
+                return stats.entropy.mean()
             return mean_entropy(teacher_hidden, head.weight, self.objective.temperature)
 
         weights = self.lambdas
