@@ -18,7 +18,7 @@ from torch.autograd.function import once_differentiable
 from .dense import divisor
 from .regularizers import entropy, svd_ratio, working
 from .settings import REGULARIZERS, TERMS, Objective
-from .sketch import Sketch, against
+from .sketch import Against, Sketch, against
 from .spectrum import full_precision, gram, leading_triplets
 
 # Bytes of one chunk's logits in float32, by the type of device; the buffers take a few times this much memory in all. Each chunk
@@ -337,15 +337,7 @@ def _chunk(hidden, teacher, weight, targets, plan: _Plan, buffers: list[Tensor])
         sums[2] = negative.double().sum()
 
     # The gradient with respect to the logits, times the partition; the product with the head is divided by it again.
-    g = ones
-    if soft:
-        own = soft if sketched is None else -soft * sketched.drift  # of the student's q
-        g = ones.mul_(1 + own) if temperature == 1 else ones.addcmul_(p, own * partition)
-        if p_teacher is not None:
-            g.addcmul_(p_teacher, -soft * partition)
-        elif sketched is not None:
-            g.addcmul_(sketched.excess, soft * partition)
-            g.scatter_add_(1, teacher.ids, soft * partition * sketched.kept)
+    g = _with_consistency(ones, p, soft * partition, p_teacher, teacher, sketched) if soft else ones
     if slope is not None:
         g.add_(slope, alpha=plan.lambda2)
     g.scatter_add_(1, targets[:, None], -partition)
@@ -355,3 +347,14 @@ def _chunk(hidden, teacher, weight, targets, plan: _Plan, buffers: list[Tensor])
     if soft and isinstance(teacher, TeacherStats):
         gradient.sub_(teacher.u, alpha=soft)
     return gradient, sums
+
+
+def _with_consistency(ones, p, pull: Tensor, p_teacher: Tensor | None, teacher, sketched: Against | None) -> Tensor:
+    """`ones` (n, V) plus `pull` (n, 1) times the slope of consistency, in place; without that of (u, c), which comes in later."""
+    own = pull if sketched is None else -pull * sketched.drift  # of the student's q
+    g = ones.mul_(1 + own) if p is ones else ones.addcmul_(p, own)
+    if p_teacher is not None:
+        g.addcmul_(p_teacher, -pull)
+    elif sketched is not None:
+        g.addcmul_(sketched.excess, pull).scatter_add_(1, teacher.ids, pull * sketched.kept)
+    return g
