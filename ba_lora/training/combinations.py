@@ -16,6 +16,11 @@ def check_combinations(arguments) -> None:
         raise UserError(
             f"--merge: the layers that {arguments.method} adds cannot be folded into the base; leave it out"
         )
+    if arguments.teacher_cache_form == "sketch" and not arguments.teacher_cache:
+        raise UserError("--teacher_cache_form sketch needs a folder for the cache; add --teacher_cache FOLDER")
+    entries = arguments.teacher_cache_entries
+    if arguments.teacher_cache_form == "exact" and entries != type(arguments).teacher_cache_entries:
+        raise UserError(f"--teacher_cache_entries {entries} is an option of --teacher_cache_form sketch; add it")
     if arguments.uses_teacher_cache():
         _check_teacher_cache(arguments)
 

@@ -136,6 +136,14 @@ def test_a_cache_of_the_other_form_or_size_is_refused(tmp_path):
         parse([*words, "--teacher_cache_dtype", "bfloat16"])
     with pytest.raises(UserError, match="--consistency mse needs; leave the cache out"):
         parse([*words, "--consistency", "mse"])
+    with pytest.raises(
+        UserError, match="--teacher_cache_entries 32 is an option of --teacher_cache_form sketch; add it"
+    ):
+        parse([*words[:-2], "--teacher_cache_entries", "32"])
+    with pytest.raises(
+        UserError, match="--teacher_cache_form sketch needs a folder for the cache; add --teacher_cache"
+    ):
+        parse([*words[:-4], "--teacher_cache_form", "sketch"])
     with pytest.raises(UserError, match="--teacher_cache_entries must be at least 2, got 1"):
         parse([*words, "--teacher_cache_entries", "1"])
 
