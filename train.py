@@ -1,9 +1,6 @@
 """Train one model: python train.py --config FILE [--option value ...]; --help lists every option."""
 
-import os
-
 from ba_lora.errors import Stopped, run_cli
-from ba_lora.machine.devices import HIDE
 
 
 def main() -> None:
@@ -15,8 +12,6 @@ def main() -> None:
         from ba_lora.planning.plan import show
 
         return show(arguments)
-    if arguments.use_cpu:
-        os.environ[HIDE] = "-1"  # for every library, before one looks for GPUs
     from ba_lora.hub import push_after
     from ba_lora.training.run import leave_processes, train
 

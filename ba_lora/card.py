@@ -28,7 +28,7 @@ was tested for safety, factuality or bias beyond the results listed. The base mo
 
 CONFIG = {
     **dict.fromkeys(("rank", "effective_batch_size", "max_length", "seed"), "a whole number"),
-    **dict.fromkeys(("alpha", "dropout", "learning_rate", "warmup_ratio"), "a number"),
+    **dict.fromkeys(("alpha", "dropout", "learning_rate", "warmup_ratio", "teacher_share?"), "a number"),
     **dict.fromkeys(("method", "dtype", "lr_scheduler", "data?", "data_path?", "task?"), "a text"),
 }
 RECORD = {  # kinds of the values of run.json that the card shows
@@ -173,7 +173,7 @@ def _method(record: dict, saved: Path) -> str:
     if _starts_from_pissa(record, saved):
         lines += [
             f"Training started from the leading singular directions of the base (PiSSA). The adapter here has rank {kept['r']} and",
-            f"alpha {kept['lora_alpha']:g}: it holds the trained factors and, with the opposite sign, the initial ones, so that it is",
+            f"alpha {kept['lora_alpha']:g}: it holds {_content(config)}, so that it is",
             "plain LoRA for the **original** base, whose weights need no change.",
         ]
     if quantised := record.get("quantisation"):
@@ -182,6 +182,13 @@ def _method(record: dict, saved: Path) -> str:
             f"the base's by {quantised['relative_error']:.4f} of their norm. The adapter is for the base in full precision.",
         ]
     return "\n".join(lines)
+
+
+def _content(config: dict) -> str:
+    """The content of an adapter that was exported after a PiSSA start."""
+    if config.get("start_form") == "delta":
+        return "the initial factors and their changes"
+    return "the trained factors and, with the opposite sign, the initial ones"
 
 
 def _objective(objective: dict) -> str:
@@ -260,6 +267,7 @@ def _prompt(template: dict) -> str:
 
 def _training(record: dict, metrics: Path) -> str:
     config = record["config"]
+    share = config.get("teacher_share") or 1.0  # earlier versions had no such option
     rows = [
         ("optimiser steps", record["steps"]),
         ("effective batch", f"{config['effective_batch_size']} samples"),
@@ -267,6 +275,7 @@ def _training(record: dict, metrics: Path) -> str:
         ("seed", config["seed"]),
         ("precision", config["dtype"]),
         ("processes", record["processes"]),
+        *([("teacher", f"on {share:g} of the sequences of a step, drawn by the seed")] if share < 1 else ()),
         ("training time", f"{record['train_seconds']:.0f} s"),
     ]
     lines = read_json_lines(metrics, METRICS) if metrics.is_file() else []

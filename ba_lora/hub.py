@@ -9,7 +9,6 @@ run folder is complete, and the command above uploads it later.
 import hashlib
 import json
 import logging
-import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,6 +19,7 @@ from .errors import Parser, UserError, run_cli
 from .files import read_json
 from .folders import checksums
 from .folders.adapter_names import check_header
+from .machine.processes import is_first
 
 logger = logging.getLogger(__name__)
 
@@ -88,7 +88,7 @@ def push_after(run: Path, arguments, last: bool = True) -> None:
 
     A failure raises as in `push`, or is only logged if another upload follows (not `last`).
     """
-    if not arguments.push_to_hub or int(os.environ.get("RANK", 0)) != 0:
+    if not arguments.push_to_hub or not is_first():
         return
     try:
         print(f"{run}: uploaded to {push(run, arguments.push_to_hub)}")

@@ -55,17 +55,30 @@ def test_the_command_measures_every_contestant_and_writes_figures_and_a_picture(
 
 @pytest.mark.parametrize("preset", ["iclr", "paper-v5"])
 def test_contestants_that_should_agree_have_the_same_loss_and_gradient(preset):
-    work = Work(Case(500, preset=preset, **SIZES))
+    case = Case(500, preset=preset, **SIZES)
+    works = {form: Work(case, form) for form in ("residual", "delta")}
 
     def outcome(name):
+        work = works[CONTESTANTS[name].form]
         loss = work.step(PREPARE[name](work))
         return [loss, *(parameter.grad.clone() for parameter in work.trained)]
 
-    for reference, others in {"pissa": ["dense-bare", "floor"], "dense": ["ours", "cached"]}.items():
+    for reference, others in {
+        "pissa": ["dense-bare", "floor", "delta-bare"],
+        "dense": ["ours", "cached", "delta"],
+    }.items():
         expected = outcome(reference)
         for other in others:
             torch.testing.assert_close(outcome(other), expected, rtol=1e-4, atol=1e-6)
     assert not torch.allclose(outcome("dense")[0], outcome("pissa")[0], atol=1e-4)
+
+
+def test_the_losses_with_a_teacher_on_half_of_two_samples_have_the_mean_of_ours():
+    work = Work(CASE)
+    step = PREPARE["share-0.5"](work)
+    losses = {round(work.step(step).item(), 6) for _ in range(12)}
+    whole = work.step(PREPARE["ours"](work)).item()
+    assert len(losses) == 2 and sum(losses) / 2 == pytest.approx(whole, abs=2e-6) and whole not in losses
 
 
 @pytest.mark.parametrize("preset", ["iclr", "paper-v5"])
@@ -93,7 +106,7 @@ def test_every_contestant_can_be_prepared():
 
 def test_every_way_to_train_runs_under_autocast():
     work = Work(Case(SKETCHED_ABOVE + 1, dtype="bfloat16", **SIZES))
-    for name in ("pissa", "published", "floor", "ours", "cached"):
+    for name in ("pissa", "published", "floor", "ours", "share-0.5", "cached"):
         assert work.step(PREPARE[name](work)).isfinite(), name
         assert all(parameter.grad.isfinite().all() for parameter in work.trained), name
 
@@ -113,16 +126,17 @@ BODY += ["--dtype", "float32", "--device", "cpu"]
 
 
 def test_a_body_is_made_at_its_sizes_and_measured_in_this_process(tmp_path, capsys):
-    main([*BODY, "--only", "published", "floor", "ours", "cached", "--output", str(tmp_path)])
+    main([*BODY, "--only", "published", "floor", "ours", "cached", "delta", "--output", str(tmp_path)])
     printed = capsys.readouterr().out
     assert "random weights of the sizes of tiny, 1 layers, random start" in printed and "took" in printed
     (case,) = json.loads((tmp_path / "benchmark.json").read_text(encoding="utf-8"))["cases"]
     sizes, results = case["sizes"], case["results"]
     assert (sizes["body"], sizes["start"], sizes["rank"]) == ("tiny", "random", 16) and case["start_seconds"] >= 0
-    assert list(results) == ["pissa", "published", "floor", "ours", "cached"]
+    assert list(results) == ["pissa", "published", "floor", "ours", "cached", "delta"]
     assert all(result["seconds"][0] > 0 and result["peak"] > 1e6 and result["ratio"] for result in results.values())
     assert results["floor"]["loss"] == pytest.approx(results["pissa"]["loss"], rel=1e-5)
     assert results["cached"]["loss"] == pytest.approx(results["ours"]["loss"], rel=1e-4)
+    assert results["delta"]["loss"] == pytest.approx(results["ours"]["loss"], rel=1e-2)  # not the same values
 
 
 def test_the_peak_of_a_body_is_predicted_as_that_of_a_run():

@@ -54,6 +54,12 @@ def test_a_run_ends_with_a_card_of_what_it_was(folder):
     assert "arXiv:2408.04556" in section(card.text, "Citation")
 
 
+def test_a_teacher_on_a_share_is_told_and_one_on_everything_is_not(tmp_path, folder):
+    card = write_card(finished_run(tmp_path / "run", data="someone/instructions", teacher_share=0.5)).read_text()
+    assert "| teacher | on 0.5 of the sequences of a step, drawn by the seed |" in section(card, "Training")
+    assert "| teacher |" not in ModelCard.load(folder / "adapter" / "README.md").text
+
+
 def test_adapter_config_holds_what_vllm_reads_and_nothing_that_it_refuses(folder):
     config = json.loads((folder / "adapter" / "adapter_config.json").read_text())
     assert config["peft_type"] == "LORA" and config["r"] == 32 and config["lora_alpha"] / config["r"] == 1

@@ -43,6 +43,14 @@ def test_the_first_part_needs_six_packages_and_says_what_ran(six, tmp_path):
     assert [rows["step 0: consistency, chunked", dtype] for dtype in ("float32", "bfloat16")] == [0.0, 0.0]
 
 
+def test_a_python_without_torch_is_refused_in_one_line():
+    script, environment = str(ROOT / "scripts/gpu_check.sh"), os.environ | {"PYTHON": "false"}
+    done = subprocess.run(["sh", script], env=environment, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2 and done.stderr.startswith("error: false has no torch; activate an environment")
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.slow
 def test_training_and_scoring_the_embedded_model_import_nothing_beside_the_six(six):
     modules = (
         "training.run",

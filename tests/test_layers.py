@@ -36,7 +36,7 @@ ALLOWED = {
     "tiny": f"{BASIS} packages data",
     "methods": f"{BASIS} models sharding",
     "card": f"{BASIS} data objective methods",
-    "hub": f"{BASIS} data card",
+    "hub": f"{BASIS} machine data card",
     "training": f"{BASIS} {BELOW_TRAINING}",
     "inference": f"{BASIS} packages machine data models methods",
     "planning": f"{BASIS} {BELOW_TRAINING} training inference",

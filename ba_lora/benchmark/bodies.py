@@ -3,11 +3,14 @@
 import math
 
 import torch
+from peft.tuners.lora import LoraLayer
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM, LlamaConfig, PreTrainedConfig
 
 from ..errors import UserError
 from ..methods.attach import attach
+from ..methods.delta import install
+from ..methods.teacher import keep_initial_copy
 from ..models import DTYPES
 from ..planning.shapes import keep_layers
 from ..training.model_numbers import read_numbers
@@ -63,11 +66,12 @@ def make(config: PreTrainedConfig, dtype: str, device: str, *, decaying: bool = 
     return model.eval()
 
 
-def adapt(model: nn.Module, rank: int, start: str, device: str) -> nn.Module:
-    """The model with BA-LoRA's factors. start: RANDOM (factors near 0, no decomposition), "pissa" or "pissa_niter_N"."""
+def adapt(model: nn.Module, rank: int, start: str, device: str, form: str = "residual") -> nn.Module:
+    """The model with BA-LoRA's factors. start: RANDOM (factors near 0, no decomposition), "pissa" or "pissa_niter_N". form: one of
+    FORMS."""
     options = {"rank": rank, "alpha": rank}
     if start != RANDOM:
-        return attach(model, "ba-lora", init=start, **options)
+        return attach(model, "ba-lora", init=start, start_form=form, **options)
     with torch.device(device):
         student = attach(model, "ba-lora", init="lora", **options)
     for name, parameter in student.named_parameters():
@@ -75,4 +79,15 @@ def adapt(model: nn.Module, rank: int, start: str, device: str) -> nn.Module:
             parameter.data.normal_(
                 std=1e-3
             )  # zeros would spare the student's arithmetic nothing, but give no gradient for A
+    if form == "delta":
+        _turn_to_delta(student)
     return student
+
+
+def _turn_to_delta(student: nn.Module) -> None:
+    """Take the factors of `student` for A0 and B0."""
+    for layer in student.modules():
+        if isinstance(layer, LoraLayer):
+            factors = layer.lora_A["default"], layer.lora_B["default"]
+            install(layer, "default", *(factor.weight.detach() for factor in factors))
+    keep_initial_copy(student)  # in place of that of the factors

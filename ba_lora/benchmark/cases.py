@@ -36,12 +36,14 @@ class Case:
 class Contestant(NamedTuple):
     """A way to train, which `contestants.PREPARE` makes. bare: the contestant that is the same run with all weights 0.
 
-    package: what it needs beside this project's requirements; it is left out where that is not installed.
+    package: what it needs beside this project's requirements; it is left out where that is not installed. form: of the start of the
+    factors that it trains (methods.names.FORMS).
     """
 
     what: str
     bare: str
     package: str | None = None
+    form: str = "residual"
 
 
 CONTESTANTS = {
@@ -52,8 +54,12 @@ CONTESTANTS = {
     "floor": Contestant("PiSSA, loss on response rows only", "floor"),
     **{each.name: Contestant(f"ours, {each.name} alone", "floor") for each in REGULARIZERS},
     "ours": Contestant("ours", "floor"),
+    "share-0.5": Contestant("ours, teacher on half of the samples", "floor"),
+    "share-0.25": Contestant("ours, teacher on a quarter of them", "floor"),
     "cached": Contestant("ours, cached teacher", "floor"),
     "sketch": Contestant("ours, cached sketch of the teacher", "floor"),
+    "delta-bare": Contestant("ours, delta form, all weights 0", "delta-bare", form="delta"),
+    "delta": Contestant("ours, delta form", "delta-bare", form="delta"),
     "liger": Contestant("task and consistency by Liger's JSD", "floor", package="liger_kernel"),
 }
 SMALLEST_VOCABULARY = 32  # large enough for the 20 classes of the iclr preset's entropy

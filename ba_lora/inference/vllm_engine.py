@@ -11,7 +11,9 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -39,11 +41,17 @@ DEFAULTS = {  # vLLM's environment; the user's settings take precedence
     "VLLM_NO_USAGE_STATS": "1",
     "VLLM_CPU_KVCACHE_SPACE": "1",  # GiB
 }
-# Waits for the end of its input, which comes when its parent ends, for whatever reason.
+# Reads process numbers until its parent, which is named first, has ended for whatever reason, and kills those processes. The end of the
+# input alone does not show it: a forked engine holds the pipe open.
 WATCHER = """
-import os, signal, sys
-sys.stdin.read()
-for engine in map(int, sys.argv[1:]):
+import os, select, signal, sys
+numbers, is_open = b"", True
+os.set_blocking(0, False)
+while os.getppid() == int(sys.argv[1]) or select.select([0], [], [], 0)[0] and is_open:
+    if select.select([0] if is_open else [], [], [], 0.5)[0]:
+        more = os.read(0, 4096)
+        numbers, is_open = numbers + more, bool(more)
+for engine in map(int, numbers.split()):
     try:
         os.kill(engine, signal.SIGKILL)
     except ProcessLookupError:
@@ -131,7 +139,7 @@ def _open(
     if rank is not None:
         check_for_base(adapter, locate(weights), trust)  # vLLM silently ignores what an adapter lacks
     request = None if rank is None else LoRARequest("adapter", 1, _served(adapter, dtype))
-    with TemporaryDirectory(prefix="ba-lora-merged-") as merged:
+    with TemporaryDirectory(prefix="ba-lora-merged-") as merged, ending_with_us():
         place = locate(weights)
         if adapter and rank is None:
             place = _merge(adapter, weights, merged, dtype, trust)
@@ -160,15 +168,34 @@ def _open(
                 "--backend transformers"
             ) from None
     atexit.register(engine.shutdown)
-    end_with_us([child.pid for child in multiprocessing.active_children()])
     return Engine(engine, asyncio.new_event_loop(), request, engine.model_config.max_model_len)
 
 
-def end_with_us(engines: Sequence[int]) -> None:
-    """End the engine's processes if this one is killed: they would keep running and hold the memory that a second run needs."""
-    command = [sys.executable, "-S", "-c", WATCHER, *map(str, engines)]
+@contextmanager
+def ending_with_us() -> Iterator[None]:
+    """End the processes that start inside the block if this one is killed, inside it or later: they would keep running and hold
+    the memory that a second run needs."""
+    command = [sys.executable, "-S", "-c", WATCHER, str(os.getpid())]
     watcher = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
     atexit.register(watcher.kill)
+    known, is_over = set(), threading.Event()
+
+    def tell() -> None:
+        is_last = False
+        while not is_last:
+            is_last = is_over.wait(0.1)
+            started = {child.pid for child in multiprocessing.active_children()} - known
+            known.update(started)
+            watcher.stdin.write("".join(f"{pid}\n" for pid in started).encode())
+            watcher.stdin.flush()
+
+    teller = threading.Thread(target=tell, daemon=True)
+    teller.start()
+    try:
+        yield
+    finally:
+        is_over.set()
+        teller.join()
 
 
 def _check_devices(tensor_parallel: int, data_parallel: int) -> None:

@@ -30,9 +30,22 @@ def gpus(use_cpu: bool = False, *, check: bool = True) -> int:
     return 0
 
 
+def hide_gpus() -> None:
+    """Hide the GPUs from every library in this process and from the processes that it starts, before one looks for them."""
+    os.environ[HIDE] = "-1"
+
+
 def device(use_cpu: bool = False) -> str:
     """The name of this process's device for torch; see `gpus`. LOCAL_RANK is set by the launchers."""
     return f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if gpus(use_cpu) else "cpu"
+
+
+def visible(number: int) -> str | None:
+    """CUDA_VISIBLE_DEVICES for a process that gets the GPU of this number among those seen here; None without GPUs."""
+    if not gpus():
+        return None
+    seen = os.environ.get(HIDE)
+    return seen.split(",")[number].strip() if seen else str(number)
 
 
 def refuse_unmeant_cpu(parameters: int | None, model: str, use_cpu: bool) -> None:

@@ -2,13 +2,19 @@
 
 nvidia-smi is asked first. Where it is missing or fails (a container without it, a driver that was replaced since the machine
 started), the device files and the kernel's own report are read.
+
+Sources of BUILDS: for the lowest driver of a CUDA version, NVIDIA's page "Minor Version Compatibility" (CUDA Compatibility; table 1: 13.x from
+580, 12.x from 525) and the "CUDA Toolkit Release Notes" (525.60.13, the first driver of CUDA 12.0, as the full number); for the packages,
+download.pytorch.org/whl/cu126, which has the tested versions of torch.
 """
 
 import glob
 import os
 import re
+import shlex
 import shutil
 import subprocess
+import sys
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
@@ -29,7 +35,7 @@ class Build(NamedTuple):
     index: str
 
 
-# Newest first. The drivers are those of CUDA's minor-version compatibility (NVIDIA, CUDA Compatibility, table 1).
+# Newest first.
 BUILDS = (
     Build(13, (580,), "https://download.pytorch.org/whl/cu130"),
     Build(12, (525, 60, 13), "https://download.pytorch.org/whl/cu126"),
@@ -122,7 +128,8 @@ def remedy_for(version: str | None) -> str:
     build = next((build for build in BUILDS if known >= build.driver), None)
     if build is None:
         return f"update the driver to {_text(BUILDS[-1].driver)} or newer; no build of {TORCH} runs on this one"
-    return f'install a build for this driver: pip install "{TORCH}" --index-url {build.index}'
+    pip = f"{shlex.quote(sys.executable)} -m pip install --upgrade"  # without it pip keeps any torch of these versions
+    return f'install a build for this driver: {pip} "{TORCH}" --index-url {build.index}'
 
 
 def _text(version: tuple[int, ...]) -> str:

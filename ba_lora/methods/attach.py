@@ -22,8 +22,9 @@ from .adalora import adalora_config, leave_loss_alone, start_rank
 from .bottleneck import add_bottlenecks
 from .conv1d import to_linear
 from .decomposition import Decomposer
-from .names import check_method, method_of, start_of
+from .names import FORMS, check_form, check_method, method_of, start_of
 from .pissa import Factors, start_from_factors, start_from_triplets
+from .quantisation import came_quantised, keep_packing
 from .targets import (
     check_targets,
     chosen_layers,
@@ -57,6 +58,7 @@ def attach(
     alpha: float,
     target_modules: list[str] | None = None,
     init: str | None = None,
+    start_form: str = FORMS[0],
     seed: int = 0,
     keep_initial: bool | None = None,
     dropout: float = 0.0,
@@ -72,11 +74,13 @@ def attach(
     update is scaled by alpha/rank (AdaLoRA: by alpha/start_rank). For houlsby and pfeiffer, rank is the width of the
     bottleneck; full and bitfit (all biases) use neither. target_modules: names as PEFT takes them; None = every linear layer
     except the head. A target whose weight is tied to the embeddings gets its own copy. init: "pissa" (default) or
-    "pissa_niter_N", and for ba-lora also "lora". seed: for the random starts.
+    "pissa_niter_N", and for ba-lora also "lora". start_form, of a PiSSA start: "residual" trains the factors beside W_res;
+    "delta" (delta.py) trains their changes beside W, which may then come in 4 or 8 bits from bitsandbytes. seed: for the
+    random starts.
 
     keep_initial: keep a frozen copy of the trained tensors, which the teacher needs. Methods with factors always keep it,
     the others only if this is True (for full fine-tuning it is a second model). dropout: on the adapter's input; not allowed
-    with a PiSSA start, because W_res + dropout(B0·A0) is not W. head: names of modules that are trained whole and never
+    with the residual form, because W_res + dropout(B0·A0) is not W. head: names of modules that are trained whole and never
     adapted; () = none, or for a sequence classifier every module outside the body. total_steps: optimiser steps of the
     training, for adalora.
 
@@ -88,10 +92,12 @@ def attach(
     Raises UserError for an unknown method, a rank above a target matrix, or an invalid combination.
     """
     head = _check(model, method, dropout, head)
+    check_form(start_form, start_of(method, init), method)
     if method_of(method).files != "peft":
         return _attach_own(model, method, rank, target_modules, seed, head, keep_initial)
-    start = _check_start(method, init, rank, dropout, factors)
-    _refuse_quantised(model, method, start)
+    start = _check_start(method, init, start_form, rank, dropout, factors)
+    _refuse_quantised(model, method, start, start_form)
+    keep_packing(model)
     targets = target_modules or default_targets(model, head)
     _check_layers(model, method, targets, rank, head)
     as_linear = tuple(to_linear(model, head)) if method == "loha" else ()  # PEFT's LoHa refuses Conv1D
@@ -100,8 +106,9 @@ def attach(
         torch.manual_seed(seed)
         adapted = get_peft_model(model, config, low_cpu_mem_usage=start != "lora")  # PiSSA's factors follow
     if start != "lora":
-        config.init_lora_weights = start  # for the export
-        _write_start(adapted, factors, Decomposer(start, rank, seed, decomposition_cache), progress)
+        # for the export; the delta form is LoRA for the untouched base
+        config.init_lora_weights = start if start_form == "residual" else True
+        _write_start(adapted, factors, Decomposer(start, rank, seed, decomposition_cache), progress, start_form)
     if stacked_experts(model) and not target_modules:
         _say_what_is_left(adapted, head)
     _train_head(model, head)
@@ -126,16 +133,17 @@ def _check(model: nn.Module, method: str, dropout: float, head: Sequence[str]) -
     return head
 
 
-def _check_start(method: str, init: str | None, rank: int, dropout: float, factors: Factors | None) -> str:
+def _check_start(method: str, init: str | None, form: str, rank: int, dropout: float, factors: Factors | None) -> str:
     """The start of the factors, see `start_of`. UserError if the other options do not go with it."""
     start = start_of(method, init)
     if factors is not None and start == "lora":
         raise UserError(f"factors are those of a PiSSA start, and method '{method}' starts as 'lora'; leave them out")
     if rank < 1:
         raise UserError(f"rank must be at least 1, got {rank}")
-    if start != "lora" and dropout:
+    if start != "lora" and dropout and form == "residual":
         raise UserError(
-            f"dropout {dropout} does not go with a PiSSA start, which would no longer equal the base; set it to 0"
+            f"dropout {dropout} does not go with a PiSSA start, which would no longer equal the base; set it to 0, or take "
+            "start_form delta"
         )
     return start
 
@@ -151,12 +159,14 @@ def _check_layers(model: nn.Module, method: str, targets: Sequence[str], rank: i
         _refuse_zero_rows(model, chosen)
 
 
-def _write_start(adapted: PeftModel, factors: Factors | None, decomposer: Decomposer, progress: bool) -> None:
+def _write_start(
+    adapted: PeftModel, factors: Factors | None, decomposer: Decomposer, progress: bool, form: str
+) -> None:
     """Start from given factors, or decompose the weights and record what was done."""
     if factors is None:
-        adapted.decomposition = start_from_triplets(adapted, decomposer, progress)
+        adapted.decomposition = start_from_triplets(adapted, decomposer, progress, form)
     else:
-        start_from_factors(adapted, factors)
+        start_from_factors(adapted, factors, form)
 
 
 def _train_head(model: nn.Module, head: Sequence[str]) -> None:
@@ -164,17 +174,24 @@ def _train_head(model: nn.Module, head: Sequence[str]) -> None:
         model.get_submodule(name).requires_grad_(True)
 
 
-def _refuse_quantised(model: nn.Module, method: str, start: str = "") -> None:
-    """UserError if `model` is already quantised and `method` cannot train on it. Packed 4-bit weights have lost their shape;
-    integers have no gradient, no singular triplets, and too little precision for a bottleneck."""
-    if not (getattr(model, "is_quantized", False) or getattr(model, "quantization_method", None)):
+def _refuse_quantised(model: nn.Module, method: str, start: str = "", form: str = FORMS[0]) -> None:
+    """UserError if `model` is already quantised and `method` cannot train on it. Integers have no gradient and too little precision
+    for a residual or a bottleneck. The delta form only reads the weights, which bitsandbytes can dequantise."""
+    if not came_quantised(model):
+        return
+    if start.startswith("pissa") and form == "delta" and _is_of_bitsandbytes(model):
         return
     needs_numbers = method == "full" or method_of(method).is_bottleneck or start.startswith("pissa")
     if needs_numbers or getattr(model, "is_loaded_in_4bit", False):
         raise UserError(
             f"method '{method}' cannot train on this {type(model).__name__}, which is already quantised; give the "
-            "full-precision model, with --quantize nf4 to train lora, pissa or ba-lora beside 4 bits"
+            "full-precision model, with --quantize nf4 to train lora, pissa or ba-lora beside 4 bits, or, if bitsandbytes made it, "
+            "train pissa or ba-lora with --start_form delta"
         )
+
+
+def _is_of_bitsandbytes(model: nn.Module) -> bool:
+    return str(getattr(model.quantization_method, "value", model.quantization_method)) == "bitsandbytes"
 
 
 def _refuse_zero_rows(model: nn.Module, layers: Sequence[str]) -> None:

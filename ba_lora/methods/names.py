@@ -36,6 +36,10 @@ METHODS = {
     "pissa": Method("PiSSA", "peft", start="pissa", is_lora=True, dropout=True),
     "ba-lora": Method("BA-LoRA", "peft", start="pissa", is_lora=True, dropout=True, regularizers=True),
 }
+FORMS = (
+    "residual",
+    "delta",
+)  # of a PiSSA start: its part is taken out of the base, or the base stays and changes are trained
 INITS = ("lora", "pissa")  # also pissa_niter_N, which is a method as well
 NITER = re.compile(r"pissa_niter_(\d+)")
 
@@ -65,6 +69,20 @@ def start_of(method: str, init: str | None) -> str:
     if method == "pissa" and NITER.fullmatch(init):
         return init
     raise UserError(f"init '{init}' does not go with method '{method}', which starts as '{own}'; leave init out")
+
+
+def default_form(dtype: str) -> str:
+    """The form of a PiSSA start on a base of `dtype` (one of PRECISIONS), unless one is given."""
+    return FORMS[0]  # the published one, whatever the precision
+
+
+def check_form(form: str, start: str, method: str) -> str:
+    """Return `form` if it is one of FORMS and goes with `start`. UserError otherwise."""
+    if choose("start_form", form, FORMS) == "delta" and not start.startswith("pissa"):
+        raise UserError(
+            f"start_form 'delta' is a form of the PiSSA start and method '{method}' starts as '{start}'; leave it out"
+        )
+    return form
 
 
 def check_quantised(method: str) -> None:

@@ -1,6 +1,7 @@
 """The PiSSA start: W = W_res + s·B0·A0, with the r leading singular triplets U, S, V of W in the factors (arXiv 2404.02948).
 
-B0 = U·√(S/s) and A0 = √(S/s)·Vᵀ, s = alpha/rank, as PEFT defines them. PEFT would decompose each layer when it creates it,
+B0 = U·√(S/s) and A0 = √(S/s)·Vᵀ, s = alpha/rank, as PEFT defines them. In the residual form W_res replaces W and the factors are
+trained; in the delta form (delta.py) W stays and their changes are trained. PEFT would decompose each layer when it creates it,
 again in every run and every process, and would round the factors of a bfloat16 model to bfloat16. Here they stay float32, in
 which they are trained.
 """
@@ -15,17 +16,21 @@ from torch import Tensor, nn
 
 from ..errors import UserError
 from .decomposition import Decomposer, decompose_all
+from .delta import install
+from .quantisation import dequantised, is_quantised
 
 ADAPTER = "default"  # PEFT's name for the only adapter
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)  # PEFT supports the same ones
 Factors = Mapping[str, tuple[Tensor, Tensor]]
 
 
-def start_from_triplets(adapted: PeftModel, decomposer: Decomposer, progress: bool = False) -> dict:
+def start_from_triplets(
+    adapted: PeftModel, decomposer: Decomposer, progress: bool = False, form: str = "residual"
+) -> dict:
     """Initialise every LoRA layer of `adapted`, whose factors have no values yet; returns what was done, for run.json.
 
-    "residual": the largest ‖W_res‖_F / ‖W‖_F of a matrix, the part of it that the factors leave (with an exact
-    decomposition, the minimum for any factors of this rank). Raises UserError for weights of a type outside DTYPES.
+    form: one of names.FORMS. "residual" in the result: the largest ‖W_res‖_F / ‖W‖_F of a matrix, the part of it that the factors
+    leave (with an exact decomposition, the minimum for any factors of this rank). Raises UserError for weights of a type outside DTYPES.
     """
     began, layers = time.perf_counter(), _layers(adapted)
     shapes = {name: (layer.out_features, layer.in_features) for name, layer in layers.items()}
@@ -33,7 +38,7 @@ def start_from_triplets(adapted: PeftModel, decomposer: Decomposer, progress: bo
     for name, triplets, was_kept in decompose_all(shapes, lambda name: _matrix(layers[name]), decomposer, progress):
         layer = layers[name]
         root = torch.sqrt(triplets.s / layer.scaling[ADAPTER])
-        residuals.append(_write(layer, root[:, None] * triplets.vh, triplets.u * root))
+        residuals.append(_write(layer, root[:, None] * triplets.vh, triplets.u * root, form).item())
         kept.append(was_kept)
     return {
         "method": decomposer.start,
@@ -44,9 +49,9 @@ def start_from_triplets(adapted: PeftModel, decomposer: Decomposer, progress: bo
     }
 
 
-def start_from_factors(adapted: PeftModel, factors: Factors) -> None:
+def start_from_factors(adapted: PeftModel, factors: Factors, form: str = "residual") -> None:
     """Initialise every LoRA layer from {name of the layer: (A0 (r, in), B0 (out, r))}, bit-equal to the start that they were
-    taken from. Raises UserError if they do not belong to this model's layers."""
+    taken from, in either form. Raises UserError if they do not belong to this model's layers."""
     layers = _layers(adapted)
     strange = sorted(layers.keys() ^ factors.keys())
     if strange:
@@ -60,7 +65,7 @@ def start_from_factors(adapted: PeftModel, factors: Factors) -> None:
             raise UserError(
                 f"factors of the layer {name} have the shapes {given}, not {expected}; give those of rank {rank}"
             )
-        _write(layer, *factors[name])
+        _write(layer, *factors[name], form)
 
 
 def _layers(adapted: PeftModel) -> dict[str, LoraLayer]:
@@ -68,7 +73,7 @@ def _layers(adapted: PeftModel) -> dict[str, LoraLayer]:
     layers = {name: m for name, m in adapted.get_base_model().named_modules() if isinstance(m, LoraLayer)}
     for name, layer in layers.items():
         dtype = layer.get_base_layer().weight.dtype
-        if dtype not in DTYPES:
+        if dtype not in DTYPES and not is_quantised(layer.get_base_layer()):
             raise UserError(
                 f"a PiSSA start decomposes float32, bfloat16 or float16 weights and {name} is {str(dtype).removeprefix('torch.')}; "
                 "load the model as one of them"
@@ -77,14 +82,18 @@ def _layers(adapted: PeftModel) -> dict[str, LoraLayer]:
 
 
 def _matrix(layer: LoraLayer) -> Tensor:
-    """The layer's weight as (out, in)."""
-    weight = layer.get_base_layer().weight.detach()
+    """The layer's weight as (out, in); that of a quantised layer as it computes with it."""
+    base = layer.get_base_layer()
+    if is_quantised(base):
+        return dequantised(base).detach()
+    weight = base.weight.detach()
     return weight.T if layer.fan_in_fan_out else weight
 
 
 @torch.no_grad()
-def _write(layer: LoraLayer, a: Tensor, b: Tensor) -> float:
-    """Put A0 (r, in) and B0 (out, r) into the layer and subtract s·B0·A0 from its weight; returns ‖W_res‖_F / ‖W‖_F."""
+def _write(layer: LoraLayer, a: Tensor, b: Tensor, form: str) -> Tensor:
+    """Put A0 (r, in) and B0 (out, r) into the layer; returns ‖W_res‖_F / ‖W‖_F of W_res = W − s·B0·A0. In the residual form W_res
+    replaces the weight, in the delta form it stays."""
     matrix = _matrix(layer)
     device = (
         a.device if matrix.device.type == "cpu" else matrix.device
@@ -92,8 +101,11 @@ def _write(layer: LoraLayer, a: Tensor, b: Tensor) -> float:
     a, b = (tensor.to(device, torch.float32).contiguous() for tensor in (a, b))
     whole = matrix.to(device, torch.float32)
     rest = whole - layer.scaling[ADAPTER] * b @ a
-    layer.lora_A[ADAPTER].weight = nn.Parameter(a.to(matrix.device))
-    layer.lora_B[ADAPTER].weight = nn.Parameter(b.to(matrix.device))
-    weight = rest.to(matrix)
-    layer.get_base_layer().weight.data = weight.T.contiguous() if layer.fan_in_fan_out else weight
-    return (torch.linalg.matrix_norm(rest) / torch.linalg.matrix_norm(whole)).item()
+    a, b = a.to(matrix.device), b.to(matrix.device)
+    if form == "delta":
+        install(layer, ADAPTER, a, b)
+    else:
+        layer.lora_A[ADAPTER].weight, layer.lora_B[ADAPTER].weight = nn.Parameter(a), nn.Parameter(b)
+        weight = rest.to(matrix)
+        layer.get_base_layer().weight.data = weight.T.contiguous() if layer.fan_in_fan_out else weight
+    return torch.linalg.matrix_norm(rest) / torch.linalg.matrix_norm(whole)

@@ -37,7 +37,7 @@ def check_package() -> None:
 def check_model(model: nn.Module) -> None:
     """UserError if `model`, before `attach`, has layers that cannot be held in 4 bits, or is already quantised."""
     name = type(model).__name__
-    if getattr(model, "quantization_method", None):
+    if came_quantised(model):
         raise UserError(f"--quantize: this {name} is already quantised; give the full-precision model")
     for place, module in model.named_modules():
         if isinstance(module, Conv1D):
@@ -100,11 +100,35 @@ def quantisation_of(model: nn.Module) -> dict | None:
     return vars(model).get("quantisation")
 
 
-def dequantised(layer: nn.Module) -> torch.Tensor:
-    """The weight that a bitsandbytes.nn.Linear4bit computes with: (out, in), in the precision it was quantised from."""
-    from bitsandbytes.functional import dequantize_4bit
+def is_quantised(layer: nn.Module) -> bool:
+    """Return True for a linear layer of bitsandbytes, in 4 or 8 bits."""
+    return type(getattr(layer, "weight", None)).__name__ in ("Params4bit", "Int8Params")
 
+
+def dequantised(layer: nn.Module) -> torch.Tensor:
+    """The weight that a linear layer of bitsandbytes computes with: (out, in), in the precision that a Linear4bit was quantised
+    from, in float32 for a Linear8bitLt."""
+    from bitsandbytes.functional import dequantize_4bit, int8_vectorwise_dequant
+
+    if type(layer.weight).__name__ == "Int8Params":
+        scales = layer.weight.SCB if layer.state.SCB is None else layer.state.SCB  # the first forward moves them
+        return int8_vectorwise_dequant(layer.weight.data, scales)
     return dequantize_4bit(layer.weight.data, layer.weight.quant_state)
+
+
+def came_quantised(model: nn.Module) -> bool:
+    """Return True for a model that transformers loaded with a quantization_config."""
+    return bool(getattr(model, "is_quantized", False) or getattr(model, "quantization_method", None))
+
+
+def keep_packing(model: nn.Module) -> None:
+    """Make the 4-bit layers of `model` keep the packing that training needs.
+
+    Otherwise an evaluation forward on a CPU with AVX512-BF16 packs the weight for a kernel that has no gradient and computes in
+    bfloat16, and every later forward of the training uses it too."""
+    for layer in model.modules():
+        if hasattr(layer, "support_avx512bf16_for_cpu"):
+            layer.support_avx512bf16_for_cpu = False
 
 
 def _frozen_linears(model: nn.Module) -> list[str]:
@@ -137,9 +161,7 @@ def _in_4_bits(layer: nn.Linear) -> nn.Module:
     )
     packed = Params4bit(weight, blocksize=BLOCK, compress_statistics=False, quant_type="nf4", module=new)
     new.weight, new.bias = packed.to(weight.device), layer.bias
-    # Otherwise an evaluation forward on a CPU with AVX512-BF16 packs the weight for a kernel that has no gradient and
-    # computes in bfloat16, and every later forward of the training uses it too.
-    new.support_avx512bf16_for_cpu = False
+    keep_packing(new)
     return new.train(layer.training)
 
 

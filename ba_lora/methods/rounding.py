@@ -42,7 +42,7 @@ def round_factors(model: nn.Module) -> int:
             continue
         dtype = layer.get_base_layer().weight.dtype
         for name in layer.active_adapters:
-            if name in layer.lora_magnitude_vector:
+            if name in layer.lora_variant:
                 continue
             a, b = layer.lora_A[name], layer.lora_B[name]
             if dtype in HALVES and a.weight.dtype == b.weight.dtype == torch.float32:

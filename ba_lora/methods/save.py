@@ -1,16 +1,18 @@
 """Save an adapted model, and load it again. attach.py puts a method into a model.
 
 The export turns a PiSSA adapter into plain LoRA for the original base: W_res + s·B·A − W = s·(B·A − B0·A0) = s·[B, −B0]·[A;
-A0].
+A0], and in the delta form s·[B0 + ΔB, ΔB]·[ΔA; A0]. The scaling s = alpha/r (alpha/√r if the config is rank-stabilised) is kept.
 """
 
 import copy
 import logging
+import math
 from functools import lru_cache
 from pathlib import Path
 
 import torch
-from peft import PeftModel, get_peft_model_state_dict
+from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model_state_dict
+from peft.tuners.lora import LoraLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors.torch import save_file
 from torch import nn
@@ -28,9 +30,10 @@ from .adalora import effective_ranks, leave_loss_alone
 from .adapter_files import CONFIG, check_files, open_adapter, read_config, read_tensors
 from .attach import Attached, attach, attached_to
 from .conv1d import to_conv1d, to_linear
+from .delta import as_lora, delta_layers
 from .names import METHODS, method_of
 from .targets import is_within
-from .teacher import COPY, initial_copy, initial_tensors
+from .teacher import COPY, initial_tensors, kept_parameters
 from .tied import untie
 
 logger = logging.getLogger(__name__)
@@ -53,7 +56,7 @@ def saved_parameters(model: nn.Module) -> list[nn.Parameter]:
     fine-tuning, all."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     if isinstance(model, PeftModel):
-        return trained + list(initial_copy(model).copies)
+        return trained + kept_parameters(model)
     if method_of(attached_to(model).method).files == "own":
         return trained
     return [parameter for name, parameter in model.named_parameters() if not name.startswith(f"{COPY}.")]
@@ -110,17 +113,8 @@ def _export_peft(model: PeftModel, folder: Path, head: tuple[str, ...], tensors:
     name = model.active_adapter
     if tensors and hasattr(model.peft_config[name], "rank_pattern") and hasattr(model.peft_config[name], "target_r"):
         model.peft_config[name].rank_pattern = effective_ranks(model)
-    # the embeddings are never resized here; by default PEFT asks the hub whether they were
-    trained = get_peft_model_state_dict(model, model.state_dict(), adapter_name=name, save_embedding_layers=False)
     config = copy.deepcopy(model.peft_config[name])
-    if str(getattr(config, "init_lora_weights", "")).startswith("pissa"):
-        initial = {key.replace(f".{name}.", "."): value for key, value in initial_tensors(model).items()}
-        for key, value in trained.items():
-            if "lora_A" in key:
-                trained[key] = torch.cat([value, initial[key].to(value)], dim=0)  # (2r, in)
-            elif "lora_B" in key:
-                trained[key] = torch.cat([value, -initial[key].to(value)], dim=1)  # (out, 2r)
-        config.r, config.lora_alpha, config.init_lora_weights = 2 * config.r, 2 * config.lora_alpha, True
+    trained = _tensors_for_the_original_base(model, config, name)
     base = model.get_base_model()
     if head:
         # as PEFT writes and reads the modules that are trained whole
@@ -136,6 +130,35 @@ def _export_peft(model: PeftModel, folder: Path, head: tuple[str, ...], tensors:
     config.save_pretrained(folder)
     if tensors:
         _save(trained, folder / "adapter_model.safetensors")
+
+
+def _tensors_for_the_original_base(model: PeftModel, config: PeftConfig, adapter: str) -> dict[str, torch.Tensor]:
+    """{name in the adapter's file: tensor}, without the head. After a PiSSA start they are plain LoRA of twice the rank, and `config`
+    is changed to match."""
+    if delta_layers(model):
+        _double_rank(model, config, adapter)
+        return as_lora(model, adapter)
+    # the embeddings are never resized here; by default PEFT asks the hub whether they were
+    trained = get_peft_model_state_dict(model, model.state_dict(), adapter_name=adapter, save_embedding_layers=False)
+    if not str(getattr(config, "init_lora_weights", "")).startswith("pissa"):
+        return trained
+    _double_rank(model, config, adapter)
+    initial = {key.replace(f".{adapter}.", "."): value for key, value in initial_tensors(model).items()}
+    for key, value in trained.items():
+        if "lora_A" in key:
+            trained[key] = torch.cat([value, initial[key].to(value)], dim=0)  # (2r, in)
+        elif "lora_B" in key:
+            trained[key] = torch.cat([value, -initial[key].to(value)], dim=1)  # (out, 2r)
+    return trained
+
+
+def _double_rank(model: PeftModel, config: LoraConfig, adapter: str) -> None:
+    """Give `config` twice the rank and the alpha that keeps the scaling of the trained layers: alpha doubles, or with
+    rank-stabilised scaling alpha/√r grows by √2."""
+    scaling = next(layer.scaling[adapter] for layer in model.modules() if isinstance(layer, LoraLayer))
+    config.r, config.init_lora_weights = 2 * config.r, True
+    alpha = scaling * (math.sqrt(config.r) if config.use_rslora else config.r)
+    config.lora_alpha = round(alpha) if math.isclose(alpha, round(alpha), rel_tol=1e-12) else alpha
 
 
 def _save(tensors: dict[str, torch.Tensor], file: Path) -> None:

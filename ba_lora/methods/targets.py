@@ -110,10 +110,12 @@ def check_targets(
             )
     for name in chosen_layers(model, target_modules, head):
         module = linears[name]
-        if rank > min(module.weight.shape):
-            shape = "×".join(str(size) for size in module.weight.shape)
+        # packed 4-bit weights have lost their shape
+        sides = (module.out_features, module.in_features) if isinstance(module, nn.Linear) else module.weight.shape
+        if rank > min(sides):
+            shape = "×".join(str(size) for size in sides)
             raise UserError(
-                f"rank {rank}{why} is larger than the target matrix {name} ({shape}); use at most {min(module.weight.shape)}"
+                f"rank {rank}{why} is larger than the target matrix {name} ({shape}); use at most {min(sides)}"
             )
 
 

@@ -4,7 +4,8 @@ A low-rank method writes W = W_res + s·B0·A0 and trains the factors. The pre-t
 with its trained tensors at their initial values. Those values are kept as frozen parameters of the model (so that they
 follow its device, dtype and partitioning) and replace the trained tensors during the teacher's forward.
 
-PEFT's `disable_adapter()` would give the residual W_res: after a PiSSA start that is a damaged model, not the teacher.
+PEFT's `disable_adapter()` would give the residual W_res: after a PiSSA start that is a damaged model, not the teacher. In the delta
+form (delta.py) the base has kept its weights. There the adapter is switched off, and its changes, which start at zero, need no copy.
 """
 
 from collections.abc import Iterator
@@ -16,12 +17,14 @@ from torch import nn
 
 from ..modes import evaluating
 from ..sharding import gathered
+from .delta import change_tensors, in_delta_form, start_tensors
 
 COPY = "initial_copy"  # the name under which the model holds its InitialCopy
 
 
 class InitialCopy(nn.Module):
-    """Frozen copies of every trained tensor of `model` at this moment; `places` lists where each one belongs.
+    """Frozen copies of every trained tensor of `model` at this moment, without the changes of the delta form; `places` lists
+    where each one belongs.
 
     A tied tensor has several places. Memory: as much as the trained tensors; little for an adapter, a second model for full
     fine-tuning.
@@ -30,9 +33,9 @@ class InitialCopy(nn.Module):
     def __init__(self, model: nn.Module):
         super().__init__()
         places: dict[int, list[str]] = {}
-        tensors = {}
+        tensors, changes = {}, change_tensors(model)
         for name, parameter in model.named_parameters(remove_duplicate=False):
-            if parameter.requires_grad:
+            if parameter.requires_grad and name not in changes:
                 places.setdefault(id(parameter), []).append(name)
                 tensors[id(parameter)] = parameter
         self.places = list(places.values())
@@ -52,9 +55,16 @@ def initial_copy(model: nn.Module) -> InitialCopy | None:
 
 
 def initial_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
-    """{parameter name: initial value} of every trained tensor. Raises ValueError if no copy was kept."""
+    """{parameter name: initial value} of every trained tensor; in the delta form, whose changes start at zero, A0 and B0 under
+    names of their own instead. Raises ValueError if no copy was kept."""
     copy = _require_copy(model)
-    return {name: tensor for names, tensor in zip(copy.places, copy.copies, strict=True) for name in names}
+    copied = {name: tensor for names, tensor in zip(copy.places, copy.copies, strict=True) for name in names}
+    return copied | start_tensors(model)
+
+
+def kept_parameters(model: nn.Module) -> list[nn.Parameter]:
+    """The frozen parameters that hold the start of the trained ones: the initial copy, and A0 and B0 of the delta form."""
+    return [*(initial_copy(model) or nn.Module()).parameters(), *start_tensors(model).values()]
 
 
 def _require_copy(model: nn.Module) -> InitialCopy:
@@ -66,7 +76,8 @@ def _require_copy(model: nn.Module) -> InitialCopy:
 
 @contextmanager
 def teacher(model: nn.Module) -> Iterator[nn.Module]:
-    """Inside the block, `model` is the pre-trained model: evaluation mode, no gradient, adapters on, initial values.
+    """Inside the block, `model` is the pre-trained model: evaluation mode, no gradient, initial values, adapters on (in the delta
+    form off).
 
     Afterwards, also after an exception, it is the student again, with every mode and flag restored. Raises ValueError if no
     initial copy was kept, or if adapters are merged into the base weights (the student cannot be separated from them).
@@ -84,7 +95,7 @@ def teacher(model: nn.Module) -> Iterator[nn.Module]:
     shadowed = []
     try:
         for layer, _ in flags:
-            layer._disable_adapters = False
+            layer._disable_adapters = in_delta_form(layer)
         for names, tensor in zip(copy.places, initial, strict=True):
             for name in names:
                 owner, _, key = name.rpartition(".")

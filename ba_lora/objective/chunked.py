@@ -39,6 +39,9 @@ class TeacherStats(NamedTuple):
         return -self.c
 
 
+Teacher = Tensor | TeacherStats | Sketch  # its part of some rows: hidden states (N, d), or what a cache holds
+
+
 def rows_of_a_chunk(vocabulary: int, chunk_size: int | None = None, device: str = "cpu") -> int:
     """Rows per chunk: `chunk_size`, or as many as fit in the CHUNK_BYTES of a device type (for any other type, the CPU's)."""
     return chunk_size or max(CHUNK_BYTES.get(device, CHUNK_BYTES["cpu"]) // (4 * vocabulary), 1)
@@ -72,30 +75,34 @@ def chunked_objective(
     lambdas: tuple[float, ...],
     *,
     head_factor: Tensor | None = None,
-    teacher_stats: TeacherStats | Sketch | None = None,
+    teacher_stats: tuple[Tensor, Tensor] | Sketch | None = None,
     chunk_size: int | None = None,
     num_items: Tensor | float | None = None,
     spectrum_scale: float = 1.0,
     all_terms: bool = False,
+    teacher_rows: Tensor | None = None,
+    teacher_weight: float = 1.0,
 ) -> tuple[Tensor, dict[str, Tensor | None]]:
     """Loss and terms of rows that are already selected and shifted, from their hidden states; see dense.dense_objective.
 
     hidden, teacher_hidden: (N, d); head_weight: (V, d), frozen, without bias; targets: (N,). objective: its forms, T, K, k and
-    norm are used. lambdas: the current weights, as from `Objective.weights`. teacher_stats: what a cache holds instead of teacher_hidden.
-    head_factor: from `factor_of`; computed if None. chunk_size: rows per chunk; None = set by CHUNK_BYTES for the head's device. num_items: rows in the whole step (default N).
-    Returns (loss, terms). Terms carry no gradient and are unweighted; a term with weight 0 is None unless all_terms. loss =
-    task + λ1·consistency + λ2·diversity + λ3·spectrum_scale·spectrum.
+    norm are used. lambdas: the current weights, as from `Objective.weights`. teacher_stats: what a cache holds instead of
+    teacher_hidden, (u, c) or a Sketch. head_factor: from `factor_of`; computed if None. chunk_size: rows per chunk; None = set by
+    CHUNK_BYTES for the head's device. num_items: rows in the whole step (default N). teacher_rows (n,): the rows that the teacher's
+    part (n, …) is of, if not all; in the consistency each weighs teacher_weight. No teacher's logits are computed for the others.
 
-    Raises ValueError for a trainable head, for a form that needs the logits, and for a consistency weight without a teacher.
+    Returns (loss, terms). Terms carry no gradient and are unweighted; a term with weight 0 is None unless all_terms. loss = task +
+    λ1·consistency + λ2·diversity + λ3·spectrum_scale·spectrum.
+
+    Raises ValueError for a trainable head, for a form that needs the logits, for a consistency weight without a teacher, and for a
+    teacher's part of another number of rows.
     """
     weights = dict(zip(TERMS[1:], lambdas, strict=True))
-    if needed := objective.logits_needed_by():
-        raise ValueError(f"{' and '.join(needed)} cannot be computed from hidden states; use the dense form")
-    if head_weight.requires_grad:
-        raise ValueError("the chunked objective has no gradient for the head; freeze it or use the dense form")
-    has_teacher = teacher_hidden is not None or teacher_stats is not None
-    if weights["consistency"] > 0 and not has_teacher:
-        raise ValueError("lambda1 > 0 needs teacher_hidden or teacher_stats")
+    teacher = teacher_hidden if teacher_stats is None else teacher_stats
+    if teacher_stats is not None and not isinstance(teacher_stats, Sketch):
+        teacher = TeacherStats(*teacher_stats)  # a plain pair will do
+    has_teacher = teacher is not None
+    _refuse(head_weight, objective, weights, teacher, len(targets if teacher_rows is None else teacher_rows))
     plan = _Plan(
         weights["consistency"],
         weights["diversity"],
@@ -105,10 +112,11 @@ def chunked_objective(
         has_diversity=weights["diversity"] > 0 or all_terms,
         chunk=rows_of_a_chunk(len(head_weight), chunk_size, head_weight.device.type),
     )
-    teacher = teacher_hidden if teacher_stats is None else teacher_stats
-    loss, task, consistency, diversity = _TokenTerms.apply(
-        hidden, teacher, head_weight, targets, divisor(num_items, len(targets)), plan
-    )
+    rest = (head_weight, targets, divisor(num_items, len(targets)), plan)
+    if teacher_rows is None or not plan.has_consistency:
+        loss, task, consistency, diversity = _TokenTerms.apply(hidden, teacher, *rest)
+    else:
+        loss, task, consistency, diversity = _partly_taught(hidden, teacher, *rest, teacher_rows, teacher_weight)
     terms: dict[str, Tensor | None] = dict.fromkeys(TERMS) | {"task": task}
     if plan.has_consistency:
         terms["consistency"] = consistency
@@ -121,6 +129,19 @@ def chunked_objective(
             if weights[name] > 0:
                 loss = loss + weights[name] * spectrum_scale * value
     return loss, terms
+
+
+def _refuse(head_weight: Tensor, objective: Objective, weights: dict, teacher: Teacher | None, taught: int) -> None:
+    """Raise ValueError for arguments of `chunked_objective` that cannot work. taught: the rows that the teacher's part should have."""
+    if needed := objective.logits_needed_by():
+        raise ValueError(f"{' and '.join(needed)} cannot be computed from hidden states; use the dense form")
+    if head_weight.requires_grad:
+        raise ValueError("the chunked objective has no gradient for the head; freeze it or use the dense form")
+    if weights["consistency"] > 0 and teacher is None:
+        raise ValueError("lambda1 > 0 needs teacher_hidden or teacher_stats")
+    rows = taught if teacher is None else len(teacher if isinstance(teacher, Tensor) else teacher[0])
+    if rows != taught:
+        raise ValueError(f"the teacher's part is of {rows} rows and should be of {taught}")
 
 
 def needs_factor(lambdas: tuple[float, ...], all_terms: bool = False) -> bool:
@@ -192,7 +213,7 @@ class _Plan(NamedTuple):
     has_diversity: bool
     chunk: int
 
-    def buffers(self, teacher: Tensor | TeacherStats | Sketch | None) -> int:
+    def buffers(self, teacher: Teacher | None) -> int:
         """Number of buffers of the size of a chunk's logits."""
         is_softened = self.has_consistency and self.temperature != 1
         keeps_logits = self.has_diversity and self.top_k is None
@@ -222,6 +243,22 @@ class _TokenTerms(torch.autograd.Function):
         return (gradient * upstream).to(ctx.dtype), None, None, None, None, None
 
 
+def _partly_taught(hidden, teacher, head_weight, targets, items, plan: _Plan, rows: Tensor, weight: float) -> tuple:
+    """`_TokenTerms` where the teacher's part is of `rows` (n,) alone, which weigh `weight`: first these rows, then the others."""
+    is_taught = torch.zeros(len(targets), dtype=torch.uint8, device=targets.device).index_fill_(0, rows, 1)
+    order = is_taught.argsort(stable=True)  # a mask would make the host wait for the device
+    both = (
+        (rows, teacher, plan._replace(lambda1=plan.lambda1 * weight)),
+        (order[: len(targets) - len(rows)], None, plan._replace(lambda1=0.0, has_consistency=False)),
+    )
+    parts = [
+        _TokenTerms.apply(hidden.index_select(0, part), source, head_weight, targets.index_select(0, part), items, form)
+        for part, source, form in both
+    ]
+    loss, task, consistency, diversity = map(sum, zip(*parts, strict=True))
+    return loss, task, weight * consistency, diversity
+
+
 def _all_chunks(hidden, teacher, weight, targets, plan: _Plan) -> tuple[Tensor, Tensor]:
     """The gradient (N, d) of the summed loss, and the sums (3,) of task, consistency and diversity in float64."""
     weight = weight.to(hidden.dtype)
@@ -237,7 +274,7 @@ def _all_chunks(hidden, teacher, weight, targets, plan: _Plan) -> tuple[Tensor, 
     return gradient, sums
 
 
-def _part(teacher: Tensor | TeacherStats | Sketch, part: slice, dtype: torch.dtype) -> Tensor | TeacherStats | Sketch:
+def _part(teacher: Teacher, part: slice, dtype: torch.dtype) -> Teacher:
     """These rows of the teacher, in the precision that `_chunk` takes."""
     if isinstance(teacher, Sketch):
         return Sketch(*(each[part] for each in teacher))

@@ -61,6 +61,8 @@ def dense_objective(
     num_items: Tensor | float | None = None,
     spectrum_scale: float = 1.0,
     all_terms: bool = False,
+    teacher_rows: Tensor | None = None,
+    teacher_weight: float = 1.0,
 ) -> tuple[Tensor, dict[str, Tensor | None]]:
     """Loss and terms of rows that are already selected and shifted.
 
@@ -68,12 +70,14 @@ def dense_objective(
     N); spectrum_scale: 1/(micro-batches in the step × processes). Returns (loss, terms). Terms are unweighted; task,
     consistency and diversity are sums over the rows / num_items; a term with weight 0 is None unless all_terms. loss = task
     + λ1·consistency + λ2·diversity + λ3·spectrum_scale·spectrum.
+
+    teacher_rows (n,): the rows that teacher_logits (n, V) are of, if not all; in the consistency each weighs teacher_weight.
     """
-    rows, items = len(targets), divisor(num_items, len(targets))
+    items = divisor(num_items, len(targets))
     task = _cross_entropy(logits, targets, items)
-    means = _regularize(logits, teacher_logits, logits, objective, lambdas, all_terms)
-    of_step = [each.per_row for each in REGULARIZERS]
-    return _total(task, means, lambdas, of_step, rows, items, spectrum_scale)
+    means = _regularize(logits, teacher_logits, logits, objective, lambdas, all_terms, teacher_rows)
+    rows = _weights_in_step("per_row", len(targets), teacher_rows, teacher_weight)
+    return _total(task, means, lambdas, rows, items, spectrum_scale)
 
 
 @_without_autocast
@@ -89,6 +93,8 @@ def classifier_objective(
     share: float = 1.0,
     regression: bool = False,
     all_terms: bool = False,
+    teacher_rows: Tensor | None = None,
+    teacher_weight: float = 1.0,
 ) -> tuple[Tensor, dict[str, Tensor | None]]:
     """Loss and terms of a micro-batch of samples.
 
@@ -97,18 +103,18 @@ def classifier_objective(
     processes). Returns (loss, terms). Terms are unweighted; task and consistency are sums over the samples / num_items,
     diversity and spectrum are the micro-batch's own; a term with weight 0 is None unless all_terms. loss = task +
     λ1·consistency + share·(λ2·diversity + λ3·spectrum). The task loss is the cross-entropy, or the squared error for
-    regression.
+    regression. teacher_rows, teacher_weight: see `dense_objective`.
     """
-    rows, items = len(labels), divisor(num_items, len(labels))
+    items = divisor(num_items, len(labels))
     looked_at = logits if features is None else features
     if regression:
         working = regularizers.working(logits)
         task = (working.squeeze(-1) - labels.to(working)).square().sum() / items
     else:
         task = _cross_entropy(logits, labels.long(), items)
-    means = _regularize(logits, teacher_logits, looked_at, objective, lambdas, all_terms)
-    of_step = [each.per_sample for each in REGULARIZERS]
-    return _total(task, means, lambdas, of_step, rows, items, share)
+    means = _regularize(logits, teacher_logits, looked_at, objective, lambdas, all_terms, teacher_rows)
+    rows = _weights_in_step("per_sample", len(labels), teacher_rows, teacher_weight)
+    return _total(task, means, lambdas, rows, items, share)
 
 
 def divisor(num_items: Tensor | float | None, rows: int) -> Tensor | float:
@@ -129,39 +135,49 @@ def _regularize(
     objective: Objective,
     lambdas: tuple[float, ...],
     all_terms: bool,
+    teacher_rows: Tensor | None,
 ) -> list[Tensor | None]:
     """Means over these rows; None for a term that is not wanted. looked_at: the input of the terms that use no teacher."""
     means: list[Tensor | None] = []
+    compared = logits if teacher_rows is None else logits.index_select(0, teacher_rows)
     for each, weight in zip(REGULARIZERS, lambdas, strict=True):
         is_possible = teacher_logits is not None or not each.uses_teacher
         if weight > 0 or (all_terms and is_possible):
             compute = FORMS[each.name, getattr(objective, each.option)]
-            means.append(compute(logits if each.uses_teacher else looked_at, teacher_logits, objective))
+            means.append(compute(compared if each.uses_teacher else looked_at, teacher_logits, objective))
         else:
             means.append(None)
     return means
+
+
+def _weights_in_step(flag: str, rows: int, teacher_rows: Tensor | None, teacher_weight: float) -> list[float | None]:
+    """For each regularizer, the summed weight of its rows if it is a mean over the rows of the step, by its `flag`; else None."""
+    taught = rows if teacher_rows is None else len(teacher_rows)
+    return [
+        (taught * teacher_weight if each.uses_teacher else rows) if getattr(each, flag) else None
+        for each in REGULARIZERS
+    ]
 
 
 def _total(
     task: Tensor,
     means: list[Tensor | None],
     lambdas: tuple[float, ...],
-    of_step: list[bool],
-    rows: int,
+    rows: list[float | None],
     items: Tensor | float,
     share: float,
 ) -> tuple[Tensor, dict[str, Tensor | None]]:
     """(task + Σ λ·term over the active terms, terms).
 
-    of_step: for each regularizer, True if it is a mean over the `items` rows of the whole step, of which these are `rows`. The
-    others are statistics of the micro-batch and enter the loss times `share`.
+    rows: for each regularizer, the weight of these rows among the `items` of the whole step if it is a mean over them. The others
+    (None) are statistics of the micro-batch and enter the loss times `share`.
     """
     terms: dict[str, Tensor | None] = {"task": task}
     loss = 1.0 * task  # not the same tensor, because a trainer may scale the loss in place
-    for name, mean, weight, is_of_step in zip(TERMS[1:], means, lambdas, of_step, strict=True):
-        terms[name] = mean * rows / items if is_of_step and mean is not None else mean
+    for name, mean, weight, of_step in zip(TERMS[1:], means, lambdas, rows, strict=True):
+        terms[name] = mean * of_step / items if of_step is not None and mean is not None else mean
         if weight > 0:
-            loss = loss + (weight if is_of_step else weight * share) * terms[name]
+            loss = loss + (weight * share if of_step is None else weight) * terms[name]
     return loss, terms
 
 

@@ -6,13 +6,13 @@ product of its factors), with attention in L layers of width w = heads × head s
 R relative positions in addition to the T tokens, for DeBERTa only):
 
     forward          2·(F + A) + 4·L·(T + R)·w
-        teacher          one more forward, if it runs beside the student
+        teacher          one more forward, if it runs beside the student, times --teacher_share; in the delta form without the adapter
         backward         2·F + 4·A + 8·L·(T + R)·w: the input gradient everywhere, the weight gradient for trained weights only
         recomputation    one more forward, with gradient checkpointing
 
 For a language model, add per trained token, with a frozen head of V×d (chunked.py):
 
-    head             2·V·d for the logits, 2·V·d for the gradient, 2·V·d for the teacher's logits
+    head             2·V·d for the logits, 2·V·d for the gradient, 2·V·d for the teacher's logits, times --teacher_share
     spectrum         4·d·min(V, d): the product with the head's factor, and its gradient
 
 A trained head meets every token: 2·V·d forward, 4·V·d backward. The backward pass is counted down to the first layer, although
@@ -28,6 +28,7 @@ from peft.tuners.loha import LoHaLayer
 from torch import nn
 from transformers import PretrainedConfig
 
+from ..methods.delta import change_tensors, start_tensors
 from ..methods.teacher import initial_copy
 from ..models import beside_body
 from ..objective.chunked import needs_factor
@@ -44,6 +45,7 @@ class Work(NamedTuple):
     width: int
     trains_head: bool
     positions: int  # relative positions that each token is compared with
+    left_out: int = 0  # weights that the teacher does not meet: the adapter in delta form
 
 
 def work_of(model: nn.Module) -> Work:
@@ -69,7 +71,10 @@ def work_of(model: nn.Module) -> Work:
     heads = config.num_attention_heads
     size = getattr(config, "head_dim", None) or config.hidden_size // heads
     shape = (0, 0, False) if head is None else (*head.weight.shape, head.weight.requires_grad)
-    return Work(counts[False], counts[True], config.num_hidden_layers * heads * size, *shape, _positions(config))
+    off = sum(
+        tensor.numel() for tensors in (change_tensors(model), start_tensors(model)) for tensor in tensors.values()
+    )
+    return Work(counts[False], counts[True], config.num_hidden_layers * heads * size, *shape, _positions(config), off)
 
 
 def _positions(config: PretrainedConfig) -> int:
@@ -81,16 +86,23 @@ def _positions(config: PretrainedConfig) -> int:
 
 
 def of_a_sample(
-    work: Work, objective: Objective, length: int, counted: int, *, checkpointing: bool, cached: bool = False
-) -> int:
-    """Operations for one sample of `length` tokens of which `counted` are trained. cached: the teacher does not run."""
+    work: Work,
+    objective: Objective,
+    length: int,
+    counted: int,
+    *,
+    checkpointing: bool,
+    cached: bool = False,
+    teacher_share: float = 1,
+) -> float:
+    """Operations for one sample of `length` tokens of which `counted` are trained, on average. cached: the teacher does not run."""
     attention = 4 * (length + work.positions) * work.attention
     forward = 2 * (work.frozen + work.trained) + attention
     backward = 2 * work.frozen + 4 * work.trained + 2 * attention
-    has_teacher = objective.uses_teacher() and not cached
-    passes = forward * (1 + has_teacher + checkpointing) + backward
+    teacher = teacher_share if objective.uses_teacher() and not cached else 0
+    passes = forward * (1 + teacher + checkpointing) + backward - 2 * work.left_out * teacher
     logits = 2 * work.vocabulary * work.width
     if work.trains_head:
-        return length * (passes + logits * (3 + has_teacher))
+        return length * (passes + logits * (3 + teacher))
     spectrum = 4 * work.width * min(work.vocabulary, work.width) if needs_factor(objective.maxima()) else 0
-    return length * passes + counted * (logits * (2 + has_teacher) + spectrum)
+    return length * passes + counted * (logits * (2 + teacher) + spectrum)

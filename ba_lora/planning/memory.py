@@ -5,6 +5,7 @@ the real model and the real objective once, forwards and backwards, on tensors t
 what would be alive.
 """
 
+import math
 import weakref
 from collections.abc import Callable
 
@@ -15,8 +16,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from ..methods.teacher import COPY, initial_copy, teacher
-from ..objective.chunked import TeacherStats, chunked_objective, rows_of_a_chunk
+from ..methods.teacher import COPY, kept_parameters, teacher
+from ..objective.chunked import TeacherStats, chunked_objective, needs_factor, rows_of_a_chunk
 from ..objective.dense import classifier_objective, dense_objective
 from ..objective.head import split
 from ..objective.settings import Objective
@@ -27,7 +28,7 @@ from .standing import Held
 
 def held(model: nn.Module) -> Held:
     """Count the tensors of `model`, which comes from `attach`, on any device."""
-    copies = {id(parameter) for parameter in model._modules[COPY].parameters()} if initial_copy(model) else set()
+    copies = {id(parameter) for parameter in kept_parameters(model)}
     parameters = list(model.parameters())
     trained = [parameter for parameter in parameters if parameter.requires_grad]
     copied = [parameter for parameter in parameters if id(parameter) in copies]
@@ -37,6 +38,7 @@ def held(model: nn.Module) -> Held:
         module.weight.numel()
         for module in model.modules()
         if isinstance(module, nn.Linear) and module is not head and not module.weight.requires_grad
+        if id(module.weight) not in copies
     ]
     return Held(
         weights=sum(parameter.nbytes for parameter in frozen),
@@ -66,17 +68,21 @@ def passing(
     autocast: bool,
     cached: str | None = None,
     device: str = "cpu",
+    teacher_share: float = 1.0,
 ) -> dict[str, int]:
     """Bytes that a micro-batch of `micro_batch` samples of `length` tokens needs at its peak, beside the standing memory.
 
     activations: what the student's layers keep for the backward pass (with gradient checkpointing only the layers' inputs);
     objective: the rest of the peak, that is, a chunk of the student's and teacher's logits and what the terms compute from them,
     with all weights on and every position counted; all logits if the terms need them, the head is trained or the model is a
-    classifier. cached: the form of the cache that the teacher's part comes from, or None. device: the type of device whose chunk size is used. `model` is from
-    `attach` on the meta device, and is used up.
+    classifier; head factor: the factor that the spectrum's term keeps for the whole run, whole on each device, absent without it.
+    cached: the form of the cache that the teacher's part comes from, or None. device: the type of device whose chunk size is used.
+    teacher_share: the teacher runs on this share of the samples, rounded up. `model` is from `attach` on the meta device, and is used
+    up.
 
-    The kernels are the CPU's; a GPU's may keep a little more or less. Not included: memory that the numerical libraries allocate
-    for themselves, fragmentation, and the driver's context (about 0.5 GB).
+    Making the factor takes some times its size (0.7 GB for a width of 4096), before there are activations: less than a published
+    run's micro-batch takes later, so it is not added. The kernels are the CPU's; a GPU's may keep a little more or less. Not
+    included: memory that the numerical libraries allocate for themselves, fragmentation, and the driver's context (about 0.5 GB).
     """
     ledger = Ledger()
     with FakeTensorMode(allow_non_fake_inputs=True):  # for DeBERTa's constants
@@ -94,22 +100,28 @@ def passing(
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         ids = torch.zeros(micro_batch, length, dtype=torch.long)
         inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-        forward, finish = _forms(model, objective, ids[:, 1:].reshape(-1), device)
+        forward, finish, factor = _forms(model, objective, ids[:, 1:].reshape(-1), device)
+        kept = {} if factor is None else {"head factor": factor.nbytes}
+        if factor is not None:
+            ledger.leave_out(factor)
         with ledger, torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-            teacher_rows = stats = None
+            teacher_rows, stats, share = None, None, {}
             if objective.uses_teacher() and cached:
                 rows, width = micro_batch * (length - 1), model.get_output_embeddings().weight.shape[1]
                 stats = _stats(cached, rows, width)
             elif objective.uses_teacher():
+                most = math.ceil(teacher_share * micro_batch)
                 with teacher(model):
-                    teacher_rows = _rows(forward(**inputs))
+                    teacher_rows = _rows(forward(**{name: value[:most] for name, value in inputs.items()}))
+                if teacher_share < 1:
+                    share = {"teacher_rows": torch.arange(len(teacher_rows)), "teacher_weight": 1 / teacher_share}
             before = ledger.live
             output = forward(**inputs)
             activations = ledger.live - before - output.nbytes
-            loss = finish(_rows(output), teacher_rows, stats)
+            loss = finish(_rows(output), teacher_rows, stats, **share)
             del output  # a trainer keeps the loss alone
             loss.backward()
-    return {"activations": activations, "objective": max(ledger.peak - activations, 0)}
+    return {"activations": activations, "objective": max(ledger.peak - activations, 0), **kept}
 
 
 def _stats(form: str, rows: int, width: int) -> TeacherStats | Sketch:
@@ -122,33 +134,35 @@ def _stats(form: str, rows: int, width: int) -> TeacherStats | Sketch:
     )
 
 
-def _forms(model: nn.Module, objective: Objective, targets: torch.Tensor, device: str) -> tuple[Callable, Callable]:
-    """(the forward pass, the loss of its rows and the teacher's), as objective_model.ObjectiveModel computes them in training."""
+def _forms(
+    model: nn.Module, objective: Objective, targets: torch.Tensor, device: str
+) -> tuple[Callable, Callable, torch.Tensor | None]:
+    """(the forward pass, the loss of its rows and the teacher's, the head's factor if there is one), as in ObjectiveModel."""
     weights = objective.maxima()
     causal = model.get_base_model() if hasattr(model, "get_base_model") else model
     head = causal.get_output_embeddings()
     if head is None:  # a classifier
 
-        def classified(rows, teacher_rows, stats):
+        def classified(rows, taught, stats, **share):
             labels, regression = targets[: len(rows)], rows.shape[1] == 1
-            return classifier_objective(rows, teacher_rows, labels, objective, weights, regression=regression)[0]
+            return classifier_objective(rows, taught, labels, objective, weights, regression=regression, **share)[0]
 
-        return lambda **inputs: model(**inputs).logits, classified
+        return lambda **inputs: model(**inputs).logits, classified, None
     parts, _ = split(model, torch.zeros(1, 2, dtype=torch.long), objective)
     if parts is None:
 
-        def dense(rows, teacher_rows, stats):
-            return dense_objective(rows, teacher_rows, targets, objective, weights)[0]
+        def dense(rows, taught, stats, **share):
+            return dense_objective(rows, taught, targets, objective, weights, **share)[0]
 
-        return lambda **inputs: model(**inputs, use_cache=False).logits, dense
-    factor = torch.empty(min(head.weight.shape), head.weight.shape[1])
+        return lambda **inputs: model(**inputs, use_cache=False).logits, dense, None
+    factor = torch.empty(min(head.weight.shape), head.weight.shape[1]) if needs_factor(weights) else None
 
-    def chunked(rows, teacher_rows, stats):
-        form, options = (objective, weights), {"head_factor": factor, "teacher_stats": stats}
+    def chunked(rows, taught, stats, **share):
+        form, options = (objective, weights), {"head_factor": factor, "teacher_stats": stats, **share}
         options["chunk_size"] = rows_of_a_chunk(len(head.weight), device=device)
-        return chunked_objective(rows, teacher_rows, head.weight, targets, *form, **options)[0]
+        return chunked_objective(rows, taught, head.weight, targets, *form, **options)[0]
 
-    return lambda **inputs: parts.body(**inputs, use_cache=False).last_hidden_state, chunked
+    return lambda **inputs: parts.body(**inputs, use_cache=False).last_hidden_state, chunked, factor
 
 
 def _rows(output: torch.Tensor) -> torch.Tensor:

@@ -9,8 +9,7 @@ from typing import NamedTuple
 from ..data.glue import load_examples
 from ..data.glue_sizes import ROWS, padded_tokens
 from ..data.sources import TINYMATH_ROWS, read_table
-from ..inference.backends import resolve_anywhere
-from ..inference.devices import copies
+from ..inference.backends import copies, resolve_anywhere
 from ..methods.decomposition import file_bytes
 from ..methods.names import method_of, start_of
 from ..objective.settings import REGULARIZERS, WEIGHTS
@@ -55,6 +54,7 @@ def plan(arguments: TrainArguments, *, memory: bool = True) -> dict:
         "quantize": arguments.quantize,
         "method": arguments.method,
         "start": start,
+        "start_form": arguments.start_form,
         "rank": arguments.rank,
         "alpha": arguments.alpha,
         "targets": list(size.targets),
@@ -78,6 +78,7 @@ def plan(arguments: TrainArguments, *, memory: bool = True) -> dict:
         "evaluation": _evaluation(arguments, devices and -(-devices.count // launch.processes(check=False)[1])),
         "disk": _disk(arguments, size, start, steps, deepspeed, job.autocast),
         "teacher_cache": _teacher_cache(arguments, size, samples),
+        "teacher_share": arguments.teacher_share,
         "zero_stage": stage,
         "memory": standing(size.held, stage, processes, cast=job.autocast, nf4=bool(arguments.quantize))
         | (passes or {}),
@@ -127,6 +128,7 @@ def samples_seen(arguments: TrainArguments) -> float | None:
 def flops_of(arguments: TrainArguments, job: Shape, seen: float) -> float:
     """Operations for `seen` samples."""
     sample, form = sample_of(arguments), {"checkpointing": job.checkpointing, "cached": job.cached}
+    form["teacher_share"] = job.teacher_share
     return seen * flops.of_a_sample(sizes(job).work, job.objective, sample.tokens, sample.trained or 0, **form)
 
 
@@ -262,6 +264,7 @@ def render(made: dict) -> str:
     source["published"] = ", as published; the hub was not asked"
     share = 100 * made["trainable_parameters"] / made["parameters"]
     factors = f"rank {made['rank']}, alpha {made['alpha']:g}, on {', '.join(made['targets'])}"
+    form = " in delta form" if made["start_form"] == "delta" else ""
     own = {"full": "none: all weights", "bitfit": "none: the biases"}
     if method_of(made["method"]).is_bottleneck:
         own[made["method"]] = f"bottlenecks of width {made['rank']}"
@@ -271,7 +274,7 @@ def render(made: dict) -> str:
             "precision",
             made["dtype"] + (f", the frozen linear layers in {made['quantize']}" if made["quantize"] else ""),
         ),
-        ("method", made["method"] + ("" if made["method"] in own else f" from a {made['start']} start")),
+        ("method", made["method"] + ("" if made["method"] in own else f" from a {made['start']} start{form}")),
         ("adapter", own.get(made["method"], factors)),
         *_left_lines(made["left_out"]),
         ("trainable parameters", f"{made['trainable_parameters']:,} ({share:.2f} % of the model)"),
@@ -289,7 +292,7 @@ def render(made: dict) -> str:
         ("benchmarks", ", ".join(made["benchmarks"]) or "none"),
         *_evaluation_lines(made["evaluation"]),
         ("disk, predicted", ", ".join(f"{name} {_size(size)}" for name, size in made["disk"].items())),
-        *_teacher_lines(made["teacher_cache"]),
+        *_teacher_lines(made["teacher_cache"], made["teacher_share"]),
         *_memory_lines(made),
         *(capacity.lines(made["devices"]) if made["devices"] else ()),
     ]
@@ -315,9 +318,9 @@ def _left_lines(left: dict[str, int]) -> list[tuple[str, str]]:
     return [("not adapted", f"{', '.join(left)}: {sum(left.values()):,} parameters")] if left else []
 
 
-def _teacher_lines(cache: dict | None) -> list[tuple[str, str]]:
+def _teacher_lines(cache: dict | None, share: float) -> list[tuple[str, str]]:
     if cache is None:
-        return []
+        return [("teacher", f"on {share:g} of the sequences of a step, drawn by the seed")] if share < 1 else []
     form, sizes = (
         cache["form"],
         {name: "unknown" if size is None else _size(size) for name, size in cache["sizes"].items()},

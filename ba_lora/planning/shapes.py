@@ -1,5 +1,6 @@
 """A run's model without weights: its parameters, the bytes it holds, the memory that passes through it. Needs no hub."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import lru_cache
 from typing import NamedTuple
@@ -14,13 +15,15 @@ from transformers import (
     AutoModelForSequenceClassification,
     PretrainedConfig,
 )
+from transformers.pytorch_utils import Conv1D
 
 from ..data.glue import TASKS
 from ..errors import UserError, short
 from ..methods.attach import attach, attached_to
 from ..methods.names import method_of
+from ..methods.pissa import Factors
 from ..methods.save import trained_parameters
-from ..methods.targets import left_out, stacked_experts
+from ..methods.targets import chosen_layers, default_targets, left_out, stacked_experts
 from ..models import DTYPES, beside_body, errors_named, keep_soft_cap
 from ..objective.settings import WEIGHTS, Objective
 from ..training.arguments import TrainArguments
@@ -123,18 +126,20 @@ class Shape(NamedTuple):
     cached: str | None  # the form of the teacher's cache
     outputs: int | None  # of a classifier; None otherwise
     device: str  # "cuda", or "cpu" with --use_cpu
+    teacher_share: float = 1.0
+    form: str = "residual"  # of a PiSSA start
 
 
 def job_of(arguments: TrainArguments) -> Shape:
     """The Shape of a run. Runs share a Shape if they differ only in settings that do not affect sizes (seed, learning rate, positive
-    weights, PiSSA start)."""
-    objective, method = arguments.objective(), arguments.method
+    weights, PiSSA start in residual form)."""
+    objective = arguments.objective()
     on = {name: float(getattr(objective, name) > 0) for name in WEIGHTS}
     return Shape(
         arguments.model,
         arguments.dtype,
         arguments.attn_implementation,
-        "lora" if method_of(method).is_lora else method,
+        _method_of_same_sizes(arguments),
         arguments.rank,
         arguments.alpha,
         tuple(arguments.target_modules) if arguments.target_modules else None,
@@ -147,31 +152,52 @@ def job_of(arguments: TrainArguments) -> Shape:
         arguments.teacher_cache_form if arguments.uses_teacher_cache() else None,
         (len(TASKS[arguments.task].labels) or 1) if arguments.task else None,
         "cpu" if arguments.use_cpu else "cuda",
+        arguments.teacher_share,
+        arguments.start_form,
     )
+
+
+def _method_of_same_sizes(arguments: TrainArguments) -> str:
+    """A method whose model has the run's sizes: of those with LoRA's factors, one for each form."""
+    if not method_of(arguments.method).is_lora:
+        return arguments.method
+    return "pissa" if arguments.start_form == "delta" else "lora"
 
 
 def _adapted(job: Shape, layers: int | None = None) -> tuple[nn.Module, int]:
     """(the job's model on the meta device, adapted by the same `attach` from a start without SVD; its parameter count before)."""
     model = build(job.model, job.dtype, job.attn_implementation, job.outputs, layers)
     total = sum(parameter.numel() for parameter in model.parameters())
+    head = beside_body(model) if job.outputs else ()
+    targets = list(job.target_modules) if job.target_modules else None
     with torch.device("meta"):
         model = attach(
             model,
             job.method,
+            start_form=job.form,
+            factors=_without_values(model, targets, head, job.rank) if job.form == "delta" else None,
             rank=job.rank,
             alpha=job.alpha,
-            target_modules=list(job.target_modules) if job.target_modules else None,
+            target_modules=targets,
             keep_initial=job.objective.uses_teacher(),
             dropout=job.dropout,
-            head=beside_body(model) if job.outputs else (),
+            head=head,
             total_steps=1000,  # no size depends on it
         )
     return model, total
 
 
+def _without_values(model: nn.Module, targets: list[str] | None, head: Sequence[str], rank: int) -> Factors:
+    """Factors of the right shapes for a PiSSA start, on the default device, instead of a decomposition."""
+    names = chosen_layers(model, targets or default_targets(model, head), head)
+    weights = {name: model.get_submodule(name) for name in names}
+    sides = {n: reversed(w.weight.shape) if isinstance(w, Conv1D) else w.weight.shape for n, w in weights.items()}
+    return {name: (torch.empty(rank, width), torch.empty(out, rank)) for name, (out, width) in sides.items()}
+
+
 def sizes(job: Shape) -> Sizes:
     """Parameters and standing bytes."""
-    return _sizes(job._replace(micro_batch=1, length=1, checkpointing=False, cached=None))
+    return _sizes(job._replace(micro_batch=1, length=1, checkpointing=False, cached=None, teacher_share=1.0))
 
 
 @lru_cache(maxsize=256)
@@ -225,6 +251,7 @@ def _passing(job: Shape, layers: int | None = None) -> dict[str, int]:
         autocast=job.autocast,
         cached=job.cached,
         device=job.device,
+        teacher_share=job.teacher_share,
     )
 
 

@@ -12,7 +12,7 @@ class Held(NamedTuple):
 
     weights: int  # not trained
     adapter: int  # trained
-    copy: int  # the teacher's part
+    copy: int  # the teacher's part; in the delta form A0 and B0
     trained: int
     copied: int
     linear: int  # weights of the frozen linear layers except the head: those a 4-bit base rounds
@@ -32,7 +32,7 @@ def standing(
 ) -> dict[str, int]:
     """Bytes that a run holds on each device from its first step to its last.
 
-    weights: untrained tensors; adapter: trained tensors; initial copy: the teacher's part; gradients: as large as the adapter;
+    weights: untrained tensors; adapter: trained tensors; initial copy: the teacher's part, or A0 and B0; gradients: as large as the adapter;
     optimiser: AdamW's two moments, each like the adapter; with DeepSpeed both and a master copy in float32; buckets: buffers in
     which gradients are reduced, as large as the gradients with DistributedDataParallel. ZeRO divides by the number of processes:
     the optimiser from stage 1, the gradients from stage 2, all weights at stage 3, which gathers LIVE of them, or the largest

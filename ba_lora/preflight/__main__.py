@@ -3,6 +3,7 @@
 import sys
 
 from ..errors import UserError, run_cli
+from ..machine.devices import hide_gpus
 from ..training.command_line import parse, run_words
 from . import check
 
@@ -26,6 +27,8 @@ def main() -> None:
     if config.startswith("-"):
         raise UserError(f"the first word is {config}; name a config before the options, as in configs/nlg/tiny.yaml")
     arguments = parse(run_words(config, words))
+    if arguments.use_cpu:
+        hide_gpus()
     check(arguments)
     print(
         f"Nothing was found that would stop this run here; start it with: sh scripts/ba-lora.sh {' '.join(sys.argv[1:])}"

@@ -10,9 +10,10 @@ from ..data.glue import TASKS
 from ..data.templates import IN_TEXT, check_template, default_template
 from ..errors import UserError, choose
 from ..files import cache_home, of_the_project
-from ..methods.names import METHODS, PLACES, PRECISIONS, QUANTISED, check_method, check_quantised, method_of, start_of
+from ..methods.names import METHODS, PLACES, PRECISIONS, check_method, method_of
 from .combinations import CACHE_FORMS, check_combinations
 from .deepspeed_config import check_config, zero_stage
+from .method_options import check_method_options
 from .model_numbers import fill_in
 from .ranges import check_ranges
 
@@ -58,13 +59,21 @@ class TrainArguments:
         group="method",
     )
     alpha: float | None = option(None, "numerator of the scaling alpha/rank; none = rank (paper)", group="method")
-    dropout: float = option(0.0, "dropout on the adapter's input; not allowed with a PiSSA start", group="method")
+    dropout: float = option(
+        0.0, "dropout on the adapter's input; not allowed with a PiSSA start in residual form", group="method"
+    )
     target_modules: list[str] | None = option(
         None, "names of the layers to adapt; none = all linear layers except the head", group="method"
     )
     init: str | None = option(
         None,
         "start of ba-lora and pissa: pissa (exact, default) or pissa_niter_N (randomised SVD); ba-lora also accepts lora",
+        group="method",
+    )
+    start_form: str | None = option(
+        None,
+        "form of a PiSSA start: residual (published) trains A and B beside W - BA, delta trains their changes beside the untouched "
+        "base: the same trajectory with nothing rounded, for a base that bitsandbytes quantised too; none = residual",
         group="method",
     )
     decomposition_cache: str | None = option(
@@ -203,6 +212,12 @@ class TrainArguments:
     teacher_cache_entries: int = option(
         96, "tokens that a sketch keeps of each row, 4 bytes each; the noise falls with its root", group="objective"
     )
+    teacher_share: float = option(
+        1.0,
+        "share of each step's sequences on which the teacher runs, drawn by the seed; their rows weigh 1/share, so that the "
+        "gradient of consistency is right on average, and noisier (docs/objective.md)",
+        group="objective",
+    )
     log_all_terms: bool = option(False, "also compute and log terms whose weight is 0", group="objective")
     log_gradient_norms: bool = option(False, "log each term's gradient norm relative to the task's", group="objective")
 
@@ -245,7 +260,7 @@ class TrainArguments:
         "show a progress bar on a terminal; without one, a line now and then says step, loss and time left",
         group="run",
     )
-    use_cpu: bool = option(False, "train on the CPU even if there is a GPU", group="run")
+    use_cpu: bool = option(False, "train, and evaluate afterwards, on the CPU even if there is a GPU", group="run")
     report_to: list[str] | None = option(
         None, "tensorboard and/or wandb beside metrics.jsonl; their files go to logs/", group="run"
     )
@@ -288,18 +303,11 @@ class TrainArguments:
         check_method(self.method)
         fill_in(self)
         check_ranges(self)
+        check_combinations(self)
         if self.limit is not None and self.limit < 1:
             raise UserError(f"--limit must be at least 1, got {self.limit}; leave it out to use all rows")
-        if start_of(self.method, self.init).startswith("pissa") and self.dropout:
-            raise UserError(f"--dropout {self.dropout} does not go with a PiSSA start ({self.method}); set it to 0")
-        if self.dropout and not method_of(self.method).dropout:
-            raise UserError(f"--dropout {self.dropout} has no place in method {self.method}; set it to 0")
         if self.fields is not None and len(self.fields) > 3:
             raise UserError(f"--fields takes one, two or three names, got {len(self.fields)}; see --help")
-        if self.hub_public and not self.push_to_hub:
-            raise UserError(
-                "--hub_public says how --push_to_hub makes its repository; give --push_to_hub USER/NAME too"
-            )
         self.deepspeed = self.deepspeed and str(of_the_project(self.deepspeed))
         if self.deepspeed and not Path(self.deepspeed).is_file():
             raise UserError(f"--deepspeed {self.deepspeed} does not exist; there is configs/deepspeed/zero2.json")
@@ -307,18 +315,7 @@ class TrainArguments:
             check_config(self.deepspeed)
         if self.log_gradient_norms and zero_stage(self.deepspeed) == 3:
             raise UserError("--log_gradient_norms needs whole gradients, which ZeRO-3 cuts; use ZeRO-2 or leave it out")
-        if self.devices and not self.dry_run:
-            raise UserError(f"--devices {self.devices} goes with --dry_run, which plans for them; leave it out")
-        if self.quantize:
-            choose("--quantize", self.quantize, QUANTISED)
-            check_quantised(self.method)
-            if zero_stage(self.deepspeed) == 3:
-                raise UserError(
-                    "--quantize: ZeRO-3 cannot cut packed 4-bit weights; use ZeRO-2 or leave --quantize out"
-                )
-        if self.resume and self.overwrite:
-            raise UserError("--resume continues a run and --overwrite replaces it; give one of them")
-        check_combinations(self)
+        check_method_options(self)
         self.alpha = float(self.rank) if self.alpha is None else self.alpha
         if self.task:
             self._check_classification()

@@ -74,6 +74,8 @@ class ObjectiveCallback(TrainerCallback):
             micro_batches_of(step, train_dataloader, args.gradient_accumulation_steps),
             args.world_size,
             logged=is_logged(step + 1, args, state),
+            rank=args.process_index,
+            short_from=short_from(step, train_dataloader, args.gradient_accumulation_steps),
         )
 
     def on_substep_end(self, args, state, control, **objects):
@@ -182,9 +184,25 @@ def is_logged(step: int, args, state) -> bool:
 
 def micro_batches_of(step: int, dataloader, accumulation: int) -> int:
     """The number of micro-batches of optimiser step `step` (from 0) on this process: fewer at the end of an epoch."""
-    try:
-        batches = len(dataloader)
-    except TypeError:  # a stream has no length, so its last step is not known in advance
+    batches = _length(dataloader)
+    if batches is None:
         return accumulation
     steps = -(-batches // accumulation)
     return batches - accumulation * (steps - 1) if step % steps == steps - 1 else accumulation
+
+
+def short_from(step: int, dataloader, accumulation: int) -> int | None:
+    """The first micro-batch of optimiser step `step` that may be short, or None: the last one of an epoch, any one of a stream."""
+    batches = _length(dataloader)
+    if batches is None:
+        return 0
+    steps = -(-batches // accumulation)
+    return micro_batches_of(step, dataloader, accumulation) - 1 if step % steps == steps - 1 else None
+
+
+def _length(dataloader) -> int | None:
+    """The micro-batches of an epoch on this process, as many as on any other; None for a stream."""
+    try:
+        return len(dataloader)
+    except TypeError:  # the last step of a stream is not known in advance
+        return None

@@ -1,14 +1,14 @@
 """Checkpoints that are either complete or absent, and the start from which a resumed run is rebuilt.
 
-    checkpoints/start.safetensors   the initial values of the trained tensors (A0, B0, a head), written once before step 1
+    checkpoints/start.safetensors   A0, B0 and the initial values of a head, written once before step 1
     checkpoints/checkpoint-N/       after optimiser step N: trained.safetensors, and transformers' optimizer.pt, scheduler.pt,
                                     rng_state.pth and trainer_state.json, which it reads without running pickled code
       run.json, metrics.jsonl       copies from step N: they identify the run and let it continue
       manifest.json                 bytes and SHA-256 of each file, and SHA-256 of start.safetensors; written last
 
 A checkpoint is written under a temporary name, synced to disk and renamed; older ones are removed only after that. No
-checkpoint holds the base model: W_res = W - s·B0·A0 is recomputed from the base and start.safetensors exactly as at the first
-start, so a resumed run decomposes nothing and continues bit for bit.
+checkpoint holds the base model: in the residual form W_res = W - s·B0·A0 is recomputed from the base and start.safetensors exactly
+as at the first start, so a resumed run decomposes nothing and continues bit for bit.
 """
 
 import logging
@@ -28,7 +28,7 @@ from ..files import hash_of, read_json, sha256, write_json
 from ..folders.tensor_files import load_tensors, save_tensors
 from ..methods.adalora import allocator_state, restore_allocator
 from ..methods.attach import attached_to
-from ..methods.teacher import initial_copy, initial_tensors
+from ..methods.teacher import initial_copy, initial_tensors, kept_parameters
 from ..sharding import gathered
 from .interruptions import cause, on_any_process
 
@@ -241,7 +241,7 @@ def keep_start(model: nn.Module, file: Path, *, first: bool = True) -> None:
     """
     if not _has_start(model):
         return
-    with gathered(initial_copy(model).copies):
+    with gathered(kept_parameters(model)):
         if not first or file.exists():
             return
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -259,7 +259,7 @@ def check_start(model: nn.Module, file: Path) -> None:
     if not file.exists() or not _has_start(model):
         return
     kept = read_start(file)
-    with gathered(initial_copy(model).copies):
+    with gathered(kept_parameters(model)):
         start = _start(model)
     different = sorted(start.keys() ^ kept.keys()) or [n for n in start if not torch.equal(start[n], kept[n])]
     if different:
@@ -289,9 +289,10 @@ def initial_factors(file: Path) -> dict[str, tuple[Tensor, Tensor]] | None:
     """{layer of the original model: (A0, B0)} from a run's start; None if it has none or the file does not exist."""
     if not file.is_file():
         return None
-    kept, marker = read_start(file), ".lora_A.default.weight"
-    layers = [name.removesuffix(marker) for name in kept if name.endswith(marker)]
+    kept, factors = read_start(file), re.compile(r"(?:base_model\.model\.)?(.+)\.lora_A(0?)\.default\.weight")
+    found = {name: factors.fullmatch(name) for name in kept}  # 0: of the delta form
     return {
-        layer.removeprefix("base_model.model."): (kept[layer + marker], kept[f"{layer}.lora_B.default.weight"])
-        for layer in layers
+        match[1]: (kept[name], kept[name.replace(f".lora_A{match[2]}.", f".lora_B{match[2]}.")])
+        for name, match in found.items()
+        if match
     } or None

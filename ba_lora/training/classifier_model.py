@@ -15,7 +15,6 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 from ..data.padding import last_real
 from ..errors import UserError
 from ..methods.adalora import penalty
-from ..methods.teacher import teacher
 from ..models.labels import output_layer
 from ..objective.dense import classifier_objective, powerless
 from ..objective.regularizers import entropy
@@ -56,15 +55,16 @@ class ClassifierModel(StepModel):
         inputs = {"input_ids": input_ids, "attention_mask": attention_mask, **inputs}
         if labels is None:
             return self.student(**inputs)
-        teacher_logits = None
-        if self.needs_teacher():
-            with teacher(self.student):
-                teacher_logits = self.student(**inputs).logits
-            self.clock.lap("teacher")
+        taught = self.teach(
+            lambda labels, **inputs: self.student(**inputs).logits,
+            inputs,
+            labels,
+            lambda: torch.arange(len(labels), device=labels.device),
+        )
         logits, features = self._forward(inputs)
         if self.training and not self.warned:
             self._warn(len(labels), logits, features)
-        weights = self.lambdas
+        weights, teacher_logits = self.lambdas, taught.beside(logits)
         if self.needs_teacher():
             temperature = self.objective.temperature
             weights = self.weights(lambda: entropy(teacher_logits, temperature).mean(), teacher_logits.shape[1])
@@ -79,6 +79,7 @@ class ClassifierModel(StepModel):
             share=self.share,
             regression=self.regression,
             all_terms=self.all_terms,
+            **taught.options(),
         )
         extra = penalty(self.student)
         if extra is not None:

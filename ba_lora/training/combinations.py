@@ -1,13 +1,20 @@
-"""Options of a run that exclude each other: merging, and the teacher's cache."""
+"""Options of a run that do not go together."""
 
 from ..errors import UserError
 from ..methods.names import method_of
+from .teacher_share import check_share
 
 CACHE_FORMS = ("exact", "sketch")  # of --teacher_cache_form
 
 
 def check_combinations(arguments) -> None:
-    """Raise UserError for the first pair of options of `arguments` (TrainArguments) that exclude each other."""
+    """Raise UserError for the first pair of options of `arguments` (TrainArguments) that contradict each other."""
+    if arguments.hub_public and not arguments.push_to_hub:
+        raise UserError("--hub_public says how --push_to_hub makes its repository; give --push_to_hub USER/NAME too")
+    if arguments.devices and not arguments.dry_run:
+        raise UserError(f"--devices {arguments.devices} goes with --dry_run, which plans for them; leave it out")
+    if arguments.resume and arguments.overwrite:
+        raise UserError("--resume continues a run and --overwrite replaces it; give one of them")
     if arguments.merge and arguments.method == "full":
         raise UserError(
             "--merge folds an adapter into its base; full fine-tuning saves the whole model already, leave it out"
@@ -23,6 +30,8 @@ def check_combinations(arguments) -> None:
         raise UserError(f"--teacher_cache_entries {entries} is an option of --teacher_cache_form sketch; add it")
     if arguments.uses_teacher_cache():
         _check_teacher_cache(arguments)
+    if arguments.teacher_share < 1:
+        _check_teacher_share(arguments)
 
 
 def _check_teacher_cache(arguments) -> None:
@@ -46,3 +55,15 @@ def _check_teacher_cache(arguments) -> None:
             f"--teacher_cache_form sketch holds no logits, which --consistency {arguments.objective().consistency} needs; "
             "leave the cache out"
         )
+
+
+def _check_teacher_share(arguments) -> None:
+    share, objective = arguments.teacher_share, arguments.objective()
+    if not objective.uses_teacher() and not arguments.log_all_terms:
+        raise UserError(f"--teacher_share {share}: no teacher runs here, because lambda1 is 0; leave it out")
+    if arguments.teacher_cache:
+        raise UserError(
+            f"--teacher_share {share} with --teacher_cache: the cache has the rows of every sequence and no teacher runs, so a "
+            "share would only add noise; leave one of them out"
+        )
+    check_share(share, objective)

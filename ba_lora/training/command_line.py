@@ -16,6 +16,9 @@ from ..errors import Parser, UserError, nearest, short
 from ..files import PROJECT, of_the_project, read_yaml
 from .arguments import TrainArguments
 
+# What earlier versions did, by options that they lacked and whose default depends on others.
+EARLIER = {"start_form": "residual"}
+
 
 def _inner(kind) -> type:
     """int from `int | None`, str from `list[str] | None`."""
@@ -200,8 +203,8 @@ def as_config(arguments: TrainArguments) -> dict:
 def changed_options(recorded: dict, arguments: TrainArguments) -> dict[str, tuple]:
     """{option: (value in a run.json's config, value now)} for options that differ.
 
-    Options that are missing because an earlier version wrote the config count as having their default values.
+    Options that are missing because an earlier version wrote the config count as having their default values, or those of EARLIER.
     """
-    defaults, now = {each.name: each.default for each in fields(TrainArguments)}, as_config(arguments)
+    defaults, now = {each.name: each.default for each in fields(TrainArguments)} | EARLIER, as_config(arguments)
     before = {name: recorded.get(name, defaults[name]) for name in now}
     return {name: (before[name], value) for name, value in now.items() if before[name] != value}

@@ -23,13 +23,14 @@ from ..card import write_card
 from ..errors import RunFailure, UserError
 from ..files import write_json
 from ..folders.disk import existing
+from ..machine.processes import is_first
 from ..methods.names import method_of, start_of
 from ..methods.save import export, save_whole
 from ..methods.teacher import COPY
 from . import checkpoints
 from .arguments import TrainArguments
 from .interruptions import cause, on_any_process
-from .resume import from_first, is_first
+from .resume import from_first
 
 logger = logging.getLogger(__name__)
 

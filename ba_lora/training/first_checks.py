@@ -1,6 +1,5 @@
 """Refusals that need only the options and the disk, made before the libraries are imported, which takes seconds."""
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,7 +9,8 @@ from ..files import read_json
 from ..folders.disk import refuse_unwritable
 from ..folders.ownership import refuse_foreign
 from ..folders.places import check_model_folder
-from ..machine.devices import refuse_unmeant_cpu
+from ..machine.devices import hide_gpus, refuse_unmeant_cpu
+from ..machine.processes import is_first
 from ..packages import check_name
 from .arguments import TrainArguments
 from .command_line import changed_options, parse
@@ -23,21 +23,19 @@ def parse_and_check(
     """`command_line.parse`, then `check`, by default `check_inputs`. A model on the hub is asked for its size if the options depend
     on it.
 
-    tell: print what was chosen for the run. A command that starts another one for the training leaves that to it.
+    With --use_cpu this process and those that it starts see no GPU. tell: print what was chosen for the run. A command that starts
+    another one for the training leaves that to it.
     """
     arguments = parse(words)
+    if arguments.use_cpu:
+        hide_gpus()
     if not arguments.dry_run:
         (check or check_inputs)(arguments)
         if arguments.chosen and width_of(arguments.model) is None and fetch_config(arguments.model):
             arguments = parse(words)  # chooses again, by the width
-    if tell and arguments.chosen and _is_first():
+    if tell and arguments.chosen and is_first():
         print(arguments.chosen)
     return arguments
-
-
-def _is_first() -> bool:
-    """Return True on rank 0; `resume.is_first` needs the libraries."""
-    return os.environ.get("RANK", "0") == "0"
 
 
 def check_inputs(arguments: TrainArguments) -> None:
@@ -60,7 +58,7 @@ def problems(arguments: TrainArguments) -> list[UserError]:
 def _check_output(arguments: TrainArguments) -> None:
     refuse_foreign(arguments.output_dir, "run")
     refuse_another_run(arguments)
-    if _is_first():  # the others write nothing
+    if is_first():  # the others write nothing
         refuse_unwritable(arguments.output_dir)
 
 

@@ -1,6 +1,7 @@
 """An adapted model whose loss is the whole objective, computed from hidden states if its head allows it, else from logits."""
 
 import logging
+from collections.abc import Callable
 
 from torch import Tensor, nn
 from transformers.modeling_outputs import CausalLMOutput
@@ -8,7 +9,6 @@ from transformers.modeling_outputs import CausalLMOutput
 from ..data.collator import counted, trained_rows
 from ..errors import UserError
 from ..methods.adalora import penalty
-from ..methods.teacher import teacher
 from ..objective.chunked import TeacherStats, chunked_objective, mean_entropy, needs_factor
 from ..objective.dense import dense_objective
 from ..objective.head import Split, cached_factor, split
@@ -17,6 +17,7 @@ from ..objective.settings import REGULARIZERS, Objective
 from ..objective.sketch import Sketch
 from ..sharding import gathered
 from .step_model import StepModel
+from .taught import Taught
 from .teacher_rows import of_batch
 
 logger = logging.getLogger(__name__)
@@ -58,9 +59,8 @@ class ObjectiveModel(StepModel):
             return self.student(**inputs)
         inputs["use_cache"] = False
         rows = trained_rows(labels)
-        targets = labels.flatten()[rows + 1]
         if self.training and not self.keep_gradients and self._can_split(input_ids):
-            output, terms, weights = self._chunked(inputs, rows, targets, num_items_in_batch, stats)
+            output, terms, weights = self._chunked(inputs, labels, rows, num_items_in_batch, stats)
         elif self.training and (
             isinstance(stats, TeacherStats) or (stats is not None and self.objective.consistency != "kl")
         ):
@@ -70,7 +70,7 @@ class ObjectiveModel(StepModel):
             )
         else:
             stats = stats if self.training else None
-            output, terms, weights = self._dense(inputs, rows, targets, num_items_in_batch, stats)
+            output, terms, weights = self._dense(inputs, labels, rows, num_items_in_batch, stats)
         if self.training:
             extra = penalty(self.student)
             if extra is not None:
@@ -88,15 +88,24 @@ class ObjectiveModel(StepModel):
                 self.may_split = False
         return self.parts is not None
 
-    def _dense(self, inputs: dict, rows: Tensor, targets: Tensor, num_items, stats: Sketch | None) -> tuple:
+    def _teach(self, run: Callable[..., Tensor], inputs: dict, labels: Tensor, rows: Tensor) -> Taught:
+        """`teach` for the trained rows. run(**inputs) → (B, T, …)."""
+        return self.teach(
+            lambda of, **inputs: _select(run(**inputs), rows if of is labels else trained_rows(of)),
+            inputs,
+            labels,
+            lambda: rows // labels.shape[1],
+        )
+
+    def _dense(self, inputs: dict, labels: Tensor, rows: Tensor, num_items, stats: Sketch | None) -> tuple:
         """(output, terms, weights) from the student's and teacher's logits, (N, V) each. With `stats` no teacher runs."""
-        teacher_logits = stats if self.needs_teacher() else None
-        if self.needs_teacher() and stats is None:
-            with teacher(self.student):
-                teacher_logits = _select(self.student(**inputs).logits, rows)
-            self.clock.lap("teacher")
+        targets, taught = _targets(labels, rows), Taught()
+        stats = stats if self.needs_teacher() else None
+        if stats is None:
+            taught = self._teach(lambda **inputs: self.student(**inputs).logits, inputs, labels, rows)
         output = self.student(**inputs)
-        weights = self.lambdas
+        logits, weights = _select(output.logits, rows), self.lambdas
+        teacher_logits = taught.beside(logits) if stats is None else stats
         if self.needs_teacher() and len(targets):
 
             def teacher_entropy() -> Tensor:
@@ -104,7 +113,7 @@ class ObjectiveModel(StepModel):
 
             weights = self.weights(teacher_entropy, self.vocabulary)
         output.loss, terms = dense_objective(
-            _select(output.logits, rows),
+            logits,
             teacher_logits,
             targets,
             self.objective,
@@ -112,11 +121,12 @@ class ObjectiveModel(StepModel):
             num_items=num_items,
             spectrum_scale=self.share,
             all_terms=self.all_terms,
+            **taught.options(),
         )
         return output, terms, weights
 
     def _chunked(
-        self, inputs: dict, rows: Tensor, targets: Tensor, num_items, stats: TeacherStats | Sketch | None
+        self, inputs: dict, labels: Tensor, rows: Tensor, num_items, stats: TeacherStats | Sketch | None
     ) -> tuple:
         """As `_dense`, from the hidden states, (N, d) each; the output has no logits. With `stats` no teacher runs."""
         body, head = self.parts
@@ -125,21 +135,19 @@ class ObjectiveModel(StepModel):
                 head.parameters()
             ):  # before the first step: it takes memory, of which activations leave little
                 self.factor = cached_factor(head)
-        teacher_hidden = None
-        if not self.needs_teacher():
-            stats = None
-        elif stats is None:
-            with teacher(self.student):
-                teacher_hidden = _select(body(**inputs).last_hidden_state, rows)
-            self.clock.lap("teacher")
+        stats = stats if self.needs_teacher() else None
+        taught = Taught()
+        if stats is None:
+            taught = self._teach(lambda **inputs: body(**inputs).last_hidden_state, inputs, labels, rows)
         hidden = _select(body(**inputs).last_hidden_state, rows)
 
         with gathered(head.parameters()):
-            loss, terms, weights = self._from_hidden(hidden, teacher_hidden, stats, head, targets, num_items)
+            loss, terms, weights = self._from_hidden(hidden, taught, stats, head, _targets(labels, rows), num_items)
         return CausalLMOutput(loss=loss), terms, weights
 
-    def _from_hidden(self, hidden, teacher_hidden, stats, head: nn.Linear, targets: Tensor, num_items) -> tuple:
-        """(loss, terms, weights) of the rows. hidden, teacher_hidden: (N, d); `head` holds its values."""
+    def _from_hidden(self, hidden, taught: Taught, stats, head: nn.Linear, targets: Tensor, num_items) -> tuple:
+        """(loss, terms, weights) of the rows. hidden: (N, d); `head` holds its values."""
+        teacher_hidden = taught.beside(hidden)
 
         def teacher_entropy() -> Tensor:
             if stats is not None:
@@ -161,8 +169,14 @@ class ObjectiveModel(StepModel):
             num_items=num_items,
             spectrum_scale=self.share,
             all_terms=self.all_terms,
+            **taught.options(),
         )
         return loss, terms, weights
+
+
+def _targets(labels: Tensor, rows: Tensor) -> Tensor:
+    """(N,): the token that each row predicts."""
+    return labels.flatten()[rows + 1]
 
 
 def _select(values: Tensor, rows: Tensor) -> Tensor:

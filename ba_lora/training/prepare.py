@@ -1,5 +1,6 @@
 """The prepared state of a run of either kind, after everything is read and opened."""
 
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -7,17 +8,21 @@ from typing import NamedTuple
 from torch import nn
 
 from ..data.samples import Samples
+from ..errors import UserError
 from ..files import digest
 from ..machine.devices import device, refuse_unmeant_cpu
+from ..machine.processes import world
 from ..methods import quantisation
 from ..methods.attach import attach
 from ..methods.names import start_of
 from ..objective.settings import Objective
 from .arguments import TrainArguments
 from .checkpoints import START, initial_factors
-from .deepspeed_config import zero_stage
+from .deepspeed_config import used, zero_stage
 from .order import FixedOrder
 from .step_model import StepModel
+
+logger = logging.getLogger(__name__)
 
 
 class Prepared(NamedTuple):
@@ -40,9 +45,19 @@ def adapt(arguments: TrainArguments, model: nn.Module, objective: Objective, sam
 
     A resumed run starts from the factors of its first start and decomposes nothing.
     """
+    if arguments.weight_decay and arguments.start_form == "delta":
+        logger.warning(
+            "--weight_decay %g pulls the changes of the delta form towards the start, not the factors towards zero: this is not "
+            "the trajectory of PiSSA",
+            arguments.weight_decay,
+        )
     refuse_unmeant_cpu(sum(parameter.numel() for parameter in model.parameters()), arguments.model, arguments.use_cpu)
     if arguments.quantize:
         quantisation.check_model(model)
+    if quantisation.came_quantised(model) and zero_stage(arguments.deepspeed) == 3:
+        raise UserError(
+            f"--deepspeed {arguments.deepspeed}: ZeRO-3 cannot cut the packed weights of --model {arguments.model}; use ZeRO-2"
+        )
     decomposes = start_of(arguments.method, arguments.init).startswith("pissa")
     kept = Path(arguments.output_dir) / "checkpoints" / START
     student = attach(
@@ -52,6 +67,7 @@ def adapt(arguments: TrainArguments, model: nn.Module, objective: Objective, sam
         alpha=arguments.alpha,
         target_modules=arguments.target_modules,
         init=arguments.init,
+        start_form=arguments.start_form,
         seed=arguments.seed,
         keep_initial=objective.uses_teacher(),
         dropout=arguments.dropout,
@@ -80,10 +96,12 @@ def order_hash(order: FixedOrder) -> str:
 
 
 def to_device(model: nn.Module, arguments: TrainArguments) -> None:
-    """Move the model to this process's GPU, if allowed and present: a decomposition takes minutes there, hours on a CPU.
+    """Move the model to this process's GPU, if allowed and present: a decomposition takes minutes there, hours on a CPU. A quantised
+    model is there already: transformers quantises on the GPU.
 
     Under ZeRO-3 the model stays in the host's memory, because it may be larger than one GPU: DeepSpeed moves the parts that
     each GPU keeps, and the decomposition one matrix at a time.
     """
-    if zero_stage(arguments.deepspeed) < 3:
+    deepspeed = used(arguments.deepspeed, world())
+    if zero_stage(deepspeed) < 3 and not quantisation.came_quantised(model):
         model.to(device(arguments.use_cpu))

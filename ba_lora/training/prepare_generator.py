@@ -7,6 +7,8 @@ from ..data.collator import PadRight
 from ..data.formats import read_conversations
 from ..data.sources import read_table
 from ..data.templates import make_template
+from ..machine.devices import device
+from ..methods.quantisation import keep_packing
 from ..models import load_model, load_tokenizer
 from ..objective.settings import Objective
 from . import resume, teacher_cache
@@ -65,6 +67,7 @@ def _open(arguments: TrainArguments) -> tuple:
         attn_implementation=arguments.attn_implementation,
         trust_remote_code=arguments.trust_remote_code,
     )
+    keep_packing(model)  # before a teacher cache is made
     base = resume.base_of(model)
     resume.refuse_changes(arguments, {"base": base})
     return model, base
@@ -98,5 +101,6 @@ def _teacher_cache(arguments: TrainArguments, objective, model, samples, data_ha
         entries=arguments.teacher_cache_entries,
         collate=collate,
         target_modules=arguments.target_modules,
+        device=device(arguments.use_cpu),
         progress=arguments.progress,
     )

@@ -21,6 +21,7 @@ NUMBERS = (
         (name, lambda value: 0 <= value < math.inf, "at least 0 and finite")
         for name in ("weight_decay", "max_grad_norm")
     ),
+    ("teacher_share", lambda value: 0 < value <= 1, "above 0 and at most 1"),
     *((name, lambda value: 0 <= value < 1, "at least 0 and below 1") for name in ("dropout", "warmup_ratio")),
 )
 

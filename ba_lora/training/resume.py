@@ -7,7 +7,8 @@
     order_hash        the order in which the first two epochs visit the samples
     base.config       the base model's config, without keys that do not affect any value
     base.weights      every value of every tensor of the base model, before it is adapted
-    start             the initial values of the trained tensors; null for full fine-tuning, which starts at the base
+    start             the initial values of the trained tensors, with A0 and B0 of the delta form; null for full fine-tuning,
+                      which starts at the base
     deepspeed         the content of --deepspeed
 
 Each is compared as soon as it is known, before anything is written. The hashes are fast_hash's or SHA-256; they do not
@@ -15,7 +16,6 @@ protect against forgery. Runs of earlier versions lack some of them; a warning n
 """
 
 import logging
-import os
 from collections.abc import Iterable, Iterator
 from importlib import metadata
 from pathlib import Path
@@ -28,6 +28,8 @@ from ..data.samples import Samples
 from ..errors import UserError
 from ..files import digest, read_json
 from ..folders import fast_hash
+from ..machine.processes import is_first
+from ..methods.delta import start_tensors
 from . import checkpoints
 from .arguments import TrainArguments
 
@@ -90,10 +92,14 @@ def base_of(model: nn.Module) -> dict[str, str | None]:
 
 
 def start_of(model: nn.Module, method: str) -> str | None:
-    """Hash of the trained tensors of an adapted model before training; None for full fine-tuning."""
+    """Hash of the trained tensors of an adapted model before training, and of A0 and B0 in the delta form; None for full
+    fine-tuning."""
     if method == "full":
         return None
-    return tensors_hash((name, tensor) for name, tensor in model.named_parameters() if tensor.requires_grad)
+    start = start_tensors(model)
+    return tensors_hash(
+        (name, tensor) for name, tensor in model.named_parameters() if tensor.requires_grad or name in start
+    )
 
 
 def tokenizer_hash(tokenizer) -> str:
@@ -119,11 +125,6 @@ def refuse_changes(arguments: TrainArguments, now: dict) -> None:
     problem = from_first(_problem(arguments, now) if arguments.resume and is_first() else None)
     if problem:
         raise UserError(problem)
-
-
-def is_first() -> bool:
-    """Return True on rank 0, or if the run has only one process."""
-    return int(os.environ.get("RANK", 0)) == 0
 
 
 def from_first(value):

@@ -32,6 +32,7 @@ from ..folders.kinds import CHECKPOINTS, REPLACED
 from ..folders.ownership import claimed, refuse_foreign, remove_run
 from ..hub import reserve
 from ..machine.devices import gpus
+from ..machine.processes import is_first, world
 from ..methods import quantisation
 from ..methods.names import method_of
 from ..methods.save import export, export_merged, saved_parameters, trained_parameters
@@ -60,10 +61,10 @@ AGREED = ("order_hash", "objective", "trained_parameters", "accumulation")
 def train(arguments: TrainArguments, callbacks: Sequence = ()) -> Path:
     """Train and return the run folder. `callbacks`: more TrainerCallbacks. Raises UserError for problems the user can fix."""
     folder = Path(arguments.output_dir)
-    with claimed(folder, "run", writes=resume.is_first()):
+    with claimed(folder, "run", writes=is_first()):
         if not _is_finished(arguments, folder):
             return _train(arguments, folder, callbacks)
-        if resume.is_first():
+        if is_first():
             _kind_of_run(arguments).check(arguments)
     logger.warning("%s holds this run, finished: nothing to do", folder)
     return folder
@@ -72,7 +73,7 @@ def train(arguments: TrainArguments, callbacks: Sequence = ()) -> Path:
 def _train(arguments: TrainArguments, folder: Path, callbacks: Sequence) -> Path:
     """`train`, in a folder that this process may write to: check, prepare, train, finish."""
     sharding = _check(arguments)
-    objective, ranks = arguments.objective(), int(os.environ.get("WORLD_SIZE", 1))
+    objective, ranks = arguments.objective(), world()
     if ranks > 1:
         join_processes(arguments)
     resume.refuse_changes(arguments, {"deepspeed": sharding})
@@ -90,7 +91,7 @@ def _train(arguments: TrainArguments, folder: Path, callbacks: Sequence) -> Path
         "decomposition": getattr(work.student, "decomposition", None),
         "start": first_values,
         "deepspeed": sharding,
-        "inputs": input_hashes(arguments) if resume.is_first() else None,
+        "inputs": input_hashes(arguments) if is_first() else None,
         "trained_parameters": trained_parameters(work.student),
         "quantisation": quantisation.quantisation_of(work.student),
         "processes": ranks,
@@ -127,7 +128,7 @@ def _check(arguments: TrainArguments) -> str | None:
     if not gpus(arguments.use_cpu):
         os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else DeepSpeed reports at import that it found none
     refuse_fsdp()
-    if not resume.is_first():  # rank 0 alone reports what concerns the whole run
+    if not is_first():  # rank 0 alone reports what concerns the whole run
         logging.getLogger("ba_lora").setLevel(logging.ERROR)
         transformers_logging.disable_progress_bar()
     deepspeed = _deepspeed(arguments)
@@ -142,7 +143,7 @@ def _check(arguments: TrainArguments) -> str | None:
             "or sh scripts/ba-lora.sh CONFIG --deepspeed FILE"
         )
     check_package(deepspeed)
-    arguments.accumulation(int(os.environ.get("WORLD_SIZE", 1)))
+    arguments.accumulation(world())
     check_reporters(arguments.report_to or ())
     if arguments.tf32 and not is_torch_tf32_available():
         raise UserError("--tf32 needs a GPU of the Ampere generation or newer and there is none here; leave it out")
@@ -152,14 +153,14 @@ def _check(arguments: TrainArguments) -> str | None:
         logger.warning(
             "full fine-tuning with lambda1 > 0 keeps a second, frozen copy of the whole model as its teacher"
         )
-    if arguments.push_to_hub and resume.is_first():
+    if arguments.push_to_hub and is_first():
         reserve(arguments.push_to_hub, arguments.hub_public)
     return digest(read_json(deepspeed)) if deepspeed else None
 
 
 def _deepspeed(arguments: TrainArguments) -> str | None:
     """The DeepSpeed config that this run uses, or None."""
-    return used(arguments.deepspeed, int(os.environ.get("WORLD_SIZE", 1)))
+    return used(arguments.deepspeed, world())
 
 
 def _check_start(arguments: TrainArguments, folder: Path, student: nn.Module) -> str | None:
@@ -183,6 +184,7 @@ def _make_trainer(
         all_terms=arguments.log_all_terms,
         gradient_norms=arguments.log_gradient_norms,
         order=work.order,
+        teacher_share=arguments.teacher_share,
         wrapper=work.wrapper,
         train_dataset=work.samples,
         data_collator=work.collate,
@@ -359,7 +361,7 @@ def _is_finished(arguments: TrainArguments, folder: Path) -> bool:
 def _check_agreement(record: dict) -> None:
     """Raise UserError if another process read other data or built another objective or adapter."""
     mine = {"data": record["data"]["hash"], "the base model": record["base"]["sample"]}
-    mine |= {name: record[name] for name in AGREED}
+    mine |= {name: record[name] for name in AGREED} | {"--teacher_share": record["config"]["teacher_share"]}
     for name, value in mine.items():
         if len(set(gather_object([digest(value)]))) > 1:
             raise UserError(

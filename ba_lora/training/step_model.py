@@ -6,10 +6,12 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import UserError
-from ..methods.teacher import initial_copy
+from ..methods.teacher import initial_copy, teacher
 from ..objective import schedules
 from ..objective.settings import REGULARIZERS, Objective
 from .gauges import StepClock
+from .taught import Taught, selected
+from .teacher_share import TeacherShare, check_share, draw
 
 
 class StepModel(nn.Module):
@@ -20,7 +22,8 @@ class StepModel(nn.Module):
     adds its terms with `record`.
 
     all_terms: also compute terms whose weight is 0. gradient_norms: keep each term's gradient on the steps that
-    `begin_step` marks as logged (costs one backward per term).
+    `begin_step` marks as logged (costs one backward per term). teacher_share: in training, the share of the sequences on which the
+    teacher runs; without one, all of them.
     """
 
     # the terms that are per micro-batch: the step's value is their mean over micro-batches and processes
@@ -28,14 +31,21 @@ class StepModel(nn.Module):
     accepts_loss_kwargs = True  # Trainer then passes num_items_in_batch and does not divide by the accumulation
 
     def __init__(
-        self, student: nn.Module, objective: Objective, *, all_terms: bool = False, gradient_norms: bool = False
+        self,
+        student: nn.Module,
+        objective: Objective,
+        *,
+        all_terms: bool = False,
+        gradient_norms: bool = False,
+        teacher_share: TeacherShare | None = None,
     ):
         super().__init__()
         if objective.uses_teacher() and initial_copy(student) is None:
             raise UserError(
                 "lambda1 > 0 needs the teacher and this model keeps no initial copy; attach it with keep_initial=True"
             )
-        self.student, self.objective = student, objective
+        self.student, self.objective, self.teacher_share = student, objective, teacher_share or TeacherShare()
+        check_share(self.teacher_share.share, objective)
         self.all_terms, self.gradient_norms = all_terms, gradient_norms
         self.clock = StepClock()
         self.begin_step(0, 1)
@@ -57,9 +67,25 @@ class StepModel(nn.Module):
         """The number of items of a micro-batch; the means of a step are taken over items."""
         raise NotImplementedError
 
-    def begin_step(self, step: int, total: int, micro_batches: int = 1, ranks: int = 1, logged: bool = False) -> None:
-        """Set the weights of this optimiser step and reset the sums. logged: the values of this step will be read."""
+    def begin_step(
+        self,
+        step: int,
+        total: int,
+        micro_batches: int = 1,
+        ranks: int = 1,
+        logged: bool = False,
+        *,
+        rank: int = 0,
+        short_from: int | None = None,
+    ) -> None:
+        """Set the weights of this optimiser step and reset the sums. logged: the values of this step will be read.
+
+        rank: this process's. short_from: the first micro-batch of the step that may be short on some rank; None if none may.
+        """
         self.lambdas = self.objective.weights(step, total)
+        self.place = (step, rank)
+        self.micro = 0  # number of the next micro-batch of this step that needs the teacher
+        self.short_from = short_from if ranks > 1 else None
         self.share = 1.0 / (micro_batches * ranks)  # the weight of one micro-batch in the step's mean
         self.logged = logged
         self.keep_gradients = logged and self.gradient_norms
@@ -72,6 +98,34 @@ class StepModel(nn.Module):
         """Return True if this step needs the teacher."""
         is_used = any(each.uses_teacher and weight > 0 for each, weight in zip(REGULARIZERS, self.lambdas, strict=True))
         return is_used or (self.all_terms and initial_copy(self.student) is not None)
+
+    def teach(self, run: Callable[..., Tensor], inputs: dict, labels: Tensor, owners: Callable[[], Tensor]) -> Taught:
+        """Run the teacher on all sequences of a micro-batch or, in training, on those that are drawn.
+
+        run(labels, **inputs) → the values of the rows (n, …) of these sequences. inputs, labels: of all sequences. owners() →
+        (N,): the number of the sequence that each row of the micro-batch belongs to.
+        """
+        if not self.needs_teacher():
+            return Taught()
+        if not self.training or self.teacher_share.share == 1:
+            return Taught(self._run_teacher(run, inputs, labels))
+        micro, self.micro = self.micro, self.micro + 1
+        may_be_short = self.short_from is not None and micro >= self.short_from
+        step, rank = self.place
+        drawn = draw(self.teacher_share, step, micro, rank, len(labels), may_be_short)
+        sequences = torch.tensor(drawn.sequences, dtype=torch.long, device=labels.device)
+        rows = torch.isin(owners(), sequences).nonzero().squeeze(1)
+        if not drawn.sequences:
+            return Taught(None, rows, drawn.weight)
+        cut = selected({**inputs, "labels": labels}, sequences, len(labels))
+        cut_labels = cut.pop("labels")
+        return Taught(self._run_teacher(run, cut, cut_labels), rows, drawn.weight)
+
+    def _run_teacher(self, run: Callable[..., Tensor], inputs: dict, labels: Tensor) -> Tensor:
+        with teacher(self.student):
+            values = run(labels, **inputs)
+        self.clock.lap("teacher")
+        return values
 
     def weights(self, teacher_entropy: Callable[[], Tensor], classes: int) -> tuple[float, ...]:
         """The weights of this micro-batch; an adaptive one follows the entropy of the teacher, which runs, on its rows."""

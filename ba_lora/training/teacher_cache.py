@@ -24,6 +24,7 @@ import hashlib
 import logging
 import os
 import shutil
+from collections.abc import Iterator
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import NamedTuple
@@ -51,6 +52,7 @@ logger = logging.getLogger(__name__)
 FORMAT = 1  # raise it when the files' layout, SHARD_BYTES or their content changes
 SHARD_BYTES = 1 << 29  # approximate size of a shard; it is held in memory while it is built
 BUILD_TOKENS = 8192  # tokens per forward while building, including padding
+ROOM = 3e9  # bytes of a GPU that such a forward takes beside the weights; an estimate for widths up to 8192
 SAMPLED = 16384  # values of each tensor in the model's hash; all values of the head
 
 # Identity of a cache: key → its name in the message about a mismatch.
@@ -103,13 +105,16 @@ def prepare(
     form: str = "exact",
     entries: int = 96,
     target_modules: list[str] | None = None,
+    device: str | None = None,
     progress: bool = False,
 ) -> "TeacherCache":
     """Open the cache in `folder`, building the missing parts first.
 
     model: the original model, before `attach`; it is frozen. samples: with input_ids and labels; data_hash:
     hash of its token ids. collate: turns samples into a padded batch. form: "exact" in `dtype`, or "sketch" of at most `entries`
-    tokens a row. target_modules: layers the adapter will adapt, which must not include the head for an exact cache. Raises UserError for a head that needs logits, a cache of other content, or a disk that is too small.
+    tokens a row. target_modules: layers the adapter will adapt, which must not include the head for an exact cache. device: where to
+    build if the model lies elsewhere, as under ZeRO-3; it is moved there for the build. Raises UserError for a head that needs logits,
+    a cache of other content, a disk or a GPU that is too small.
     """
     folder = Path(folder)
     parts = _parts(model, samples[0]["input_ids"][:2], target_modules if form == "exact" else None)
@@ -128,13 +133,15 @@ def prepare(
     layout = make_layout(rows, row_bytes(facts))
     if not _claim(folder, facts, layout) or any(map(partial(_flaw, folder, layout, facts), range(len(layout.members)))):
         _check_space(folder, facts, layout)
+        _check_device(folder, model, device)
         with writing("--teacher_cache", folder, "name a folder on another disk"):
             folder.mkdir(parents=True, exist_ok=True)
             lock = FileLock(folder / ".cache.json.lock")
             with lock:
                 if not _claim(folder, facts, layout):  # another process may have been faster
                     write_sealed(folder / "cache.json", {"complete": False, **facts})
-            _build(folder, parts, samples, layout, rows.lengths, facts, collate, progress)
+            with _moved(model, device):
+                _build(folder, parts, samples, layout, rows.lengths, facts, collate, progress)
             with lock:
                 write_sealed(folder / "cache.json", {"complete": True, **facts})
     return TeacherCache(folder, layout, facts)
@@ -271,6 +278,39 @@ def _check_space(folder: Path, facts: dict, layout: Layout) -> None:
             f"--teacher_cache {folder} needs {left * size / 1e9:,.3f} GB ({left:,} rows of {size:,} bytes) and its disk has "
             f"{free / 1e9:,.3f} GB free; use another disk, fewer samples (--limit) or {smaller}"
         )
+
+
+def _check_device(folder: Path, model: nn.Module, device: str | None) -> None:
+    """Raise UserError if the model has to be moved to a GPU that is too small for it."""
+    if _is_there(model, device):
+        return
+    size = sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
+    free = torch.cuda.mem_get_info(device)[0]
+    if size + ROOM > free:
+        raise UserError(
+            f"--teacher_cache {folder} is built with the whole model on one GPU, which needs {(size + ROOM) / 1e9:.1f} GB, and {device} "
+            f"has {free / 1e9:.1f} GB free; leave it out (ZeRO-3 divides the teacher too), or build it first with --max_steps 1 and "
+            "another --output_dir on a larger GPU or with --use_cpu"
+        )
+
+
+@contextlib.contextmanager
+def _moved(model: nn.Module, device: str | None) -> Iterator[None]:
+    """Hold the model on `device` inside the block, and where it was afterwards."""
+    if _is_there(model, device):
+        yield
+        return
+    home = next(model.parameters()).device
+    model.to(device)
+    try:
+        yield
+    finally:
+        model.to(home)
+        torch.cuda.empty_cache()  # DeepSpeed and the training find the memory free
+
+
+def _is_there(model: nn.Module, device: str | None) -> bool:
+    return device is None or next(model.parameters()).device == torch.device(device)
 
 
 def _build(folder: Path, parts: Split, samples, layout: Layout, lengths, facts: dict, collate, progress: bool) -> None:

@@ -25,6 +25,7 @@ from .order import FixedOrder
 from .progress import StepBar, StepLines
 from .step_model import StepModel
 from .teacher_rows import PREFIX
+from .teacher_share import TeacherShare
 
 logger = logging.getLogger(__name__)
 
@@ -33,7 +34,7 @@ class BALoRATrainer(Trainer):
     """Trainer for a model from `attach`. Everything else is transformers.Trainer's.
 
     objective: an Objective. metrics: path of metrics.jsonl or None. all_terms, gradient_norms: see StepModel. order: order of
-    the samples; None = determined by the seed alone. wrapper: class that wraps `model` with the objective.
+    the samples; None = determined by the seed alone. teacher_share: see TeacherShare. wrapper: class that wraps `model` with the objective.
     """
 
     def __init__(
@@ -46,6 +47,7 @@ class BALoRATrainer(Trainer):
         all_terms: bool = False,
         gradient_norms: bool = False,
         order: FixedOrder | None = None,
+        teacher_share: float = 1.0,
         wrapper: Callable[..., StepModel] = ObjectiveModel,
         **options,
     ):
@@ -59,7 +61,8 @@ class BALoRATrainer(Trainer):
             args._n_gpu = 1  # transformers would use nn.DataParallel, whose replicas have no teacher and lose the terms
         if args.bf16 or args.fp16:
             keep_inputs_under_autocast(model)
-        wrapped = wrapper(model, objective, all_terms=all_terms, gradient_norms=gradient_norms)
+        share = TeacherShare(teacher_share, args.per_device_train_batch_size, args.seed)
+        wrapped = wrapper(model, objective, all_terms=all_terms, gradient_norms=gradient_norms, teacher_share=share)
         super().__init__(model=wrapped, args=args, **options)
         self.objective_callback = ObjectiveCallback(wrapped, metrics)
         self.add_callback(self.objective_callback)

@@ -13,11 +13,11 @@ from ba_lora.data.templates import end_id
 from ba_lora.errors import UserError, redacted
 from ba_lora.files import digest, hash_of
 from ba_lora.folders.checksums import weights_of_run
-from ba_lora.inference.backends import backend_version, get_backend
+from ba_lora.inference.backends import backend_version, copies, get_backend
 from ba_lora.inference.completions import Completion
-from ba_lora.inference.devices import copies, device_of
 from ba_lora.inference.requests import Job, Request, Sampling
 from ba_lora.inference.subject import Subject, open_subject, settings_hash, weights_hash
+from ba_lora.machine.devices import gpus
 
 from .generations import begin, check, seal
 from .lines import write_lines
@@ -79,7 +79,7 @@ def ask(
     config |= {"template_text": template}
     if args.backend != "openai":
         config |= {"settings_hash": settings_hash(subject)}
-    if args.backend != "transformers" or device_of() == "cpu":  # where completions do not depend on it
+    if args.backend != "transformers" or not gpus():  # where completions do not depend on it
         del config["batch_size"], config["processes"]
     done = {} if args.overwrite else check(folder, config, wanted)
     missing = [key for key in wanted if key not in done]

@@ -56,6 +56,7 @@ def experiment(home, task="sst2"):
     return read_experiment(home / f"{task}-matrix.yaml", home / "runs" / task, changes={"data": str(home / task)})
 
 
+@pytest.mark.slow
 def test_runs_of_classifiers_are_measured_and_shown(tmp_path):
     home = make_home(tmp_path)
     made = experiment(home)

@@ -123,6 +123,7 @@ def test_bad_experiment_files_end_in_one_line(tmp_path):
         read_experiment(tmp_path / "none.yaml")
 
 
+@pytest.mark.slow
 def test_workers_do_the_runs_equal_to_the_command_keep_what_is_done_and_name_what_failed(small, tmp_path, monkeypatch):
     # Forked, because a new process imports its libraries for 10 s; test_matrix_signals.py has the spawned ones. A forked process has one
     # thread, and sums are to be equal here and there.

@@ -106,6 +106,7 @@ def names_of(axis):
     return [label.get_text() for label in axis.get_yticklabels()]
 
 
+@pytest.mark.slow
 def test_every_figure_that_the_results_support_is_drawn_in_both_formats(experiment, tmp_path):
     small = experiment(SMALL)
     files = figures.draw(small, all_of(small), tmp_path / "out")

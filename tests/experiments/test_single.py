@@ -1,7 +1,10 @@
 """One config by one command: the data of its benchmarks, and what is left if one of them fails."""
 
 import json
+import os
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -14,7 +17,10 @@ from ba_lora.experiments.closing import closing, next_commands
 from ba_lora.experiments.single import train_and_evaluate
 from ba_lora.inference import backends
 from ba_lora.training.command_line import parse
+from eval import gsm8k
 from tests.common import finished_run
+from tests.inference.vllm_results import ROOT, read, score
+from tests.inference.vllm_servers import python_or_skip
 
 TINY = str(Path(__file__).parents[2] / "configs/nlg/tiny.yaml")
 
@@ -57,6 +63,7 @@ def test_what_cannot_be_read_is_said_before_the_training(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_a_benchmark_that_fails_leaves_the_run_and_a_card_with_the_others(tmp_path, monkeypatch):
     def fails(words):
         raise UserError("bubblewrap is missing")
@@ -120,6 +127,28 @@ def test_two_processes_train_and_evaluate_as_one_evaluates_and_the_last_line_say
         "--backend",
         "auto",
     ]
+
+
+@pytest.mark.slow
+def test_the_command_of_a_config_trains_on_two_processes_under_zero2_and_evaluates_with_vllm(tmp_path):
+    """vLLM has an environment of its own here, which BA_LORA_VLLM names; the training has this one."""
+    vllm_python, folder = python_or_skip(), tmp_path / "run"
+    words = ["configs/nlg/tiny.yaml", "--deepspeed", "configs/deepspeed/zero2.json", "--eval_backend", "auto"]
+    words += ["--limit", "320", "--eval_limit", "24", "--progress", "false", "--output_dir", str(folder)]
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "NPROC": "2", "OMP_NUM_THREADS": "1"}
+    environment["BA_LORA_VLLM"] = str(Path(vllm_python).parents[1])
+    command = [sys.executable, "-m", "ba_lora.experiments", "one", *words]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=1500)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    record, made = json.loads((folder / "run.json").read_text()), score(folder / "eval" / "gsm8k")
+    assert record["processes"] == 2 and record["deepspeed"]
+    assert (made["backend"], made["processes"], made["n"]) == ("vllm", 1, 24)
+    last = f"tinymath {100 * made['score']:.2f} ± {100 * made['stderr']:.2f} (n = 24, vllm, 1 process)"
+    assert done.stdout.splitlines()[-1] == f"run: {last}; everything is in {folder}"
+
+    words = ["--model", str(folder), "--data", "tinymath:test", "--limit", "24", "--output_dir", str(tmp_path / "ours")]
+    assert gsm8k.main(words) == 0
+    assert read(tmp_path / "ours") == read(folder / "eval" / "gsm8k")
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,8 @@
 """The backend that --backend auto stands for, by the installed packages and the device."""
 
 import sys
+from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
 
@@ -63,6 +65,18 @@ def test_vllm_that_is_asked_for_and_missing_is_refused_with_the_remedy(machine):
         resolve("vllm")
     with pytest.raises(UserError, match="did you mean 'vllm'"):
         resolve("vlm")
+
+
+def test_a_folder_called_vllm_on_the_path_is_not_the_package(monkeypatch, tmp_path):
+    """As an environment for vLLM that was made in the folder of a clone."""
+    (tmp_path / "vllm" / "bin").mkdir(parents=True)
+    (tmp_path / "vllm" / "bin" / "python").touch()
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *(each for each in sys.path if not Path(each, "vllm").is_dir())])
+    monkeypatch.delenv("BA_LORA_VLLM", raising=False)
+    assert find_spec("vllm").submodule_search_locations
+    assert resolve("auto").reason == "vLLM is not installed in this Python"
+    monkeypatch.setenv("BA_LORA_VLLM", str(tmp_path / "vllm"))
+    assert resolve_anywhere("auto") == Choice("vllm", str(tmp_path / "vllm" / "bin" / "python"))
 
 
 def test_an_environment_of_its_own_may_have_vllm(machine, monkeypatch, tmp_path):

@@ -9,11 +9,12 @@ import pytest
 import torch
 
 from ba_lora.errors import RunFailure, UserError
-from ba_lora.inference import devices
+from ba_lora.inference import backends
 from ba_lora.inference.copies import Copies
 from ba_lora.inference.local import stream
 from ba_lora.inference.requests import Sampling
 from ba_lora.inference.subject import open_subject
+from ba_lora.machine import devices
 from eval import gsm8k
 from tests.processes import orphans, start, wait_until
 
@@ -67,6 +68,7 @@ def test_a_prompt_that_does_not_fit_is_refused_before_anything_is_asked(subject,
         copies.stream([[5] * 5000], **options)
 
 
+@pytest.mark.slow
 def test_a_model_that_no_process_can_open_is_one_line(tmp_path):
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(UserError) as raised:
@@ -130,19 +132,19 @@ def test_processes_end_with_a_killed_parent_and_the_same_command_continues(tmp_p
 
 def test_copies_are_one_per_gpu_or_as_many_as_are_asked_for(monkeypatch):
     monkeypatch.delenv("NPROC", raising=False)
-    assert devices.copies("transformers", None, None) == devices.copies("vllm", None, None) == 1
-    assert devices.copies("transformers", 3, None) == 3 and devices.copies("openai", None, None) is None
+    assert backends.copies("transformers", None, None) == backends.copies("vllm", None, None) == 1
+    assert backends.copies("transformers", 3, None) == 3 and backends.copies("openai", None, None) is None
     monkeypatch.setenv("NPROC", "2")
-    assert (devices.copies("transformers", None, None), devices.copies("vllm", None, None)) == (2, 1)
-    monkeypatch.setattr(devices, "gpus", lambda: 4)
-    assert devices.copies("transformers", None, None) == devices.copies("vllm", None, None) == 2
+    assert (backends.copies("transformers", None, None), backends.copies("vllm", None, None)) == (2, 1)
+    monkeypatch.setattr(backends, "gpus", lambda: 4)
+    assert backends.copies("transformers", None, None) == backends.copies("vllm", None, None) == 2
     monkeypatch.delenv("NPROC")
-    assert devices.copies("transformers", None, None) == devices.copies("vllm", None, None) == 4
-    assert devices.copies("vllm", None, None, tensor_parallel=2) == 2 and devices.copies("vllm", None, 3) == 3
+    assert backends.copies("transformers", None, None) == backends.copies("vllm", None, None) == 4
+    assert backends.copies("vllm", None, None, tensor_parallel=2) == 2 and backends.copies("vllm", None, 3) == 3
     monkeypatch.setenv("NPROC", "8")  # of the training, which may have used the CPU
-    assert devices.copies("transformers", None, None) == devices.copies("vllm", None, None) == 4
+    assert backends.copies("transformers", None, None) == backends.copies("vllm", None, None) == 4
     with pytest.raises(UserError, match="--processes is 5 and torch finds 4 GPUs, one for each; lower it to 4"):
-        devices.copies("transformers", 5, None)
+        backends.copies("transformers", 5, None)
 
 
 def test_each_copy_sees_one_of_the_gpus_that_its_parent_sees(monkeypatch):

@@ -44,6 +44,7 @@ def serve(python: str, log: Path, *options: str) -> Iterator[str]:
     words = ["-m", "vllm.entrypoints.openai.api_server", "--model", str(MODEL_DIR), "--served-model-name", "tiny"]
     words += ["--enforce-eager", "--dtype", "float32", "--host", "127.0.0.1", "--port", str(port), *options]
     variables = {"HF_HUB_OFFLINE": "1", "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1"}
+    variables["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"  # an offline engine runs beside it
     with open(log, "w") as file:
         process = subprocess.Popen(
             [python, *words], env=os.environ | variables, stdout=file, stderr=file, start_new_session=True

@@ -9,15 +9,17 @@ import sys
 import pytest
 import torch
 
-from ba_lora import hub
+import eval.all
+from ba_lora import hub, preflight
 from ba_lora.errors import UserError
+from ba_lora.experiments import single
+from ba_lora.inference import backends
 from ba_lora.inference.subject import open_subject
 from ba_lora.machine import devices, driver
-from ba_lora.training import launch, run
+from ba_lora.training import launch, prepare, run
 from ba_lora.training.command_line import parse
 from ba_lora.training.first_checks import check_inputs
 from ba_lora.training.model_numbers import parameters_of
-from ba_lora.training.prepare import adapt
 from ba_lora.training.run import training_arguments
 from tests.common import ROOT, small_llama
 from tests.machine.drivers import EIGHT, answer
@@ -53,7 +55,7 @@ def machine(tmp_path, monkeypatch):
         ("525.60.13", "13.2", ["needs driver 580", CU126]),
         ("525.60.12", "12.6", ["needs driver 525.60.13 or newer", "update the driver to 525.60.13 or newer"]),
         ("470.57.02", "13.0", ["needs driver 580", "update the driver to 525.60.13 or newer; no build of torch>=2.11"]),
-        ("550.54.15", None, ["is a build without CUDA", CU126]),
+        ("550.54.15", None, ["is a build without CUDA", f"{sys.executable} -m pip install --upgrade ", CU126]),
         ("580.65.06", None, ["is a build without CUDA", CU130]),
         ("590.10", "13.0", ["cannot use them (", "restart the machine or ask its administrator"]),
     ],
@@ -168,9 +170,57 @@ def test_the_parameters_of_a_model_are_counted_before_it_is_adapted(tmp_path, mo
     monkeypatch.setattr(devices, "ON_CPU", count - 1)
     arguments = parse(["--config", TINY, "--output_dir", "unused", "--model", "someone/unknown"])
     with pytest.raises(UserError, match="someone/unknown has 0.0B parameters and there is no GPU"):
-        adapt(arguments, model, arguments.objective(), 10)
+        prepare.adapt(arguments, model, arguments.objective(), 10)
     (tmp_path / "model.safetensors").write_bytes(b"damaged")
     assert parameters_of(str(tmp_path)) is None
+
+
+@pytest.mark.parametrize(("processes", "place"), [("1", "meta"), ("2", "cpu")])
+def test_the_model_stays_in_the_hosts_memory_where_zero_3_is_used(monkeypatch, processes, place):
+    """One process has nothing to divide and leaves the config out."""
+    monkeypatch.setattr(prepare, "device", lambda use_cpu: "meta")  # stands for the GPU
+    monkeypatch.setenv("WORLD_SIZE", processes)
+    model, zero3 = small_llama(), str(ROOT / "configs/deepspeed/zero3.json")
+    prepare.to_device(model, parse(["--config", TINY, "--output_dir", "unused", "--deepspeed", zero3]))
+    assert {each.device.type for each in model.parameters()} == {place}
+
+
+@pytest.fixture
+def two_gpus(monkeypatch):
+    """torch finds two GPUs, unless CUDA_VISIBLE_DEVICES hides them; what `hide_gpus` sets is undone."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    monkeypatch.delenv("NPROC", raising=False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: os.environ["CUDA_VISIBLE_DEVICES"] == "0,1")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+
+
+@pytest.mark.parametrize(("more", "visible", "there", "count"), [([], "0,1", 2, 2), (["--use_cpu"], "-1", 0, 1)])
+def test_the_evaluation_after_a_training_with_use_cpu_sees_no_gpu(
+    two_gpus, monkeypatch, tmp_path, more, visible, there, count
+):
+    """In this process, and with the Python of BA_LORA_VLLM, which is a script here."""
+    seen, home = [], tmp_path / "vllm"
+    monkeypatch.setattr(preflight, "check", lambda arguments: seen.append(devices.gpus()))
+    monkeypatch.setattr(launch, "start", lambda command, use_cpu: seen.append(os.environ["CUDA_VISIBLE_DEVICES"]))
+    monkeypatch.setattr(eval.all, "main", lambda words: seen.append(backends.copies("transformers", None, None)))
+    for name in ("push_after", "write_card"):
+        monkeypatch.setattr(single, name, lambda *given, **options: None)
+    monkeypatch.setattr(single, "closing", lambda *given: [])
+    words = ["--output_dir", str(tmp_path / "run"), *more]
+    single.train_and_evaluate(TINY, ["--eval_backend", "transformers", *words])
+    assert seen == [there, visible, count]
+
+    (home / "bin").mkdir(parents=True)
+    said = tmp_path / "said"
+    (home / "bin" / "python").write_text(f'#!/bin/sh\necho "$CUDA_VISIBLE_DEVICES $*" > {said}\n')
+    (home / "bin" / "python").chmod(0o755)
+    find = backends.find_spec
+    monkeypatch.setattr(backends, "find_spec", lambda name: None if name == "vllm" else find(name))
+    monkeypatch.setenv("BA_LORA_VLLM", str(home))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    single.train_and_evaluate(TINY, ["--eval_backend", "auto", *words])
+    shown, *asked = said.read_text().split()
+    assert shown == visible and asked[asked.index("--backend") + 1] == "auto"
 
 
 @pytest.mark.parametrize("start", [("train.py", "--config", TINY), ("-m", "ba_lora.experiments", "one", TINY)])

@@ -111,8 +111,8 @@ def softmax(z):
     return e / e.sum(-1, keepdims=True)
 
 
-def by_hand(form, hidden, teacher, weight, targets):
-    """(loss, gradient for the hidden states) from the equations, in numpy and float64."""
+def by_hand(form, hidden, teacher, weight, targets, taught=1.0):
+    """(loss, gradient for the hidden states) from the equations, in numpy and float64. taught: each row's weight in the consistency."""
     h, t, w = hidden.double().numpy(), teacher.double().numpy(), weight.double().numpy()
     z, rows, temperature = h @ w.T, np.arange(len(h)), form.temperature
     p = softmax(z)
@@ -121,8 +121,9 @@ def by_hand(form, hidden, teacher, weight, targets):
     slope[rows, targets] -= 1
 
     before, after = softmax(t @ w.T / temperature), softmax(z / temperature)
-    loss += WEIGHTS[0] * temperature**2 * (before * (np.log(before) - np.log(after))).sum()
-    slope += WEIGHTS[0] * temperature * (after - before)
+    taught = np.broadcast_to(taught, len(h))[:, None]
+    loss += WEIGHTS[0] * temperature**2 * (taught * before * (np.log(before) - np.log(after))).sum()
+    slope += WEIGHTS[0] * temperature * taught * (after - before)
 
     for n in rows:
         kept = np.argsort(-z[n])[: form.top_k or len(w)]
@@ -152,6 +153,24 @@ def test_value_and_gradient_equal_the_equations_in_numpy(form):
     ours = chunked(FORMS[form], *case, chunk_size=5)
     assert ours[0].item() == pytest.approx(loss, rel=1e-6)
     assert relative(ours[2], torch.from_numpy(gradient)) < 1e-5
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("rows", [[], [7], [2, 3, 11], list(range(12))], ids=len)
+def test_a_teacher_of_some_rows_counts_these_alone_with_their_weight(form, rows):
+    hidden, teacher, weight, targets = draw(12, 16, 203)
+    index = torch.tensor(rows, dtype=torch.long)
+    loss, gradient = by_hand(FORMS[form], hidden, teacher, weight, targets, 2.5 * np.isin(np.arange(12), rows))
+    options, stats = {"teacher_rows": index, "teacher_weight": 2.5}, stats_of(teacher, weight, FORMS[form].temperature)
+    stored = {"teacher_stats": (stats.u[index], stats.c[index]), **options}
+    for found in (
+        chunked(FORMS[form], hidden, teacher[index], weight, targets, chunk_size=2, **options),
+        chunked(FORMS[form], hidden, None, weight, targets, **stored),
+        dense(FORMS[form], hidden, teacher[index], weight, targets, **options),
+    ):
+        assert found[0].item() == pytest.approx(loss, rel=1e-6)
+        assert relative(found[2], torch.from_numpy(gradient)) < 1e-5
+        assert (found[1]["consistency"].item() == 0.0) == (not rows)
 
 
 def test_128256_classes_are_summed_in_float32_without_harm():
@@ -280,6 +299,10 @@ def test_what_cannot_work_is_refused():
         chunked(FORMS["iclr"], hidden, teacher, weight.requires_grad_(), targets)
     with pytest.raises(ValueError, match="needs teacher_hidden or teacher_stats"):
         chunked(FORMS["iclr"], hidden, None, weight.detach(), targets)
+    with pytest.raises(ValueError, match="the teacher's part is of 2 rows"):
+        chunked(FORMS["iclr"], hidden, teacher[:2], weight.detach(), targets)
+    with pytest.raises(ValueError, match="the teacher's part is of 3 rows"):
+        chunked(FORMS["iclr"], hidden, teacher, weight.detach(), targets, teacher_rows=torch.tensor([0, 2]))
 
 
 def test_mean_entropy_equals_that_of_the_logits():

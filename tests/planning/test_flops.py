@@ -1,5 +1,7 @@
 """The counted operations match those that a counter sees in the real step, and those of published models."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -10,18 +12,21 @@ from ba_lora.planning.flops import of_a_sample, work_of
 from ba_lora.planning.shapes import build
 from ba_lora.training.classifier_model import ClassifierModel
 from ba_lora.training.objective_model import ObjectiveModel
+from ba_lora.training.teacher_share import TeacherShare
 from tests.common import classifier_batch, small_classifier, small_llama
 
 BATCH, LENGTH, COUNTED = 3, 40, 9
 OBJECTIVE = Objective(0.3, 0.2, 0.0, temperature=2.0, top_k=5)
 
 
-def compared(method, objective, checkpointing=False):
+def compared(method, objective, checkpointing=False, teacher_share=1.0, **options):
     """(operations that a counter sees in a micro-batch, operations by the formula)."""
     # the counter does not know the CPU's fused attention
-    model = attach(small_llama(attn_implementation="eager"), method, rank=4, alpha=4, keep_initial=True)
-    said = BATCH * of_a_sample(work_of(model), objective, LENGTH, COUNTED, checkpointing=checkpointing)
-    wrapped = ObjectiveModel(model, objective).train()
+    options = {"rank": 4, "alpha": 4, "keep_initial": True} | options
+    model = attach(small_llama(attn_implementation="eager"), method, **options)
+    form = {"checkpointing": checkpointing, "teacher_share": teacher_share}
+    said = BATCH * of_a_sample(work_of(model), objective, LENGTH, COUNTED, **form)
+    wrapped = ObjectiveModel(model, objective, teacher_share=TeacherShare(teacher_share, BATCH)).train()
     wrapped.lambdas = objective.maxima()
     if checkpointing:
         wrapped.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
@@ -47,6 +52,13 @@ def test_an_adapter_saves_the_first_layers_input_gradient_on_top(objective):
     assert said - seen == 2 * BATCH * LENGTH * (query + 2 * key + 3 * 4 * 32)  # base and A of q, k and v
 
 
+@pytest.mark.parametrize("objective", [Objective(), OBJECTIVE], ids=["task alone", "with the teacher"])
+def test_the_delta_form_multiplies_by_four_factors_and_its_teacher_by_none(objective):
+    seen, said = compared("pissa", objective, start_form="delta")
+    query, key = 32 * 32, 32 * 16
+    assert said - seen == 2 * BATCH * LENGTH * (query + 2 * key + 3 * 2 * 4 * 32)  # base, ΔA and A0 of q, k and v
+
+
 def test_checkpointing_recomputes_nearly_a_forward_pass():
     seen, said = compared("lora", OBJECTIVE, checkpointing=True)
     assert seen < said < 1.05 * seen
@@ -64,6 +76,14 @@ def test_with_a_cache_no_teacher_runs():
     work = work_of(attach(small_llama(), "lora", rank=4, alpha=4))
     cached = of_a_sample(work, OBJECTIVE, LENGTH, COUNTED, checkpointing=False, cached=True)
     assert cached == of_a_sample(work, Objective(), LENGTH, COUNTED, checkpointing=False)
+
+
+def test_a_share_of_the_teacher_takes_exactly_that_share_of_its_operations():
+    """One of three samples of the same length."""
+    whole, none = (compared("full", form)[0] for form in (OBJECTIVE, replace(OBJECTIVE, lambda1=0.0)))
+    seen, said = compared("full", OBJECTIVE, teacher_share=1 / 3)
+    assert seen == pytest.approx(said, rel=1e-12) and seen - none == pytest.approx((whole - none) / 3, rel=1e-12)
+    assert compared("lora", OBJECTIVE, teacher_share=1 / 3)[0] < compared("lora", OBJECTIVE)[0]
 
 
 def test_a_token_meets_the_published_number_of_weights():

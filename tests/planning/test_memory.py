@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import (
     CohereConfig,
     CohereForCausalLM,
@@ -28,9 +29,11 @@ from transformers import (
 
 from ba_lora.errors import UserError
 from ba_lora.methods.attach import attach
+from ba_lora.methods.delta import start_tensors
 from ba_lora.methods.save import trained_parameters
 from ba_lora.methods.teacher import initial_copy
-from ba_lora.objective.chunked import CHUNK_BYTES
+from ba_lora.models import load_model
+from ba_lora.objective.chunked import CHUNK_BYTES, factor_of
 from ba_lora.objective.head import split
 from ba_lora.objective.settings import Objective
 from ba_lora.packages import open_model
@@ -41,6 +44,7 @@ from ba_lora.planning.standing import BUCKET, standing
 from ba_lora.training.classifier_model import ClassifierModel
 from ba_lora.training.command_line import parse
 from ba_lora.training.objective_model import ObjectiveModel
+from ba_lora.training.teacher_share import TeacherShare
 from tests.common import SMALL, classifier_batch, small_classifier, small_llama
 
 ROOT = Path(__file__).parents[2]
@@ -62,12 +66,20 @@ def on_meta(method="lora", **changes):
         return attach(small_llama(**changes), method, rank=4, alpha=4, keep_initial=True)
 
 
+def job_in(form, **changes):
+    """The Shape of a run on the embedded model, with every term on."""
+    words = ["--data", "tinymath:train", "--dry_run", "--rank", "4", "--start_form", form, "--use_cpu"]
+    changes = {"objective": OBJECTIVE, "micro_batch": BATCH, "length": LENGTH} | changes
+    return job_of(parse(words))._replace(**changes)
+
+
 def predicted(checkpointing=False, objective=OBJECTIVE, **changes):
     return passing(on_meta(**changes), objective, BATCH, LENGTH, checkpointing=checkpointing, autocast=False)
 
 
-def measured(checkpointing, objective, model=None):
-    model = ObjectiveModel(attach(model or small_llama(), "lora", rank=4, alpha=4), objective).train()
+def measured(checkpointing, objective, model=None, adapted=None):
+    """Bytes of a micro-batch and of the factor that the run keeps beside it."""
+    model = ObjectiveModel(adapted or attach(model or small_llama(), "lora", rank=4, alpha=4), objective).train()
     model.lambdas = objective.maxima()
     if checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
@@ -75,12 +87,14 @@ def measured(checkpointing, objective, model=None):
     mask = torch.ones_like(ids)
     mask[0, -1] = 0  # without padding the attention makes no mask
     batch = {"input_ids": ids, "attention_mask": mask, "labels": ids}
-    return peak(model, batch)
+    return peak(model, batch) + (0 if model.factor is None else model.factor.nbytes)
 
 
 def peak(model, batch):
-    model(**batch).loss.backward()  # the gradients exist now
+    model(**batch).loss.backward()  # the gradients and the head's factor exist now
     ledger = RealLedger()
+    if getattr(model, "factor", None) is not None:
+        ledger.leave_out(model.factor)
     for parameter in model.parameters():
         ledger.leave_out(parameter)
         if parameter.grad is not None:
@@ -129,6 +143,29 @@ def test_so_it_is_whether_the_head_allows_the_chunked_form_or_not(name):
     real = attach(deepcopy(model), "lora", rank=4, alpha=4)
     assert (split(real, torch.tensor([[1, 2]]))[0] is None) == (name in CHANGED)
     assert sum(said.values()) == pytest.approx(measured(False, objective, model), rel=0.1)
+
+
+@pytest.mark.parametrize("vocabulary", [970, 20])  # above and below the width of 32
+@pytest.mark.parametrize("objective", [OBJECTIVE, replace(OBJECTIVE, lambda3=0.0)], ids=["spectrum", "none"])
+def test_the_heads_factor_is_counted_where_the_run_makes_it(vocabulary, objective):
+    real = ObjectiveModel(attach(small_llama(vocab_size=vocabulary), "lora", rank=4, alpha=4), objective).train()
+    ids = torch.randint(3, vocabulary, (2, 5))
+    real(input_ids=ids, attention_mask=torch.ones_like(ids), labels=ids)
+    kept = {} if real.factor is None else {"head factor": real.factor.nbytes}
+    assert bool(kept) == (objective.lambda3 > 0)
+    parts = predicted(objective=objective, vocab_size=vocabulary)
+    assert {name: size for name, size in parts.items() if name not in ("activations", "objective")} == kept
+
+
+def test_making_the_factor_takes_less_than_the_micro_batch_that_follows():
+    job = job_of(parse(["--config", str(ROOT / "configs/nlg/llama-2-7b-metamath-iclr.yaml"), "--dry_run"]))
+    parts, ledger = passing_of(job._replace(checkpointing=True)), Ledger()
+    with FakeTensorMode():
+        weight = torch.empty(32000, 4096, dtype=torch.bfloat16)
+        with ledger:
+            factor = factor_of(weight)
+    assert parts["head factor"] == factor.nbytes == 4 * 4096 * 4096
+    assert 10 * factor.nbytes < ledger.peak < parts["activations"] + parts["objective"]
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
@@ -212,6 +249,21 @@ def test_with_the_teachers_part_from_a_cache_only_its_numbers_are_there():
     assert alone["objective"] < cached["objective"] < online["objective"]
 
 
+@pytest.mark.parametrize("diversity", ["entropy", "covariance"])
+def test_a_share_of_the_teacher_is_planned_as_it_runs_and_takes_less(diversity):
+    form, share = replace(OBJECTIVE, diversity=diversity), 1 / BATCH
+    whole, options = predicted(objective=form), {"checkpointing": False, "autocast": False}
+    said = passing(on_meta(), form, BATCH, LENGTH, teacher_share=share, **options)
+    assert said["activations"] == whole["activations"] and said["objective"] <= whole["objective"]
+    model = ObjectiveModel(
+        attach(small_llama(), "lora", rank=4, alpha=4), form, teacher_share=TeacherShare(share, BATCH)
+    )
+    model.train().lambdas = form.maxima()
+    ids = torch.randint(3, 97, (BATCH, LENGTH))
+    step = said["activations"] + said["objective"]  # the factor is made before the peak is measured
+    assert step == pytest.approx(peak(model, {"input_ids": ids, "labels": ids}), rel=0.1)
+
+
 def test_the_objective_stops_growing_with_the_vocabulary_where_a_chunk_is_full(monkeypatch):
     monkeypatch.setitem(CHUNK_BYTES, "cpu", 8 * 970 * 4)
     small, large = predicted(vocab_size=970)["objective"], predicted(vocab_size=1940)["objective"]
@@ -247,6 +299,23 @@ def test_what_stands_is_the_bytes_of_the_real_model(method):
     total = sum(parameter.nbytes for parameter in model.parameters())
     assert parts["weights"] + parts["adapter"] + parts["initial copy"] == total
     assert initial_copy(model) is not None
+
+
+def test_the_delta_form_holds_a0_and_b0_in_place_of_the_copy():
+    real = attach(load_model("tiny", "bfloat16"), "pissa", rank=4, alpha=4, start_form="delta")
+    delta = sizes(job_in("delta", dtype="bfloat16"))
+    assert delta.held == held(real) == sizes(job_in("residual", dtype="bfloat16")).held
+    start = sum(tensor.nbytes for tensor in start_tensors(real).values())
+    assert standing(delta.held)["initial copy"] == start == 4 * delta.trained
+    base = load_model("tiny", "bfloat16")
+    assert standing(delta.held)["weights"] == sum(parameter.nbytes for parameter in base.parameters())
+
+
+@pytest.mark.parametrize("checkpointing", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_the_predicted_peak_of_the_delta_form_is_that_of_the_real_one(checkpointing):
+    said = passing_of(job_in("delta", checkpointing=checkpointing))
+    model = attach(load_model("tiny"), "pissa", rank=4, alpha=4, start_form="delta")
+    assert sum(said.values()) == pytest.approx(measured(checkpointing, OBJECTIVE, adapted=model), rel=0.1)
 
 
 def test_zero_divides_by_stage():

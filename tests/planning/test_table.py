@@ -56,6 +56,7 @@ def test_the_fewest_devices_are_found(words, devices, placement):
     assert (found, fit.placement) == (devices, placement)
 
 
+@pytest.mark.slow
 def test_checkpointing_is_taken_where_it_is_needed():
     run = arguments("nlg/llama-2-7b-metamath-v5.yaml")
     with_it, without = (first_fit(run, read_devices(name)) for name in ("A40", "H100-80"))
@@ -72,6 +73,7 @@ def test_what_cannot_be_priced_says_why():
         first_fit(arguments("nlu/deberta-v3-base-mnli.yaml"), read_devices("2xA40"))
 
 
+@pytest.mark.slow
 def test_runs_that_differ_in_seed_rate_weights_or_start_are_planned_once():
     words = ["nlu/bert-large-cola.yaml", "--max_length", "16", "--rank", "3"]
     first_fit(arguments(*words), A40)

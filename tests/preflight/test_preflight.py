@@ -16,6 +16,7 @@ from ba_lora.inference import backends
 from ba_lora.machine import driver
 from ba_lora.planning.plan import plan
 from ba_lora.preflight import evaluations, hub, space
+from ba_lora.training import launch
 from ba_lora.training.command_line import parse, run_words
 from tests.common import ROOT, command
 from tests.machine.drivers import EIGHT, answer
@@ -340,6 +341,18 @@ def test_a_second_machine_is_checked_for_its_own_part(monkeypatch, tmp_path):
     arguments = parse(run_words(LLAMA, ["--output_dir", str(tmp_path / "run"), "--use_cpu"]))
     assert [source.kind for source in hub.sources(arguments)] == ["model", "dataset"]
     assert {content for content, _ in space._written(arguments)} == {"weights", "decomposition cache"}
+
+
+@pytest.mark.parametrize("rank", ["0", "1"])
+def test_each_machine_of_a_run_is_checked_by_the_command_that_is_called_on_it(monkeypatch, tmp_path, rank):
+    for name, value in {"NNODES": "2", "NODE_RANK": rank, "NPROC": "1", "MASTER_ADDR": "node-a"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(
+        space, "findings", lambda arguments: iter([f"the disk of machine {os.environ['NODE_RANK']} is full"])
+    )
+    monkeypatch.setattr(launch, "start", lambda *given: pytest.fail("the training began"))
+    with pytest.raises(UserError, match=f"^the disk of machine {rank} is full$"):
+        train_and_evaluate(TINY, ["--output_dir", str(tmp_path / "run")])
 
 
 def test_the_launchers_own_findings_are_among_them(monkeypatch, tmp_path):

@@ -90,6 +90,7 @@ def test_the_recipe_states_the_command_and_the_accuracy():
     assert recipe["accuracy"]["pretrain-test"] >= 0.95
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_weights_and_another_seed_others(tmp_path):
     for name, seed in (("one", 3), ("two", 3), ("other", 4)):
         pretrain(tmp_path / name, steps=2, batch_size=8, lr=1e-3, seed=seed, held_out=3)

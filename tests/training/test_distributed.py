@@ -54,12 +54,12 @@ def train_as(rank, port, folder, *words):
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory):
-    """method, steps → the result of training in this single process"""
+    """method, steps, share → the result of training in this single process"""
 
     @cache
-    def run(method, steps=20):
+    def run(method, steps=20, share=1.0):
         folder = tmp_path_factory.mktemp("one")
-        two_processes.main(folder, 4, method, steps=steps)
+        two_processes.main(folder, 4, method, None, steps, share)
         return result(folder)
 
     return run
@@ -79,7 +79,7 @@ def assert_trained_alike(one, two):
 
 
 @pytest.mark.slow  # the fast tier trains two processes under ZeRO-3, below
-@pytest.mark.parametrize("method", ["ba-lora", "full", "classifier"])
+@pytest.mark.parametrize("method", ["ba-lora", "full", "classifier", "delta"])
 def test_two_processes_train_as_one(alone, tmp_path, method):
     assert_trained_alike(alone(method), launch(tmp_path / "two", method))
 
@@ -100,7 +100,26 @@ def test_two_processes_under_zero_train_as_one(alone, tmp_path, stage):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", ["delayed", "full", "classifier", "dora"])
+def test_two_processes_under_zero_2_train_the_delta_form_as_one(alone, tmp_path):
+    config = cut_finely(tmp_path / "zero.json", 2)
+    assert_trained_alike(alone("delta"), launch(tmp_path / "two", "delta", config))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["delayed", "full", "classifier", "dora", "delta"])
 def test_zero_3_cuts_what_each_kind_of_run_has(alone, tmp_path, method):
     config = cut_finely(tmp_path / "zero.json", 3)
     assert_trained_alike(alone(method), launch(tmp_path / "two", method, config))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", [None, 2, 3], ids=["ddp", "zero2", "zero3"])
+@pytest.mark.parametrize(("method", "share"), [("ba-lora", 0.5), ("ba-lora", 0.25), ("full", 0.5), ("classifier", 0.5)])
+def test_two_processes_with_a_share_of_the_teacher_train_as_one_on_the_same_draws(
+    alone, tmp_path, method, share, stage
+):
+    """At 0.25 of micro-batches of two the teacher runs in every other one. The epoch ends with step 20, in which a rank could be short."""
+    config = stage and cut_finely(tmp_path / "zero.json", stage)
+    one = alone(method, 20, share)
+    assert_trained_alike(one, launch(tmp_path / "two", method, config, 20, share))
+    assert all(row["consistency"] is not None for row in one[1])

@@ -111,12 +111,17 @@ def test_zero_on_two_processes_trains_and_evaluates_as_one_process(alone, tmp_pa
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("config", ["zero2", "zero3"])
-def test_a_run_under_zero_is_resumed_from_its_pieces(tmp_path, config):
+@pytest.mark.parametrize(
+    ("config", "form"), [("zero2", "residual"), ("zero3", "residual"), ("zero2", "delta"), ("zero3", "delta")]
+)
+def test_a_run_under_zero_is_resumed_from_its_pieces(alone, tmp_path, config, form):
     words = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "train.py"]
     words += ["--config", TINY, "--deepspeed", ZERO2.replace("zero2", config), "--save_steps", "10"]
+    words += ["--start_form", form]
     folder, checkpoints = tmp_path / "run", tmp_path / "run" / "checkpoints"
     whole = run(folder, *words, DS_ACCELERATOR="cpu")
+    update, other = updates(alone[0])[0], updates(whole[0])[0]  # one process in residual form
+    assert ((update - other).norm() / update.norm()).item() <= 2e-5
     assert all(tensor.numel() for tensor in load_file(checkpoints / "checkpoint-10" / "trained.safetensors").values())
     shutil.rmtree(checkpoints / "checkpoint-20")
     shutil.rmtree(folder / "adapter")

@@ -15,6 +15,7 @@ ROOT = Path(__file__).parents[2]
 SHORT = ["--config", str(ROOT / "configs/nlg/tiny.yaml"), "--limit", "128", "--progress", "false"]
 
 
+@pytest.mark.slow
 def test_tensorboard_shows_what_metrics_jsonl_holds(tmp_path):
     reader = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     words = ["--output_dir", str(tmp_path / "run"), "--report_to", "tensorboard", "--logging_steps", "3"]

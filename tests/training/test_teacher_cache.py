@@ -83,7 +83,7 @@ def no_teacher(monkeypatch):
     def never(*_, **__):
         raise AssertionError("the teacher ran")
 
-    monkeypatch.setattr("ba_lora.training.objective_model.teacher", never)
+    monkeypatch.setattr("ba_lora.training.step_model.teacher", never)
     monkeypatch.setattr(teacher_cache, "_shard", never)
 
 
@@ -116,6 +116,53 @@ def test_two_epochs_grouped_by_length_interrupted_and_resumed_equal_the_online_r
     run(cut, *words, "--resume")
     assert len(metrics(cut)) == 8
     assert_same_training(online, cut)
+
+
+@pytest.fixture
+def elsewhere(monkeypatch):
+    """A function: the small model in the host's memory beside a GPU with so many free bytes, and the list of its moves."""
+
+    def pretend(free):
+        model, moves = small_llama(), []
+        monkeypatch.setattr(model, "to", lambda place: moves.append(str(place)))
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda place: (free, free))
+        monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+        return model, moves
+
+    return pretend
+
+
+def test_a_model_in_the_hosts_memory_is_on_the_gpu_for_the_build_alone(tmp_path, monkeypatch, elsewhere):
+    """As under ZeRO-3."""
+    model, moves = elsewhere(1 << 40)
+    build, during = teacher_cache._build, []
+    monkeypatch.setattr(teacher_cache, "_build", lambda *given: during.extend(moves) or build(*given))
+    make(tmp_path / "cache", model, device="cuda:3")
+    assert (during, moves) == (["cuda:3"], ["cuda:3", "cpu"])
+    make(tmp_path / "cache", model, device="cuda:3")  # complete: nothing to build
+    make(tmp_path / "again", model, device="cpu")
+    assert moves == ["cuda:3", "cpu"]
+    for file in (tmp_path / "cache").glob("*.safetensors"):
+        assert load_file(file)["u"].equal(load_file(tmp_path / "again" / file.name)["u"])
+
+
+def test_it_comes_back_after_a_failure_and_a_gpu_that_is_too_small_is_named(tmp_path, monkeypatch, elsewhere):
+    model, moves = elsewhere(int(teacher_cache.ROOM) + sum(each.nbytes for each in small_llama().parameters()) // 2)
+    message = (
+        r"whole model on one GPU, which needs 3\.0 GB, and cuda:0 has 3\.0 GB free; leave it out .* or with --use_cpu"
+    )
+    with pytest.raises(UserError, match=message):
+        make(tmp_path / "cache", model, device="cuda:0")
+    assert not moves and not (tmp_path / "cache").exists()
+
+    def fails(*_):
+        raise RuntimeError("out of memory")
+
+    model, moves = elsewhere(1 << 40)
+    monkeypatch.setattr(teacher_cache, "_build", fails)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        make(tmp_path / "cache", model, device="cuda:0")
+    assert moves == ["cuda:0", "cpu"]
 
 
 def test_rows_are_what_the_original_model_gives_in_the_order_that_the_batch_counts_them(tmp_path, monkeypatch):

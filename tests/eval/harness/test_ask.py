@@ -153,7 +153,7 @@ def test_another_batch_size_may_finish_what_one_began(folder, whole):
 def test_on_a_gpu_the_batch_size_and_the_processes_must_be_those_of_the_first_part(folder, whole, monkeypatch):
     """Its kernels round by the shape of a batch, so a completion may depend on them."""
     interrupt(folder, len(whole) - 200)
-    monkeypatch.setattr(harness, "device_of", lambda: "cuda")
+    monkeypatch.setattr(harness, "gpus", lambda: 1)
     run(folder, "--overwrite")
     config = json.loads((folder / "generation.json").read_text())
     assert (config["batch_size"], config["processes"]) == (2, 1)
