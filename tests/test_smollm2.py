@@ -104,3 +104,14 @@ def test_zero_2_on_two_processes_gives_the_same_loss_curve_and_export(alone, wor
     assert one.keys() == two.keys()
     difference = sum((one[name] - two[name]).square().sum() for name in one).sqrt()
     assert difference <= 1e-3 * sum(tensor.square().sum() for tensor in one.values()).sqrt()
+
+
+def test_at_most_400_bytes_a_token_on_a_real_model_with_all_files(words, tmp_path):
+    words = [*words, "--limit", "8", "--max_steps", "1", "--output_dir", str(tmp_path / "run")]
+    words += ["--teacher_cache", str(tmp_path / "cache"), "--teacher_cache_form", "sketch"]
+
+    train(parse(words))
+    size = sum(file.stat().st_size for file in (tmp_path / "cache").rglob("*") if file.is_file())
+    rows = json.loads((tmp_path / "cache" / "cache.json").read_text())["rows"]
+    assert rows > 500 and size <= 400 * rows
+    assert 0 <= metrics(tmp_path / "run")[0]["consistency"] < 1e-6

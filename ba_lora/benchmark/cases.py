@@ -57,6 +57,7 @@ CONTESTANTS = {
     "share-0.5": Contestant("ours, teacher on half of the samples", "floor"),
     "share-0.25": Contestant("ours, teacher on a quarter of them", "floor"),
     "cached": Contestant("ours, cached teacher", "floor"),
+    "sketch": Contestant("ours, cached sketch of the teacher", "floor"),
     "delta-bare": Contestant("ours, delta form, all weights 0", "delta-bare", form="delta"),
     "delta": Contestant("ours, delta form", "delta-bare", form="delta"),
     "liger": Contestant("task and consistency by Liger's JSD", "floor", package="liger_kernel"),

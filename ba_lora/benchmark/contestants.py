@@ -18,16 +18,19 @@ from ..errors import UserError
 from ..methods.delta import start_tensors
 from ..methods.teacher import teacher
 from ..models import load_model
-from ..objective.chunked import factor_of, stats_of
+from ..objective.chunked import factor_of
 from ..objective.head import Split, split
 from ..objective.settings import REGULARIZERS, WEIGHTS, Objective
+from ..training.arguments import TrainArguments
 from ..training.objective_model import ObjectiveModel
+from ..training.teacher_rows import PREFIX, compute
 from ..training.teacher_share import TeacherShare
 from .bodies import adapt, body_config, make, random_llama
 from .cases import Case
 from .clock import wait
 from .published import published_loss
 
+ENTRIES = TrainArguments.teacher_cache_entries
 CONSTANT = {each.schedule: "constant" for each in REGULARIZERS}  # every term at full weight from the first step
 
 
@@ -144,12 +147,18 @@ def _shared(share: float) -> Callable[[Work], Callable[[], Tensor]]:
     return prepare
 
 
-def _cached(work: Work) -> Callable[[], Tensor]:
-    """Our objective with the teacher's contribution to each row computed beforehand."""
-    model, parts = _objective_model(work), _parts(work, "cached")
-    hidden = _teacher_rows(work, parts)
-    stats = stats_of(hidden, parts.head.weight, work.objective.temperature)
-    return lambda: model(**work.batch, teacher_u=stats.u, teacher_c=stats.c).loss
+def _cached(form: str) -> Callable[[Work], Callable[[], Tensor]]:
+    """Our objective with the teacher's contribution to each row computed beforehand, in a form of the cache."""
+
+    def prepare(work: Work) -> Callable[[], Tensor]:
+        model, parts = _objective_model(work), _parts(work, "cached")
+        hidden, facts = _teacher_rows(work, parts), {"form": form, "dtype": "float32", "entries": ENTRIES}
+        facts["temperature"] = work.objective.temperature
+        made = compute(facts, hidden, parts.head, torch.rand(len(hidden), 2))
+        rows = {PREFIX + name: tensor for name, tensor in made.items()}
+        return lambda: model(**work.batch, **rows).loss
+
+    return prepare
 
 
 def _liger(work: Work) -> Callable[[], Tensor]:
@@ -197,7 +206,8 @@ PREPARE = {  # contestant → a function that turns the work into one that gives
     "ours": _ours(*WEIGHTS),
     "share-0.5": _shared(0.5),
     "share-0.25": _shared(0.25),
-    "cached": _cached,
+    "cached": _cached("exact"),
+    "sketch": _cached("sketch"),
     "delta-bare": _ours(),
     "delta": _ours(*WEIGHTS),
     "liger": _liger,

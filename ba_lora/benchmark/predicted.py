@@ -26,7 +26,7 @@ def planned(case: Case) -> int | None:
         length=case.length,
         checkpointing=False,
         autocast=case.dtype == "bfloat16",
-        cached=False,
+        cached=None,
         outputs=None,
         device=case.device,
     )

@@ -27,7 +27,7 @@ class PadRight:
     token is attended to even if it is also the padding token. labels[:, 0] is -100: nothing predicts the first token.
 
     teacher: a teacher_cache.TeacherCache. The samples then carry their number as "sample", and the batch also gets the
-    teacher's contribution to its N trained rows, sample by sample: teacher_u (N, d) and teacher_c (N,).
+    teacher's contribution to its N trained rows, sample by sample: tensors (N, ...) under names that begin with teacher_.
     """
 
     def __init__(self, tokenizer, teacher=None):

@@ -18,6 +18,7 @@ from torch.autograd.function import once_differentiable
 from .dense import divisor
 from .regularizers import entropy, svd_ratio, working
 from .settings import REGULARIZERS, TERMS, Objective
+from .sketch import Against, Sketch, against
 from .spectrum import full_precision, gram, leading_triplets
 
 # Bytes of one chunk's logits in float32, by the type of device; the buffers take a few times this much memory in all. Each chunk
@@ -31,6 +32,14 @@ class TeacherStats(NamedTuple):
 
     u: Tensor
     c: Tensor
+
+    @property
+    def entropy(self) -> Tensor:
+        """(N,) in nats; of a bfloat16 u only up to its rounding."""
+        return -self.c
+
+
+Teacher = Tensor | TeacherStats | Sketch  # its part of some rows: hidden states (N, d), or what a cache holds
 
 
 def rows_of_a_chunk(vocabulary: int, chunk_size: int | None = None, device: str = "cpu") -> int:
@@ -66,7 +75,7 @@ def chunked_objective(
     lambdas: tuple[float, ...],
     *,
     head_factor: Tensor | None = None,
-    teacher_stats: tuple[Tensor, Tensor] | None = None,
+    teacher_stats: tuple[Tensor, Tensor] | Sketch | None = None,
     chunk_size: int | None = None,
     num_items: Tensor | float | None = None,
     spectrum_scale: float = 1.0,
@@ -77,18 +86,22 @@ def chunked_objective(
     """Loss and terms of rows that are already selected and shifted, from their hidden states; see dense.dense_objective.
 
     hidden, teacher_hidden: (N, d); head_weight: (V, d), frozen, without bias; targets: (N,). objective: its forms, T, K, k and
-    norm are used. lambdas: the current weights, as from `Objective.weights`. teacher_stats: (u, c) instead of teacher_hidden.
-    head_factor: from `factor_of`; computed if None. chunk_size: rows per chunk; None = set by CHUNK_BYTES for the head's device. num_items: rows in the whole step (default N).
-    Returns (loss, terms). Terms carry no gradient and are unweighted; a term with weight 0 is None unless all_terms. loss =
-    task + λ1·consistency + λ2·diversity + λ3·spectrum_scale·spectrum. teacher_rows (n,): the rows that the teacher's part (n, …) is
-    of, if not all; in the consistency each weighs teacher_weight. No teacher's logits are computed for the others.
+    norm are used. lambdas: the current weights, as from `Objective.weights`. teacher_stats: what a cache holds instead of
+    teacher_hidden, (u, c) or a Sketch. head_factor: from `factor_of`; computed if None. chunk_size: rows per chunk; None = set by
+    CHUNK_BYTES for the head's device. num_items: rows in the whole step (default N). teacher_rows (n,): the rows that the teacher's
+    part (n, …) is of, if not all; in the consistency each weighs teacher_weight. No teacher's logits are computed for the others.
+
+    Returns (loss, terms). Terms carry no gradient and are unweighted; a term with weight 0 is None unless all_terms. loss = task +
+    λ1·consistency + λ2·diversity + λ3·spectrum_scale·spectrum.
 
     Raises ValueError for a trainable head, for a form that needs the logits, for a consistency weight without a teacher, and for a
     teacher's part of another number of rows.
     """
     weights = dict(zip(TERMS[1:], lambdas, strict=True))
-    teacher = (teacher_hidden, *(teacher_stats if teacher_stats is not None else (None, None)))
-    has_teacher = any(part is not None for part in teacher)
+    teacher = teacher_hidden if teacher_stats is None else teacher_stats
+    if teacher_stats is not None and not isinstance(teacher_stats, Sketch):
+        teacher = TeacherStats(*teacher_stats)  # a plain pair will do
+    has_teacher = teacher is not None
     _refuse(head_weight, objective, weights, teacher, len(targets if teacher_rows is None else teacher_rows))
     plan = _Plan(
         weights["consistency"],
@@ -101,7 +114,7 @@ def chunked_objective(
     )
     rest = (head_weight, targets, divisor(num_items, len(targets)), plan)
     if teacher_rows is None or not plan.has_consistency:
-        loss, task, consistency, diversity = _TokenTerms.apply(hidden, *teacher, *rest)
+        loss, task, consistency, diversity = _TokenTerms.apply(hidden, teacher, *rest)
     else:
         loss, task, consistency, diversity = _partly_taught(hidden, teacher, *rest, teacher_rows, teacher_weight)
     terms: dict[str, Tensor | None] = dict.fromkeys(TERMS) | {"task": task}
@@ -118,17 +131,17 @@ def chunked_objective(
     return loss, terms
 
 
-def _refuse(head_weight: Tensor, objective: Objective, weights: dict, teacher: tuple, taught: int) -> None:
+def _refuse(head_weight: Tensor, objective: Objective, weights: dict, teacher: Teacher | None, taught: int) -> None:
     """Raise ValueError for arguments of `chunked_objective` that cannot work. taught: the rows that the teacher's part should have."""
     if needed := objective.logits_needed_by():
         raise ValueError(f"{' and '.join(needed)} cannot be computed from hidden states; use the dense form")
     if head_weight.requires_grad:
         raise ValueError("the chunked objective has no gradient for the head; freeze it or use the dense form")
-    counts = {len(part) for part in teacher if part is not None}
-    if weights["consistency"] > 0 and not counts:
+    if weights["consistency"] > 0 and teacher is None:
         raise ValueError("lambda1 > 0 needs teacher_hidden or teacher_stats")
-    if counts - {taught}:
-        raise ValueError(f"the teacher's part is of {max(counts - {taught})} rows and should be of {taught}")
+    rows = taught if teacher is None else len(teacher if isinstance(teacher, Tensor) else teacher[0])
+    if rows != taught:
+        raise ValueError(f"the teacher's part is of {rows} rows and should be of {taught}")
 
 
 def needs_factor(lambdas: tuple[float, ...], all_terms: bool = False) -> bool:
@@ -200,20 +213,21 @@ class _Plan(NamedTuple):
     has_diversity: bool
     chunk: int
 
-    def buffers(self, online: bool) -> int:
-        """Number of buffers of the size of a chunk's logits. online: the teacher comes as hidden states."""
+    def buffers(self, teacher: Teacher | None) -> int:
+        """Number of buffers of the size of a chunk's logits."""
         is_softened = self.has_consistency and self.temperature != 1
         keeps_logits = self.has_diversity and self.top_k is None
-        return 2 + (self.has_consistency and online) + (is_softened and keeps_logits)
+        needs_own = self.has_consistency and not isinstance(teacher, TeacherStats)
+        return 2 + needs_own + (is_softened and keeps_logits)
 
 
 class _TokenTerms(torch.autograd.Function):
     """(loss, task, consistency, diversity) of the token terms. The forward pass already computes the gradient for `hidden`."""
 
     @staticmethod
-    def forward(ctx, hidden, teacher_hidden, u, c, head_weight, targets, items, plan):
+    def forward(ctx, hidden, teacher, head_weight, targets, items, plan):
         with torch.autocast(hidden.device.type, enabled=False):
-            gradient, sums = _all_chunks(hidden.detach(), teacher_hidden, u, c, head_weight.detach(), targets, plan)
+            gradient, sums = _all_chunks(hidden.detach(), teacher, head_weight.detach(), targets, plan)
             scale = 1.0 / (items.double() if isinstance(items, Tensor) else items)
             ctx.save_for_backward(gradient.mul_(scale))
         task, consistency, diversity = (sums * scale).to(working(hidden).dtype)
@@ -226,46 +240,47 @@ class _TokenTerms(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, upstream, *unused):
         (gradient,) = ctx.saved_tensors
-        return (gradient * upstream).to(ctx.dtype), None, None, None, None, None, None, None
+        return (gradient * upstream).to(ctx.dtype), None, None, None, None, None
 
 
 def _partly_taught(hidden, teacher, head_weight, targets, items, plan: _Plan, rows: Tensor, weight: float) -> tuple:
     """`_TokenTerms` where the teacher's part is of `rows` (n,) alone, which weigh `weight`: first these rows, then the others."""
     is_taught = torch.zeros(len(targets), dtype=torch.uint8, device=targets.device).index_fill_(0, rows, 1)
-    others = is_taught.argsort(stable=True)[
-        : len(targets) - len(rows)
-    ]  # a mask would make the host wait for the device
+    order = is_taught.argsort(stable=True)  # a mask would make the host wait for the device
     both = (
         (rows, teacher, plan._replace(lambda1=plan.lambda1 * weight)),
-        (others, (None, None, None), plan._replace(lambda1=0.0, has_consistency=False)),
+        (order[: len(targets) - len(rows)], None, plan._replace(lambda1=0.0, has_consistency=False)),
     )
     parts = [
-        _TokenTerms.apply(
-            hidden.index_select(0, part), *source, head_weight, targets.index_select(0, part), items, form
-        )
+        _TokenTerms.apply(hidden.index_select(0, part), source, head_weight, targets.index_select(0, part), items, form)
         for part, source, form in both
     ]
     loss, task, consistency, diversity = map(sum, zip(*parts, strict=True))
     return loss, task, weight * consistency, diversity
 
 
-def _all_chunks(hidden, teacher_hidden, u, c, weight, targets, plan: _Plan) -> tuple[Tensor, Tensor]:
+def _all_chunks(hidden, teacher, weight, targets, plan: _Plan) -> tuple[Tensor, Tensor]:
     """The gradient (N, d) of the summed loss, and the sums (3,) of task, consistency and diversity in float64."""
     weight = weight.to(hidden.dtype)
     gradient = torch.empty(hidden.shape, dtype=working(hidden).dtype, device=hidden.device)
     sums = torch.zeros(3, dtype=torch.float64, device=hidden.device)
     rows = max(min(len(hidden), plan.chunk), 1)
-    buffers = _buffers(plan.buffers(online=u is None), rows, weight)
+    buffers = _buffers(plan.buffers(teacher), rows, weight)
     for start in range(0, len(hidden), rows):
         part = slice(start, start + rows)
-        teacher = None
-        if plan.has_consistency and u is None:
-            teacher = teacher_hidden[part].to(hidden.dtype)
-        elif plan.has_consistency:
-            teacher = working(u[part]), c[part].double()
-        gradient[part], more = _chunk(hidden[part], teacher, weight, targets[part], plan, buffers)
+        of_part = _part(teacher, part, hidden.dtype) if plan.has_consistency else None
+        gradient[part], more = _chunk(hidden[part], of_part, weight, targets[part], plan, buffers)
         sums += more
     return gradient, sums
+
+
+def _part(teacher: Teacher, part: slice, dtype: torch.dtype) -> Teacher:
+    """These rows of the teacher, in the precision that `_chunk` takes."""
+    if isinstance(teacher, Sketch):
+        return Sketch(*(each[part] for each in teacher))
+    if isinstance(teacher, TeacherStats):
+        return TeacherStats(working(teacher.u[part]), teacher.c[part].double())
+    return teacher[part].to(dtype)
 
 
 def _buffers(count: int, rows: int, weight: Tensor) -> list[Tensor]:
@@ -312,7 +327,7 @@ def _softmax(z: Tensor, out: Tensor) -> tuple[Tensor, Tensor]:
 def _chunk(hidden, teacher, weight, targets, plan: _Plan, buffers: list[Tensor]) -> tuple[Tensor, Tensor]:
     """One chunk's gradient (n, d) of the summed loss, and its sums (3,) of task, consistency and diversity.
 
-    teacher: its hidden states (n, d), or its statistics (u, c), or None. buffers: `plan.buffers` of them; comments say what
+    teacher: its hidden states (n, d), its statistics, a sketch, or None. buffers: `plan.buffers` of them; comments say what
     each one holds. All logits here are divided by T.
     """
     temperature, soft = (plan.temperature, plan.lambda1 * plan.temperature) if plan.has_consistency else (1.0, 0.0)
@@ -325,12 +340,15 @@ def _chunk(hidden, teacher, weight, targets, plan: _Plan, buffers: list[Tensor])
     top, places = _largest(z, plan.top_k) if plan.has_diversity and not whole else (None, None)
 
     p_teacher = None
-    if plan.has_consistency and not isinstance(teacher, tuple):
+    if isinstance(teacher, Tensor):
         z_teacher = _logits(teacher, weight, temperature, second)  # in the second buffer
         p_teacher, log_total_teacher = _softmax(z_teacher, more.pop())  # in the third buffer, to the end
         moved = torch.linalg.vecdot(p_teacher, z_teacher.sub_(z))  # exactly 0 for equal hidden states
 
     p, log_total = _softmax(z, second)  # in the second buffer
+    sketched = None
+    if isinstance(teacher, Sketch):  # its part for all tokens is in the third buffer, to the end
+        sketched = against(teacher, z.gather(1, teacher.ids), p, log_total, more.pop())
     # p at temperature 1 is `ones` / partition: in the second buffer if T = 1, else in place of z unless z is needed again
     ones = p if temperature == 1 else torch.pow(p, temperature, out=more.pop()[: len(z)] if whole else z)
     partition = ones.sum(-1, keepdim=True)
@@ -338,10 +356,11 @@ def _chunk(hidden, teacher, weight, targets, plan: _Plan, buffers: list[Tensor])
     sums[0] = (log_partition - temperature * z_target).sum()
     if p_teacher is not None:
         sums[1] = temperature**2 * (moved[:, None].double() + (log_total - log_total_teacher)).sum()
+    elif sketched is not None:
+        sums[1] = temperature**2 * sketched.kl.sum()
     elif plan.has_consistency:
-        u, c = teacher
-        cross = (u.double() * hidden.double()).sum(-1, keepdim=True) / temperature
-        sums[1] = temperature**2 * (c[:, None] - cross + log_total).sum()
+        cross = (teacher.u.double() * hidden.double()).sum(-1, keepdim=True) / temperature
+        sums[1] = temperature**2 * (teacher.c[:, None] - cross + log_total).sum()
 
     slope = None
     if whole:
@@ -355,17 +374,24 @@ def _chunk(hidden, teacher, weight, targets, plan: _Plan, buffers: list[Tensor])
         sums[2] = negative.double().sum()
 
     # The gradient with respect to the logits, times the partition; the product with the head is divided by it again.
-    g = ones
-    if soft:
-        g = ones.mul_(1 + soft) if temperature == 1 else ones.addcmul_(p, soft * partition)
-        if p_teacher is not None:
-            g.addcmul_(p_teacher, -soft * partition)
+    g = _with_consistency(ones, p, soft * partition, p_teacher, teacher, sketched) if soft else ones
     if slope is not None:
         g.add_(slope, alpha=plan.lambda2)
     g.scatter_add_(1, targets[:, None], -partition)
     if top is not None and plan.lambda2:
         g.scatter_add_(1, places, plan.lambda2 * partition * log_top.exp() * (log_top - negative))
     gradient = working(g.to(weight.dtype) @ weight).div_(partition)
-    if soft and p_teacher is None:
-        gradient.sub_(u, alpha=soft)
+    if soft and isinstance(teacher, TeacherStats):
+        gradient.sub_(teacher.u, alpha=soft)
     return gradient, sums
+
+
+def _with_consistency(ones, p, pull: Tensor, p_teacher: Tensor | None, teacher, sketched: Against | None) -> Tensor:
+    """`ones` (n, V) plus `pull` (n, 1) times the slope of consistency, in place; without that of (u, c), which comes in later."""
+    own = pull if sketched is None else -pull * sketched.drift  # of the student's q
+    g = ones.mul_(1 + own) if p is ones else ones.addcmul_(p, own)
+    if p_teacher is not None:
+        g.addcmul_(p_teacher, -pull)
+    elif sketched is not None:
+        g.addcmul_(sketched.excess, pull).scatter_add_(1, teacher.ids, pull * sketched.kept)
+    return g

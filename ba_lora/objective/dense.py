@@ -18,11 +18,19 @@ from torch.nn.functional import cross_entropy
 
 from . import regularizers
 from .settings import REGULARIZERS, TERMS, Objective
+from .sketch import Sketch, sketched_kl
+
+
+def _kl(z: Tensor, teacher: Tensor | Sketch, form: Objective) -> Tensor:
+    """The consistency of the student's logits with the teacher's, or with a sketch of them."""
+    compute = sketched_kl if isinstance(teacher, Sketch) else regularizers.consistency_kl
+    return compute(z, teacher, form.temperature)
+
 
 # The mean over the rows, or the statistic, of each (regularizer, form). Arguments: the student's logits or features, the
 # teacher's logits, the objective.
 FORMS: dict[tuple[str, str], Callable[[Tensor, Tensor | None, Objective], Tensor]] = {
-    ("consistency", "kl"): lambda z, teacher, form: regularizers.consistency_kl(z, teacher, form.temperature),
+    ("consistency", "kl"): _kl,
     ("consistency", "mse"): lambda z, teacher, form: regularizers.consistency_mse(z, teacher),
     ("diversity", "entropy"): lambda z, teacher, form: regularizers.diversity_entropy(z, form.top_k),
     ("diversity", "covariance"): lambda z, teacher, form: regularizers.diversity_covariance(z),
@@ -58,7 +66,7 @@ def dense_objective(
 ) -> tuple[Tensor, dict[str, Tensor | None]]:
     """Loss and terms of rows that are already selected and shifted.
 
-    logits, teacher_logits: (N, V); targets: (N,); lambdas: the current weights; num_items: rows in the whole step (default
+    logits, teacher_logits: (N, V); a sketch may stand for the teacher's. targets: (N,); lambdas: the current weights; num_items: rows in the whole step (default
     N); spectrum_scale: 1/(micro-batches in the step × processes). Returns (loss, terms). Terms are unweighted; task,
     consistency and diversity are sums over the rows / num_items; a term with weight 0 is None unless all_terms. loss = task
     + λ1·consistency + λ2·diversity + λ3·spectrum_scale·spectrum.

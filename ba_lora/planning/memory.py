@@ -21,6 +21,8 @@ from ..objective.chunked import TeacherStats, chunked_objective, needs_factor, r
 from ..objective.dense import classifier_objective, dense_objective
 from ..objective.head import split
 from ..objective.settings import Objective
+from ..objective.sketch import Sketch
+from ..training.arguments import TrainArguments
 from .standing import Held
 
 
@@ -64,7 +66,7 @@ def passing(
     *,
     checkpointing: bool,
     autocast: bool,
-    cached: bool = False,
+    cached: str | None = None,
     device: str = "cpu",
     teacher_share: float = 1.0,
 ) -> dict[str, int]:
@@ -74,8 +76,9 @@ def passing(
     objective: the rest of the peak, that is, a chunk of the student's and teacher's logits and what the terms compute from them,
     with all weights on and every position counted; all logits if the terms need them, the head is trained or the model is a
     classifier; head factor: the factor that the spectrum's term keeps for the whole run, whole on each device, absent without it.
-    cached: the teacher's part comes from a cache. device: the type of device whose chunk size is used. teacher_share: the teacher runs
-    on this share of the samples, rounded up. `model` is from `attach` on the meta device, and is used up.
+    cached: the form of the cache that the teacher's part comes from, or None. device: the type of device whose chunk size is used.
+    teacher_share: the teacher runs on this share of the samples, rounded up. `model` is from `attach` on the meta device, and is used
+    up.
 
     Making the factor takes some times its size (0.7 GB for a width of 4096), before there are activations: less than a published
     run's micro-batch takes later, so it is not added. The kernels are the CPU's; a GPU's may keep a little more or less. Not
@@ -105,7 +108,7 @@ def passing(
             teacher_rows, stats, share = None, None, {}
             if objective.uses_teacher() and cached:
                 rows, width = micro_batch * (length - 1), model.get_output_embeddings().weight.shape[1]
-                stats = TeacherStats(torch.empty(rows, width), torch.empty(rows, dtype=torch.float64))
+                stats = _stats(cached, rows, width)
             elif objective.uses_teacher():
                 most = math.ceil(teacher_share * micro_batch)
                 with teacher(model):
@@ -119,6 +122,16 @@ def passing(
             del output  # a trainer keeps the loss alone
             loss.backward()
     return {"activations": activations, "objective": max(ledger.peak - activations, 0), **kept}
+
+
+def _stats(form: str, rows: int, width: int) -> TeacherStats | Sketch:
+    """What a cache of this form gives for `rows` rows; a sketch with the default number of tokens."""
+    if form == "exact":
+        return TeacherStats(torch.empty(rows, width), torch.empty(rows, dtype=torch.float64))
+    kept, each = (rows, TrainArguments.teacher_cache_entries), (rows,)
+    return Sketch(
+        torch.zeros(kept, dtype=torch.long), torch.empty(kept), torch.empty(kept), *map(torch.empty, (each, each))
+    )
 
 
 def _forms(

@@ -15,9 +15,10 @@ from ..methods.names import method_of, start_of
 from ..objective.settings import REGULARIZERS, WEIGHTS
 from ..training import launch
 from ..training.arguments import TrainArguments
+from ..training.combinations import CACHE_FORMS
 from ..training.deepspeed_config import used, zero_stage
 from ..training.model_numbers import read_numbers
-from ..training.teacher_cache import row_bytes
+from ..training.teacher_rows import row_bytes
 from . import devices as capacity
 from . import flops
 from .files import disk
@@ -76,7 +77,7 @@ def plan(arguments: TrainArguments, *, memory: bool = True) -> dict:
         "benchmarks": arguments.benchmarks or [],
         "evaluation": _evaluation(arguments, devices and -(-devices.count // launch.processes(check=False)[1])),
         "disk": _disk(arguments, size, start, steps, deepspeed, job.autocast),
-        "teacher_cache": _teacher_cache(arguments, size.width, samples),
+        "teacher_cache": _teacher_cache(arguments, size, samples),
         "teacher_share": arguments.teacher_share,
         "zero_stage": stage,
         "memory": standing(size.held, stage, processes, cast=job.autocast, nf4=bool(arguments.quantize))
@@ -230,13 +231,18 @@ def _disk(
     return disk(arguments, start, steps, **options, **bytes_of)
 
 
-def _teacher_cache(arguments: TrainArguments, width: int, samples: int | None) -> dict | None:
-    """Folder and size of the teacher's cache; None if it is not requested or has nothing to do."""
+def _teacher_cache(arguments: TrainArguments, size: Sizes, samples: int | None) -> dict | None:
+    """Folder of the teacher's cache and its size in either form; None if it is not requested or has nothing to do."""
     if not arguments.uses_teacher_cache():
         return None
     tokens = min(RESPONSE, arguments.max_length - 1)
-    size = None if samples is None else samples * tokens * row_bytes(width, arguments.teacher_cache_dtype)
-    return {"folder": arguments.teacher_cache, "bytes": size, "tokens_a_sample": tokens}
+    facts = {"width": size.width, "dtype": arguments.teacher_cache_dtype}
+    facts |= {"entries": arguments.teacher_cache_entries, "vocabulary": size.work.vocabulary}
+    sizes = {
+        form: None if samples is None else samples * tokens * row_bytes(facts | {"form": form}) for form in CACHE_FORMS
+    }
+    form = arguments.teacher_cache_form
+    return {"folder": arguments.teacher_cache, "form": form, "sizes": sizes, "tokens_a_sample": tokens}
 
 
 def show(arguments: TrainArguments) -> None:
@@ -315,9 +321,13 @@ def _left_lines(left: dict[str, int]) -> list[tuple[str, str]]:
 def _teacher_lines(cache: dict | None, share: float) -> list[tuple[str, str]]:
     if cache is None:
         return [("teacher", f"on {share:g} of the sequences of a step, drawn by the seed")] if share < 1 else []
-    size = "unknown" if cache["bytes"] is None else _size(cache["bytes"])
+    form, sizes = (
+        cache["form"],
+        {name: "unknown" if size is None else _size(size) for name, size in cache["sizes"].items()},
+    )
+    others = ", ".join(f"{size} as --teacher_cache_form {name}" for name, size in sizes.items() if name != form)
     where = f"in {cache['folder']} assuming {cache['tokens_a_sample']} trained tokens per sample; the run counts them"
-    return [("teacher cache, predicted", f"{size} {where}")]
+    return [("teacher cache, predicted", f"{sizes[form]} ({form}; {others}) {where}")]
 
 
 def _memory_lines(made: dict) -> list[tuple[str, str]]:

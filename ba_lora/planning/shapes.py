@@ -123,7 +123,7 @@ class Shape(NamedTuple):
     length: int
     checkpointing: bool
     autocast: bool
-    cached: bool
+    cached: str | None  # the form of the teacher's cache
     outputs: int | None  # of a classifier; None otherwise
     device: str  # "cuda", or "cpu" with --use_cpu
     teacher_share: float = 1.0
@@ -149,7 +149,7 @@ def job_of(arguments: TrainArguments) -> Shape:
         arguments.max_length,
         arguments.gradient_checkpointing,
         arguments.dtype == "bfloat16" and not arguments.use_cpu,
-        arguments.uses_teacher_cache(),
+        arguments.teacher_cache_form if arguments.uses_teacher_cache() else None,
         (len(TASKS[arguments.task].labels) or 1) if arguments.task else None,
         "cpu" if arguments.use_cpu else "cuda",
         arguments.teacher_share,
@@ -197,7 +197,7 @@ def _without_values(model: nn.Module, targets: list[str] | None, head: Sequence[
 
 def sizes(job: Shape) -> Sizes:
     """Parameters and standing bytes."""
-    return _sizes(job._replace(micro_batch=1, length=1, checkpointing=False, cached=False, teacher_share=1.0))
+    return _sizes(job._replace(micro_batch=1, length=1, checkpointing=False, cached=None, teacher_share=1.0))
 
 
 @lru_cache(maxsize=256)

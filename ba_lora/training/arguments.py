@@ -11,7 +11,7 @@ from ..data.templates import IN_TEXT, check_template, default_template
 from ..errors import UserError, choose
 from ..files import cache_home, of_the_project
 from ..methods.names import METHODS, PLACES, PRECISIONS, check_method, method_of
-from .combinations import check_combinations
+from .combinations import CACHE_FORMS, check_combinations
 from .deepspeed_config import check_config, zero_stage
 from .method_options import check_method_options
 from .model_numbers import fill_in
@@ -202,6 +202,16 @@ class TrainArguments:
         choices=("float32", "bfloat16"),
         group="objective",
     )
+    teacher_cache_form: str = option(
+        "exact",
+        "exact, or sketch: some tokens of each row, about 400 bytes per trained token for any model; the gradient of consistency "
+        "then has a noise, whose mean over the draws is 0 (docs/objective.md)",
+        choices=CACHE_FORMS,
+        group="objective",
+    )
+    teacher_cache_entries: int = option(
+        96, "tokens that a sketch keeps of each row, 4 bytes each; the noise falls with its root", group="objective"
+    )
     teacher_share: float = option(
         1.0,
         "share of each step's sequences on which the teacher runs, drawn by the seed; their rows weigh 1/share, so that the "
@@ -306,12 +316,6 @@ class TrainArguments:
         if self.log_gradient_norms and zero_stage(self.deepspeed) == 3:
             raise UserError("--log_gradient_norms needs whole gradients, which ZeRO-3 cuts; use ZeRO-2 or leave it out")
         check_method_options(self)
-        if self.uses_teacher_cache() and self.method == "full":
-            raise UserError(
-                "--teacher_cache holds no logits, which full fine-tuning needs because it trains the head; leave it out"
-            )
-        if self.uses_teacher_cache() and self.log_gradient_norms:
-            raise UserError("--teacher_cache holds no logits, which --log_gradient_norms needs; leave one of them out")
         self.alpha = float(self.rank) if self.alpha is None else self.alpha
         if self.task:
             self._check_classification()

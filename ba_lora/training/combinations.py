@@ -4,6 +4,8 @@ from ..errors import UserError
 from ..methods.names import method_of
 from .teacher_share import check_share
 
+CACHE_FORMS = ("exact", "sketch")  # of --teacher_cache_form
+
 
 def check_combinations(arguments) -> None:
     """Raise UserError for the first pair of options of `arguments` (TrainArguments) that contradict each other."""
@@ -21,8 +23,38 @@ def check_combinations(arguments) -> None:
         raise UserError(
             f"--merge: the layers that {arguments.method} adds cannot be folded into the base; leave it out"
         )
+    if arguments.teacher_cache_form == "sketch" and not arguments.teacher_cache:
+        raise UserError("--teacher_cache_form sketch needs a folder for the cache; add --teacher_cache FOLDER")
+    entries = arguments.teacher_cache_entries
+    if arguments.teacher_cache_form == "exact" and entries != type(arguments).teacher_cache_entries:
+        raise UserError(f"--teacher_cache_entries {entries} is an option of --teacher_cache_form sketch; add it")
+    if arguments.uses_teacher_cache():
+        _check_teacher_cache(arguments)
     if arguments.teacher_share < 1:
         _check_teacher_share(arguments)
+
+
+def _check_teacher_cache(arguments) -> None:
+    if arguments.teacher_cache_form == "exact":
+        for is_needed, who in (
+            (arguments.method == "full", "full fine-tuning needs because it trains the head"),
+            (arguments.log_gradient_norms, "--log_gradient_norms needs"),
+        ):
+            if is_needed:
+                raise UserError(
+                    f"--teacher_cache holds no logits, which {who}; leave one of them out, or add --teacher_cache_form sketch"
+                )
+        return
+    if arguments.teacher_cache_dtype != "float32":
+        raise UserError(
+            f"--teacher_cache_dtype {arguments.teacher_cache_dtype} is an option of an exact cache; leave it out with "
+            "--teacher_cache_form sketch"
+        )
+    if arguments.objective().consistency != "kl":
+        raise UserError(
+            f"--teacher_cache_form sketch holds no logits, which --consistency {arguments.objective().consistency} needs; "
+            "leave the cache out"
+        )
 
 
 def _check_teacher_share(arguments) -> None:

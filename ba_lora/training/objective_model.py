@@ -14,9 +14,11 @@ from ..objective.dense import dense_objective
 from ..objective.head import Split, cached_factor, split
 from ..objective.regularizers import entropy
 from ..objective.settings import REGULARIZERS, Objective
+from ..objective.sketch import Sketch
 from ..sharding import gathered
 from .step_model import StepModel
 from .taught import Taught
+from .teacher_rows import of_batch
 
 logger = logging.getLogger(__name__)
 
@@ -36,6 +38,7 @@ class ObjectiveModel(StepModel):
         if objective.top_k is not None and objective.top_k > vocabulary:
             raise UserError(f"top_k {objective.top_k} is above the vocabulary of {vocabulary}; lower top_k")
         super().__init__(student, objective, **options)
+        self.vocabulary = vocabulary
         self.may_split = chunked  # until the first step finds that the head does not allow it
         self.parts: Split | None = None
         self.factor: Tensor | None = None  # factor of the head, for the spectrum
@@ -44,36 +47,30 @@ class ObjectiveModel(StepModel):
         """The number of trained tokens. labels: (B, T)."""
         return counted(labels).sum()
 
-    def forward(
-        self,
-        input_ids=None,
-        attention_mask=None,
-        labels=None,
-        num_items_in_batch=None,
-        teacher_u=None,
-        teacher_c=None,
-        **inputs,
-    ):
+    def forward(self, input_ids=None, attention_mask=None, labels=None, num_items_in_batch=None, **inputs):
         """Like the student's forward, with the objective as `loss`. input_ids, attention_mask, labels: (B, T).
 
-        teacher_u (N, d), teacher_c (N,): the teacher's contribution to the N trained rows (chunked.TeacherStats), in the order
-        in which `counted` selects them; training then runs no teacher. Raises UserError if the logits are needed anyway.
+        Among `inputs` may be the teacher's contribution to the N trained rows from a cache, in the order in which `counted`
+        selects them; training then runs no teacher. Raises UserError if the teacher's logits are needed anyway.
         """
+        stats = of_batch(inputs, self.vocabulary)
         inputs = {"input_ids": input_ids, "attention_mask": attention_mask, **inputs}
         if labels is None:
             return self.student(**inputs)
         inputs["use_cache"] = False
         rows = trained_rows(labels)
-        stats = TeacherStats(teacher_u, teacher_c) if teacher_u is not None else None
         if self.training and not self.keep_gradients and self._can_split(input_ids):
             output, terms, weights = self._chunked(inputs, labels, rows, num_items_in_batch, stats)
-        elif self.training and stats is not None:
+        elif self.training and (
+            isinstance(stats, TeacherStats) or (stats is not None and self.objective.consistency != "kl")
+        ):
             raise UserError(
                 "the teacher cache holds no logits, which training this model needs (its head is adapted, trained or not "
-                "linear, or each term's gradient is kept); leave the cache out"
+                "linear, or each term's gradient is kept, or consistency is not KL); leave the cache out"
             )
         else:
-            output, terms, weights = self._dense(inputs, labels, rows, num_items_in_batch)
+            stats = stats if self.training else None
+            output, terms, weights = self._dense(inputs, labels, rows, num_items_in_batch, stats)
         if self.training:
             extra = penalty(self.student)
             if extra is not None:
@@ -100,16 +97,21 @@ class ObjectiveModel(StepModel):
             lambda: rows // labels.shape[1],
         )
 
-    def _dense(self, inputs: dict, labels: Tensor, rows: Tensor, num_items) -> tuple:
-        """(output, terms, weights) from the student's and teacher's logits, (N, V) each."""
-        targets = _targets(labels, rows)
-        taught = self._teach(lambda **inputs: self.student(**inputs).logits, inputs, labels, rows)
+    def _dense(self, inputs: dict, labels: Tensor, rows: Tensor, num_items, stats: Sketch | None) -> tuple:
+        """(output, terms, weights) from the student's and teacher's logits, (N, V) each. With `stats` no teacher runs."""
+        targets, taught = _targets(labels, rows), Taught()
+        stats = stats if self.needs_teacher() else None
+        if stats is None:
+            taught = self._teach(lambda **inputs: self.student(**inputs).logits, inputs, labels, rows)
         output = self.student(**inputs)
         logits, weights = _select(output.logits, rows), self.lambdas
-        teacher_logits = taught.beside(logits)
+        teacher_logits = taught.beside(logits) if stats is None else stats
         if self.needs_teacher() and len(targets):
-            temperature = self.objective.temperature
-            weights = self.weights(lambda: entropy(teacher_logits, temperature).mean(), teacher_logits.shape[1])
+
+            def teacher_entropy() -> Tensor:
+                return (stats.entropy if stats else entropy(teacher_logits, self.objective.temperature)).mean()
+
+            weights = self.weights(teacher_entropy, self.vocabulary)
         output.loss, terms = dense_objective(
             logits,
             teacher_logits,
@@ -123,7 +125,9 @@ class ObjectiveModel(StepModel):
         )
         return output, terms, weights
 
-    def _chunked(self, inputs: dict, labels: Tensor, rows: Tensor, num_items, stats: TeacherStats | None) -> tuple:
+    def _chunked(
+        self, inputs: dict, labels: Tensor, rows: Tensor, num_items, stats: TeacherStats | Sketch | None
+    ) -> tuple:
         """As `_dense`, from the hidden states, (N, d) each; the output has no logits. With `stats` no teacher runs."""
         body, head = self.parts
         if self.factor is None and needs_factor(self.objective.maxima(), self.all_terms):
@@ -147,7 +151,7 @@ class ObjectiveModel(StepModel):
 
         def teacher_entropy() -> Tensor:
             if stats is not None:
-                return -stats.c.mean()
+                return stats.entropy.mean()
             return mean_entropy(teacher_hidden, head.weight, self.objective.temperature)
 
         weights = self.lambdas

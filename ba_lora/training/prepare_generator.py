@@ -97,6 +97,8 @@ def _teacher_cache(arguments: TrainArguments, objective, model, samples, data_ha
         data_hash,
         temperature=objective.temperature,
         dtype=arguments.teacher_cache_dtype,
+        form=arguments.teacher_cache_form,
+        entries=arguments.teacher_cache_entries,
         collate=collate,
         target_modules=arguments.target_modules,
         device=device(arguments.use_cpu),

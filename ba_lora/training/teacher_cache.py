@@ -8,8 +8,11 @@ rounding. So the consistency at step 0 is about 1e-6 instead of exactly 0. For a
 the rows of a float32 model change the gradient by 1e-4; those of a bfloat16 model lose nothing, because they are already that
 coarse.
 
+A sketch (--teacher_cache_form sketch) keeps some tokens of each row instead: 392 bytes for any model, and a noise whose mean over the
+draws is 0 (docs/objective.md). The data, the sample's number and T fix the draws, so every build gives the same files.
+
 DIR/cache.json     identifies the cache (`facts`) and says whether it is complete; rewritten last, on completion
-DIR/rows-N.safetensors    u (rows, d) in float32 or bfloat16 and c (rows,) in float64, samples sorted by length
+DIR/rows-N.safetensors    the rows' tensors (teacher_rows.py), samples sorted by length
 
 A shard appears complete or not at all and is built under its own lock: an interrupted build continues, and several processes
 share the work. Each run first verifies the shards' checksums; a shard that is damaged, or belongs to another cache, is rebuilt
@@ -41,8 +44,8 @@ from ..files import digest, read_json, write_sealed
 from ..folders.disk import existing, writing
 from ..folders.ownership import refuse_foreign
 from ..folders.tensor_files import load_tensors, of_tensors, save_tensors
-from ..objective.chunked import stats_of
 from ..objective.head import Split, split
+from .teacher_rows import PREFIX, compute, row_bytes, tensors_of, uniforms_of
 
 logger = logging.getLogger(__name__)
 
@@ -51,11 +54,12 @@ SHARD_BYTES = 1 << 29  # approximate size of a shard; it is held in memory while
 BUILD_TOKENS = 8192  # tokens per forward while building, including padding
 ROOM = 3e9  # bytes of a GPU that such a forward takes beside the weights; an estimate for widths up to 8192
 SAMPLED = 16384  # values of each tensor in the model's hash; all values of the head
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 # Identity of a cache: key → its name in the message about a mismatch.
 FACTS = {
     "format": "version of the format",
+    "form": "--teacher_cache_form",
+    "entries": "--teacher_cache_entries",
     "temperature": "temperature",
     "dtype": "--teacher_cache_dtype",
     "precision": "precision of the model",
@@ -64,7 +68,9 @@ FACTS = {
     "labels": "choice of trained tokens",
     "rows": "number of rows",
     "width": "width of the model",
+    "vocabulary": "vocabulary",
 }
+ABSENT = {"form": "exact"}  # the caches of earlier versions do not say it
 
 
 class Rows(NamedTuple):
@@ -87,11 +93,6 @@ class Layout(NamedTuple):
         return int(self.counts[self.members[shard]].sum())
 
 
-def row_bytes(width: int, dtype: str) -> int:
-    """Bytes on disk of one row for a model with hidden states of `width` numbers."""
-    return width * DTYPES[dtype].itemsize + 8
-
-
 def prepare(
     folder: str | Path,
     model: nn.Module,
@@ -101,6 +102,8 @@ def prepare(
     temperature: float,
     dtype: str,
     collate,
+    form: str = "exact",
+    entries: int = 96,
     target_modules: list[str] | None = None,
     device: str | None = None,
     progress: bool = False,
@@ -108,25 +111,26 @@ def prepare(
     """Open the cache in `folder`, building the missing parts first.
 
     model: the original model, before `attach`; it is frozen. samples: with input_ids and labels; data_hash:
-    hash of its token ids. collate: turns samples into a padded batch. target_modules: layers the adapter will adapt, which must
-    not include the head. device: where to build if the model lies elsewhere, as under ZeRO-3; it is moved there for the build.
-    Raises UserError for a head that needs logits, a cache of other content, a disk or a GPU that is too small.
+    hash of its token ids. collate: turns samples into a padded batch. form: "exact" in `dtype`, or "sketch" of at most `entries`
+    tokens a row. target_modules: layers the adapter will adapt, which must not include the head for an exact cache. device: where to
+    build if the model lies elsewhere, as under ZeRO-3; it is moved there for the build. Raises UserError for a head that needs logits,
+    a cache of other content, a disk or a GPU that is too small.
     """
     folder = Path(folder)
-    parts = _parts(model, samples[0]["input_ids"][:2], target_modules)
+    parts = _parts(model, samples[0]["input_ids"][:2], target_modules if form == "exact" else None)
     rows = trained_rows(samples)
     facts = {
         "format": FORMAT,
         "temperature": float(temperature),
-        "dtype": dtype,
+        **({"dtype": dtype} if form == "exact" else {"form": form, "entries": entries}),
         "precision": str(parts.head.weight.dtype).removeprefix("torch."),
         "weights": weights_hash(model, parts.head),
         "data": data_hash,
         "labels": rows.hash,
         "rows": int(rows.counts.sum()),
-        "width": parts.head.in_features,
+        **({"width": parts.head.in_features} if form == "exact" else {"vocabulary": len(parts.head.weight)}),
     }
-    layout = make_layout(rows, row_bytes(facts["width"], dtype))
+    layout = make_layout(rows, row_bytes(facts))
     if not _claim(folder, facts, layout) or any(map(partial(_flaw, folder, layout, facts), range(len(layout.members)))):
         _check_space(folder, facts, layout)
         _check_device(folder, model, device)
@@ -150,20 +154,20 @@ class TeacherCache:
         self.folder, self.layout, self.facts = folder, layout, facts
         self._open = lru_cache(maxsize=256)(self._open_shard)  # fewer than a process's limit on open files
         for shard in range(len(layout.members)):
-            file, least = _file(folder, shard), layout.rows_in(shard) * row_bytes(facts["width"], facts["dtype"])
+            file, least = _file(folder, shard), layout.rows_in(shard) * row_bytes(facts)
             if not file.is_file() or file.stat().st_size < least:
                 raise self._damaged(file)
 
     def rows(self, numbers: list[int]) -> dict[str, Tensor]:
-        """{"teacher_u": (N, d), "teacher_c": (N,)} for the rows of these samples, sample by sample."""
-        us, cs = zip(*(self._sample(number) for number in numbers), strict=True)
-        return {"teacher_u": torch.cat(us), "teacher_c": torch.cat(cs)}
+        """{"teacher_" and the name of a tensor: (N, ...)} for the rows of these samples, sample by sample."""
+        samples = [self._sample(number) for number in numbers]
+        return {PREFIX + name: torch.cat([sample[name] for sample in samples]) for name in tensors_of(self.facts)}
 
-    def _sample(self, number: int) -> tuple[Tensor, Tensor]:
+    def _sample(self, number: int) -> dict[str, Tensor]:
         first = int(self.layout.first[number])
         part = slice(first, first + int(self.layout.counts[number]))
         tensors = self._open(int(self.layout.shard[number]))
-        return tensors.get_slice("u")[part], tensors.get_slice("c")[part]
+        return {name: tensors.get_slice(name)[part] for name in tensors_of(self.facts)}
 
     def _open_shard(self, shard: int):
         file = _file(self.folder, shard)
@@ -253,8 +257,9 @@ def _claim(folder: Path, facts: dict, layout: Layout) -> bool:
         logger.warning("%s is damaged; it is written again", folder / "cache.json")
         return False
     for name, what in FACTS.items():
-        if held.get(name) != facts[name]:
-            then, now = (str(value)[:12] for value in (held.get(name), facts[name]))
+        was, wanted = (record.get(name, ABSENT.get(name)) for record in (held, facts))
+        if was != wanted:
+            then, now = (str(value)[:12] for value in (was, wanted))
             raise UserError(
                 f"--teacher_cache {folder} is of another {what} ({then}, now {now}); "
                 "name another folder, or remove this one to build it again"
@@ -264,13 +269,14 @@ def _claim(folder: Path, facts: dict, layout: Layout) -> bool:
 
 def _check_space(folder: Path, facts: dict, layout: Layout) -> None:
     """Raise UserError if the shards still to be built need more space than the disk has."""
-    size = row_bytes(facts["width"], facts["dtype"])
+    size = row_bytes(facts)
     left = sum(layout.rows_in(shard) for shard in range(len(layout.members)) if not _file(folder, shard).exists())
     free = shutil.disk_usage(existing(folder)).free
     if left * size > free:
+        smaller = "fewer --teacher_cache_entries" if "form" in facts else "--teacher_cache_form sketch"
         raise UserError(
             f"--teacher_cache {folder} needs {left * size / 1e9:,.3f} GB ({left:,} rows of {size:,} bytes) and its disk has "
-            f"{free / 1e9:,.3f} GB free; use another disk, fewer samples (--limit) or --teacher_cache_dtype bfloat16"
+            f"{free / 1e9:,.3f} GB free; use another disk, fewer samples (--limit) or {smaller}"
         )
 
 
@@ -331,20 +337,24 @@ def _build(folder: Path, parts: Split, samples, layout: Layout, lengths, facts: 
 
 @torch.no_grad()
 def _shard(parts: Split, samples, members, lengths, rows: int, facts: dict, collate, bar) -> dict[str, Tensor]:
-    """{"u": (rows, d), "c": (rows,)} of the samples `members`, in that order."""
-    dtype, device = DTYPES[facts["dtype"]], parts.head.weight.device
-    u, c = torch.empty(rows, facts["width"], dtype=dtype), torch.empty(rows, dtype=torch.float64)
+    """The tensors of the samples `members`, in that order: {name: (rows, ...)}."""
+    device = parts.head.weight.device
+    made = {name: torch.empty((rows, *shape), dtype=dtype) for name, (shape, dtype) in tensors_of(facts).items()}
     start = 0
     for numbers in _batches(members, lengths):
         batch = {name: tensor.to(device) for name, tensor in collate([samples[int(n)] for n in numbers]).items()}
         mask = counted(batch.pop("labels"))
         hidden = parts.body(**batch, use_cache=False).last_hidden_state[:, :-1][mask]
-        stats = stats_of(hidden, parts.head.weight, facts["temperature"], dtype=dtype)
+        uniforms = None
+        if facts.get("form") == "sketch":
+            draws = (uniforms_of(facts, int(n), int(count)) for n, count in zip(numbers, mask.sum(1), strict=True))
+            uniforms = torch.cat([*draws])
         end = start + len(hidden)
-        u[start:end], c[start:end] = stats.u.cpu(), stats.c.cpu()
+        for name, tensor in compute(facts, hidden, parts.head, uniforms).items():
+            made[name][start:end] = tensor.cpu()
         start = end
         bar.update(len(hidden))
-    return {"u": u, "c": c}
+    return made
 
 
 def _batches(members: np.ndarray, lengths: np.ndarray) -> list[np.ndarray]:
@@ -376,4 +386,5 @@ def _flaw(folder: Path, layout: Layout, facts: dict, shard: int) -> str | None:
     except DamagedFile as error:
         return str(error)
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-    return None if shapes == {"u": (rows, facts["width"]), "c": (rows,)} else f"{file} holds other tensors"
+    expected = {name: (rows, *shape) for name, (shape, _) in tensors_of(facts).items()}
+    return None if shapes == expected else f"{file} holds other tensors"

@@ -24,6 +24,7 @@ from .objective_model import ObjectiveModel
 from .order import FixedOrder
 from .progress import StepBar, StepLines
 from .step_model import StepModel
+from .teacher_rows import PREFIX
 from .teacher_share import TeacherShare
 
 logger = logging.getLogger(__name__)
@@ -86,7 +87,7 @@ class BALoRATrainer(Trainer):
 
     def _prepare_inputs(self, inputs: dict) -> dict:
         """Keep the precision of the teacher's contribution; under DeepSpeed transformers rounds inputs to the model's precision."""
-        kept = {name: inputs[name].to(self.args.device) for name in ("teacher_u", "teacher_c") if name in inputs}
+        kept = {name: inputs[name].to(self.args.device) for name in inputs if name.startswith(PREFIX)}
         return {**super()._prepare_inputs(inputs), **kept}
 
     def log(self, logs: dict, *more, **options) -> None:

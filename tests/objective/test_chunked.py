@@ -8,7 +8,14 @@ import pytest
 import torch
 from torch.utils.checkpoint import checkpoint
 
-from ba_lora.objective.chunked import chunked_objective, factor_of, mean_entropy, rows_of_a_chunk, stats_of
+from ba_lora.objective.chunked import (
+    TeacherStats,
+    chunked_objective,
+    factor_of,
+    mean_entropy,
+    rows_of_a_chunk,
+    stats_of,
+)
 from ba_lora.objective.dense import dense_objective
 from ba_lora.objective.settings import TERMS, Objective
 
@@ -216,7 +223,9 @@ def test_stored_statistics_of_the_teacher_replace_its_hidden_states(form, studen
     made = stats_of(teacher, weight, FORMS[form].temperature, chunk_size=7)
     assert relative(made.u, u) < 1e-5 and relative(made.c, c) < 1e-5
     for chunk_size in (7, None):
-        ours = chunked(FORMS[form], hidden, None, weight, targets, teacher_stats=(u, c), chunk_size=chunk_size)
+        ours = chunked(
+            FORMS[form], hidden, None, weight, targets, teacher_stats=TeacherStats(u, c), chunk_size=chunk_size
+        )
         assert_equal(ours, dense(FORMS[form], hidden, teacher, weight, targets))
 
 

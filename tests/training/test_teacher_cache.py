@@ -25,7 +25,8 @@ from ba_lora.training import teacher_cache
 from ba_lora.training.command_line import parse
 from ba_lora.training.objective_model import ObjectiveModel
 from ba_lora.training.run import train
-from ba_lora.training.teacher_cache import prepare, row_bytes
+from ba_lora.training.teacher_cache import prepare
+from ba_lora.training.teacher_rows import row_bytes
 from ba_lora.training.trainer import BALoRATrainer
 from tests.common import TokenIds, collate, ragged_samples, small_llama
 from tests.processes import LIMIT
@@ -329,7 +330,7 @@ def test_an_older_format_and_a_foreign_folder_are_refused_and_a_damaged_shard_is
 def test_a_disk_that_is_too_small_is_refused_with_both_sizes_and_nothing_written(tmp_path, monkeypatch):
     usage = namedtuple("usage", "free")
     rows = sum(label >= 0 for sample in SAMPLES for label in sample["labels"])
-    need = rows * row_bytes(WIDTH, "float32")
+    need = rows * row_bytes({"width": WIDTH, "dtype": "float32"})
     monkeypatch.setattr(teacher_cache.shutil, "disk_usage", lambda _: usage(need - 1))
     with pytest.raises(
         UserError, match=rf"\({rows} rows of 136 bytes\) and its disk has 0.000 GB free; use another disk"
@@ -353,7 +354,10 @@ def test_a_head_that_needs_logits_is_refused_before_anything_is_built(tmp_path):
         make(tmp_path / "cache", biased)
     assert not (tmp_path / "cache").exists()
     for words in (["--method", "full", "--regularizers", "on"], ["--log_gradient_norms"]):
-        with pytest.raises(UserError, match="--teacher_cache holds no logits, which .* needs.*leave"):
+        with pytest.raises(
+            UserError,
+            match="--teacher_cache holds no logits, which .* needs.*leave one of them out, or add --teacher_cache_form sketch",
+        ):
             parse([*TINY, "--output_dir", "x", "--teacher_cache", "y", *words])
     dense = ObjectiveModel(moved(small_llama()), Objective(0.1), chunked=False).train()
     batch = PadRight(TokenIds(), make(tmp_path / "cache", temperature=1.0))([SAMPLES[0] | {"sample": 0}])
@@ -371,10 +375,11 @@ def test_without_a_weight_of_consistency_the_option_says_that_it_does_nothing(tm
 def test_the_dry_run_prints_the_size():
     words = ["--config", str(ROOT / "configs/nlg/llama-2-7b-metamath-iclr.yaml"), "--dry_run", "--teacher_cache", "c"]
     made = plan(parse(words), memory=False)
-    assert made["teacher_cache"]["bytes"] == 100_000 * 200 * (4096 * 4 + 8)
-    assert "327.84 GB in c assuming 200 trained tokens per sample" in render(made)
+    assert made["teacher_cache"]["sizes"] == {"exact": 100_000 * 200 * (4096 * 4 + 8), "sketch": 100_000 * 200 * 392}
+    text = "327.84 GB (exact; 7.84 GB as --teacher_cache_form sketch) in c assuming 200 trained tokens per sample"
+    assert text in render(made)
     halved = plan(parse([*words, "--teacher_cache_dtype", "bfloat16", "--max_length", "101"]), memory=False)
-    assert halved["teacher_cache"]["bytes"] == 100_000 * 100 * (4096 * 2 + 8)
+    assert halved["teacher_cache"]["sizes"]["exact"] == 100_000 * 100 * (4096 * 2 + 8)
     assert plan(parse([*words, "--lambda1", "0"]), memory=False)["teacher_cache"] is None
 
 
