@@ -45,7 +45,7 @@ RUNS = {  # models × data × methods × (1 + varied values) × seeds, and one r
     "noise-embedded": 3 * 5 * 5,
     "ranks-embedded": 3 * 9 * 5,
     "sensitivity-embedded": 23 * 5,
-    "teacher-share-embedded": 4 * 5,
+    "teacher-share-embedded": 5 * 5,
     "training-embedded": 3 * 6 * 5,
     "tsne-embedded": 3 * 5,
 }
