@@ -192,7 +192,7 @@ def test_runs_that_need_the_students_logits_train_with_a_sketch_and_no_teacher(t
     def never(*_, **__):
         raise AssertionError("the teacher ran")
 
-    monkeypatch.setattr("ba_lora.training.objective_model.teacher", never)
+    monkeypatch.setattr("ba_lora.training.step_model.teacher", never)
     cache = ["--teacher_cache", str(tmp_path / "cache"), "--teacher_cache_form", "sketch"]
     first, *_, last = (row["consistency"] for row in metrics(run(tmp_path / "run", "--limit", "12", *more, *cache)))
     assert abs(first) < 1e-5 < last
