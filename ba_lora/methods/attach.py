@@ -72,45 +72,39 @@ def attach(
 
     method: one of METHODS, or pissa_niter_N (randomised SVD with N power iterations). rank, alpha: of the factors; the
     update is scaled by alpha/rank (AdaLoRA: by alpha/start_rank). For houlsby and pfeiffer, rank is the width of the
-    bottleneck; full and bitfit (all biases) use neither. target_modules: names as PEFT takes them; None = every linear layer
-    except the head. A target whose weight is tied to the embeddings gets its own copy. init: "pissa" (default) or
-    "pissa_niter_N", and for ba-lora also "lora". start_form, of a PiSSA start: "residual" trains the factors beside W_res;
-    "delta" (delta.py) trains their changes beside W, which may then come in 4 or 8 bits from bitsandbytes. seed: for the
-    random starts.
+    bottleneck; full and bitfit (all biases) use neither. target_modules: names as PEFT takes them; None = every linear
+    layer except the head. A target whose weight is tied to the embeddings gets its own copy. init: "pissa" (default) or
+    "pissa_niter_N", and for ba-lora also "lora". start_form, of a PiSSA start: "residual" trains the factors beside W_res,
+    "delta" (delta.py) their changes beside W, which may then come in 4 or 8 bits. seed: for the random starts.
 
     keep_initial: keep a frozen copy of the trained tensors, which the teacher needs. Methods with factors always keep it,
-    the others only if this is True (for full fine-tuning it is a second model). dropout: on the adapter's input; not allowed
-    with the residual form, because W_res + dropout(B0·A0) is not W. head: names of modules that are trained whole and never
-    adapted; () = none, or for a sequence classifier every module outside the body. total_steps: optimiser steps of the
-    training, for adalora.
+    the others only if this is True (for full fine-tuning it is a second model). dropout: on the adapter's input; not
+    allowed with the residual form, because W_res + dropout(B0·A0) is not W. head: names of modules that are trained whole
+    and never adapted; () = none, or for a sequence classifier every module outside the body. total_steps: optimiser steps
+    of the training, for adalora.
 
     For a PiSSA start only: factors = {layer's name: (A0, B0)} of an earlier start, used instead of a decomposition;
-    decomposition_cache: folder in which decompositions are kept and looked up; progress: show a bar. If torch.distributed is
-    initialised, every process must call this, and they share the work. The `decomposition` attribute of the result says what
-    was done.
+    decomposition_cache: folder in which decompositions are kept and looked up; progress: show a bar. If torch.distributed
+    is initialised, every process must call this, and they share the work. The `decomposition` attribute of the result says
+    what was done.
 
     Raises UserError for an unknown method, a rank above a target matrix, or an invalid combination.
     """
-    head = _check(model, method, dropout, head)
-    check_form(start_form, start_of(method, init), method)
+    head = _check(model, method, init, start_form, dropout, head)
     if method_of(method).files != "peft":
         return _attach_own(model, method, rank, target_modules, seed, head, keep_initial)
     start = _check_start(method, init, start_form, rank, dropout, factors)
     _refuse_quantised(model, method, start, start_form)
-    keep_packing(model)
     targets = target_modules or default_targets(model, head)
     _check_layers(model, method, targets, rank, head)
     as_linear = tuple(to_linear(model, head)) if method == "loha" else ()  # PEFT's LoHa refuses Conv1D
     config = _peft_config(model, method, rank, alpha, start, dropout, total_steps, targets, head)
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        adapted = get_peft_model(model, config, low_cpu_mem_usage=start != "lora")  # PiSSA's factors follow
+    adapted = _adapted(model, config, seed, empty=start != "lora")
     if start != "lora":
-        # for the export; the delta form is LoRA for the untouched base
+        # for the export; the delta form is plain LoRA
         config.init_lora_weights = start if start_form == "residual" else True
         _write_start(adapted, factors, Decomposer(start, rank, seed, decomposition_cache), progress, start_form)
-    if stacked_experts(model) and not target_modules:
-        _say_what_is_left(adapted, head)
+    _say_what_is_left(adapted, head, target_modules)
     _train_head(model, head)
     leave_loss_alone(adapted)
     keep_initial_copy(adapted)
@@ -118,11 +112,22 @@ def attach(
     return adapted
 
 
-def _check(model: nn.Module, method: str, dropout: float, head: Sequence[str]) -> tuple[str, ...]:
+def _adapted(model: nn.Module, config: PeftConfig, seed: int, *, empty: bool) -> PeftModel:
+    """`model` with PEFT's layers: random factors by the seed, or none yet if `empty`."""
+    keep_packing(model)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return get_peft_model(model, config, low_cpu_mem_usage=empty)
+
+
+def _check(
+    model: nn.Module, method: str, init: str | None, form: str, dropout: float, head: Sequence[str]
+) -> tuple[str, ...]:
     """The names of the modules that are trained whole. UserError for one that the model lacks, and for options that conflict."""
     check_method(method)
     if dropout and not method_of(method).dropout:
         raise UserError(f"dropout {dropout} does not apply to method '{method}'; set it to 0")
+    check_form(form, start_of(method, init), method)
     head = tuple(head) or (tuple(beside_body(model)) if is_classifier(model) else ())
     if is_classifier(model):
         pool_by_mask(model)
@@ -233,7 +238,10 @@ def _peft_config(
     return LoraConfig(r=rank, lora_alpha=alpha, init_lora_weights=init, use_dora=method == "dora", **options)
 
 
-def _say_what_is_left(adapted: PeftModel, head: Sequence[str]) -> None:
+def _say_what_is_left(adapted: PeftModel, head: Sequence[str], target_modules: list[str] | None) -> None:
+    """Warn about experts that no adapter reaches, if there are any and the targets were not named."""
+    if target_modules or not stacked_experts(adapted.get_base_model()):
+        return
     left, frozen = left_out(adapted, head), (p for p in adapted.parameters() if not p.requires_grad)
     logger.warning(
         "experts are stacked in one tensor per layer, not in linear layers; adapted: %s; left as they are: %s, %s of %s parameters",

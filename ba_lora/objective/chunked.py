@@ -101,14 +101,13 @@ def chunked_objective(
     teacher = teacher_hidden if teacher_stats is None else teacher_stats
     if teacher_stats is not None and not isinstance(teacher_stats, Sketch):
         teacher = TeacherStats(*teacher_stats)  # a plain pair will do
-    has_teacher = teacher is not None
     _refuse(head_weight, objective, weights, teacher, len(targets if teacher_rows is None else teacher_rows))
     plan = _Plan(
         weights["consistency"],
         weights["diversity"],
         objective.temperature,
         objective.top_k,
-        has_consistency=has_teacher and (weights["consistency"] > 0 or all_terms),
+        has_consistency=teacher is not None and (weights["consistency"] > 0 or all_terms),
         has_diversity=weights["diversity"] > 0 or all_terms,
         chunk=rows_of_a_chunk(len(head_weight), chunk_size, head_weight.device.type),
     )
@@ -118,10 +117,8 @@ def chunked_objective(
     else:
         loss, task, consistency, diversity = _partly_taught(hidden, teacher, *rest, teacher_rows, teacher_weight)
     terms: dict[str, Tensor | None] = dict.fromkeys(TERMS) | {"task": task}
-    if plan.has_consistency:
-        terms["consistency"] = consistency
-    if plan.has_diversity:
-        terms["diversity"] = diversity
+    terms |= {"consistency": consistency} if plan.has_consistency else {}
+    terms |= {"diversity": diversity} if plan.has_diversity else {}
     if needs_factor(lambdas, all_terms):
         factor = factor_of(head_weight) if head_factor is None else head_factor
         for name, value in _statistics(hidden, factor, objective, weights, all_terms).items():

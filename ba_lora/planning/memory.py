@@ -86,18 +86,7 @@ def passing(
     """
     ledger = Ledger()
     with FakeTensorMode(allow_non_fake_inputs=True):  # for DeBERTa's constants
-        _without_storage(model)
-        for parameter in model.parameters():
-            ledger.leave_out(parameter)
-            if parameter.requires_grad:
-                parameter.grad = torch.empty_like(parameter)
-                ledger.leave_out(parameter.grad)
-        model.train()
-        for module in model.modules():
-            if isinstance(module, LycorisLayer):
-                module.training = False  # otherwise it draws a random number to decide if it is dropped
-        if checkpointing:
-            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        _as_in_training(model, ledger, checkpointing)
         ids = torch.zeros(micro_batch, length, dtype=torch.long)
         inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
         forward, finish, factor = _forms(model, objective, ids[:, 1:].reshape(-1), device)
@@ -122,6 +111,22 @@ def passing(
             del output  # a trainer keeps the loss alone
             loss.backward()
     return {"activations": activations, "objective": max(ledger.peak - activations, 0), **kept}
+
+
+def _as_in_training(model: nn.Module, ledger: "Ledger", checkpointing: bool) -> None:
+    """Give `model` gradients, and leave its standing memory out of the ledger."""
+    _without_storage(model)
+    for parameter in model.parameters():
+        ledger.leave_out(parameter)
+        if parameter.requires_grad:
+            parameter.grad = torch.empty_like(parameter)
+            ledger.leave_out(parameter.grad)
+    model.train()
+    for module in model.modules():
+        if isinstance(module, LycorisLayer):
+            module.training = False  # otherwise it draws a random number to decide if it is dropped
+    if checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
 
 
 def _stats(form: str, rows: int, width: int) -> TeacherStats | Sketch:
