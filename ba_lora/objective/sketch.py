@@ -1,8 +1,8 @@
 """The teacher as a sketch: M tokens of each row in place of the whole distribution, for consistency without bias.
 
 A row keeps M tokens and their probabilities p at temperature T. A token is kept with the probability π = min(1, (p + SPREAD/V)/τ),
-where the row's threshold τ makes the sum of π equal M: the likely tokens always, the others by chance. From them and the student's q = softmax(z/T), of which every entry is
-known, the gradient of T²·KL(p ‖ q) for z is estimated by
+where the row's threshold τ makes the sum of π equal M: the likely tokens always, the others by chance. From them and the student's
+q = softmax(z/T), of which every entry is known, the gradient of T²·KL(p ‖ q) for z is estimated by
 
     T·[ Σ_kept (f_v − p_v)/π_v·(e_v − q)  +  Σ_v (q_v − f_v)·(e_v − q) ],      f = min(q, τ),
 
