@@ -16,7 +16,7 @@ from ..methods.teacher import teacher
 from ..models import load_tokenizer
 from ..objective.draw import sketch_of
 from ..objective.head import split
-from ..objective.sketch import Sketch, against
+from ..objective.sketch import Sketch, add_slope, against
 from ..training.arguments import TrainArguments
 from ..training.run import train
 
@@ -39,8 +39,8 @@ def _mixture(p: Tensor, q: Tensor, kept: Sketch) -> Tensor:
 
 def _bounded(p: Tensor, q: Tensor, kept: Sketch) -> Tensor:
     """The estimator in use: the same draws, but the student's excess above the threshold in full (objective/sketch.py)."""
-    found = against(kept, q.gather(1, kept.ids).log(), q, torch.zeros(len(q), 1).double(), torch.empty_like(q))
-    return (found.excess - found.drift * q).scatter_add_(1, kept.ids, found.kept)
+    found = against(kept, q.log(), q, q.new_zeros(len(q), 1).double())
+    return add_slope(torch.zeros_like(q), kept, found, q, q.new_ones(len(q), 1))
 
 
 def _independent(p: Tensor, q: Tensor, kept: Sketch) -> Tensor:

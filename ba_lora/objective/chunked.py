@@ -18,7 +18,7 @@ from torch.autograd.function import once_differentiable
 from .dense import divisor
 from .regularizers import entropy, svd_ratio, working
 from .settings import REGULARIZERS, TERMS, Objective
-from .sketch import Against, Sketch, against
+from .sketch import Against, Sketch, add_slope, against
 from .spectrum import full_precision, gram, leading_triplets
 
 # Bytes of one chunk's logits in float32, by the type of device; the buffers take a few times this much memory in all. Each chunk
@@ -214,7 +214,7 @@ class _Plan(NamedTuple):
         """Number of buffers of the size of a chunk's logits."""
         is_softened = self.has_consistency and self.temperature != 1
         keeps_logits = self.has_diversity and self.top_k is None
-        needs_own = self.has_consistency and not isinstance(teacher, TeacherStats)
+        needs_own = self.has_consistency and isinstance(teacher, Tensor)
         return 2 + needs_own + (is_softened and keeps_logits)
 
 
@@ -343,9 +343,7 @@ def _chunk(hidden, teacher, weight, targets, plan: _Plan, buffers: list[Tensor])
         moved = torch.linalg.vecdot(p_teacher, z_teacher.sub_(z))  # exactly 0 for equal hidden states
 
     p, log_total = _softmax(z, second)  # in the second buffer
-    sketched = None
-    if isinstance(teacher, Sketch):  # its part for all tokens is in the third buffer, to the end
-        sketched = against(teacher, z.gather(1, teacher.ids), p, log_total, more.pop())
+    sketched = against(teacher, z, p, log_total) if isinstance(teacher, Sketch) else None
     # p at temperature 1 is `ones` / partition: in the second buffer if T = 1, else in place of z unless z is needed again
     ones = p if temperature == 1 else torch.pow(p, temperature, out=more.pop()[: len(z)] if whole else z)
     partition = ones.sum(-1, keepdim=True)
@@ -385,10 +383,7 @@ def _chunk(hidden, teacher, weight, targets, plan: _Plan, buffers: list[Tensor])
 
 def _with_consistency(ones, p, pull: Tensor, p_teacher: Tensor | None, teacher, sketched: Against | None) -> Tensor:
     """`ones` (n, V) plus `pull` (n, 1) times the slope of consistency, in place; without that of (u, c), which comes in later."""
-    own = pull if sketched is None else -pull * sketched.drift  # of the student's q
-    g = ones.mul_(1 + own) if p is ones else ones.addcmul_(p, own)
-    if p_teacher is not None:
-        g.addcmul_(p_teacher, -pull)
-    elif sketched is not None:
-        g.addcmul_(sketched.excess, pull).scatter_add_(1, teacher.ids, pull * sketched.kept)
-    return g
+    if sketched is not None:
+        return add_slope(ones, teacher, sketched, p, pull)
+    g = ones.mul_(1 + pull) if p is ones else ones.addcmul_(p, pull)
+    return g if p_teacher is None else g.addcmul_(p_teacher, -pull)

@@ -12,12 +12,14 @@ docs/objective.md derives both and compares the estimator with others.
 A kept token is one 32-bit word: its number in as many bits as the vocabulary needs, its probability in the others.
 """
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 OCTAVES = 32  # stored probabilities are 0 or at least 2^−OCTAVES
+BLOCK_BYTES = {"cpu": 1 << 20, "cuda": 32 << 20}  # of the rows that are compared with the student at once
 SPREAD = 0.03  # share of the draws, about, that go to all tokens alike, for those that the student comes to prefer to the teacher
 
 
@@ -48,13 +50,12 @@ class Sketch(NamedTuple):
 
 
 class Against(NamedTuple):
-    """A sketch against the student. kl: (n,) float64; the gradient of kl for z/T is `excess` (n, V), plus `kept` (n, M) at the
-    ids, minus `drift` (n, 1) times q."""
+    """A sketch against the student. kl: (n,) float64. Its gradient for z/T: `kept` (n, M) at the ids, minus `drift` (n, 1) times q, plus
+    q's excess over the threshold."""
 
     kl: Tensor
     kept: Tensor
     drift: Tensor
-    excess: Tensor
 
 
 def pack(ids: Tensor, codes: Tensor, vocabulary: int) -> Tensor:
@@ -87,21 +88,39 @@ def decode(codes: Tensor, bits: int) -> Tensor:
     return torch.where(codes == 0, 0.0, p)
 
 
-def against(sketch: Sketch, z_kept: Tensor, q: Tensor, log_total: Tensor, out: Tensor) -> Against:
-    """Compare sketches with the student. z_kept: z/T at the ids (n, M); q: softmax(z/T) (n, V); log_total: log Σ exp(z/T) (n, 1)
-    float64; out: (n or more, V), which holds the result's `excess`."""
+def against(sketch: Sketch, z: Tensor, q: Tensor, log_total: Tensor) -> Against:
+    """Compare sketches with the student. z: its logits/T (n, V); q: softmax(z); log_total: log Σ exp z (n, 1) float64."""
     p, threshold = sketch.p.double(), sketch.threshold.double()[:, None]
-    log_q = z_kept.double() - log_total
+    log_q = z.gather(1, sketch.ids).double() - log_total
     bounded = log_q.exp().minimum(threshold)  # f
     weight = sketch.weight.double()
     kl = (weight * _kept_kl(p, log_q, threshold)).sum(-1)
     kept = weight * (bounded - p)
-    least = sketch.threshold.to(q)[:, None]
-    excess = torch.sub(q, least, out=out[: len(q)]).clamp_(min=0)
-    total = excess.sum(-1, dtype=torch.float64)
-    kl += total - threshold[:, 0] * excess.div_(least).log1p_().sum(-1, dtype=torch.float64)
-    torch.sub(q, least, out=excess).clamp_(min=0)
-    return Against(kl, kept.to(q), (kept.sum(-1) + total)[:, None].to(q), excess)
+    least, log_least = sketch.threshold.to(q)[:, None], (threshold.log() + log_total).to(q)
+    total, above = torch.empty_like(least), torch.empty_like(least)  # Σ (q − τ) and Σ log(q/τ), where q is above τ
+    for part, excess in _blocks(q):
+        torch.sum(torch.sub(z[part], log_least[part], out=excess).clamp_(min=0), -1, keepdim=True, out=above[part])
+        torch.sum(torch.sub(q[part], least[part], out=excess).clamp_(min=0), -1, keepdim=True, out=total[part])
+    kl += (total - threshold * above)[:, 0]
+    return Against(kl, kept.to(q), (kept.sum(-1, keepdim=True) + total).to(q))
+
+
+def add_slope(g: Tensor, sketch: Sketch, found: Against, q: Tensor, scale: Tensor) -> Tensor:
+    """Add scale (n, 1) times the gradient of `found.kl` for z/T to g (n, V) in place, and return g, which may be q."""
+    least, own = sketch.threshold.to(q)[:, None], -scale * found.drift
+    for part, excess in _blocks(q):
+        torch.sub(q[part], least[part], out=excess).clamp_(min=0)
+        g[part].addcmul_(q[part], own[part]).addcmul_(excess, scale[part])
+    return g.scatter_add_(1, sketch.ids, scale * found.kept)
+
+
+def _blocks(q: Tensor) -> Iterator[tuple[slice, Tensor]]:
+    """Blocks of rows of q (n, V), each with a buffer of its size: passes over a block that the cache holds cost little."""
+    rows = max(BLOCK_BYTES.get(q.device.type, BLOCK_BYTES["cpu"]) // (q.element_size() * q.shape[1]), 1)
+    buffer = torch.empty_like(q[:rows])
+    for start in range(0, len(q), rows):
+        part = slice(start, min(start + rows, len(q)))
+        yield part, buffer[: part.stop - start]
 
 
 def sketched_kl(logits: Tensor, sketch: Sketch, temperature: float) -> Tensor:
