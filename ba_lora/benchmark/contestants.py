@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from ..data.collator import counted
 from ..errors import UserError
 from ..methods.delta import start_tensors
+from ..methods.precision import keep_inputs_under_autocast
 from ..methods.teacher import teacher
 from ..models import load_model
 from ..objective.chunked import factor_of
@@ -58,6 +59,8 @@ class Work:
             )
         began = time.perf_counter()
         self.student = adapt(base, case.rank, case.start, case.device, form).train()
+        if case.dtype == "bfloat16":  # as the trainer does
+            keep_inputs_under_autocast(self.student)
         wait(case.device)
         self.start_seconds = time.perf_counter() - began
         self.batch = synthetic_batch(case, base.get_input_embeddings().num_embeddings)
