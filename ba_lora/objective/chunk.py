@@ -30,7 +30,8 @@ Teacher = Tensor | TeacherStats | Sketch  # its part of some rows: hidden states
 
 
 class Plan(NamedTuple):
-    """The work on each chunk. lambda1, lambda2: the current weights of consistency and diversity."""
+    """The work on each chunk. lambda1, lambda2: the current weights of consistency and diversity. observes: also the sums of the
+    entropies at temperature 1 and of the targets that are the most likely token."""
 
     lambda1: float
     lambda2: float
@@ -38,14 +39,19 @@ class Plan(NamedTuple):
     top_k: int | None
     has_consistency: bool
     has_diversity: bool
-    chunk: int
+    chunk: int = 1
+    observes: bool = False
 
     def buffers(self, teacher: Teacher | None) -> int:
         """Number of buffers of the size of a chunk's logits."""
         is_softened = self.has_consistency and self.temperature != 1
-        keeps_logits = self.has_diversity and self.top_k is None
         needs_own = self.has_consistency and not isinstance(teacher, TeacherStats)
-        return 2 + needs_own + (is_softened and keeps_logits)
+        return 2 + needs_own + (is_softened and self.keeps_logits)
+
+    @property
+    def keeps_logits(self) -> bool:
+        """Return True if the logits are needed after the softmax."""
+        return self.observes or (self.has_diversity and self.top_k is None)
 
 
 def part_of(teacher: Teacher, part: slice, dtype: torch.dtype) -> Teacher:
@@ -99,35 +105,35 @@ def softmax(z: Tensor, out: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def one_chunk(hidden, teacher, weight, targets, plan: Plan, buffers: list[Tensor]) -> tuple[Tensor, Tensor]:
-    """One chunk's gradient (n, d) of the summed loss, and its sums (3,) of task, consistency and diversity.
+    """One chunk's gradient (n, d) of the summed loss, and its sums (5,): task, consistency, diversity and what `_observed` returns.
 
     teacher: its hidden states (n, d), its statistics, a sketch, or None. buffers: `plan.buffers` of them; comments say what
     each one holds. All logits here are divided by T.
     """
     temperature, soft = (plan.temperature, plan.lambda1 * plan.temperature) if plan.has_consistency else (1.0, 0.0)
     whole = plan.has_diversity and plan.top_k is None
-    sums = torch.zeros(3, dtype=torch.float64, device=hidden.device)
+    sums = torch.zeros(5, dtype=torch.float64, device=hidden.device)
     first, second, *more = buffers
 
     z = logits_of(hidden, weight, temperature, first)  # (n, V), in the first buffer
     z_target = z.gather(1, targets[:, None])
     top, places = _largest(z, plan.top_k) if plan.has_diversity and not whole else (None, None)
-
-    p_teacher = None
+    p_teacher = sketched = None
     if isinstance(teacher, Tensor):
         z_teacher = logits_of(teacher, weight, temperature, second)  # in the second buffer
         p_teacher, log_total_teacher = softmax(z_teacher, more.pop())  # in the third buffer, to the end
         moved = torch.linalg.vecdot(p_teacher, z_teacher.sub_(z))  # exactly 0 for equal hidden states
 
     p, log_total = softmax(z, second)  # in the second buffer
-    sketched = None
     if isinstance(teacher, Sketch):  # its part for all tokens is in the third buffer, to the end
         sketched = against(teacher, z.gather(1, teacher.ids), p, log_total, more.pop())
     # p at temperature 1 is `ones` / partition: in the second buffer if T = 1, else in place of z unless z is needed again
-    ones = p if temperature == 1 else torch.pow(p, temperature, out=more.pop()[: len(z)] if whole else z)
+    ones = p if temperature == 1 else torch.pow(p, temperature, out=more.pop()[: len(z)] if plan.keeps_logits else z)
     partition = ones.sum(-1, keepdim=True)
     log_partition = temperature * log_total + partition.double().log()
     sums[0] = (log_partition - temperature * z_target).sum()
+    if plan.observes:
+        sums[3:] = _observed(z, ones, partition, log_partition, targets, temperature)
     if p_teacher is not None:
         sums[1] = temperature**2 * (moved[:, None].double() + (log_total - log_total_teacher)).sum()
     elif sketched is not None:
@@ -169,3 +175,12 @@ def _with_consistency(ones, p, pull: Tensor, p_teacher: Tensor | None, teacher, 
     elif sketched is not None:
         g.addcmul_(sketched.excess, pull).scatter_add_(1, teacher.ids, pull * sketched.kept)
     return g
+
+
+def _observed(z, ones, partition, log_partition, targets, temperature: float) -> Tensor:
+    """(2,): the sum of the rows' entropies at temperature 1 in nats, and the number of targets that are the most likely token.
+
+    z: the logits divided by T (n, V). ones, partition: the probabilities times the partition, and the partition.
+    """
+    entropies = log_partition - temperature * torch.linalg.vecdot(ones, z)[:, None].double() / partition
+    return torch.stack([entropies.sum(), (z.argmax(-1) == targets).sum().double()])

@@ -24,6 +24,7 @@ from .spectrum import full_precision, gram, leading_triplets
 # reads the whole head again: at V = 128,256 on two cores, 8 MiB takes twice as long as 48 MiB. The value for CUDA is an estimate
 # from memory bandwidth, not measured yet; scripts/gpu_check.sh times several sizes.
 CHUNK_BYTES = {"cpu": 48 << 20, "cuda": 256 << 20}
+OBSERVED = ("entropy", "accuracy")  # of the student, which `observe` asks for
 
 
 def rows_of_a_chunk(vocabulary: int, chunk_size: int | None = None, device: str = "cpu") -> int:
@@ -66,6 +67,7 @@ def chunked_objective(
     all_terms: bool = False,
     teacher_rows: Tensor | None = None,
     teacher_weight: float = 1.0,
+    observe: bool = False,
 ) -> tuple[Tensor, dict[str, Tensor | None]]:
     """Loss and terms of rows that are already selected and shifted, from their hidden states; see dense.dense_objective.
 
@@ -74,6 +76,8 @@ def chunked_objective(
     teacher_hidden, (u, c) or a Sketch. head_factor: from `factor_of`; computed if None. chunk_size: rows per chunk; None = set by
     CHUNK_BYTES for the head's device. num_items: rows in the whole step (default N). teacher_rows (n,): the rows that the teacher's
     part (n, …) is of, if not all; in the consistency each weighs teacher_weight. No teacher's logits are computed for the others.
+    observe: terms also has "entropy", that of the whole softmax at temperature 1 in nats, and "accuracy", the share of targets that are
+    the most likely token; sums over the rows / num_items like the others.
 
     Returns (loss, terms). Terms carry no gradient and are unweighted; a term with weight 0 is None unless all_terms. loss = task +
     λ1·consistency + λ2·diversity + λ3·spectrum_scale·spectrum.
@@ -86,23 +90,19 @@ def chunked_objective(
     if teacher_stats is not None and not isinstance(teacher_stats, Sketch):
         teacher = TeacherStats(*teacher_stats)  # a plain pair will do
     _refuse(head_weight, objective, weights, teacher, len(targets if teacher_rows is None else teacher_rows))
-    plan = Plan(
-        weights["consistency"],
-        weights["diversity"],
-        objective.temperature,
-        objective.top_k,
-        has_consistency=teacher is not None and (weights["consistency"] > 0 or all_terms),
-        has_diversity=weights["diversity"] > 0 or all_terms,
-        chunk=rows_of_a_chunk(len(head_weight), chunk_size, head_weight.device.type),
-    )
+    plan = _plan(objective, weights, teacher is not None, all_terms, observe)
+    plan = plan._replace(chunk=rows_of_a_chunk(len(head_weight), chunk_size, head_weight.device.type))
     rest = (head_weight, targets, divisor(num_items, len(targets)), plan)
     if teacher_rows is None or not plan.has_consistency:
-        loss, task, consistency, diversity = _TokenTerms.apply(hidden, teacher, *rest)
+        loss, task, consistency, diversity, *observed = _TokenTerms.apply(hidden, teacher, *rest)
     else:
-        loss, task, consistency, diversity = _partly_taught(hidden, teacher, *rest, teacher_rows, teacher_weight)
+        loss, task, consistency, diversity, *observed = _partly_taught(
+            hidden, teacher, *rest, teacher_rows, teacher_weight
+        )
     terms: dict[str, Tensor | None] = dict.fromkeys(TERMS) | {"task": task}
     terms |= {"consistency": consistency} if plan.has_consistency else {}
     terms |= {"diversity": diversity} if plan.has_diversity else {}
+    terms |= dict(zip(OBSERVED, observed, strict=True)) if observe else {}
     if needs_factor(lambdas, all_terms):
         factor = factor_of(head_weight) if head_factor is None else head_factor
         for name, value in _statistics(hidden, factor, objective, weights, all_terms).items():
@@ -110,6 +110,19 @@ def chunked_objective(
             if weights[name] > 0:
                 loss = loss + weights[name] * spectrum_scale * value
     return loss, terms
+
+
+def _plan(objective: Objective, weights: dict, has_teacher: bool, all_terms: bool, observe: bool) -> Plan:
+    """The work on each chunk, whose size is left open."""
+    return Plan(
+        weights["consistency"],
+        weights["diversity"],
+        objective.temperature,
+        objective.top_k,
+        has_consistency=has_teacher and (weights["consistency"] > 0 or all_terms),
+        has_diversity=weights["diversity"] > 0 or all_terms,
+        observes=observe,
+    )
 
 
 def _refuse(head_weight: Tensor, objective: Objective, weights: dict, teacher: Teacher | None, taught: int) -> None:
@@ -184,7 +197,7 @@ def _statistics(
 
 
 class _TokenTerms(torch.autograd.Function):
-    """(loss, task, consistency, diversity) of the token terms. The forward pass already computes the gradient for `hidden`."""
+    """(loss, task, consistency, diversity, entropy, accuracy) of the token terms. The forward pass already computes the gradient for `hidden`."""
 
     @staticmethod
     def forward(ctx, hidden, teacher, head_weight, targets, items, plan):
@@ -192,11 +205,11 @@ class _TokenTerms(torch.autograd.Function):
             gradient, sums = _all_chunks(hidden.detach(), teacher, head_weight.detach(), targets, plan)
             scale = 1.0 / (items.double() if isinstance(items, Tensor) else items)
             ctx.save_for_backward(gradient.mul_(scale))
-        task, consistency, diversity = (sums * scale).to(working(hidden).dtype)
+        task, consistency, diversity, *observed = (sums * scale).to(working(hidden).dtype)
         loss = task + plan.lambda1 * consistency + plan.lambda2 * diversity
         ctx.dtype = hidden.dtype
-        ctx.mark_non_differentiable(task, consistency, diversity)
-        return loss, task, consistency, diversity
+        ctx.mark_non_differentiable(task, consistency, diversity, *observed)
+        return loss, task, consistency, diversity, *observed
 
     @staticmethod
     @once_differentiable
@@ -217,15 +230,15 @@ def _partly_taught(hidden, teacher, head_weight, targets, items, plan: Plan, row
         _TokenTerms.apply(hidden.index_select(0, part), source, head_weight, targets.index_select(0, part), items, form)
         for part, source, form in both
     ]
-    loss, task, consistency, diversity = map(sum, zip(*parts, strict=True))
-    return loss, task, weight * consistency, diversity
+    loss, task, consistency, *rest = map(sum, zip(*parts, strict=True))
+    return loss, task, weight * consistency, *rest
 
 
 def _all_chunks(hidden, teacher, weight, targets, plan: Plan) -> tuple[Tensor, Tensor]:
-    """The gradient (N, d) of the summed loss, and the sums (3,) of task, consistency and diversity in float64."""
+    """The gradient (N, d) of the summed loss, and the sums (5,) of one_chunk in float64."""
     weight = weight.to(hidden.dtype)
     gradient = torch.empty(hidden.shape, dtype=working(hidden).dtype, device=hidden.device)
-    sums = torch.zeros(3, dtype=torch.float64, device=hidden.device)
+    sums = torch.zeros(5, dtype=torch.float64, device=hidden.device)
     rows = max(min(len(hidden), plan.chunk), 1)
     buffers = buffers_of(plan.buffers(teacher), rows, weight)
     for start in range(0, len(hidden), rows):
