@@ -115,6 +115,12 @@ def _route(model: PeftModel, objective_model: ObjectiveModel) -> None:
         if not anchored:
             return plain(self, *args, **inputs)
         objective_model.training = self.training
-        return objective_model(*args, **inputs)
+        outer = vars(self)["forward"]
+        # accelerate may have wrapped this one in an autocast context, which breaks if the objective enters it a second time
+        self.forward = MethodType(plain, self)
+        try:
+            return objective_model(*args, **inputs)
+        finally:
+            self.forward = outer
 
     model.forward = MethodType(forward, model)
