@@ -7,7 +7,6 @@ import torch
 from accelerate.state import AcceleratorState
 from peft import LoraConfig, PeftModel
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
-from trl import SFTTrainer
 
 import ba_lora
 from ba_lora.errors import UserError
@@ -22,6 +21,7 @@ from tests.trl.trainers import (
     LORA,
     VOCABULARY,
     AnchoredSFTTrainer,
+    SFTTrainer,
     gradient,
     relative,
     sft,

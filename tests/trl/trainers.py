@@ -1,14 +1,17 @@
 """Trainers for the tests of the mixin: a small Llama, the embedded tokenizer, and options under which a step is exact."""
 
 import datasets
+import pytest
 import torch
 import transformers
 from peft import LoraConfig, PeftModel, get_peft_model
-from trl import SFTConfig, SFTTrainer
 
 from ba_lora.models import load_tokenizer
 from ba_lora.trl import Anchored
 from tests.common import collate, ragged_samples, small_llama
+
+trl = pytest.importorskip("trl", reason="trl needs Python 3.11: pip install -r requirements.txt")
+SFTConfig, SFTTrainer = trl.SFTConfig, trl.SFTTrainer
 
 VOCABULARY = 768  # of the embedded tokenizer
 LORA = {"r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "v_proj", "down_proj"], "task_type": "CAUSAL_LM"}
