@@ -4,7 +4,7 @@ Public names (loaded on first use, so that `import ba_lora` stays light):
     attach, export, load            adapters: make, save, open
     Objective, ObjectiveModel       task loss plus regularizers, for any trainer
     BALoRATrainer, ObjectiveCallback
-    teacher                         the pre-trained model, seen through the adapted one
+    teacher, reference              the pre-trained model behind the adapted one: inside a block, or as a model
 """
 
 import importlib
@@ -23,6 +23,7 @@ _HOMES = {
     "BALoRATrainer": "training.trainer",
     "ObjectiveCallback": "training.callbacks",
     "teacher": "methods.teacher",
+    "reference": "methods.reference",
 }
 __all__ = ["__version__", *_HOMES]
 

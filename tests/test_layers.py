@@ -38,6 +38,7 @@ ALLOWED = {
     "card": f"{BASIS} data objective methods",
     "hub": f"{BASIS} machine data card",
     "training": f"{BASIS} {BELOW_TRAINING}",
+    "trl": f"{BASIS} {BELOW_TRAINING} training",
     "inference": f"{BASIS} packages machine data models methods",
     "planning": f"{BASIS} {BELOW_TRAINING} training inference",
     "benchmark": f"{BASIS} {BELOW_TRAINING} training planning",

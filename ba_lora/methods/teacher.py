@@ -6,13 +6,16 @@ follow its device, dtype and partitioning) and replace the trained tensors durin
 
 PEFT's `disable_adapter()` would give the residual W_res: after a PiSSA start that is a damaged model, not the teacher. In the delta
 form (delta.py) the base has kept its weights. There the adapter is switched off, and its changes, which start at zero, need no copy.
+The same holds for an adapter that PEFT put beside a base whose weights it left alone, as LoRA does: without a copy it is switched off.
 """
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
 
 from ..modes import evaluating
@@ -20,6 +23,12 @@ from ..sharding import gathered
 from .delta import change_tensors, in_delta_form, start_tensors
 
 COPY = "initial_copy"  # the name under which the model holds its InitialCopy
+# PEFT's init_lora_weights that leave the base's weights as they are; others, such as pissa, olora, corda, loftq and lora_ga, change them
+INTACT = (True, False, "gaussian", "eva", "mica", "orthogonal")
+SWITCHED = (
+    BaseTunerLayer,
+    AuxiliaryTrainingWrapper,
+)  # an adapted layer, and a module that PEFT trains whole beside the original
 
 
 class InitialCopy(nn.Module):
@@ -67,6 +76,26 @@ def kept_parameters(model: nn.Module) -> list[nn.Parameter]:
     return [*(initial_copy(model) or nn.Module()).parameters(), *start_tensors(model).values()]
 
 
+def has_teacher(model: nn.Module) -> bool:
+    """Return True if `teacher` can recover the pre-trained model: from the initial copy, or by switching the adapter off."""
+    return initial_copy(model) is not None or rests_on_its_base(model)
+
+
+def rests_on_its_base(model: nn.Module) -> bool:
+    """Return True if `model` without its adapter is the pre-trained model: a PeftModel whose start changed no weight of the base, and
+    which trains nothing but its adapter."""
+    if not isinstance(model, PeftModel) or any(config.is_prompt_learning for config in model.peft_config.values()):
+        return False
+    if any(getattr(config, "init_lora_weights", True) not in INTACT for config in model.peft_config.values()):
+        return False
+    beside = set()
+    for module in model.modules():
+        if isinstance(module, SWITCHED):
+            base = module.get_base_layer() if isinstance(module, BaseTunerLayer) else module.original_module
+            beside |= {id(p) for p in module.parameters()} - {id(p) for p in base.parameters()}
+    return all(id(parameter) in beside for parameter in model.parameters() if parameter.requires_grad)
+
+
 def _require_copy(model: nn.Module) -> InitialCopy:
     copy = initial_copy(model)
     if copy is None:
@@ -76,27 +105,27 @@ def _require_copy(model: nn.Module) -> InitialCopy:
 
 @contextmanager
 def teacher(model: nn.Module) -> Iterator[nn.Module]:
-    """Inside the block, `model` is the pre-trained model: evaluation mode, no gradient, initial values, adapters on (in the delta
-    form off).
+    """Inside the block, `model` is the pre-trained model: evaluation mode, no gradient, and initial values with adapters on (in the
+    delta form off). A PeftModel without an initial copy has its adapters off if that gives the pre-trained model.
 
-    Afterwards, also after an exception, it is the student again, with every mode and flag restored. Raises ValueError if no
-    initial copy was kept, or if adapters are merged into the base weights (the student cannot be separated from them).
+    Afterwards, also after an exception, it is the student again, with every mode and flag restored. Raises ValueError if there is
+    neither, or if adapters are merged into the base weights (the student cannot be separated from them).
 
     An initial value shadows the trained tensor as an attribute of its module and does not remove it, because ZeRO-3 records
     the parameters of each module and fails if they change from one forward to the next.
     """
-    copy = _require_copy(model)
+    copy = None if initial_copy(model) is None and rests_on_its_base(model) else _require_copy(model)
     modules = dict(model.named_modules())
-    tuner_layers = [module for module in modules.values() if isinstance(module, BaseTunerLayer)]
-    if any(getattr(layer, "merged", False) for layer in tuner_layers):
+    switched = [module for module in modules.values() if isinstance(module, SWITCHED)]
+    if any(getattr(layer, "merged", False) for layer in switched):
         raise ValueError("the adapter is merged into the base weights; unmerge it before the teacher is used")
-    flags = [(layer, layer._disable_adapters) for layer in tuner_layers]
-    initial = list(copy.parameters())
+    flags = [(layer, layer._disable_adapters) for layer in switched]
+    initial = list(copy.parameters()) if copy else []
     shadowed = []
     try:
         for layer, _ in flags:
-            layer._disable_adapters = in_delta_form(layer)
-        for names, tensor in zip(copy.places, initial, strict=True):
+            layer._disable_adapters = copy is None or in_delta_form(layer)
+        for names, tensor in zip(copy.places if copy else (), initial, strict=True):
             for name in names:
                 owner, _, key = name.rpartition(".")
                 vars(modules[owner])[key] = tensor

@@ -7,39 +7,24 @@ per row: u = Σ_v p_T(v)·w_v and c = Σ_v p_T(v)·log p_T(v). The singular valu
 docs/objective.md derives each of these.
 """
 
-import math
 from collections.abc import Callable
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from .chunk import Plan, Teacher, TeacherStats, buffers_of, logits_of, one_chunk, part_of, softmax
 from .dense import divisor
 from .regularizers import entropy, svd_ratio, working
 from .settings import REGULARIZERS, TERMS, Objective
-from .sketch import Against, Sketch, add_slope, against
+from .sketch import Sketch
 from .spectrum import full_precision, gram, leading_triplets
 
 # Bytes of one chunk's logits in float32, by the type of device; the buffers take a few times this much memory in all. Each chunk
 # reads the whole head again: at V = 128,256 on two cores, 8 MiB takes twice as long as 48 MiB. The value for CUDA is an estimate
 # from memory bandwidth, not measured yet; scripts/gpu_check.sh times several sizes.
 CHUNK_BYTES = {"cpu": 48 << 20, "cuda": 256 << 20}
-
-
-class TeacherStats(NamedTuple):
-    """The teacher's contribution to each row: u (N, d) and c (N,)."""
-
-    u: Tensor
-    c: Tensor
-
-    @property
-    def entropy(self) -> Tensor:
-        """(N,) in nats; of a bfloat16 u only up to its rounding."""
-        return -self.c
-
-
-Teacher = Tensor | TeacherStats | Sketch  # its part of some rows: hidden states (N, d), or what a cache holds
+OBSERVED = ("entropy", "accuracy")  # of the student, which `observe` asks for
 
 
 def rows_of_a_chunk(vocabulary: int, chunk_size: int | None = None, device: str = "cpu") -> int:
@@ -82,6 +67,7 @@ def chunked_objective(
     all_terms: bool = False,
     teacher_rows: Tensor | None = None,
     teacher_weight: float = 1.0,
+    observe: bool = False,
 ) -> tuple[Tensor, dict[str, Tensor | None]]:
     """Loss and terms of rows that are already selected and shifted, from their hidden states; see dense.dense_objective.
 
@@ -90,6 +76,8 @@ def chunked_objective(
     teacher_hidden, (u, c) or a Sketch. head_factor: from `factor_of`; computed if None. chunk_size: rows per chunk; None = set by
     CHUNK_BYTES for the head's device. num_items: rows in the whole step (default N). teacher_rows (n,): the rows that the teacher's
     part (n, …) is of, if not all; in the consistency each weighs teacher_weight. No teacher's logits are computed for the others.
+    observe: terms also has "entropy", that of the whole softmax at temperature 1 in nats, and "accuracy", the share of targets that are
+    the most likely token; sums over the rows / num_items like the others.
 
     Returns (loss, terms). Terms carry no gradient and are unweighted; a term with weight 0 is None unless all_terms. loss = task +
     λ1·consistency + λ2·diversity + λ3·spectrum_scale·spectrum.
@@ -102,23 +90,19 @@ def chunked_objective(
     if teacher_stats is not None and not isinstance(teacher_stats, Sketch):
         teacher = TeacherStats(*teacher_stats)  # a plain pair will do
     _refuse(head_weight, objective, weights, teacher, len(targets if teacher_rows is None else teacher_rows))
-    plan = _Plan(
-        weights["consistency"],
-        weights["diversity"],
-        objective.temperature,
-        objective.top_k,
-        has_consistency=teacher is not None and (weights["consistency"] > 0 or all_terms),
-        has_diversity=weights["diversity"] > 0 or all_terms,
-        chunk=rows_of_a_chunk(len(head_weight), chunk_size, head_weight.device.type),
-    )
+    plan = _plan(objective, weights, teacher is not None, all_terms, observe)
+    plan = plan._replace(chunk=rows_of_a_chunk(len(head_weight), chunk_size, head_weight.device.type))
     rest = (head_weight, targets, divisor(num_items, len(targets)), plan)
     if teacher_rows is None or not plan.has_consistency:
-        loss, task, consistency, diversity = _TokenTerms.apply(hidden, teacher, *rest)
+        loss, task, consistency, diversity, *observed = _TokenTerms.apply(hidden, teacher, *rest)
     else:
-        loss, task, consistency, diversity = _partly_taught(hidden, teacher, *rest, teacher_rows, teacher_weight)
+        loss, task, consistency, diversity, *observed = _partly_taught(
+            hidden, teacher, *rest, teacher_rows, teacher_weight
+        )
     terms: dict[str, Tensor | None] = dict.fromkeys(TERMS) | {"task": task}
     terms |= {"consistency": consistency} if plan.has_consistency else {}
     terms |= {"diversity": diversity} if plan.has_diversity else {}
+    terms |= dict(zip(OBSERVED, observed, strict=True)) if observe else {}
     if needs_factor(lambdas, all_terms):
         factor = factor_of(head_weight) if head_factor is None else head_factor
         for name, value in _statistics(hidden, factor, objective, weights, all_terms).items():
@@ -126,6 +110,19 @@ def chunked_objective(
             if weights[name] > 0:
                 loss = loss + weights[name] * spectrum_scale * value
     return loss, terms
+
+
+def _plan(objective: Objective, weights: dict, has_teacher: bool, all_terms: bool, observe: bool) -> Plan:
+    """The work on each chunk, whose size is left open."""
+    return Plan(
+        weights["consistency"],
+        weights["diversity"],
+        objective.temperature,
+        objective.top_k,
+        has_consistency=has_teacher and (weights["consistency"] > 0 or all_terms),
+        has_diversity=weights["diversity"] > 0 or all_terms,
+        observes=observe,
+    )
 
 
 def _refuse(head_weight: Tensor, objective: Objective, weights: dict, teacher: Teacher | None, taught: int) -> None:
@@ -158,9 +155,9 @@ def stats_of(
     weight = head_weight.detach().to(hidden.dtype)
     us, cs = [], []
     rows = max(min(len(hidden), rows_of_a_chunk(len(weight), chunk_size, weight.device.type)), 1)
-    z, p = _buffers(2, rows, weight)
+    z, p = buffers_of(2, rows, weight)
     for part in hidden.split(rows):
-        p, log_total = _softmax(_logits(part, weight, temperature, z), p)
+        p, log_total = softmax(logits_of(part, weight, temperature, z), p)
         us.append(working(p.to(weight.dtype) @ weight).to(dtype))
         cs.append((us[-1].double() * part.double()).sum(-1) / temperature - log_total[:, 0])
     return TeacherStats(torch.cat(us), torch.cat(cs))
@@ -199,27 +196,8 @@ def _statistics(
         return {name: STATISTICS[name](x, objective) for name in wanted}
 
 
-class _Plan(NamedTuple):
-    """The work that `_TokenTerms` has to do. lambda1, lambda2: the current weights of consistency and diversity."""
-
-    lambda1: float
-    lambda2: float
-    temperature: float
-    top_k: int | None
-    has_consistency: bool
-    has_diversity: bool
-    chunk: int
-
-    def buffers(self, teacher: Teacher | None) -> int:
-        """Number of buffers of the size of a chunk's logits."""
-        is_softened = self.has_consistency and self.temperature != 1
-        keeps_logits = self.has_diversity and self.top_k is None
-        needs_own = self.has_consistency and isinstance(teacher, Tensor)
-        return 2 + needs_own + (is_softened and keeps_logits)
-
-
 class _TokenTerms(torch.autograd.Function):
-    """(loss, task, consistency, diversity) of the token terms. The forward pass already computes the gradient for `hidden`."""
+    """(loss, task, consistency, diversity, entropy, accuracy) of the token terms. The forward pass already computes the gradient for `hidden`."""
 
     @staticmethod
     def forward(ctx, hidden, teacher, head_weight, targets, items, plan):
@@ -227,11 +205,11 @@ class _TokenTerms(torch.autograd.Function):
             gradient, sums = _all_chunks(hidden.detach(), teacher, head_weight.detach(), targets, plan)
             scale = 1.0 / (items.double() if isinstance(items, Tensor) else items)
             ctx.save_for_backward(gradient.mul_(scale))
-        task, consistency, diversity = (sums * scale).to(working(hidden).dtype)
+        task, consistency, diversity, *observed = (sums * scale).to(working(hidden).dtype)
         loss = task + plan.lambda1 * consistency + plan.lambda2 * diversity
         ctx.dtype = hidden.dtype
-        ctx.mark_non_differentiable(task, consistency, diversity)
-        return loss, task, consistency, diversity
+        ctx.mark_non_differentiable(task, consistency, diversity, *observed)
+        return loss, task, consistency, diversity, *observed
 
     @staticmethod
     @once_differentiable
@@ -240,7 +218,7 @@ class _TokenTerms(torch.autograd.Function):
         return (gradient * upstream).to(ctx.dtype), None, None, None, None, None
 
 
-def _partly_taught(hidden, teacher, head_weight, targets, items, plan: _Plan, rows: Tensor, weight: float) -> tuple:
+def _partly_taught(hidden, teacher, head_weight, targets, items, plan: Plan, rows: Tensor, weight: float) -> tuple:
     """`_TokenTerms` where the teacher's part is of `rows` (n,) alone, which weigh `weight`: first these rows, then the others."""
     is_taught = torch.zeros(len(targets), dtype=torch.uint8, device=targets.device).index_fill_(0, rows, 1)
     order = is_taught.argsort(stable=True)  # a mask would make the host wait for the device
@@ -252,138 +230,20 @@ def _partly_taught(hidden, teacher, head_weight, targets, items, plan: _Plan, ro
         _TokenTerms.apply(hidden.index_select(0, part), source, head_weight, targets.index_select(0, part), items, form)
         for part, source, form in both
     ]
-    loss, task, consistency, diversity = map(sum, zip(*parts, strict=True))
-    return loss, task, weight * consistency, diversity
+    loss, task, consistency, *rest = map(sum, zip(*parts, strict=True))
+    return loss, task, weight * consistency, *rest
 
 
-def _all_chunks(hidden, teacher, weight, targets, plan: _Plan) -> tuple[Tensor, Tensor]:
-    """The gradient (N, d) of the summed loss, and the sums (3,) of task, consistency and diversity in float64."""
+def _all_chunks(hidden, teacher, weight, targets, plan: Plan) -> tuple[Tensor, Tensor]:
+    """The gradient (N, d) of the summed loss, and the sums (5,) of one_chunk in float64."""
     weight = weight.to(hidden.dtype)
     gradient = torch.empty(hidden.shape, dtype=working(hidden).dtype, device=hidden.device)
-    sums = torch.zeros(3, dtype=torch.float64, device=hidden.device)
+    sums = torch.zeros(5, dtype=torch.float64, device=hidden.device)
     rows = max(min(len(hidden), plan.chunk), 1)
-    buffers = _buffers(plan.buffers(teacher), rows, weight)
+    buffers = buffers_of(plan.buffers(teacher), rows, weight)
     for start in range(0, len(hidden), rows):
         part = slice(start, start + rows)
-        of_part = _part(teacher, part, hidden.dtype) if plan.has_consistency else None
-        gradient[part], more = _chunk(hidden[part], of_part, weight, targets[part], plan, buffers)
+        of_part = part_of(teacher, part, hidden.dtype) if plan.has_consistency else None
+        gradient[part], more = one_chunk(hidden[part], of_part, weight, targets[part], plan, buffers)
         sums += more
     return gradient, sums
-
-
-def _part(teacher: Teacher, part: slice, dtype: torch.dtype) -> Teacher:
-    """These rows of the teacher, in the precision that `_chunk` takes."""
-    if isinstance(teacher, Sketch):
-        return Sketch(*(each[part] for each in teacher))
-    if isinstance(teacher, TeacherStats):
-        return TeacherStats(working(teacher.u[part]), teacher.c[part].double())
-    return teacher[part].to(dtype)
-
-
-def _buffers(count: int, rows: int, weight: Tensor) -> list[Tensor]:
-    """`count` buffers (rows, V) for a chunk's logits, in working precision.
-
-    They are allocated once and reused for every chunk: fresh memory from the system costs more than the arithmetic done in
-    it.
-    """
-    return [torch.empty(rows, len(weight), dtype=working(weight[:0]).dtype, device=weight.device) for _ in range(count)]
-
-
-def _logits(hidden: Tensor, weight: Tensor, temperature: float, out: Tensor) -> Tensor:
-    """Write z/T (n, V), in working precision, to the first n rows of `out`, and return them."""
-    exact = math.frexp(temperature)[0] == 0.5  # a power of two: dividing the hidden states is exact
-    z, hidden = out[: len(hidden)], hidden / temperature if exact else hidden
-    if weight.dtype == z.dtype:
-        torch.mm(hidden, weight.T, out=z)
-    else:
-        z.copy_(hidden @ weight.T)
-    return z if exact else z.div_(temperature)
-
-
-def _largest(z: Tensor, k: int, width: int = 128) -> tuple[Tensor, Tensor]:
-    """Same as z.topk(k), but several times faster for long rows: the k largest lie in the k blocks with the largest maxima."""
-    rows, length = z.shape
-    blocks = length // width
-    if blocks < 4 * k:
-        return z.topk(k, dim=-1)
-    chosen = z[:, : blocks * width].view(rows, blocks, width).amax(-1).topk(k, dim=-1).indices  # (n, K)
-    places = (chosen[..., None] * width + torch.arange(width, device=z.device)).flatten(1)
-    rest = torch.arange(blocks * width, length, device=z.device).expand(rows, -1)
-    places = torch.cat([places, rest], dim=1)
-    values, among = z.gather(1, places).topk(k, dim=-1)
-    return values, places.gather(1, among)
-
-
-def _softmax(z: Tensor, out: Tensor) -> tuple[Tensor, Tensor]:
-    """Return (p, log Σ exp z in float64 (n, 1)) of z (n, V). z is unchanged; p is written to the first n rows of `out`."""
-    p = torch.softmax(z, dim=-1, out=out[: len(z)])
-    # the largest p is 1 / Σ exp(z − max z)
-    return p, z.amax(-1, keepdim=True).double() - p.amax(-1, keepdim=True).double().log()
-
-
-def _chunk(hidden, teacher, weight, targets, plan: _Plan, buffers: list[Tensor]) -> tuple[Tensor, Tensor]:
-    """One chunk's gradient (n, d) of the summed loss, and its sums (3,) of task, consistency and diversity.
-
-    teacher: its hidden states (n, d), its statistics, a sketch, or None. buffers: `plan.buffers` of them; comments say what
-    each one holds. All logits here are divided by T.
-    """
-    temperature, soft = (plan.temperature, plan.lambda1 * plan.temperature) if plan.has_consistency else (1.0, 0.0)
-    whole = plan.has_diversity and plan.top_k is None
-    sums = torch.zeros(3, dtype=torch.float64, device=hidden.device)
-    first, second, *more = buffers
-
-    z = _logits(hidden, weight, temperature, first)  # (n, V), in the first buffer
-    z_target = z.gather(1, targets[:, None])
-    top, places = _largest(z, plan.top_k) if plan.has_diversity and not whole else (None, None)
-
-    p_teacher = None
-    if isinstance(teacher, Tensor):
-        z_teacher = _logits(teacher, weight, temperature, second)  # in the second buffer
-        p_teacher, log_total_teacher = _softmax(z_teacher, more.pop())  # in the third buffer, to the end
-        moved = torch.linalg.vecdot(p_teacher, z_teacher.sub_(z))  # exactly 0 for equal hidden states
-
-    p, log_total = _softmax(z, second)  # in the second buffer
-    sketched = against(teacher, z, p, log_total) if isinstance(teacher, Sketch) else None
-    # p at temperature 1 is `ones` / partition: in the second buffer if T = 1, else in place of z unless z is needed again
-    ones = p if temperature == 1 else torch.pow(p, temperature, out=more.pop()[: len(z)] if whole else z)
-    partition = ones.sum(-1, keepdim=True)
-    log_partition = temperature * log_total + partition.double().log()
-    sums[0] = (log_partition - temperature * z_target).sum()
-    if p_teacher is not None:
-        sums[1] = temperature**2 * (moved[:, None].double() + (log_total - log_total_teacher)).sum()
-    elif sketched is not None:
-        sums[1] = temperature**2 * sketched.kl.sum()
-    elif plan.has_consistency:
-        cross = (teacher.u.double() * hidden.double()).sum(-1, keepdim=True) / temperature
-        sums[1] = temperature**2 * (teacher.c[:, None] - cross + log_total).sum()
-
-    slope = None
-    if whole:
-        log_p = z.mul_(temperature).sub_(log_partition)  # in the first buffer
-        negative = torch.linalg.vecdot(ones, log_p)[:, None] / partition  # −H
-        sums[2] = negative.double().sum()
-        slope = log_p.sub_(negative).mul_(ones) if plan.lambda2 else None
-    elif plan.has_diversity:
-        log_top = torch.log_softmax(temperature * top, dim=-1)
-        negative = (log_top.exp() * log_top).sum(-1, keepdim=True)  # −H over the K largest
-        sums[2] = negative.double().sum()
-
-    # The gradient with respect to the logits, times the partition; the product with the head is divided by it again.
-    g = _with_consistency(ones, p, soft * partition, p_teacher, teacher, sketched) if soft else ones
-    if slope is not None:
-        g.add_(slope, alpha=plan.lambda2)
-    g.scatter_add_(1, targets[:, None], -partition)
-    if top is not None and plan.lambda2:
-        g.scatter_add_(1, places, plan.lambda2 * partition * log_top.exp() * (log_top - negative))
-    gradient = working(g.to(weight.dtype) @ weight).div_(partition)
-    if soft and isinstance(teacher, TeacherStats):
-        gradient.sub_(teacher.u, alpha=soft)
-    return gradient, sums
-
-
-def _with_consistency(ones, p, pull: Tensor, p_teacher: Tensor | None, teacher, sketched: Against | None) -> Tensor:
-    """`ones` (n, V) plus `pull` (n, 1) times the slope of consistency, in place; without that of (u, c), which comes in later."""
-    if sketched is not None:
-        return add_slope(ones, teacher, sketched, p, pull)
-    g = ones.mul_(1 + pull) if p is ones else ones.addcmul_(p, pull)
-    return g if p_teacher is None else g.addcmul_(p_teacher, -pull)

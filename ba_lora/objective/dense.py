@@ -117,6 +117,14 @@ def classifier_objective(
     return _total(task, means, lambdas, rows, items, share)
 
 
+@torch.no_grad()
+def observed(logits: Tensor, targets: Tensor, num_items: Tensor | float | None = None) -> dict[str, Tensor]:
+    """What `chunked_objective` adds to its terms with `observe`, from the logits (N, V) and targets (N,)."""
+    items = divisor(num_items, len(targets))
+    entropies, right = regularizers.entropy(logits), logits.argmax(-1) == targets
+    return {"entropy": entropies.sum() / items, "accuracy": right.sum() / items}
+
+
 def divisor(num_items: Tensor | float | None, rows: int) -> Tensor | float:
     """The divisor of the sums; at least 1, for a process without rows."""
     items = rows if num_items is None else num_items

@@ -33,6 +33,8 @@ class ObjectiveCallback(TrainerCallback):
     model: the model being trained. metrics: the file that gets one line per logged step, or None.
     """
 
+    makes_log = True  # transformers logs each step that this callback logs
+
     def __init__(self, model: StepModel, metrics: str | Path | None = None):
         self.model, self.metrics = model, Path(metrics) if metrics else None
         self.row: dict | None = None  # the last logged step
@@ -111,7 +113,7 @@ class ObjectiveCallback(TrainerCallback):
         if not is_logged(state.global_step, args, state):
             return
         # transformers would not log a last step that is not a multiple of logging_steps
-        if args.logging_strategy != "no":
+        if self.makes_log and args.logging_strategy != "no":
             control.should_log = True
         self.row = {"step": state.global_step, **self._reduced()}
         self.row |= {"lr": self.learning_rate, "seconds": time.perf_counter() - self.started, "tokens": self.tokens}

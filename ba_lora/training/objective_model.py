@@ -3,14 +3,15 @@
 import logging
 from collections.abc import Callable
 
+import torch
 from torch import Tensor, nn
 from transformers.modeling_outputs import CausalLMOutput
 
 from ..data.collator import counted, trained_rows
 from ..errors import UserError
 from ..methods.adalora import penalty
-from ..objective.chunked import TeacherStats, chunked_objective, mean_entropy, needs_factor
-from ..objective.dense import dense_objective
+from ..objective.chunked import OBSERVED, TeacherStats, chunked_objective, mean_entropy, needs_factor
+from ..objective.dense import dense_objective, divisor, observed
 from ..objective.head import Split, cached_factor, split
 from ..objective.regularizers import entropy
 from ..objective.settings import REGULARIZERS, Objective
@@ -27,18 +28,25 @@ class ObjectiveModel(StepModel):
     """A causal language model whose forward returns the objective; StepModel describes how it is driven.
 
     chunked: train from the hidden states if the head allows it, with the same value and gradients in less memory and time;
-    the output then has no logits. False: always use the dense form.
+    the output then has no logits. False: always use the dense form. observe: keep in `observed` what a trainer reports of each
+    micro-batch, in evaluation too, which is then chunked like training.
     """
 
     averaged = (*(each.name for each in REGULARIZERS if not each.per_row), "penalty")
     loss_type = "ForCausalLM"  # Trainer then counts labels[:, 1:], the rows that `counted` counts
 
-    def __init__(self, student: nn.Module, objective: Objective, *, chunked: bool = True, **options):
+    def __init__(
+        self, student: nn.Module, objective: Objective, *, chunked: bool = True, observe: bool = False, **options
+    ):
         vocabulary = student.get_output_embeddings().weight.shape[0]
         if objective.top_k is not None and objective.top_k > vocabulary:
             raise UserError(f"top_k {objective.top_k} is above the vocabulary of {vocabulary}; lower top_k")
         super().__init__(student, objective, **options)
         self.vocabulary = vocabulary
+        self.observe = observe
+        self.observed: dict[
+            str, Tensor
+        ] = {}  # of the last micro-batch: rows, sums of entropy and accuracy, and its terms
         self.may_split = chunked  # until the first step finds that the head does not allow it
         self.parts: Split | None = None
         self.factor: Tensor | None = None  # factor of the head, for the spectrum
@@ -59,7 +67,7 @@ class ObjectiveModel(StepModel):
             return self.student(**inputs)
         inputs["use_cache"] = False
         rows = trained_rows(labels)
-        if self.training and not self.keep_gradients and self._can_split(input_ids):
+        if (self.training or self.observe) and not self.keep_gradients and self._can_split(input_ids):
             output, terms, weights = self._chunked(inputs, labels, rows, num_items_in_batch, stats)
         elif self.training and (
             isinstance(stats, TeacherStats) or (stats is not None and self.objective.consistency != "kl")
@@ -71,6 +79,8 @@ class ObjectiveModel(StepModel):
         else:
             stats = stats if self.training else None
             output, terms, weights = self._dense(inputs, labels, rows, num_items_in_batch, stats)
+        if self.observe:
+            self._keep_observed(terms, len(rows), num_items_in_batch)
         if self.training:
             extra = penalty(self.student)
             if extra is not None:
@@ -78,6 +88,13 @@ class ObjectiveModel(StepModel):
             self.rows = self.rows + self.items(labels)
             self.record(terms, output.loss, weights)
         return output
+
+    def _keep_observed(self, terms: dict, rows: int, num_items) -> None:
+        """Take entropy and accuracy out of `terms`, as sums over the micro-batch's rows."""
+        items = divisor(num_items, rows)
+        self.observed = {name: terms.pop(name) * items for name in OBSERVED}
+        self.observed |= {name: term.detach() for name, term in terms.items() if term is not None}
+        self.observed["rows"] = torch.as_tensor(rows, device=terms["task"].device)
 
     def _can_split(self, input_ids: Tensor) -> bool:
         """Return True if the objective can be computed without logits. Determined once; logs the reason once if it cannot."""
@@ -119,10 +136,12 @@ class ObjectiveModel(StepModel):
             self.objective,
             weights,
             num_items=num_items,
-            spectrum_scale=self.share,
+            spectrum_scale=self.share if self.training else 1.0,
             all_terms=self.all_terms,
             **taught.options(),
         )
+        if self.observe:
+            terms |= observed(logits, targets, num_items)
         return output, terms, weights
 
     def _chunked(
@@ -167,8 +186,9 @@ class ObjectiveModel(StepModel):
             head_factor=self.factor,
             teacher_stats=stats,
             num_items=num_items,
-            spectrum_scale=self.share,
+            spectrum_scale=self.share if self.training else 1.0,
             all_terms=self.all_terms,
+            observe=self.observe,
             **taught.options(),
         )
         return loss, terms, weights

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import UserError
-from ..methods.teacher import initial_copy, teacher
+from ..methods.teacher import has_teacher, teacher
 from ..objective import schedules
 from ..objective.settings import REGULARIZERS, Objective
 from .gauges import StepClock
@@ -40,13 +40,14 @@ class StepModel(nn.Module):
         teacher_share: TeacherShare | None = None,
     ):
         super().__init__()
-        if objective.uses_teacher() and initial_copy(student) is None:
+        if objective.uses_teacher() and not has_teacher(student):
             raise UserError(
                 "lambda1 > 0 needs the teacher and this model keeps no initial copy; attach it with keep_initial=True"
             )
         self.student, self.objective, self.teacher_share = student, objective, teacher_share or TeacherShare()
         check_share(self.teacher_share.share, objective)
         self.all_terms, self.gradient_norms = all_terms, gradient_norms
+        self.has_teacher = has_teacher(student)
         self.clock = StepClock()
         self.begin_step(0, 1)
 
@@ -97,7 +98,7 @@ class StepModel(nn.Module):
     def needs_teacher(self) -> bool:
         """Return True if this step needs the teacher."""
         is_used = any(each.uses_teacher and weight > 0 for each, weight in zip(REGULARIZERS, self.lambdas, strict=True))
-        return is_used or (self.all_terms and initial_copy(self.student) is not None)
+        return is_used or (self.all_terms and self.has_teacher)
 
     def teach(self, run: Callable[..., Tensor], inputs: dict, labels: Tensor, owners: Callable[[], Tensor]) -> Taught:
         """Run the teacher on all sequences of a micro-batch or, in training, on those that are drawn.

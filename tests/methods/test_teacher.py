@@ -4,9 +4,10 @@ import copy
 
 import pytest
 import torch
+from peft import LoraConfig, PromptTuningConfig, get_peft_model
 
 from ba_lora.methods.attach import attach
-from ba_lora.methods.teacher import initial_copy, teacher
+from ba_lora.methods.teacher import has_teacher, initial_copy, keep_initial_copy, teacher
 from tests.common import collate, ragged_samples, small_llama
 
 METHODS = ["full", "lora", "pissa", "pissa_niter_4", "ba-lora"]
@@ -122,3 +123,63 @@ def test_the_copy_is_frozen_follows_the_dtype_and_survives_deepcopy():
     nudge(model)
     with teacher(model):
         torch.testing.assert_close(model(**batch).logits, original, rtol=1e-4, atol=1e-4)
+
+
+def by_peft(seed=0, **options):
+    """A small model with an adapter from stock PEFT."""
+    options = {"r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "v_proj", "down_proj"], **options}
+    torch.manual_seed(seed)
+    return get_peft_model(small_llama(), LoraConfig(task_type="CAUSAL_LM", **options))
+
+
+BESIDE = {
+    "lora": {},
+    "gaussian": {"init_lora_weights": "gaussian"},
+    "orthogonal": {"init_lora_weights": "orthogonal"},
+    "dora": {"use_dora": True},
+    "a whole head": {"modules_to_save": ["lm_head"]},
+    "tokens": {"trainable_token_indices": {"embed_tokens": [3, 4]}},
+}
+
+
+@pytest.mark.parametrize("name", BESIDE)
+def test_an_adapter_beside_an_untouched_base_needs_no_copy(name):
+    model, batch = by_peft(**BESIDE[name]), collate(ragged_samples(4))
+    assert has_teacher(model) and initial_copy(model) is None
+    nudge(model)
+    before = snapshot(model)
+    with teacher(model):
+        seen = model(**batch).logits
+    assert torch.equal(seen, small_llama()(**batch).logits)
+    assert_unchanged(before, snapshot(model))
+    assert (model(**batch).logits - seen).abs().max() > 0.1
+
+
+CHANGED = {
+    "pissa": {"init_lora_weights": "pissa"},
+    "olora": {"init_lora_weights": "olora"},
+    "trained biases": {"bias": "all"},
+}
+
+
+@pytest.mark.parametrize("name", CHANGED)
+def test_an_adapter_that_changed_its_base_has_a_teacher_only_with_a_copy(name):
+    torch.manual_seed(0)
+    base = small_llama(attention_bias=True)
+    batch = collate(ragged_samples(4))
+    original = base(**batch).logits.detach()
+    options = {"r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "v_proj"], **CHANGED[name]}
+    model = get_peft_model(base, LoraConfig(task_type="CAUSAL_LM", **options))
+    assert not has_teacher(model)
+    with pytest.raises(ValueError, match="no initial copy"), teacher(model):
+        pass
+    keep_initial_copy(model)
+    assert has_teacher(model)
+    nudge(model)
+    with teacher(model):
+        torch.testing.assert_close(model(**batch).logits, original, rtol=1e-4, atol=1e-4)
+
+
+def test_an_adapter_of_virtual_tokens_has_no_teacher():
+    model = get_peft_model(small_llama(), PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2))
+    assert not has_teacher(model)

@@ -16,7 +16,7 @@ from ba_lora.objective.chunked import (
     rows_of_a_chunk,
     stats_of,
 )
-from ba_lora.objective.dense import dense_objective
+from ba_lora.objective.dense import dense_objective, observed
 from ba_lora.objective.settings import TERMS, Objective
 
 WEIGHTS = (0.7, 0.4, 0.5)
@@ -94,6 +94,25 @@ def test_equals_the_dense_objective_for_every_shape_form_and_chunk(shape, form, 
         ours = chunked(FORMS[form], *case, chunk_size=chunk_size)
         assert_equal(ours, reference)
         assert student != "equal" or ours[1]["consistency"].item() == 0.0
+
+
+@pytest.mark.parametrize("lambdas", [WEIGHTS, (0.7, 0.0, 0.0), (0.0, 0.0, 0.0)], ids=str)
+@pytest.mark.parametrize("form", FORMS)
+def test_entropy_and_accuracy_come_from_the_chunks_and_change_nothing_else(form, lambdas):
+    for shape in [(7, 24, 1009), (20, 40, 31)]:
+        case = draw(*shape, dtype=torch.float64)
+        hidden, _, weight, targets = case
+        targets[::2] = (hidden @ weight.T).argmax(-1)[::2]  # half of the targets are the most likely token
+        plain = chunked(FORMS[form], *case, lambdas, chunk_size=3, num_items=40)
+        ours = chunked(FORMS[form], *case, lambdas, chunk_size=3, num_items=40, observe=True)
+        torch.testing.assert_close([plain[0], plain[2]], [ours[0], ours[2]], rtol=1e-12, atol=1e-14)
+        p = softmax((hidden @ weight.T).numpy())
+        wanted = {"entropy": -(p * np.log(p)).sum() / 40, "accuracy": (p.argmax(-1) == targets.numpy()).sum() / 40}
+        from_logits = observed(hidden @ weight.T, targets, 40)
+        for name, value in wanted.items():
+            assert ours[1][name].item() == pytest.approx(value, rel=1e-9), name
+            assert from_logits[name].item() == pytest.approx(value, rel=1e-7), name
+        assert ours[1]["accuracy"] >= len(targets) / 2 / 40
 
 
 @pytest.mark.parametrize("student", STUDENTS)

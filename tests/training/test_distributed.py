@@ -21,8 +21,8 @@ def result(folder):
     return torch.load(folder / "tensors.pt", weights_only=True), metrics
 
 
-def launch(folder, *words):
-    """The result of training with two processes. They are forked, because each would import its libraries for 10 s."""
+def launch(folder, *words, main=two_processes.main):
+    """The result of `main` with two processes. They are forked, because each would import its libraries for 10 s."""
     import deepspeed
 
     # replaces DeepSpeed's own operator, which takes minutes to compile; test_launched_runs.py covers that one
@@ -32,7 +32,7 @@ def launch(folder, *words):
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     fork = torch.multiprocessing.get_context("fork")
-    processes = [fork.Process(target=train_as, args=(rank, port, folder, *words)) for rank in range(2)]
+    processes = [fork.Process(target=train_as, args=(main, rank, port, folder, *words)) for rank in range(2)]
     for process in processes:
         process.start()
     for process in processes:
@@ -41,14 +41,14 @@ def launch(folder, *words):
     return result(folder)
 
 
-def train_as(rank, port, folder, *words):
+def train_as(main, rank, port, folder, *words):
     """Train as torchrun's process `rank` of two; test_launched_runs.py starts torchrun itself."""
     AcceleratorState._reset_state(reset_partial_state=True)  # of what was trained before the fork
     places = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2, "MASTER_PORT": port}
     os.environ |= {name: str(value) for name, value in places.items()}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "DS_ACCELERATOR": "cpu"}
     torch.set_num_threads(1)  # a forked process does not have the threads of its parent
-    two_processes.main(folder, 2, *words)
+    main(folder, 2, *words)
     leave_processes()
 
 

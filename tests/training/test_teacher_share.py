@@ -12,7 +12,7 @@ import torch
 
 from ba_lora.errors import UserError
 from ba_lora.methods.attach import attach
-from ba_lora.objective import chunked
+from ba_lora.objective import chunk
 from ba_lora.objective.settings import Objective
 from ba_lora.planning.plan import plan, render
 from ba_lora.training import checkpoints, step_model
@@ -245,9 +245,9 @@ def test_the_teacher_runs_on_the_drawn_sequences_without_their_common_padding(mo
     chosen = tuple(sorted(sorted(range(4), key=lengths.__getitem__)[:2]))
     model = KINDS[kind](teacher_share=TeacherShare(0.5, 4))
     gradient(model, [batch], items, [Draw(chosen, 2.0)], monkeypatch)
-    seen, teachers, logits_of = watch(monkeypatch, model), [], chunked._logits
+    seen, teachers, logits_of = watch(monkeypatch, model), [], chunk.logits_of
     monkeypatch.setattr(
-        chunked, "_logits", lambda hidden, *more: teachers.append(len(hidden)) or logits_of(hidden, *more)
+        chunk, "logits_of", lambda hidden, *more: teachers.append(len(hidden)) or logits_of(hidden, *more)
     )
     gradient(model, [batch], items, [Draw(chosen, 2.0)], monkeypatch)
     width = max(lengths[each] for each in chosen)
