@@ -57,6 +57,8 @@ def plan(arguments: TrainArguments, *, memory: bool = True) -> dict:
         "start_form": arguments.start_form,
         "rank": arguments.rank,
         "alpha": arguments.alpha,
+        "rslora": arguments.rslora,
+        "layers": arguments.layers,
         "targets": list(size.targets),
         "left_out": size.left,
         "trainable_parameters": size.trained,
@@ -263,7 +265,8 @@ def render(made: dict) -> str:
     source = {"limit": ", by the limit; the hub was not asked", "unknown": ": the hub was not asked"}
     source["published"] = ", as published; the hub was not asked"
     share = 100 * made["trainable_parameters"] / made["parameters"]
-    factors = f"rank {made['rank']}, alpha {made['alpha']:g}, on {', '.join(made['targets'])}"
+    factors = f"rank {made['rank']}, alpha {made['alpha']:g}{' (rsLoRA)' if made['rslora'] else ''}, on "
+    factors += ", ".join(made["targets"]) + (f" of layers {made['layers']}" if made["layers"] else "")
     form = " in delta form" if made["start_form"] == "delta" else ""
     own = {"full": "none: all weights", "bitfit": "none: the biases"}
     if method_of(made["method"]).is_bottleneck:

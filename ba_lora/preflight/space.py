@@ -133,8 +133,10 @@ def _matrices(arguments: TrainArguments) -> list[tuple[int, int]]:
         shapes = {"q_proj": (size * heads, width), "k_proj": (keys, width), "v_proj": (keys, width)}
         shapes |= {"o_proj": (width, size * heads), "gate_proj": (inner, width), "up_proj": (inner, width)}
         shapes["down_proj"] = (width, inner)
-        chosen = arguments.target_modules or shapes
-        return [shapes[name] for name in chosen if name in shapes] * layers
+        named = arguments.targets()
+        targets = named["target_modules"]
+        chosen = targets if isinstance(targets, list) else shapes  # a pattern at most all of them
+        return [shapes[name] for name in chosen if name in shapes] * len(named["layers"] or range(layers))
     except (KeyError, TypeError, ZeroDivisionError):  # sizes that make no sense are refused when the model is opened
         return []
 

@@ -10,6 +10,7 @@ from ..data.templates import check_template, default_template
 from ..errors import UserError, choose
 from ..files import cache_home, of_the_project
 from ..methods.names import check_method, method_of
+from ..methods.target_names import layers_of, targets_of
 from .combinations import check_combinations
 from .deepspeed_config import check_config, zero_stage
 from .method_options import check_method_options
@@ -107,6 +108,10 @@ class TrainArguments(RunOptions, TrainingOptions, ObjectiveOptions, DataOptions,
     def uses_teacher_cache(self) -> bool:
         """Return True if the run has a teacher and reads it from --teacher_cache."""
         return bool(self.teacher_cache) and (self.objective().uses_teacher() or self.log_all_terms)
+
+    def targets(self) -> dict:
+        """The layers that --target_modules and --layers name, as arguments of `attach`."""
+        return {"target_modules": targets_of(self.target_modules), "layers": layers_of(self.layers)}
 
     def decomposition_folder(self) -> Path | None:
         """The folder in which --decomposition_cache keeps decompositions, or None if it keeps none."""

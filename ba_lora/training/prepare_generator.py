@@ -100,7 +100,7 @@ def _teacher_cache(arguments: TrainArguments, objective, model, samples, data_ha
         form=arguments.teacher_cache_form,
         entries=arguments.teacher_cache_entries,
         collate=collate,
-        target_modules=arguments.target_modules,
+        **arguments.targets(),
         device=device(arguments.use_cpu),
         progress=arguments.progress,
     )

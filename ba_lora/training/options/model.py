@@ -38,8 +38,19 @@ class ModelOptions:
     dropout: float = option(
         0.0, "dropout on the adapter's input; not allowed with a PiSSA start in residual form", group="method"
     )
+    rslora: bool = option(
+        False,
+        "scale the update by alpha/√rank (rank-stabilised LoRA); with alpha = rank that is √rank times the scaling without",
+        group="method",
+    )
     target_modules: list[str] | None = option(
-        None, "names of the layers to adapt; none = all linear layers except the head", group="method"
+        None,
+        "names of the layers to adapt; or one regular expression for whole names, as '.*self_attn.(q|v)_proj'; or all-linear; "
+        "none = all linear layers except the head",
+        group="method",
+    )
+    layers: str | None = option(
+        None, "numbers of the layers to adapt, as 0-3,7; none = all, and those of a pattern", group="method"
     )
     init: str | None = option(
         None,
