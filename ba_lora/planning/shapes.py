@@ -130,6 +130,7 @@ class Shape(NamedTuple):
     teacher_share: float = 1.0
     form: str = "residual"  # of a PiSSA start
     layers: tuple[int, ...] | None = None  # those that are adapted; None = all
+    optimizer: str | None = None
 
 
 def job_of(arguments: TrainArguments) -> Shape:
@@ -159,6 +160,7 @@ def job_of(arguments: TrainArguments) -> Shape:
         arguments.teacher_share,
         arguments.start_form,
         named["layers"],
+        arguments.optimizer,
     )
 
 
@@ -226,7 +228,7 @@ def _sizes(job: Shape) -> Sizes:
         targets,
         left,
         adapted,
-        held(model),
+        held(model)._replace(optimizer=job.optimizer),
         flops.work_of(model),
         depth,
         _are_alike(model, depth),

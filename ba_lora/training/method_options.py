@@ -13,6 +13,7 @@ from ..methods.names import (
 )
 from ..methods.target_names import check_numbered
 from .deepspeed_config import zero_stage
+from .optimizers import OPTIMIZERS
 
 
 def check_method_options(arguments) -> None:
@@ -28,6 +29,8 @@ def check_method_options(arguments) -> None:
         raise UserError(f"--dropout {dropout} has no place in method {method}; set it to 0")
     check_scaling(method, arguments.rslora)
     _check_layers(arguments)
+    if arguments.optimizer:
+        choose("--optimizer", arguments.optimizer, OPTIMIZERS)
     if arguments.quantize:
         choose("--quantize", arguments.quantize, QUANTISED)
         check_quantised(method)

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from ..optimizers import OPTIMIZERS
 from .option import option
 
 
@@ -22,7 +23,13 @@ class TrainingOptions:
     warmup_ratio: float = option(
         0.03, "warm-up of the learning rate, fraction of the steps (paper: 0.03)", group="training"
     )
-    weight_decay: float = option(0.0, "weight decay of AdamW (paper: 0)", group="training")
+    optimizer: str | None = option(
+        None,
+        f"{', '.join(OPTIMIZERS)} (8bit, paged and lion ones need bitsandbytes); none = adamw_torch, fused on a GPU without "
+        "DeepSpeed",
+        group="training",
+    )
+    weight_decay: float = option(0.0, "weight decay of the optimizer (paper: 0)", group="training")
     max_grad_norm: float = option(1.0, "gradient clipping; 0 = none (published runs: 1.0)", group="training")
     gradient_checkpointing: bool = option(False, "recompute activations in the backward pass", group="training")
     tf32: bool = option(
