@@ -27,7 +27,16 @@ if TYPE_CHECKING:
 
 # Options that apply to only one kind of run, in addition to its data options.
 CLASSIFICATION = ("regularize", "model_dropout", "label_noise", "class_shares", "features_steps")
-GENERATION = ("template", "fields", "ignore_columns", "shuffle_data", "skip_bad_rows", "teacher_cache", "merge")
+GENERATION = (
+    "template",
+    "fields",
+    "ignore_columns",
+    "shuffle_data",
+    "skip_bad_rows",
+    "teacher_cache",
+    "merge",
+    "packing",
+)
 
 
 @dataclass

@@ -31,6 +31,11 @@ class TrainingOptions:
     )
     weight_decay: float = option(0.0, "weight decay of the optimizer (paper: 0)", group="training")
     max_grad_norm: float = option(1.0, "gradient clipping; 0 = none (published runs: 1.0)", group="training")
+    packing: bool = option(
+        False,
+        "put several samples of a micro-batch into one row, without attention between them; less padding, the same gradients",
+        group="training",
+    )
     gradient_checkpointing: bool = option(False, "recompute activations in the backward pass", group="training")
     tf32: bool = option(
         False,
