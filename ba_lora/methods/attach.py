@@ -39,6 +39,7 @@ from .targets import (
 )
 from .teacher import keep_initial_copy
 from .tied import untie
+from .whole_modules import whole_modules
 
 logger = logging.getLogger(__name__)
 
@@ -61,6 +62,7 @@ def attach(
     target_modules: Targets = None,
     layers: Sequence[int] | None = None,
     rslora: bool = False,
+    modules_to_save: Sequence[str] = (),
     init: str | None = None,
     start_form: str = FORMS[0],
     seed: int = 0,
@@ -79,7 +81,8 @@ def attach(
     bottleneck; full and bitfit (all biases) use neither. rslora: scale by alpha/√rank, for methods with LoRA's factors.
     target_modules: a list of names, or one text, a pattern or "all-linear", as PEFT takes them; None = every linear layer except
     the head. layers: numbers of the layers to adapt, for names; None = all. A target whose weight is tied to the embeddings gets
-    its own copy. init: "pissa" (default) or
+    its own copy. modules_to_save: names of modules that methods of PEFT train whole beside the factors, such as norms, and save
+    with them. init: "pissa" (default) or
     "pissa_niter_N", and for ba-lora also "lora". start_form, of a PiSSA start: "residual" trains the factors beside W_res,
     "delta" (delta.py) their changes beside W, which may then come in 4 or 8 bits. seed: for the random starts.
 
@@ -99,6 +102,7 @@ def attach(
     head = _check(model, method, init, start_form, dropout, head)
     if method_of(method).files != "peft":
         return _attach_own(model, method, rank, target_modules or layers, seed, head, keep_initial)
+    head += whole_modules(model, modules_to_save)
     start = _check_start(method, init, start_form, rank, dropout, factors)
     _refuse_quantised(model, method, start, start_form)
     targets = target_modules or default_targets(model, head)
@@ -247,7 +251,8 @@ def _peft_config(
     """PEFT's configuration of `method`."""
     options = {"target_modules": targets or ALL_LINEAR, "exclude_modules": head_pattern(head)}
     options["layers_to_transform"] = layers and list(layers)
-    options["task_type"] = None if head else "CAUSAL_LM"  # SEQ_CLS would wrap the head; export names it
+    # SEQ_CLS would wrap the head; export names it
+    options["task_type"] = None if head and model.get_output_embeddings() is None else "CAUSAL_LM"
     if method == "loha":
         return LoHaConfig(r=rank, alpha=alpha, **options)
     transposed = any(isinstance(layer, Conv1D) for layer in linear_layers(model).values())

@@ -62,6 +62,7 @@ def plan(arguments: TrainArguments, *, memory: bool = True) -> dict:
         "rslora": arguments.rslora,
         "layers": arguments.layers,
         "optimizer": arguments.optimizer,
+        "modules_to_save": arguments.modules_to_save or [],
         "targets": list(size.targets),
         "left_out": size.left,
         "trainable_parameters": size.trained,
@@ -271,6 +272,7 @@ def render(made: dict) -> str:
     share = 100 * made["trainable_parameters"] / made["parameters"]
     factors = f"rank {made['rank']}, alpha {made['alpha']:g}{' (rsLoRA)' if made['rslora'] else ''}, on "
     factors += ", ".join(made["targets"]) + (f" of layers {made['layers']}" if made["layers"] else "")
+    factors += f"; whole: {', '.join(made['modules_to_save'])}" if made["modules_to_save"] else ""
     form = " in delta form" if made["start_form"] == "delta" else ""
     own = {"full": "none: all weights", "bitfit": "none: the biases"}
     if method_of(made["method"]).is_bottleneck:

@@ -131,6 +131,7 @@ class Shape(NamedTuple):
     form: str = "residual"  # of a PiSSA start
     layers: tuple[int, ...] | None = None  # those that are adapted; None = all
     optimizer: str | None = None
+    modules_to_save: tuple[str, ...] = ()
 
 
 def job_of(arguments: TrainArguments) -> Shape:
@@ -161,6 +162,7 @@ def job_of(arguments: TrainArguments) -> Shape:
         arguments.start_form,
         named["layers"],
         arguments.optimizer,
+        tuple(arguments.modules_to_save or ()),
     )
 
 
@@ -188,6 +190,7 @@ def _adapted(job: Shape, layers: int | None = None) -> tuple[nn.Module, int]:
             alpha=job.alpha,
             target_modules=targets,
             layers=numbers,
+            modules_to_save=job.modules_to_save,
             keep_initial=job.objective.uses_teacher(),
             dropout=job.dropout,
             head=head,

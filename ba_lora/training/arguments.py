@@ -36,6 +36,7 @@ GENERATION = (
     "teacher_cache",
     "merge",
     "packing",
+    "modules_to_save",
 )
 
 

@@ -49,6 +49,10 @@ def _check_layers(arguments) -> None:
         raise UserError(
             f"--layers {arguments.layers}: method {arguments.method} adapts no layers by number; leave it out"
         )
+    if arguments.modules_to_save and method_of(arguments.method).files != "peft":
+        raise UserError(
+            f"--modules_to_save {' '.join(arguments.modules_to_save)}: method {arguments.method} trains its own tensors alone; leave it out"
+        )
     check_numbered(named["target_modules"], named["layers"])
 
 

@@ -66,6 +66,7 @@ def adapt(arguments: TrainArguments, model: nn.Module, objective: Objective, sam
         rank=arguments.rank,
         alpha=arguments.alpha,
         rslora=arguments.rslora,
+        modules_to_save=arguments.modules_to_save or (),
         **arguments.targets(),
         init=arguments.init,
         start_form=arguments.start_form,

@@ -68,12 +68,19 @@ def test_names_are_short_where_they_choose_the_same_layers():
     assert names_for_peft(model, ["q_proj"]) == ["q_proj"] and names_for_peft(model, None) is None
 
 
-@pytest.mark.parametrize("form", ["residual", "delta", "lora"])
+FORMS = ("residual", "delta", "lora")
+CHOICES = ({"target_modules": r"lm_head|.*q_proj"}, {"layers": (1,)}, {"target_modules": FIRST}, {"rslora": True})
+
+
 @pytest.mark.parametrize(
-    "choice", [{"target_modules": FIRST}, {"layers": (1,)}, {"target_modules": r"lm_head|.*q_proj"}, {"rslora": True}]
+    ("form", "choice"),
+    [
+        pytest.param(form, choice, marks=[] if FORMS.index(form) == CHOICES.index(choice) else pytest.mark.slow)
+        for form in FORMS
+        for choice in CHOICES
+    ],
 )
 def test_start_teacher_export_and_merge_are_those_of_the_chosen_layers(form, choice, tmp_path):
-    load_model("tiny").config.save_pretrained(tmp_path)
     small_llama(tie_word_embeddings="target_modules" in choice, vocab_size=768).save_pretrained(tmp_path / "base")
     for file in MODEL_DIR.glob("tokenizer*"):
         (tmp_path / "base" / file.name).write_bytes(file.read_bytes())

@@ -49,6 +49,11 @@ class ModelOptions:
         "none = all linear layers except the head",
         group="method",
     )
+    modules_to_save: list[str] | None = option(
+        None,
+        "names of modules to train whole beside the factors and to save with them, such as input_layernorm; not the head",
+        group="method",
+    )
     layers: str | None = option(
         None, "numbers of the layers to adapt, as 0-3,7; none = all, and those of a pattern", group="method"
     )
