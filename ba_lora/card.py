@@ -166,8 +166,13 @@ def _method(record: dict, saved: Path) -> str:
         )
     targets = kept["target_modules"]
     targets = targets if isinstance(targets, str) else ", ".join(sorted(targets))
+    if config.get("layers"):
+        targets += f" of layers {config['layers']}"
+    stabilised = " (divided by the root of the rank)" if config.get("rslora") else ""
+    if config.get("modules_to_save"):
+        targets += f"; trained whole: {', '.join(config['modules_to_save'])}"
     lines = [
-        f"{base} Method: {config['method']}, rank {config['rank']}, alpha {config['alpha']:g}, dropout {config['dropout']:g},",
+        f"{base} Method: {config['method']}, rank {config['rank']}, alpha {config['alpha']:g}{stabilised}, dropout {config['dropout']:g},",
         f"{record['trained_parameters']:,} trained parameters{with_head}, on {markdown(targets)}.",
     ]
     if _starts_from_pissa(record, saved):

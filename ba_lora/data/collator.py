@@ -20,6 +20,11 @@ def trained_rows(labels: Tensor) -> Tensor:
     return pad(counted(labels), (0, 1)).flatten().nonzero().squeeze(1)
 
 
+def padding_of(tokenizer) -> int:
+    """The id that fills what no sample does; nothing attends to it."""
+    return tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+
+
 class PadRight:
     """Pad on the right to the longest sample of the batch.
 
@@ -32,7 +37,7 @@ class PadRight:
 
     def __init__(self, tokenizer, teacher=None):
         self.teacher = teacher
-        self.pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+        self.pad = padding_of(tokenizer)
 
     def __call__(self, samples: list[dict]) -> dict[str, torch.Tensor]:
         width = max(len(sample["input_ids"]) for sample in samples)

@@ -91,13 +91,17 @@ def _check_scale(folder: Path) -> None:
     options = read_json(run).get("config") or {}
     if not options.get("rank") or not options.get("alpha"):
         return
-    scale = config["lora_alpha"] / (math.sqrt(config["r"]) if config.get("use_rslora") else config["r"])
-    expected = options["alpha"] / options["rank"]
+    scale = _scale(config["lora_alpha"], config["r"], config.get("use_rslora"))
+    expected = _scale(options["alpha"], options["rank"], options.get("rslora"))
     if not math.isclose(scale, expected, rel_tol=1e-6):
         raise UserError(
             f"{file}: rank and alpha scale the update by {scale:g}, and {run} says {expected:g}; they come from different runs, or "
             "one was changed"
         )
+
+
+def _scale(alpha: float, rank: int, is_stabilised: bool | None) -> float:
+    return alpha / (math.sqrt(rank) if is_stabilised else rank)
 
 
 def open_adapter(model: nn.Module, folder: str | Path, **options) -> PeftModel:

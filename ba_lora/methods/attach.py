@@ -22,9 +22,10 @@ from .adalora import adalora_config, leave_loss_alone, start_rank
 from .bottleneck import add_bottlenecks
 from .conv1d import to_linear
 from .decomposition import Decomposer
-from .names import FORMS, check_form, check_method, method_of, start_of
+from .names import FORMS, check_form, check_method, check_scaling, method_of, start_of
 from .pissa import Factors, start_from_factors, start_from_triplets
 from .quantisation import came_quantised, keep_packing
+from .target_names import ALL_LINEAR, Targets, check_numbered
 from .targets import (
     check_targets,
     chosen_layers,
@@ -33,10 +34,12 @@ from .targets import (
     is_within,
     left_out,
     linear_layers,
+    names_for_peft,
     stacked_experts,
 )
 from .teacher import keep_initial_copy
 from .tied import untie
+from .whole_modules import whole_modules
 
 logger = logging.getLogger(__name__)
 
@@ -56,7 +59,10 @@ def attach(
     *,
     rank: int,
     alpha: float,
-    target_modules: list[str] | None = None,
+    target_modules: Targets = None,
+    layers: Sequence[int] | None = None,
+    rslora: bool = False,
+    modules_to_save: Sequence[str] = (),
     init: str | None = None,
     start_form: str = FORMS[0],
     seed: int = 0,
@@ -72,8 +78,11 @@ def attach(
 
     method: one of METHODS, or pissa_niter_N (randomised SVD with N power iterations). rank, alpha: of the factors; the
     update is scaled by alpha/rank (AdaLoRA: by alpha/start_rank). For houlsby and pfeiffer, rank is the width of the
-    bottleneck; full and bitfit (all biases) use neither. target_modules: names as PEFT takes them; None = every linear
-    layer except the head. A target whose weight is tied to the embeddings gets its own copy. init: "pissa" (default) or
+    bottleneck; full and bitfit (all biases) use neither. rslora: scale by alpha/√rank, for methods with LoRA's factors.
+    target_modules: a list of names, or one text, a pattern or "all-linear", as PEFT takes them; None = every linear layer except
+    the head. layers: numbers of the layers to adapt, for names; None = all. A target whose weight is tied to the embeddings gets
+    its own copy. modules_to_save: names of modules that methods of PEFT train whole beside the factors, such as norms, and save
+    with them. init: "pissa" (default) or
     "pissa_niter_N", and for ba-lora also "lora". start_form, of a PiSSA start: "residual" trains the factors beside W_res,
     "delta" (delta.py) their changes beside W, which may then come in 4 or 8 bits. seed: for the random starts.
 
@@ -92,13 +101,16 @@ def attach(
     """
     head = _check(model, method, init, start_form, dropout, head)
     if method_of(method).files != "peft":
-        return _attach_own(model, method, rank, target_modules, seed, head, keep_initial)
+        return _attach_own(model, method, rank, target_modules or layers, seed, head, keep_initial)
+    head += whole_modules(model, modules_to_save)
     start = _check_start(method, init, start_form, rank, dropout, factors)
     _refuse_quantised(model, method, start, start_form)
     targets = target_modules or default_targets(model, head)
-    _check_layers(model, method, targets, rank, head)
+    check_scaling(method, rslora)
+    _check_layers(model, method, targets, rank, head, layers)
     as_linear = tuple(to_linear(model, head)) if method == "loha" else ()  # PEFT's LoHa refuses Conv1D
-    config = _peft_config(model, method, rank, alpha, start, dropout, total_steps, targets, head)
+    names = names_for_peft(model, targets, head, layers)
+    config = _peft_config(model, method, rank, alpha, start, dropout, total_steps, names, head, layers, rslora)
     adapted = _adapted(model, config, seed, empty=start != "lora")
     if start != "lora":
         # for the export; the delta form is plain LoRA
@@ -153,12 +165,21 @@ def _check_start(method: str, init: str | None, form: str, rank: int, dropout: f
     return start
 
 
-def _check_layers(model: nn.Module, method: str, targets: Sequence[str], rank: int, head: tuple[str, ...]) -> None:
+def _check_layers(
+    model: nn.Module,
+    method: str,
+    targets: Targets,
+    rank: int,
+    head: tuple[str, ...],
+    layers: Sequence[int] | None,
+) -> None:
     """UserError if `method` cannot adapt a target; a target that is tied to another layer gets a weight of its own."""
+    check_numbered(targets, layers)
     if method == "adalora":
-        check_targets(model, targets, start_rank(rank), head, f" (adalora's at the start, for {rank} at the end)")
-    check_targets(model, targets, rank, head)
-    chosen = chosen_layers(model, targets, head)
+        why = f" (adalora's at the start, for {rank} at the end)"
+        check_targets(model, targets, start_rank(rank), head, why, layers)
+    check_targets(model, targets, rank, head, layers=layers)
+    chosen = chosen_layers(model, targets, head, layers)
     untie(model, chosen)
     if method == "dora":
         _refuse_zero_rows(model, chosen)
@@ -224,10 +245,14 @@ def _peft_config(
     total_steps: int | None,
     targets: list[str] | None,
     head: tuple[str, ...],
+    layers: Sequence[int] | None,
+    rslora: bool,
 ) -> PeftConfig:
     """PEFT's configuration of `method`."""
-    options = {"target_modules": targets or "all-linear", "exclude_modules": head_pattern(head)}
-    options["task_type"] = None if head else "CAUSAL_LM"  # SEQ_CLS would wrap the head; export names it
+    options = {"target_modules": targets or ALL_LINEAR, "exclude_modules": head_pattern(head)}
+    options["layers_to_transform"] = layers and list(layers)
+    # SEQ_CLS would wrap the head; export names it
+    options["task_type"] = None if head and model.get_output_embeddings() is None else "CAUSAL_LM"
     if method == "loha":
         return LoHaConfig(r=rank, alpha=alpha, **options)
     transposed = any(isinstance(layer, Conv1D) for layer in linear_layers(model).values())
@@ -235,10 +260,11 @@ def _peft_config(
     if method == "adalora":
         return adalora_config(rank, alpha, total_steps, **options)
     init = start == "lora"  # a PiSSA start writes its factors afterwards
-    return LoraConfig(r=rank, lora_alpha=alpha, init_lora_weights=init, use_dora=method == "dora", **options)
+    options |= {"use_dora": method == "dora", "use_rslora": rslora}
+    return LoraConfig(r=rank, lora_alpha=alpha, init_lora_weights=init, **options)
 
 
-def _say_what_is_left(adapted: PeftModel, head: Sequence[str], target_modules: list[str] | None) -> None:
+def _say_what_is_left(adapted: PeftModel, head: Sequence[str], target_modules: Targets) -> None:
     """Warn about experts that no adapter reaches, if there are any and the targets were not named."""
     if target_modules or not stacked_experts(adapted.get_base_model()):
         return
@@ -256,15 +282,16 @@ def _attach_own(
     model: nn.Module,
     method: str,
     rank: int,
-    target_modules: list[str] | None,
+    targets: Sequence | None,
     seed: int,
     head: tuple[str, ...],
     keep_initial: bool | None,
 ) -> nn.Module:
     """`model`, in which full, bitfit, houlsby or pfeiffer trains what it trains, with the modules they need."""
     _refuse_quantised(model, method)
-    if target_modules and method_of(method).files == "own":
-        raise UserError(f"target_modules {' '.join(target_modules)} does not apply to method '{method}'; leave it out")
+    if targets and method_of(method).files == "own":
+        named = targets if isinstance(targets, str) else " ".join(map(str, targets))
+        raise UserError(f"target_modules or layers {named} does not apply to method '{method}'; leave it out")
     if method == "full":
         model.requires_grad_(True)
     elif method == "bitfit":

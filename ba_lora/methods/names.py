@@ -85,6 +85,13 @@ def check_form(form: str, start: str, method: str) -> str:
     return form
 
 
+def check_scaling(method: str, rslora: bool) -> None:
+    """UserError for --rslora with a method that PEFT scales in its own way."""
+    if rslora and method != "dora" and not method_of(method).is_lora:
+        names = ", ".join(name for name, each in METHODS.items() if each.is_lora)
+        raise UserError(f"--rslora does not go with method {method}; use {names} or dora, or leave --rslora out")
+
+
 def check_quantised(method: str) -> None:
     """UserError for a method that does not train LoRA factors on a frozen base."""
     if not method_of(method).is_lora:

@@ -118,7 +118,11 @@ def _export_peft(model: PeftModel, folder: Path, head: tuple[str, ...], tensors:
     base = model.get_base_model()
     if head:
         # as PEFT writes and reads the modules that are trained whole
-        config.task_type, config.modules_to_save, config.exclude_modules = "SEQ_CLS", list(head), None
+        config.task_type, config.modules_to_save, config.exclude_modules = (
+            config.task_type or "SEQ_CLS",
+            list(head),
+            None,
+        )
         heads = ((key, value) for key, value in base.named_parameters() if is_within(key, head))
         trained |= {f"base_model.model.{key}": value for key, value in heads}
     config.inference_mode = True

@@ -30,7 +30,7 @@ class Regularizer(NamedTuple):
     uses_teacher: bool = False
 
 
-# To add one: its equation in regularizers.py, its row and fields here, `FORMS` of dense.py and chunked.py, options in arguments.py.
+# To add one: its equation in regularizers.py, its row and fields here, `FORMS` of dense.py and chunked.py, options in training/options/.
 REGULARIZERS = (
     Regularizer(
         *("consistency", "λ1", "lambda1", "lambda1_schedule", "consistency"),

@@ -17,6 +17,7 @@ def disk(
     adapter: int,
     copy: int,
     decompositions: int,
+    state: int,
     deepspeed: str | None,
     cast: bool,
 ) -> dict[str, int]:
@@ -24,8 +25,8 @@ def disk(
 
     An adapter from a PiSSA start is exported with twice its rank, for the original base. With --save_steps 0, initial values and a
     copy of the trained tensors are removed at the end. steps: None if not known. parameters, trained: counts; adapter, copy,
-    decompositions: bytes of the trained tensors, the teacher's part and the cached decompositions. deepspeed: the config that the
-    processes use. cast: see `_checkpoint`.
+    decompositions: bytes of the trained tensors, the teacher's part and the cached decompositions. state: bytes of the optimizer's.
+    deepspeed: the config that the processes use. cast: see `_checkpoint`.
     """
     decomposes = start.startswith("pissa")
     needed = {method_of(arguments.method).saved: adapter * (2 if decomposes else 1)}
@@ -33,7 +34,7 @@ def disk(
         needed["initial values"] = copy
     if arguments.save_steps:
         saves = CHECKPOINTS if steps is None else min(CHECKPOINTS, -(-steps // arguments.save_steps))
-        needed["checkpoints"] = saves * _checkpoint(deepspeed, adapter, trained, cast)
+        needed["checkpoints"] = saves * _checkpoint(deepspeed, adapter, trained, cast, state)
     else:
         needed["trained tensors"] = adapter
     if arguments.merge:
@@ -43,10 +44,10 @@ def disk(
     return needed
 
 
-def _checkpoint(deepspeed: str | None, adapter: int, trained: int, cast: bool) -> int:
-    """Bytes of one checkpoint: the trained tensors and AdamW's two moments. DeepSpeed holds the moments and a tensor copy in
+def _checkpoint(deepspeed: str | None, adapter: int, trained: int, cast: bool, state: int) -> int:
+    """Bytes of one checkpoint: the trained tensors and the optimizer's state. DeepSpeed holds the state and a tensor copy in
     float32 and, except with ZeRO-3, writes the tensors once more; cast: it holds them in bfloat16."""
     if not deepspeed:
-        return 3 * adapter
+        return adapter + state
     times = 1 if zero_stage(deepspeed) == 3 else 2
-    return times * (2 * trained if cast else adapter) + 12 * trained
+    return times * (2 * trained if cast else adapter) + 4 * trained + state

@@ -23,6 +23,7 @@ from ..objective.head import split
 from ..objective.settings import Objective
 from ..objective.sketch import Sketch
 from ..training.arguments import TrainArguments
+from ..training.optimizers import SMALLEST
 from .standing import Held
 
 
@@ -50,6 +51,8 @@ def held(model: nn.Module) -> Held:
         widest_linear=max(linear, default=0),
         weight_size=max((parameter.element_size() for parameter in frozen), default=4),
         widest=max(_own(module) for name, module in model.named_modules() if COPY not in name),
+        sides=sum(sum(each.shape) if each.dim() > 1 else each.numel() for each in trained),
+        small=sum(each.numel() for each in trained if each.numel() < SMALLEST),
     )
 
 

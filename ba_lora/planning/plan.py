@@ -18,12 +18,13 @@ from ..training.arguments import TrainArguments
 from ..training.combinations import CACHE_FORMS
 from ..training.deepspeed_config import used, zero_stage
 from ..training.model_numbers import read_numbers
+from ..training.optimizers import check_optimizer
 from ..training.teacher_rows import row_bytes
 from . import devices as capacity
 from . import flops
 from .files import disk
 from .shapes import Shape, Sizes, job_of, passing_of, sizes
-from .standing import standing
+from .standing import standing, state_of
 
 RESPONSE = 200  # assumed trained tokens per sample, as on MetaMathQA, when the tokenizer is not used
 
@@ -40,6 +41,7 @@ def plan(arguments: TrainArguments, *, memory: bool = True) -> dict:
     start = start_of(arguments.method, arguments.init)
     deepspeed = used(arguments.deepspeed, processes)
     stage = zero_stage(deepspeed)
+    check_optimizer(arguments.optimizer, deepspeed)
     job = job_of(arguments)
     size, passes = sizes(job), passing_of(job) if memory else None
     samples, samples_from = _samples(arguments)
@@ -57,6 +59,10 @@ def plan(arguments: TrainArguments, *, memory: bool = True) -> dict:
         "start_form": arguments.start_form,
         "rank": arguments.rank,
         "alpha": arguments.alpha,
+        "rslora": arguments.rslora,
+        "layers": arguments.layers,
+        "optimizer": arguments.optimizer,
+        "modules_to_save": arguments.modules_to_save or [],
         "targets": list(size.targets),
         "left_out": size.left,
         "trainable_parameters": size.trained,
@@ -227,6 +233,7 @@ def _disk(
 ) -> dict[str, int]:
     held, parts = size.held, (file_bytes(shape, arguments.rank) for shape in size.adapted)
     bytes_of = {"adapter": held.adapter, "copy": held.copy, "decompositions": sum(parts)}
+    bytes_of["state"] = state_of(held, zero_stage(deepspeed))
     options = {"parameters": size.parameters, "trained": held.trained, "deepspeed": deepspeed, "cast": cast}
     return disk(arguments, start, steps, **options, **bytes_of)
 
@@ -263,7 +270,9 @@ def render(made: dict) -> str:
     source = {"limit": ", by the limit; the hub was not asked", "unknown": ": the hub was not asked"}
     source["published"] = ", as published; the hub was not asked"
     share = 100 * made["trainable_parameters"] / made["parameters"]
-    factors = f"rank {made['rank']}, alpha {made['alpha']:g}, on {', '.join(made['targets'])}"
+    factors = f"rank {made['rank']}, alpha {made['alpha']:g}{' (rsLoRA)' if made['rslora'] else ''}, on "
+    factors += ", ".join(made["targets"]) + (f" of layers {made['layers']}" if made["layers"] else "")
+    factors += f"; whole: {', '.join(made['modules_to_save'])}" if made["modules_to_save"] else ""
     form = " in delta form" if made["start_form"] == "delta" else ""
     own = {"full": "none: all weights", "bitfit": "none: the biases"}
     if method_of(made["method"]).is_bottleneck:
@@ -288,6 +297,7 @@ def render(made: dict) -> str:
         ),
         ("launcher", made["launcher"] or "none: one process"),
         ("DeepSpeed", _deepspeed_text(made)),
+        *([("optimizer", made["optimizer"])] if made["optimizer"] else []),
         ("steps", "unknown" if made["steps"] is None else f"{made['steps']:,}"),
         ("benchmarks", ", ".join(made["benchmarks"]) or "none"),
         *_evaluation_lines(made["evaluation"]),

@@ -23,6 +23,7 @@ from ..methods.attach import attach, attached_to
 from ..methods.names import method_of
 from ..methods.pissa import Factors
 from ..methods.save import trained_parameters
+from ..methods.target_names import Targets
 from ..methods.targets import chosen_layers, default_targets, left_out, stacked_experts
 from ..models import DTYPES, beside_body, errors_named, keep_soft_cap
 from ..objective.settings import WEIGHTS, Objective
@@ -116,7 +117,7 @@ class Shape(NamedTuple):
     method: str
     rank: int
     alpha: float
-    target_modules: tuple[str, ...] | None
+    target_modules: tuple[str, ...] | str | None
     dropout: float
     objective: Objective
     micro_batch: int
@@ -128,12 +129,17 @@ class Shape(NamedTuple):
     device: str  # "cuda", or "cpu" with --use_cpu
     teacher_share: float = 1.0
     form: str = "residual"  # of a PiSSA start
+    layers: tuple[int, ...] | None = None  # those that are adapted; None = all
+    optimizer: str | None = None
+    modules_to_save: tuple[str, ...] = ()
 
 
 def job_of(arguments: TrainArguments) -> Shape:
     """The Shape of a run. Runs share a Shape if they differ only in settings that do not affect sizes (seed, learning rate, positive
     weights, PiSSA start in residual form)."""
     objective = arguments.objective()
+    named = arguments.targets()
+    targets = named["target_modules"]
     on = {name: float(getattr(objective, name) > 0) for name in WEIGHTS}
     return Shape(
         arguments.model,
@@ -142,7 +148,7 @@ def job_of(arguments: TrainArguments) -> Shape:
         _method_of_same_sizes(arguments),
         arguments.rank,
         arguments.alpha,
-        tuple(arguments.target_modules) if arguments.target_modules else None,
+        tuple(targets) if isinstance(targets, list) else targets,
         arguments.dropout,
         replace(objective, **on),
         arguments.micro_batch_size,
@@ -154,6 +160,9 @@ def job_of(arguments: TrainArguments) -> Shape:
         "cpu" if arguments.use_cpu else "cuda",
         arguments.teacher_share,
         arguments.start_form,
+        named["layers"],
+        arguments.optimizer,
+        tuple(arguments.modules_to_save or ()),
     )
 
 
@@ -169,16 +178,19 @@ def _adapted(job: Shape, layers: int | None = None) -> tuple[nn.Module, int]:
     model = build(job.model, job.dtype, job.attn_implementation, job.outputs, layers)
     total = sum(parameter.numel() for parameter in model.parameters())
     head = beside_body(model) if job.outputs else ()
-    targets = list(job.target_modules) if job.target_modules else None
+    targets = list(job.target_modules) if isinstance(job.target_modules, tuple) else job.target_modules
+    numbers = job.layers if layers is None or job.layers is None else [each for each in job.layers if each < layers]
     with torch.device("meta"):
         model = attach(
             model,
             job.method,
             start_form=job.form,
-            factors=_without_values(model, targets, head, job.rank) if job.form == "delta" else None,
+            factors=_without_values(model, targets, head, job.rank, numbers) if job.form == "delta" else None,
             rank=job.rank,
             alpha=job.alpha,
             target_modules=targets,
+            layers=numbers,
+            modules_to_save=job.modules_to_save,
             keep_initial=job.objective.uses_teacher(),
             dropout=job.dropout,
             head=head,
@@ -187,9 +199,11 @@ def _adapted(job: Shape, layers: int | None = None) -> tuple[nn.Module, int]:
     return model, total
 
 
-def _without_values(model: nn.Module, targets: list[str] | None, head: Sequence[str], rank: int) -> Factors:
+def _without_values(
+    model: nn.Module, targets: Targets, head: Sequence[str], rank: int, layers: Sequence[int] | None
+) -> Factors:
     """Factors of the right shapes for a PiSSA start, on the default device, instead of a decomposition."""
-    names = chosen_layers(model, targets or default_targets(model, head), head)
+    names = chosen_layers(model, targets or default_targets(model, head), head, layers)
     weights = {name: model.get_submodule(name) for name in names}
     sides = {n: reversed(w.weight.shape) if isinstance(w, Conv1D) else w.weight.shape for n, w in weights.items()}
     return {name: (torch.empty(rank, width), torch.empty(out, rank)) for name, (out, width) in sides.items()}
@@ -217,7 +231,7 @@ def _sizes(job: Shape) -> Sizes:
         targets,
         left,
         adapted,
-        held(model),
+        held(model)._replace(optimizer=job.optimizer),
         flops.work_of(model),
         depth,
         _are_alike(model, depth),

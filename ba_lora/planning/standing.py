@@ -2,6 +2,8 @@
 
 from typing import NamedTuple
 
+from ..training.optimizers import state_bytes
+
 BUCKET = 200_000_000  # elements that DeepSpeed reduces at once, as in configs/deepspeed
 LIVE = 1_000_000_000  # parameters that ZeRO-3 keeps whole for a while; DeepSpeed's default
 NF4 = 0.5 + 4 / 64  # bytes per weight: 4 bits, and a float32 scale per block of 64
@@ -19,6 +21,15 @@ class Held(NamedTuple):
     widest_linear: int  # weights of the largest of these layers
     weight_size: int  # bytes of one such weight
     widest: int  # weights of the module with the most weights of its own, which ZeRO-3 gathers whole
+    sides: int = 0  # rows and columns of the trained matrices, and the numbers of other trained tensors
+    small: int = 0  # trained numbers in tensors of less than optimizers.SMALLEST
+    optimizer: str | None = None  # that trains it; None = AdamW
+
+
+def state_of(whole: Held, zero_stage: int = 0) -> int:
+    """Bytes of the optimizer's state; with ZeRO it is in float32."""
+    size = 4 * whole.trained if zero_stage else whole.adapter
+    return state_bytes(whole.optimizer, numbers=whole.trained, size=size, sides=whole.sides, small=whole.small)
 
 
 def standing(
@@ -33,7 +44,7 @@ def standing(
     """Bytes that a run holds on each device from its first step to its last.
 
     weights: untrained tensors; adapter: trained tensors; initial copy: the teacher's part, or A0 and B0; gradients: as large as the adapter;
-    optimiser: AdamW's two moments, each like the adapter; with DeepSpeed both and a master copy in float32; buckets: buffers in
+    optimiser: its state, of AdamW two moments like the adapter; with DeepSpeed a master copy too, all in float32; buckets: buffers in
     which gradients are reduced, as large as the gradients with DistributedDataParallel. ZeRO divides by the number of processes:
     the optimiser from stage 1, the gradients from stage 2, all weights at stage 3, which gathers LIVE of them, or the largest
     module, for use.
@@ -50,7 +61,7 @@ def standing(
         "adapter": adapter // share[3],
         "initial copy": copy // share[3],
         "gradients": adapter // share[2],
-        "optimiser": (12 * whole.trained if zero_stage else 2 * adapter) // share[1],
+        "optimiser": (state_of(whole, zero_stage) + (4 * whole.trained if zero_stage else 0)) // share[1],
     }
     if nf4:
         parts["dequantised"] = whole.weight_size * whole.widest_linear

@@ -23,6 +23,7 @@ from ..training import launch
 from ..training.arguments import TrainArguments
 from ..training.deepspeed_config import used, zero_stage
 from ..training.model_numbers import parameters_of, read_numbers
+from ..training.optimizers import state_bytes
 from . import hub
 
 TYPES = ("llama", "mistral", "gemma", "gemma3_text", "qwen2")  # models whose linear layers `_matrices` knows
@@ -103,6 +104,9 @@ def _files(arguments: TrainArguments, parameters: int | None, matrices: list[tup
     size = 4 if arguments.method != "full" or arguments.dtype == "float32" else 2
     copy = size * trained if arguments.objective().uses_teacher() else 0
     cached = sum(4 * (m + n + 1) * min(max(arguments.rank, KEPT), m, n) for m, n in matrices)
+    deepspeed = used(arguments.deepspeed, math.prod(launch.processes(arguments.use_cpu, check=False)))
+    state = {"numbers": trained, "size": 4 * trained if zero_stage(deepspeed) else size * trained}
+    state["sides"] = sum(m + n + 2 * arguments.rank for m, n in matrices)
     return disk(
         arguments,
         start_of(arguments.method, arguments.init),
@@ -112,7 +116,8 @@ def _files(arguments: TrainArguments, parameters: int | None, matrices: list[tup
         adapter=size * trained,
         copy=copy,
         decompositions=cached,
-        deepspeed=used(arguments.deepspeed, math.prod(launch.processes(arguments.use_cpu, check=False))),
+        state=state_bytes(arguments.optimizer, **state),
+        deepspeed=deepspeed,
         cast=arguments.dtype == "bfloat16" and not arguments.use_cpu,
     )
 
@@ -133,8 +138,10 @@ def _matrices(arguments: TrainArguments) -> list[tuple[int, int]]:
         shapes = {"q_proj": (size * heads, width), "k_proj": (keys, width), "v_proj": (keys, width)}
         shapes |= {"o_proj": (width, size * heads), "gate_proj": (inner, width), "up_proj": (inner, width)}
         shapes["down_proj"] = (width, inner)
-        chosen = arguments.target_modules or shapes
-        return [shapes[name] for name in chosen if name in shapes] * layers
+        named = arguments.targets()
+        targets = named["target_modules"]
+        chosen = targets if isinstance(targets, list) else shapes  # a pattern at most all of them
+        return [shapes[name] for name in chosen if name in shapes] * len(named["layers"] or range(layers))
     except (KeyError, TypeError, ZeroDivisionError):  # sizes that make no sense are refused when the model is opened
         return []
 

@@ -23,6 +23,10 @@ def check_combinations(arguments) -> None:
         raise UserError(
             f"--merge: the layers that {arguments.method} adds cannot be folded into the base; leave it out"
         )
+    if arguments.packing and arguments.micro_batch_size == 1:
+        raise UserError(
+            "--packing puts the samples of a micro-batch together and --micro_batch_size is 1; raise it, or leave packing out"
+        )
     if arguments.teacher_cache_form == "sketch" and not arguments.teacher_cache:
         raise UserError("--teacher_cache_form sketch needs a folder for the cache; add --teacher_cache FOLDER")
     entries = arguments.teacher_cache_entries

@@ -1,8 +1,19 @@
 """The options of a method that depend on each other: the form of its start, dropout, a base in 4 bits."""
 
 from ..errors import UserError, choose
-from ..methods.names import FORMS, QUANTISED, check_form, check_quantised, default_form, method_of, start_of
+from ..methods.names import (
+    FORMS,
+    QUANTISED,
+    check_form,
+    check_quantised,
+    check_scaling,
+    default_form,
+    method_of,
+    start_of,
+)
+from ..methods.target_names import check_numbered
 from .deepspeed_config import zero_stage
+from .optimizers import OPTIMIZERS
 
 
 def check_method_options(arguments) -> None:
@@ -16,6 +27,10 @@ def check_method_options(arguments) -> None:
         )
     if dropout and not method_of(method).dropout:
         raise UserError(f"--dropout {dropout} has no place in method {method}; set it to 0")
+    check_scaling(method, arguments.rslora)
+    _check_layers(arguments)
+    if arguments.optimizer:
+        choose("--optimizer", arguments.optimizer, OPTIMIZERS)
     if arguments.quantize:
         choose("--quantize", arguments.quantize, QUANTISED)
         check_quantised(method)
@@ -26,6 +41,19 @@ def check_method_options(arguments) -> None:
                 f"--start_form delta keeps the base's weights and --quantize {arguments.quantize} holds W_res in 4 bits; leave one "
                 "of them out"
             )
+
+
+def _check_layers(arguments) -> None:
+    named = arguments.targets()
+    if arguments.layers and method_of(arguments.method).files != "peft":
+        raise UserError(
+            f"--layers {arguments.layers}: method {arguments.method} adapts no layers by number; leave it out"
+        )
+    if arguments.modules_to_save and method_of(arguments.method).files != "peft":
+        raise UserError(
+            f"--modules_to_save {' '.join(arguments.modules_to_save)}: method {arguments.method} trains its own tensors alone; leave it out"
+        )
+    check_numbered(named["target_modules"], named["layers"])
 
 
 def _form(arguments, start: str) -> str:

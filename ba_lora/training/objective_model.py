@@ -18,7 +18,7 @@ from ..objective.settings import REGULARIZERS, Objective
 from ..objective.sketch import Sketch
 from ..sharding import gathered
 from .step_model import StepModel
-from .taught import Taught
+from .taught import Taught, owners_of
 from .teacher_rows import of_batch
 
 logger = logging.getLogger(__name__)
@@ -111,7 +111,7 @@ class ObjectiveModel(StepModel):
             lambda of, **inputs: _select(run(**inputs), rows if of is labels else trained_rows(of)),
             inputs,
             labels,
-            lambda: rows // labels.shape[1],
+            lambda: owners_of(inputs, labels, rows),
         )
 
     def _dense(self, inputs: dict, labels: Tensor, rows: Tensor, num_items, stats: Sketch | None) -> tuple:

@@ -5,6 +5,7 @@ import logging
 from ..data.cache import load_samples
 from ..data.collator import PadRight
 from ..data.formats import read_conversations
+from ..data.packing import PackRows
 from ..data.sources import read_table
 from ..data.templates import make_template
 from ..machine.devices import device
@@ -14,6 +15,7 @@ from ..objective.settings import Objective
 from . import resume, teacher_cache
 from .arguments import TrainArguments
 from .objective_model import ObjectiveModel
+from .packing import check_packing, width_of_rows
 from .prepare import Prepared, adapt, order_hash, order_of, to_device
 
 logger = logging.getLogger(__name__)
@@ -24,12 +26,16 @@ def prepare(arguments: TrainArguments, objective: Objective) -> Prepared:
     tokenizer, samples, order, record = _read(arguments)
     model, base = _open(arguments)
     to_device(model, arguments)
-    collate, cache = PadRight(tokenizer), None
+    if arguments.packing:
+        check_packing(model, tokenizer)
+    cache = None
     if arguments.teacher_cache:
-        cache = _teacher_cache(arguments, objective, model, samples, record["data"]["hash"], collate)
+        cache = _teacher_cache(arguments, objective, model, samples, record["data"]["hash"], PadRight(tokenizer))
     if cache is not None:
-        collate = PadRight(tokenizer, cache)
         samples = samples.numbered()
+    collate = PadRight(tokenizer, cache)
+    if arguments.packing:
+        collate = PackRows(tokenizer, cache, width=width_of_rows(model, arguments.max_length))
     student = adapt(arguments, model, objective, len(samples))
     record |= {"base": base, "teacher_cache": cache.facts if cache is not None else None}
     return Prepared(student, tokenizer, samples, collate, order, ObjectiveModel, record)
@@ -100,7 +106,7 @@ def _teacher_cache(arguments: TrainArguments, objective, model, samples, data_ha
         form=arguments.teacher_cache_form,
         entries=arguments.teacher_cache_entries,
         collate=collate,
-        target_modules=arguments.target_modules,
+        **arguments.targets(),
         device=device(arguments.use_cpu),
         progress=arguments.progress,
     )

@@ -48,6 +48,7 @@ from .ending import KeepTrained, told, try_out
 from .first_checks import refuse_another_run
 from .inputs import input_hashes
 from .interruptions import StopSignals, explained
+from .optimizers import check_installed, check_optimizer, optimizer_of
 from .prepare import Prepared
 from .reporting import check_reporters, reporting
 from .trainer import BALoRATrainer
@@ -143,6 +144,8 @@ def _check(arguments: TrainArguments) -> str | None:
             "or sh scripts/ba-lora.sh CONFIG --deepspeed FILE"
         )
     check_package(deepspeed)
+    check_optimizer(arguments.optimizer, deepspeed)
+    check_installed(arguments.optimizer)
     arguments.accumulation(world())
     check_reporters(arguments.report_to or ())
     if arguments.tf32 and not is_torch_tf32_available():
@@ -327,7 +330,7 @@ def training_arguments(arguments: TrainArguments, accumulation: int) -> Training
         warmup_steps=arguments.warmup_ratio,
         weight_decay=arguments.weight_decay,
         max_grad_norm=arguments.max_grad_norm,
-        optim="adamw_torch_fused" if on_gpu and not arguments.deepspeed else "adamw_torch",
+        optim=optimizer_of(arguments.optimizer, on_gpu=on_gpu, deepspeed=bool(arguments.deepspeed)),
         bf16=arguments.dtype == "bfloat16" and on_gpu,
         tf32=arguments.tf32 or None,
         gradient_checkpointing=arguments.gradient_checkpointing,

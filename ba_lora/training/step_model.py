@@ -10,7 +10,7 @@ from ..methods.teacher import has_teacher, teacher
 from ..objective import schedules
 from ..objective.settings import REGULARIZERS, Objective
 from .gauges import StepClock
-from .taught import Taught, selected
+from .taught import Taught, present_in, selected
 from .teacher_share import TeacherShare, check_share, draw
 
 
@@ -113,12 +113,13 @@ class StepModel(nn.Module):
         micro, self.micro = self.micro, self.micro + 1
         may_be_short = self.short_from is not None and micro >= self.short_from
         step, rank = self.place
-        drawn = draw(self.teacher_share, step, micro, rank, len(labels), may_be_short)
+        present = present_in(inputs, labels)
+        drawn = draw(self.teacher_share, step, micro, rank, present, may_be_short)
         sequences = torch.tensor(drawn.sequences, dtype=torch.long, device=labels.device)
         rows = torch.isin(owners(), sequences).nonzero().squeeze(1)
         if not drawn.sequences:
             return Taught(None, rows, drawn.weight)
-        cut = selected({**inputs, "labels": labels}, sequences, len(labels))
+        cut = selected({**inputs, "labels": labels}, sequences, present)
         cut_labels = cut.pop("labels")
         return Taught(self._run_teacher(run, cut, cut_labels), rows, drawn.weight)
 

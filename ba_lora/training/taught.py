@@ -5,6 +5,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..data.packing import is_packed, sample_numbers, without_others
+
 
 class Taught(NamedTuple):
     """The teacher's values (n, …) for the rows `rows` (n,) of a micro-batch (None: for all), which weigh `weight`.
@@ -25,12 +27,24 @@ class Taught(NamedTuple):
         return {"teacher_rows": self.rows, "teacher_weight": self.weight}
 
 
+def present_in(inputs: dict, labels: Tensor) -> int:
+    """The number of sequences in a micro-batch; packed rows hold several each."""
+    return int(sample_numbers(inputs["position_ids"]).max()) + 1 if is_packed(inputs) else len(labels)
+
+
+def owners_of(inputs: dict, labels: Tensor, rows: Tensor) -> Tensor:
+    """(N,): the number of the sequence that each of these rows of the flattened batch belongs to. labels: (B, T)."""
+    return sample_numbers(inputs["position_ids"]).flatten()[rows] if is_packed(inputs) else rows // labels.shape[1]
+
+
 def selected(inputs: dict, sequences: Tensor, present: int) -> dict:
-    """The inputs of a forward pass of `present` sequences, for these sequences alone.
+    """The inputs of a forward pass of `present` sequences, for these sequences alone. Packed rows stay packed.
 
     Every tensor with that first dimension is per sample. Columns at the end in which no selected sequence has a token, by
     attention_mask, are left out: nothing attends to them.
     """
+    if is_packed(inputs):
+        return without_others(inputs, sequences)
     made = {
         name: value.index_select(0, sequences)
         if isinstance(value, Tensor) and value.dim() and len(value) == present

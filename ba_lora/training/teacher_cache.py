@@ -24,7 +24,7 @@ import hashlib
 import logging
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import NamedTuple
@@ -44,6 +44,8 @@ from ..files import digest, read_json, write_sealed
 from ..folders.disk import existing, writing
 from ..folders.ownership import refuse_foreign
 from ..folders.tensor_files import load_tensors, of_tensors, save_tensors
+from ..methods.target_names import Targets
+from ..methods.targets import chosen_layers
 from ..objective.head import Split, split
 from .teacher_rows import PREFIX, compute, row_bytes, tensors_of, uniforms_of
 
@@ -104,7 +106,8 @@ def prepare(
     collate,
     form: str = "exact",
     entries: int = 96,
-    target_modules: list[str] | None = None,
+    target_modules: Targets = None,
+    layers: Sequence[int] | None = None,
     device: str | None = None,
     progress: bool = False,
 ) -> "TeacherCache":
@@ -112,12 +115,13 @@ def prepare(
 
     model: the original model, before `attach`; it is frozen. samples: with input_ids and labels; data_hash:
     hash of its token ids. collate: turns samples into a padded batch. form: "exact" in `dtype`, or "sketch" of at most `entries`
-    tokens a row. target_modules: layers the adapter will adapt, which must not include the head for an exact cache. device: where to
+    tokens a row. target_modules, layers: those the adapter will adapt, which must not include the head for an exact cache. device: where to
     build if the model lies elsewhere, as under ZeRO-3; it is moved there for the build. Raises UserError for a head that needs logits,
     a cache of other content, a disk or a GPU that is too small.
     """
     folder = Path(folder)
-    parts = _parts(model, samples[0]["input_ids"][:2], target_modules if form == "exact" else None)
+    targets = (target_modules, layers) if form == "exact" else (None, None)
+    parts = _parts(model, samples[0]["input_ids"][:2], *targets)
     rows = trained_rows(samples)
     facts = {
         "format": FORMAT,
@@ -223,14 +227,14 @@ def weights_hash(model: nn.Module, head: nn.Linear) -> str:
     return total.hexdigest()
 
 
-def _parts(model: nn.Module, ids: list[int], target_modules: list[str] | None) -> Split:
+def _parts(model: nn.Module, ids: list[int], targets: Targets, layers: Sequence[int] | None) -> Split:
     """Body and head of the original model, frozen. Raises UserError if the adapted model will need logits."""
     model.requires_grad_(False)
     model.eval()
     parts, reason = split(model, torch.tensor([ids], device=next(model.parameters()).device))
     if parts is not None:
         (name,) = (name for name, module in model.named_modules() if module is parts.head)
-        if any(name == target or name.endswith(f".{target}") for target in target_modules or ()):
+        if name in chosen_layers(model, targets, layers=layers):
             reason = f"the head, {name}, is adapted"
     if reason:
         raise UserError(f"--teacher_cache holds no logits, which this run needs: {reason}; leave it out")
