@@ -1,13 +1,15 @@
-"""The progress of a training: a bar on stderr if that is a terminal, else a line on stdout now and then."""
+"""The progress of a training: its beginning in words; a bar on stderr if that is a terminal, else a line on stdout now and then."""
 
 import sys
 import time
 from datetime import timedelta
+from pathlib import Path
 
 from tqdm import tqdm
 from transformers import TrainerCallback
 
 from ..objective.settings import TERMS
+from . import checkpoints
 from .callbacks import ObjectiveCallback
 
 PAUSE = 30  # seconds between two lines, at least
@@ -66,3 +68,18 @@ class StepLines(TrainerCallback):
             f"step {step} of {state.max_steps}, loss {row['loss']:.3f}{of}, about {timedelta(seconds=round(left))} left",
             flush=True,
         )
+
+
+def continues_from(checkpoint: str | None) -> str:
+    """Where --resume begins, in words."""
+    if checkpoint is None:
+        return "no checkpoint to continue from, so the run starts before step 1"
+    return f"continues after step {Path(checkpoint).name.removeprefix(checkpoints.PREFIX)}"
+
+
+def started_from(facts: dict) -> str:
+    """A one-line summary of the decomposition of the weights."""
+    return (
+        f"{facts['method']}: {facts['decomposed']} matrices decomposed, {facts['from_cache']} read from the cache, "
+        f"in {facts['seconds']:.1f} s; W_res holds up to {facts['residual']:.3f} of a matrix' norm"
+    )

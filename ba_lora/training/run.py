@@ -49,6 +49,7 @@ from .first_checks import refuse_another_run
 from .inputs import input_hashes
 from .interruptions import StopSignals, explained
 from .prepare import Prepared
+from .progress import continues_from, started_from
 from .reporting import check_reporters, reporting
 from .trainer import BALoRATrainer
 
@@ -296,21 +297,6 @@ def leave_processes(status: int = 0) -> None:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status)
-
-
-def continues_from(checkpoint: str | None) -> str:
-    """Where --resume begins, in words."""
-    if checkpoint is None:
-        return "no checkpoint to continue from, so the run starts before step 1"
-    return f"continues after step {Path(checkpoint).name.removeprefix(checkpoints.PREFIX)}"
-
-
-def started_from(facts: dict) -> str:
-    """A one-line summary of the decomposition of the weights."""
-    return (
-        f"{facts['method']}: {facts['decomposed']} matrices decomposed, {facts['from_cache']} read from the cache, "
-        f"in {facts['seconds']:.1f} s; W_res holds up to {facts['residual']:.3f} of a matrix' norm"
-    )
 
 
 def training_arguments(arguments: TrainArguments, accumulation: int) -> TrainingArguments:
