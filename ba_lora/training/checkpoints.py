@@ -1,8 +1,10 @@
 """Checkpoints that are either complete or absent, and the start from which a resumed run is rebuilt.
 
     checkpoints/start.safetensors   A0, B0 and the initial values of a head, written once before step 1
+    checkpoints/best.safetensors    with --keep best: the trained tensors of the step with the lowest loss on the held-out rows so far
     checkpoints/checkpoint-N/       after optimiser step N: trained.safetensors, and transformers' optimizer.pt, scheduler.pt,
                                     rng_state.pth and trainer_state.json, which it reads without running pickled code
+      best.safetensors              with --keep best: the trained tensors of the best step up to N
       run.json, metrics.jsonl       copies from step N: they identify the run and let it continue
       manifest.json                 bytes and SHA-256 of each file, and SHA-256 of start.safetensors; written last
 
@@ -35,8 +37,9 @@ from .interruptions import cause, on_any_process
 logger = logging.getLogger(__name__)
 
 START, TRAINED, MANIFEST = "start.safetensors", "trained.safetensors", "manifest.json"
+BEST = "best.safetensors"
 PREFIX = "checkpoint-"  # transformers' name
-LEFTOVER = re.compile(rf"\.({PREFIX}\d+|{re.escape(START)})\.tmp")
+LEFTOVER = re.compile(rf"\.({PREFIX}\d+|{re.escape(START)}|{re.escape(BEST)})\.tmp")
 BESIDE = ("run.json", "metrics.jsonl")  # in the run folder; copied into each checkpoint
 STATE = "trainer_state.json"  # transformers' name
 ALWAYS = ((TRAINED,), (STATE,))  # every checkpoint has these
@@ -231,6 +234,34 @@ def _trained(model: nn.Module) -> dict[str, Tensor]:
     """ "trained.NAME" for each trained tensor, plus AdaLoRA's statistics."""
     tensors = {f"trained.{name}": p for name, p in model.named_parameters() if p.requires_grad}
     return {name: t.detach().cpu().contiguous() for name, t in (tensors | allocator_state(model)).items()}
+
+
+def put(source: Path, file: Path) -> None:
+    """Make `file` the content of `source`, complete or not at all, without a copy where the file system has hard links."""
+    temporary = file.with_name(f".{file.name}.tmp")
+    temporary.unlink(missing_ok=True)
+    try:
+        try:
+            os.link(source, temporary)
+        except OSError:  # no hard links here
+            shutil.copyfile(source, temporary)
+            _sync(temporary)
+        os.replace(temporary, file)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def keep_best(model: nn.Module, file: Path) -> None:
+    """Write what `save_trained` writes to `file`, in place of an older one; it appears complete or not at all."""
+    temporary = file.with_name(f".{file.name}.tmp")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        save_trained(model, temporary)
+        _sync(temporary)
+        os.replace(temporary, file)
+        _sync(file.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def keep_start(model: nn.Module, file: Path, *, first: bool = True) -> None:

@@ -52,6 +52,7 @@ from .prepare import Prepared
 from .progress import continues_from, started_from
 from .reporting import check_reporters, reporting
 from .trainer import BALoRATrainer
+from .validation import Validation
 
 logger = logging.getLogger(__name__)
 
@@ -110,6 +111,8 @@ def _train(arguments: TrainArguments, folder: Path, callbacks: Sequence) -> Path
         ended = _run(arguments, folder, trainer, record)
         with gathered(saved_parameters(work.student)):
             if main:
+                if trainer.validation:
+                    trainer.validation.restore(work.student, folder / "checkpoints")
                 export(work.student, folder / method_of(arguments.method).saved, work.task)
         trainer.accelerator.wait_for_everyone()  # not after the merge, which may take longer than they wait
         if main:
@@ -187,10 +190,18 @@ def _make_trainer(
         order=work.order,
         teacher_share=arguments.teacher_share,
         wrapper=work.wrapper,
+        validation=_validation(arguments, work),
         train_dataset=work.samples,
         data_collator=work.collate,
         callbacks=callbacks,
     )
+
+
+def _validation(arguments: TrainArguments, work: Prepared) -> Validation | None:
+    if work.held_out is None:
+        return None
+    chosen = arguments.validation_steps, arguments.keep, arguments.patience
+    return Validation(work.held_out, arguments.micro_batch_size, *chosen)
 
 
 def _begin(arguments: TrainArguments, folder: Path, trainer: BALoRATrainer, student: nn.Module, record: dict) -> None:
@@ -232,6 +243,7 @@ def _run(arguments: TrainArguments, folder: Path, trainer: BALoRATrainer, record
         "steps": trainer.state.global_step,
         "train_seconds": seconds,
         "peak_memory": trainer.objective_callback.gauges.peak(),
+        "validation": trainer.validation and trainer.validation.outcome(),
     }
 
 
@@ -348,6 +360,7 @@ def _check_agreement(record: dict) -> None:
     """Raise UserError if another process read other data or built another objective or adapter."""
     mine = {"data": record["data"]["hash"], "the base model": record["base"]["sample"]}
     mine |= {name: record[name] for name in AGREED} | {"--teacher_share": record["config"]["teacher_share"]}
+    mine["the held-out rows"] = record["validation"] and record["validation"]["hash"]
     for name, value in mine.items():
         if len(set(gather_object([digest(value)]))) > 1:
             raise UserError(
