@@ -236,6 +236,8 @@ def _run(arguments: TrainArguments, folder: Path, trainer: BALoRATrainer, record
                 f"{checkpoint}: the state of the optimiser, the schedule or the random numbers holds something other than "
                 "tensors and is not loaded; remove this folder, and --resume takes the checkpoint before it"
             ) from error
+    if trainer.validation and trainer.is_world_process_zero():
+        print(f"{folder}: {trainer.validation.told()}", flush=True)
     started = min(started, trainer.objective_callback.started)  # for a resumed run, includes the earlier time
     seconds = time.perf_counter() - started
     return {

@@ -51,7 +51,8 @@ class Validation(TrainerCallback):
         self.state = {"best": None, "last": None, "since": 0, "stopped": False}
 
     def on_train_begin(self, args, state, control, **objects):
-        self.every = self.steps_between or math.ceil(state.max_steps / PARTS)
+        self.planned = state.max_steps
+        self.every = self.steps_between or math.ceil(self.planned / PARTS)
         self.state |= state.stateful_callbacks.get(STATE, {})
         if self.keeps_best and state.is_world_process_zero:
             self._put_back(Path(args.output_dir), state.global_step)
@@ -142,6 +143,19 @@ class Validation(TrainerCallback):
         """With keep "best": give `student`, whose tensors are whole, those of the best step. folder: of the checkpoints."""
         if self.keeps_best:
             checkpoints.restore_trained(student, folder / checkpoints.BEST)
+
+    def told(self) -> str:
+        """The choice of the step that is saved, in words."""
+        best, last = self.state["best"], self.state["last"]
+        early = f"ended after step {last['step']} of {self.planned}: {self.state['since']} looks without a lower task loss; "
+        losses = (
+            f"lowest {best['task']:.4g} after step {best['step']}, last {last['task']:.4g} after step {last['step']}"
+        )
+        kept = best if self.keeps_best else last
+        return (
+            f"{early if self.state['stopped'] else ''}task loss on {len(self.held_out.samples)} held-out rows: {losses}; "
+            f"step {kept['step']} is saved"
+        )
 
     def outcome(self) -> dict:
         """The part of run.json that the held-out rows have decided."""
