@@ -163,6 +163,7 @@ class Validation(TrainerCallback):
         return {
             **self.held_out.facts,
             "every": self.every,
+            "planned_steps": self.planned,
             "keep": "best" if self.keeps_best else "last",
             **{name: self.state[name] for name in ("best", "last")},
             "saved_step": kept["step"],
