@@ -208,6 +208,10 @@ def prune(folder: Path, last: Path, keep: int) -> None:
 
 def save_trained(model: nn.Module, file: Path) -> None:
     """Write the tensors of `model` that training has changed. Raises RunFailure if a value is not finite: no run could continue."""
+    save_file(_finite(model), file)
+
+
+def _finite(model: nn.Module) -> dict[str, Tensor]:
     tensors = _trained(model)
     for name, tensor in tensors.items():
         if not torch.isfinite(tensor).all():
@@ -215,12 +219,16 @@ def save_trained(model: nn.Module, file: Path) -> None:
                 f"{name.removeprefix('trained.')} is not finite, so no checkpoint is written; continue from the one before "
                 "with --resume, or start again with a lower --learning_rate or in float32"
             )
-    save_file(tensors, file)
+    return tensors
 
 
 def restore_trained(model: nn.Module, file: Path) -> None:
     """Restore what `save_trained` wrote. Raises UserError if the tensors belong to another model or method."""
-    tensors, parameters = load_file(file), dict(model.named_parameters())
+    _restore(model, load_file(file), file)
+
+
+def _restore(model: nn.Module, tensors: dict[str, Tensor], file: Path) -> None:
+    parameters = dict(model.named_parameters())
     wanted = {f"trained.{name}": p.shape for name, p in parameters.items() if p.requires_grad}
     if {name: tensor.shape for name, tensor in tensors.items() if name.startswith("trained.")} != wanted:
         raise UserError(f"{file} belongs to another model or method; resume with the options of the first run")
@@ -251,17 +259,27 @@ def put(source: Path, file: Path) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def keep_best(model: nn.Module, file: Path) -> None:
-    """Write what `save_trained` writes to `file`, in place of an older one; it appears complete or not at all."""
+def keep_best(model: nn.Module, file: Path, step: int) -> None:
+    """Write the trained tensors after `step` to `file`, in place of an older one; it appears complete or not at all. Raises RunFailure as
+    `save_trained` does."""
     temporary = file.with_name(f".{file.name}.tmp")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        save_trained(model, temporary)
+        save_tensors(_finite(model), temporary, f"step {step}")
         _sync(temporary)
         os.replace(temporary, file)
         _sync(file.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def restore_best(model: nn.Module, file: Path, step: int) -> None:
+    """Give `model`, whose trained tensors are whole, those that `keep_best` wrote after `step`. Raises DamagedFile for others."""
+    try:
+        tensors = load_tensors(file, f"step {step}")
+    except DamagedFile as error:
+        raise DamagedFile(f"{error}; --resume takes the newest checkpoint that is whole") from None
+    _restore(model, tensors, file)
 
 
 def keep_start(model: nn.Module, file: Path, *, first: bool = True) -> None:

@@ -115,7 +115,7 @@ class Validation(TrainerCallback):
         with gathered(saved_parameters(student)):
             if state.is_world_process_zero:
                 try:
-                    checkpoints.keep_best(student, Path(args.output_dir) / checkpoints.BEST)
+                    checkpoints.keep_best(student, Path(args.output_dir) / checkpoints.BEST, state.global_step)
                 except Exception as error:
                     failure = error
         if on_any_process(failure is not None, args.device):
@@ -142,7 +142,7 @@ class Validation(TrainerCallback):
     def restore(self, student, folder: Path) -> None:
         """With keep "best": give `student`, whose tensors are whole, those of the best step. folder: of the checkpoints."""
         if self.keeps_best:
-            checkpoints.restore_trained(student, folder / checkpoints.BEST)
+            checkpoints.restore_best(student, folder / checkpoints.BEST, self.state["best"]["step"])
 
     def told(self) -> str:
         """The choice of the step that is saved, in words."""

@@ -10,7 +10,7 @@ import torch
 
 from ba_lora.data.held_out import hold_out
 from ba_lora.data.pairs import PadPairs
-from ba_lora.errors import RunFailure, UserError
+from ba_lora.errors import DamagedFile, RunFailure, UserError
 from ba_lora.experiments.matrix import read_experiment
 from ba_lora.files import read_json
 from ba_lora.methods.attach import attach
@@ -183,6 +183,15 @@ def test_the_best_step_is_kept_and_patience_ends_the_run(tmp_path, patience, bes
     assert torch.equal(trained(model), ends[last])
     trainer.validation.restore(model, tmp_path)
     assert torch.equal(trained(model), ends[best])
+    trainer.validation.state["best"]["step"] = best + 1
+    with pytest.raises(
+        DamagedFile, match=f"belongs to something else .step {best}, not step {best + 1}.; --resume takes"
+    ):
+        trainer.validation.restore(model, tmp_path)
+    kept = tmp_path / checkpoints.BEST
+    kept.write_bytes(kept.read_bytes()[:-1] + b"z")
+    with pytest.raises(DamagedFile, match="was altered after it was written; --resume takes"):
+        trainer.validation.restore(model, tmp_path)
 
 
 def test_a_loss_on_held_out_rows_that_is_not_finite_stops_the_run(tmp_path):
