@@ -26,6 +26,7 @@ from ba_lora.training.run import train
 from ba_lora.training.trainer import BALoRATrainer
 from ba_lora.training.validation import Validation
 from tests.common import TokenIds, collate, move, ragged_samples, small_llama
+from tests.tiny_encoder import make_home
 from tests.training.resuming import GENERATION, SHORT, rows, write_lines
 from tests.training.test_classifier_model import by_numpy, small_bert
 from tests.training.test_trainer import arguments, trained
@@ -131,7 +132,13 @@ def test_a_term_without_a_weight_is_none_and_one_with_dropout_is_the_same_at_eve
     assert torch.equal(state, torch.get_rng_state()) and model.training
 
 
-@pytest.mark.parametrize("wrapper", [ObjectiveModel, ClassifierModel], ids=["generator", "classifier"])
+@pytest.mark.parametrize(
+    "wrapper",
+    [
+        pytest.param(ObjectiveModel, id="generator"),
+        pytest.param(ClassifierModel, id="classifier", marks=pytest.mark.slow),
+    ],
+)
 def test_a_training_with_looks_has_the_bits_of_one_without(tmp_path, wrapper):
     ends, lines = [], []
     for looks in (False, True):
@@ -163,7 +170,10 @@ def looks_like(validation, losses=LOSSES):
     validation.look = lambda: {"task": next(seen)}
 
 
-@pytest.mark.parametrize(("patience", "best", "last"), [(None, 6, 6), (3, 6, 6), (2, 2, 4), (1, 2, 3)])
+@pytest.mark.parametrize(
+    ("patience", "best", "last"),
+    [(None, 6, 6), (2, 2, 4), *(pytest.param(*each, marks=pytest.mark.slow) for each in ((3, 6, 6), (1, 2, 3)))],
+)
 def test_the_best_step_is_kept_and_patience_ends_the_run(tmp_path, patience, best, last):
     """A loss equal to the best one is no improvement."""
     model = attach(small_llama(), "ba-lora", rank=4, alpha=4)
@@ -257,6 +267,7 @@ def test_a_run_whose_held_out_rows_have_changed_is_not_resumed_and_shared_rows_a
         run("run", *words, "--resume", "--validation_steps", "1")
 
 
+@pytest.mark.slow
 def test_a_cache_of_the_teacher_serves_runs_with_and_without_held_out_rows(home):
     """The held-out rows have the online teacher: the same numbers as without a cache."""
     words = ["--validation_share", "0.25"]
@@ -270,6 +281,43 @@ def test_a_cache_of_the_teacher_serves_runs_with_and_without_held_out_rows(home)
     assert len(looks) == len(cached) == 3
     for one, two in zip(looks, cached, strict=True):
         assert one == pytest.approx(two, rel=1e-4)
+
+
+@pytest.mark.slow
+def test_held_out_labels_of_a_classifier_are_never_corrupted(tmp_path, monkeypatch):
+    home = make_home(tmp_path)
+    monkeypatch.chdir(home)
+    words = ["--task", "sst2", "--model", "encoder", "--data", ".", "--limit", "40", "--rank", "2", "--max_steps", "2"]
+    words += ["--micro_batch_size", "8", "--effective_batch_size", "8", "--use_cpu", "--progress", "false"]
+    share, records = ["--validation_share", "0.25"], {}
+    for name, more in (
+        ("clean", share),
+        ("noisy", [*share, "--label_noise", "0.4"]),
+        ("data", ["--validation_data", "."]),
+    ):
+        folder = train(parse([*words, *more, "--output_dir", name]))
+        records[name] = read_json(folder / "run.json")
+        looks = of_validation(json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines())
+        assert [look["step"] for look in looks] == [1, 2]
+        assert all(0 <= look["validation_accuracy"] <= 1 and look["validation_task"] > 0 for look in looks)
+        assert "accuracy |" in (folder / "adapter" / "README.md").read_text()
+    clean, noisy = (records[name] for name in ("clean", "noisy"))
+    assert (clean["validation"]["rows"], clean["data"]["kept"]) == (10, 30)
+    assert clean["validation"]["hash"] == noisy["validation"]["hash"] and clean["data"]["hash"] != noisy["data"]["hash"]
+    assert noisy["data"]["corruption"][0]["changed"] == 12 and records["data"]["validation"]["rows"] == 60
+
+
+@pytest.mark.slow
+def test_tensorboard_and_the_lines_of_a_run_show_the_loss_on_held_out_rows(home, capsys):
+    reader = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    _, looks, _ = run("run", "--validation_share", "0.25", "--report_to", "tensorboard")
+    events = reader.EventAccumulator("run/logs")
+    events.Reload()
+    for name in ("task", "consistency", "diversity"):
+        seen = {event.step: event.value for event in events.Scalars(f"eval/{name}")}
+        assert seen == pytest.approx({look["step"]: look[f"validation_{name}"] for look in looks}, rel=1e-6)
+    out, task = capsys.readouterr().out, looks[0]["validation_task"]
+    assert "step 1 of 3, loss " in out and f", held-out task loss {task:.3f} (step 1), about" in out
 
 
 def test_a_plan_counts_the_rows_that_are_trained_on(home):

@@ -13,7 +13,7 @@ class ValidationOptions:
 
     validation_data: str | None = option(
         None,
-        "held-out data, named as for --data; every option of the data but limit, shuffle_data and data_path applies to it",
+        "held-out data, named as for --data; fields, template, max_length and the like apply to it too",
         group="validation",
     )
     validation_split: str = option(
