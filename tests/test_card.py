@@ -5,11 +5,13 @@ from pathlib import Path
 
 import pytest
 import yaml
-from huggingface_hub import ModelCard
+from huggingface_hub import ModelCard, ModelCardData, constants
 from safetensors.torch import load_file
 
 from ba_lora.card import hub_id, write_card
+from ba_lora.card.metadata import licence_of
 from ba_lora.errors import UserError
+from ba_lora.files import write_json
 from ba_lora.training.command_line import parse
 from ba_lora.training.run import train
 from tests.common import command, finished_run
@@ -32,8 +34,9 @@ def test_a_run_ends_with_a_card_of_what_it_was(folder):
     card = ModelCard.load(folder / "adapter" / "README.md")
     assert card.data.to_dict() == {
         "library_name": "peft",
+        "license": "apache-2.0",
         "pipeline_tag": "text-generation",
-        "tags": ["ba-lora", "lora", "pissa"],
+        "tags": ["arxiv:2408.04556", "ba-lora", "lora", "pissa"],
     }
     assert "# first-run" in card.text and str(folder.parent) not in card.text and str(ROOT) not in card.text
     for piece in ("`tiny`", "ba-lora, rank 16, alpha 16", f"{record['trained_parameters']:,}", "has rank 32", "q_proj"):
@@ -117,6 +120,119 @@ def test_every_score_of_the_run_is_a_row(tmp_path):
     text = write_card(run).read_text()
     assert "| gsm8k | gsm8k | test.jsonl | accuracy | 0.5000 ± 0.0707 | 50 | ba-lora |" in text
     assert "| judge | mt_bench | test.jsonl | accuracy | 5.2500 | 50 | ba-lora |" in text
+
+
+def test_scores_are_the_model_index_that_the_hubs_client_reads(tmp_path):
+    run = finished_run(tmp_path / "run", data="someone/instructions")
+    for name, data in (("gsm8k", "openai/gsm8k:main"), ("mine", f"{tmp_path}/mine.jsonl")):
+        score = {"benchmark": "gsm8k", "metric": "accuracy", "score": 0.5, "stderr": 0.07, "n": 50, "data": data}
+        write_json(run / "eval" / name / "score.json", score | {"protocol": "ba-lora"})
+    undefined = {"benchmark": "judge", "metric": "score", "score": None, "n": 0}
+    write_json(run / "eval" / "judge" / "score.json", undefined)
+    card = ModelCard.load(write_card(run))
+    found = {each.dataset_name: each for each in card.data.eval_results}
+    assert found.keys() == {"gsm8k (openai/gsm8k:main)", "gsm8k (mine.jsonl)"} and card.data.model_name == "run"
+    one, other = found.values()
+    assert (one.dataset_type, one.dataset_config, one.metric_type, one.metric_value) == (
+        *("openai/gsm8k", "main", "accuracy", 0.5),
+    )
+    assert one.metric_args == {"n": 50, "stderr": 0.07, "protocol": "ba-lora"} and one.task_type == "text-generation"
+    assert (other.dataset_type, other.dataset_config) == ("gsm8k", None)
+    again = ModelCardData(**yaml.safe_load(card.data.to_yaml()))
+    assert again.to_dict() == card.data.to_dict() and again.eval_results == card.data.eval_results
+
+
+def test_a_merged_model_has_a_card_of_a_whole_model(tmp_path):
+    run = finished_run(tmp_path / "run", data="someone/instructions")
+    (run / "merged").mkdir()
+    adapter, merged = ModelCard.load(write_card(run)), ModelCard.load(run / "merged" / "README.md")
+    fields = ("base_model", "base_model_relation", "library_name", "datasets")
+    assert [adapter.data[name] for name in fields] == ["someone/base", "adapter", "peft", ["someone/instructions"]]
+    assert [merged.data[name] for name in fields] == [
+        "someone/base",
+        "finetune",
+        "transformers",
+        ["someone/instructions"],
+    ]
+    assert merged.data.tags == [*adapter.data.tags, "merged"] and "folded into the weights" in merged.text
+    assert "PeftModel" not in merged.text and "PeftModel" in adapter.text
+    full = ModelCard.load(write_card(finished_run(tmp_path / "full", method="full", saved="model")))
+    assert full.data.base_model_relation == "finetune" and full.data.library_name == "transformers"
+    local = ModelCard.load(write_card(finished_run(tmp_path / "local", model=str(tmp_path / "my-base"))))
+    assert not {"base_model", "base_model_relation"} & local.data.to_dict().keys()
+
+
+LLAMA = {"license": "other", "license_name": "llama3", "license_link": "LICENSE"}
+
+
+@pytest.mark.parametrize(
+    ("text", "licence"),
+    [
+        (f"---\n{yaml.safe_dump(LLAMA | {'language': 'en'})}---\n# Base\n", LLAMA),
+        ("---\nlicense: [a, b]\n---\n", {}),
+        ("---\nlicense: {\n---\n", {}),
+        ("# Base\n", {}),
+    ],
+    ids=["stated", "of another kind", "not YAML", "not stated"],
+)
+def test_the_licence_is_the_one_that_the_bases_own_card_states(tmp_path, monkeypatch, text, licence):
+    (tmp_path / "my-base").mkdir()
+    (tmp_path / "my-base" / "README.md").write_text(text)
+    cached = tmp_path / "cache" / "models--someone--base"
+    (cached / "refs").mkdir(parents=True)
+    (cached / "refs" / "main").write_text("1234")
+    (cached / "snapshots" / "1234").mkdir(parents=True)
+    (cached / "snapshots" / "1234" / "README.md").write_text(text)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    for name in ("someone/base", str(tmp_path / "my-base")):
+        assert licence_of(name) == licence
+    assert licence_of("someone/other") == {}
+    card = ModelCard.load(write_card(finished_run(tmp_path / "run")))
+    assert {name: value for name, value in card.data.to_dict().items() if "license" in name} == licence
+
+
+HELD = {
+    **{"data": None, "split": None, "share": 0.1, "seed": 42, "rows": 1234, "tokens": 56789, "hash": "f" * 64},
+    **{"also_trained": 0, "every": 10, "planned_steps": 100, "keep": "last", "saved_step": 60, "stopped_early": False},
+    "best": {"step": 40, "task": 1.25, "consistency": 0.125, "diversity": None},
+    "last": {"step": 60, "task": 1.5, "consistency": 0.25, "diversity": None},
+}
+CHOICES = {
+    "none": ({}, "These rows took no part in the choice of what is saved here: step 60, the last one, is saved."),
+    "the best step": (
+        {"keep": "best", "saved_step": 40},
+        "**These rows took part in the choice of what is saved here**: step 40 has the lowest task loss on them of all looks\n"
+        "(every 10 steps), so the loss on them below is no estimate of the loss on new data.",
+    ),
+    "an early end": (
+        {"stopped_early": True},
+        "**These rows took part in the choice of what is saved here**: the run ended after step 60 of 100, because",
+    ),
+}
+
+
+@pytest.mark.parametrize(("changes", "said"), CHOICES.values(), ids=CHOICES)
+def test_the_card_says_whether_held_out_rows_took_part_in_the_choice(tmp_path, changes, said):
+    run = finished_run(tmp_path / "run", data="someone/instructions")
+    facts = HELD | changes
+    write_json(run / "run.json", json.loads((run / "run.json").read_text()) | {"validation": facts})
+    text = ModelCard.load(write_card(run)).text
+    held = section(text, "Held-out rows")
+    assert said in held and "a share of 0.1 of the training data, drawn by the seed 42 and not trained on" in held
+    assert "1,234 rows of 56,789 tokens together" in held and "f" * 64 in held
+    saved = [" (saved)" if facts["saved_step"] == step else "" for step in (40, 60)]
+    assert held.strip().splitlines()[-4:] == [
+        "| | step | task | consistency |",
+        "|---|---:|---:|---:|",
+        f"| lowest task loss{saved[0]} | 40 | 1.25 | 0.125 |",
+        f"| last{saved[1]} | 60 | 1.5 | 0.25 |",
+    ]
+    assert "SHA-256 of their and the held-out samples' token ids" in section(text, "Data")
+    own = facts | {"data": str(tmp_path / "held.jsonl"), "split": "validation", "share": None, "also_trained": 3}
+    write_json(run / "run.json", json.loads((run / "run.json").read_text()) | {"validation": own})
+    text = write_card(run).read_text()
+    assert "Held out: `held.jsonl` (split validation where it has splits)" in text and str(tmp_path) not in text
+    assert "3 of them have the tokens of a training row." in text and "SHA-256 of their token ids" in text
 
 
 def test_methods_without_regularizers_or_adapter_say_so(tmp_path):

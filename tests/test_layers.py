@@ -100,7 +100,7 @@ def test_a_module_imports_only_what_its_room_may(module):
         ("ba_lora.features.saver", "from ..training.trainer import BALoRATrainer"),
         ("ba_lora.models", "from ..methods.attach import attach"),
         ("ba_lora.methods.attach", "from ..data.glue import TASKS"),
-        ("ba_lora.card", "from .training.command_line import parse"),
+        ("ba_lora.card", "from ..training.command_line import parse"),
         ("ba_lora.training.run", "from ..planning import plan"),
         ("ba_lora.training.trainer", "from ba_lora import canvas"),
         ("ba_lora.inference.backends", "from eval.harness import scores"),

@@ -5,6 +5,7 @@ import io
 import json
 
 import pytest
+import yaml
 
 from ba_lora.card import write_card
 from ba_lora.experiments.examples import examples
@@ -112,11 +113,12 @@ def test_a_card_shows_hostile_names_as_text(tmp_path):
     record["template"]["prompt"] = "```\n\n# Injected\n{instruction}"
     (run / "run.json").write_text(json.dumps(record))
     (run / "eval/e|v").mkdir(parents=True)
-    score = {"benchmark": "a|b](x)", "metric": "<script>", "score": 0.5, "n": 3, "protocol": "p|q"}
+    score = {"benchmark": "a|b](x)\n---\nlicense: mit", "metric": "<script>", "score": 0.5, "n": 3, "protocol": "p|q"}
     (run / "eval/e|v/score.json").write_text(json.dumps(score))
-    card = write_card(run).read_text()
-    front = card.split("---\n")[1]
-    assert "mit" not in front and "evil" not in front
+    _, front, card = write_card(run).read_text().split("---\n", 2)
+    data = yaml.safe_load(front)  # which is no text of the page
+    assert data.keys() == {"library_name", "model-index", "pipeline_tag", "tags"} and "evil" not in front
+    assert data["model-index"][0]["results"][0]["dataset"]["name"] == "a|b](x) --- license: mit"
     assert "\n# [evil]" not in card and "<script>" not in card and "<img" not in card
     fenced = card[card.index("````text") :].split("````")[1]
     assert "# Injected" in fenced and card.count("# Injected") == 1

@@ -55,6 +55,10 @@ class Samples(Sequence):
         """Tokens of each sample (count,)."""
         return np.diff(self.offsets)
 
+    def tokens(self, number: int) -> np.ndarray:
+        """The token ids of a sample, without a copy."""
+        return self.ragged["input_ids"][self.offsets[number] : self.offsets[number + 1]]
+
     def numbered(self) -> "Samples":
         """The same samples, each with its own number as "sample"."""
         return Samples(self.ragged, self.offsets, self.values | {"sample": np.arange(len(self))})
@@ -68,3 +72,27 @@ class Samples(Sequence):
         part = slice(self.offsets[number], self.offsets[number + 1])
         sample = {name: array[part].tolist() for name, array in self.ragged.items()}
         return sample | {name: array[number].item() for name, array in self.values.items()}
+
+
+class Selection(Sequence):
+    """Some samples of `samples`, by their numbers, without a copy."""
+
+    def __init__(self, samples: Samples, numbers: Sequence[int]):
+        self.samples, self.numbers = samples, np.asarray(numbers, np.int64)
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Tokens of each sample (count,)."""
+        return self.samples.lengths[self.numbers]
+
+    def tokens(self, number: int) -> np.ndarray:
+        """The token ids of a sample, without a copy."""
+        return self.samples.tokens(self.numbers[number])
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def __getitem__(self, number: int) -> dict:
+        if not 0 <= number < len(self):
+            raise IndexError(f"sample {number} of {len(self)}")
+        return self.samples[int(self.numbers[number])]

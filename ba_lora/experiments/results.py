@@ -25,7 +25,7 @@ from ..errors import UserError, short
 from ..files import atomic_write, check_kinds, digest, read_json, read_json_lines, sealed, unsealed, write_sealed
 from ..folders import checksums
 from ..folders.ownership import claimed
-from ..objective.settings import METRICS, TERMS, WEIGHTS
+from ..objective.settings import METRICS, TERMS, WEIGHTS, of_training
 from .benchmark_data import column_of
 from .matrix import Experiment, Run, Variant
 from .tables.columns import COSTS, MEASURES, NO_COLUMNS
@@ -200,7 +200,7 @@ def _score_of(folder: Path, run: Path) -> dict:
 
 def _curves(file: Path) -> dict:
     """Return {name: values} at up to CURVE of the logged steps, including the first and the last."""
-    rows = read_json_lines(file, METRICS) if file.is_file() else []
+    rows = of_training(read_json_lines(file, METRICS)) if file.is_file() else []
     if len(rows) > CURVE:
         rows = [rows[round(place)] for place in np.linspace(0, len(rows) - 1, CURVE)]
     kept = {"step": [row["step"] for row in rows]} if rows else {}

@@ -30,7 +30,7 @@ EVALUATION = (
     *("generations.jsonl", "generation.json", "scored.jsonl", "score.json", "predictions.jsonl", "reliability.png"),
     *("judgments.jsonl", "radar.png", "turns", "scores.json", "row.md", MARKER),
 )
-CHECKPOINTS = ("start.safetensors", *(f"checkpoint-{'[0-9]' * digits}" for digits in range(1, 16)))
+CHECKPOINTS = ("start.safetensors", "best.safetensors", *(f"checkpoint-{'[0-9]' * digits}" for digits in range(1, 16)))
 FEATURES = ("features_step_*.npy", "labels_step_*.npy", "features.json", "checksums.json")
 SAVED = ("adapter", "model")  # what a run trained: one of these folders of its run folder
 # Permitted content of a run folder: a file, or a folder and the names in it. A model's code (*.py) is not listed, because its names

@@ -1,6 +1,7 @@
 """The table of the regularizers, their settings for a run, and the published presets."""
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, fields, replace
 from typing import NamedTuple
 
@@ -69,6 +70,17 @@ TERMS = ("task", *(each.name for each in REGULARIZERS))
 WEIGHTS = tuple(each.weight for each in REGULARIZERS)
 # Kinds of the values in a line of metrics.jsonl; see `files.check_kinds`.
 METRICS = {"step": "a number"} | {f"{name}?": "a number" for name in ("loss", *TERMS, *WEIGHTS, "lr")}
+METRICS |= {f"validation_{name}?": "a number" for name in (*TERMS, "accuracy")}
+
+
+def of_training(rows: Iterable[dict]) -> list[dict]:
+    """The rows of metrics.jsonl that are of training steps, and not of a look at held-out rows."""
+    return [row for row in rows if "validation_task" not in row]
+
+
+def of_validation(rows: Iterable[dict]) -> list[dict]:
+    """The rows of metrics.jsonl that `of_training` leaves out."""
+    return [row for row in rows if "validation_task" in row]
 
 
 @dataclass(frozen=True)

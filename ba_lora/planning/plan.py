@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from ..data.glue import load_examples
 from ..data.glue_sizes import ROWS, padded_tokens
+from ..data.held_out import held_out_count
 from ..data.sources import TINYMATH_ROWS, read_table
 from ..inference.backends import copies, resolve_anywhere
 from ..methods.decomposition import file_bytes
@@ -205,7 +206,13 @@ def _placements(arguments: TrainArguments, sizes: dict[str, int]) -> dict[str, i
 
 
 def _samples(arguments: TrainArguments) -> tuple[int | None, str]:
-    """(rows that training reads, how that is known). A hub is not queried; there the limit is assumed to be reached."""
+    """(rows that are trained on, how that is known). A hub is not queried; there the limit is assumed to be reached."""
+    rows, known = _rows(arguments)
+    return rows and rows - held_out_count(rows, arguments.validation_share), known
+
+
+def _rows(arguments: TrainArguments) -> tuple[int | None, str]:
+    """(rows of the data, how that is known)."""
     data, path = arguments.data, arguments.data_path
     if arguments.task and not (path or data):
         rows = ROWS.get(arguments.task)

@@ -20,6 +20,7 @@ from .options.model import ModelOptions
 from .options.objective import ObjectiveOptions
 from .options.run import RunOptions
 from .options.training import TrainingOptions
+from .options.validation import ValidationOptions
 from .ranges import check_ranges
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ GENERATION = (
 
 
 @dataclass
-class TrainArguments(RunOptions, TrainingOptions, ObjectiveOptions, DataOptions, ModelOptions):
+class TrainArguments(ValidationOptions, RunOptions, TrainingOptions, ObjectiveOptions, DataOptions, ModelOptions):
     """Options of one run. Defaults without a source in the help are ours.
 
     A dataclass lists the fields of its last base first: the bases stand in the reverse of the order of run.json.

@@ -12,7 +12,7 @@ from transformers import TrainerCallback
 from ..errors import DamagedFile, RunFailure, UserError
 from ..files import atomic_write, check_kinds, unsealed
 from ..methods.adalora import after_step
-from ..objective.settings import TERMS, WEIGHTS
+from ..objective.settings import TERMS, WEIGHTS, of_training
 from . import checkpoints
 from .gauges import Gauges
 from .step_model import StepModel
@@ -152,7 +152,7 @@ class ObjectiveCallback(TrainerCallback):
 
 
 def forget_after(metrics: Path, step: int, copy: Path) -> list[dict]:
-    """Keep the lines of metrics.jsonl up to `step`, since a resumed run rewrites the later ones; return their rows.
+    """Keep the lines of metrics.jsonl up to `step`, since a resumed run rewrites the later ones; return the rows of training steps.
 
     copy: metrics.jsonl as it was after `step`, from the checkpoint. If the file differs, it is restored with a warning. Runs of
     earlier versions have no copy; unreadable lines are then dropped, because a killed process may leave the last one unfinished.
@@ -175,7 +175,7 @@ def forget_after(metrics: Path, step: int, copy: Path) -> list[dict]:
             kept.append((line, row))
     with atomic_write(metrics) as file:
         file.writelines(line + "\n" for line, _ in kept)
-    return [row for _, row in kept]
+    return of_training(row for _, row in kept)
 
 
 def is_logged(step: int, args, state) -> bool:

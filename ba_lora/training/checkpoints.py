@@ -1,8 +1,10 @@
 """Checkpoints that are either complete or absent, and the start from which a resumed run is rebuilt.
 
     checkpoints/start.safetensors   A0, B0 and the initial values of a head, written once before step 1
+    checkpoints/best.safetensors    with --keep best: the trained tensors of the step with the lowest loss on the held-out rows so far
     checkpoints/checkpoint-N/       after optimiser step N: trained.safetensors, and transformers' optimizer.pt, scheduler.pt,
                                     rng_state.pth and trainer_state.json, which it reads without running pickled code
+      best.safetensors              with --keep best: the trained tensors of the best step up to N
       run.json, metrics.jsonl       copies from step N: they identify the run and let it continue
       manifest.json                 bytes and SHA-256 of each file, and SHA-256 of start.safetensors; written last
 
@@ -35,8 +37,9 @@ from .interruptions import cause, on_any_process
 logger = logging.getLogger(__name__)
 
 START, TRAINED, MANIFEST = "start.safetensors", "trained.safetensors", "manifest.json"
+BEST = "best.safetensors"
 PREFIX = "checkpoint-"  # transformers' name
-LEFTOVER = re.compile(rf"\.({PREFIX}\d+|{re.escape(START)})\.tmp")
+LEFTOVER = re.compile(rf"\.({PREFIX}\d+|{re.escape(START)}|{re.escape(BEST)})\.tmp")
 BESIDE = ("run.json", "metrics.jsonl")  # in the run folder; copied into each checkpoint
 STATE = "trainer_state.json"  # transformers' name
 ALWAYS = ((TRAINED,), (STATE,))  # every checkpoint has these
@@ -205,6 +208,10 @@ def prune(folder: Path, last: Path, keep: int) -> None:
 
 def save_trained(model: nn.Module, file: Path) -> None:
     """Write the tensors of `model` that training has changed. Raises RunFailure if a value is not finite: no run could continue."""
+    save_file(_finite(model), file)
+
+
+def _finite(model: nn.Module) -> dict[str, Tensor]:
     tensors = _trained(model)
     for name, tensor in tensors.items():
         if not torch.isfinite(tensor).all():
@@ -212,12 +219,16 @@ def save_trained(model: nn.Module, file: Path) -> None:
                 f"{name.removeprefix('trained.')} is not finite, so no checkpoint is written; continue from the one before "
                 "with --resume, or start again with a lower --learning_rate or in float32"
             )
-    save_file(tensors, file)
+    return tensors
 
 
 def restore_trained(model: nn.Module, file: Path) -> None:
     """Restore what `save_trained` wrote. Raises UserError if the tensors belong to another model or method."""
-    tensors, parameters = load_file(file), dict(model.named_parameters())
+    _restore(model, load_file(file), file)
+
+
+def _restore(model: nn.Module, tensors: dict[str, Tensor], file: Path) -> None:
+    parameters = dict(model.named_parameters())
     wanted = {f"trained.{name}": p.shape for name, p in parameters.items() if p.requires_grad}
     if {name: tensor.shape for name, tensor in tensors.items() if name.startswith("trained.")} != wanted:
         raise UserError(f"{file} belongs to another model or method; resume with the options of the first run")
@@ -231,6 +242,44 @@ def _trained(model: nn.Module) -> dict[str, Tensor]:
     """ "trained.NAME" for each trained tensor, plus AdaLoRA's statistics."""
     tensors = {f"trained.{name}": p for name, p in model.named_parameters() if p.requires_grad}
     return {name: t.detach().cpu().contiguous() for name, t in (tensors | allocator_state(model)).items()}
+
+
+def put(source: Path, file: Path) -> None:
+    """Make `file` the content of `source`, complete or not at all, without a copy where the file system has hard links."""
+    temporary = file.with_name(f".{file.name}.tmp")
+    temporary.unlink(missing_ok=True)
+    try:
+        try:
+            os.link(source, temporary)
+        except OSError:  # no hard links here
+            shutil.copyfile(source, temporary)
+            _sync(temporary)
+        os.replace(temporary, file)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def keep_best(model: nn.Module, file: Path, step: int) -> None:
+    """Write the trained tensors after `step` to `file`, in place of an older one; it appears complete or not at all. Raises RunFailure as
+    `save_trained` does."""
+    temporary = file.with_name(f".{file.name}.tmp")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        save_tensors(_finite(model), temporary, f"step {step}")
+        _sync(temporary)
+        os.replace(temporary, file)
+        _sync(file.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def restore_best(model: nn.Module, file: Path, step: int) -> None:
+    """Give `model`, whose trained tensors are whole, those that `keep_best` wrote after `step`. Raises DamagedFile for others."""
+    try:
+        tensors = load_tensors(file, f"step {step}")
+    except DamagedFile as error:
+        raise DamagedFile(f"{error}; --resume takes the newest checkpoint that is whole") from None
+    _restore(model, tensors, file)
 
 
 def keep_start(model: nn.Module, file: Path, *, first: bool = True) -> None:

@@ -55,6 +55,26 @@ class ClassifierModel(StepModel):
         inputs = {"input_ids": input_ids, "attention_mask": attention_mask, **inputs}
         if labels is None:
             return self.student(**inputs)
+        loss, terms, weights, logits, features = self._objective(inputs, labels, num_items_in_batch)
+        extra = penalty(self.student)
+        if extra is not None:
+            terms["penalty"], loss = extra, loss + extra * self.share
+        if self.training:
+            self.rows = self.rows + (attention_mask.sum() if attention_mask is not None else input_ids.numel())
+            self.record(terms, loss, weights)
+            if self.logged:
+                self._norms(terms, logits, features)
+        return SequenceClassifierOutput(loss=loss, logits=logits)
+
+    def measure(self, labels=None, **inputs) -> tuple[dict[str, Tensor | None], int]:
+        """See StepModel; the items are the samples. labels: (N,)."""
+        _, terms, _, logits, _ = self._objective(inputs, labels, 1)  # divided by one item: sums
+        if not self.regression:
+            terms["accuracy"] = (logits.argmax(-1) == labels).sum()
+        return terms, len(labels)
+
+    def _objective(self, inputs: dict, labels: Tensor, num_items) -> tuple:
+        """(loss, terms, weights, logits (N, D), features (N, d) or None) of a batch."""
         taught = self.teach(
             lambda labels, **inputs: self.student(**inputs).logits,
             inputs,
@@ -75,21 +95,13 @@ class ClassifierModel(StepModel):
             self.objective,
             weights,
             features=features,
-            num_items=num_items_in_batch,
+            num_items=num_items,
             share=self.share,
             regression=self.regression,
             all_terms=self.all_terms,
             **taught.options(),
         )
-        extra = penalty(self.student)
-        if extra is not None:
-            terms["penalty"], loss = extra, loss + extra * self.share
-        if self.training:
-            self.rows = self.rows + (attention_mask.sum() if attention_mask is not None else input_ids.numel())
-            self.record(terms, loss, weights)
-            if self.logged:
-                self._norms(terms, logits, features)
-        return SequenceClassifierOutput(loss=loss, logits=logits)
+        return loss, terms, weights, logits, features
 
     def _forward(self, inputs: dict) -> tuple[Tensor, Tensor | None]:
         """(logits (N, D), features (N, d) or None if no term needs them)."""

@@ -36,6 +36,7 @@ def check_combinations(arguments) -> None:
         _check_teacher_cache(arguments)
     if arguments.teacher_share < 1:
         _check_teacher_share(arguments)
+    _check_validation(arguments)
 
 
 def _check_teacher_cache(arguments) -> None:
@@ -71,3 +72,25 @@ def _check_teacher_share(arguments) -> None:
             "share would only add noise; leave one of them out"
         )
     check_share(share, objective)
+
+
+def _check_validation(arguments) -> None:
+    data, share, defaults = arguments.validation_data, arguments.validation_share, type(arguments)
+    if data and share:
+        raise UserError(
+            f"--validation_data {data} and --validation_share {share} both name held-out rows; leave one of them out"
+        )
+    for name in ("validation_split", "validation_limit"):
+        value = getattr(arguments, name)
+        if not data and value != getattr(defaults, name):
+            raise UserError(f"--{name} {value} belongs to --validation_data FILE; add it, or leave --{name} out")
+    for name in ("validation_steps", "keep", "patience"):
+        value = getattr(arguments, name)
+        if not data and not share and value != getattr(defaults, name):
+            raise UserError(
+                f"--{name} {value} needs held-out rows; add --validation_data FILE or --validation_share SHARE"
+            )
+    for name in ("keep", "patience"):
+        value = getattr(arguments, name)
+        if arguments.method == "adalora" and value != getattr(defaults, name):
+            raise UserError(f"--{name} {value}: adalora plans its ranks over all steps of the run; leave it out")

@@ -18,6 +18,8 @@ from .arguments import TrainArguments
 
 # What earlier versions did, by options that they lacked and whose default depends on others.
 EARLIER = {"start_form": "residual"}
+# Of options, in the order of --help.
+GROUPS = ("run", "model", "method", "data", "classification", "objective", "training", "validation", "evaluation")
 
 
 def _inner(kind) -> type:
@@ -65,10 +67,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--config", metavar="FILE", help="flat YAML file of the options below")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    groups = {
-        name: parser.add_argument_group(name)
-        for name in ("run", "model", "method", "data", "classification", "objective", "training", "evaluation")
-    }
+    groups = {name: parser.add_argument_group(name) for name in GROUPS}
     for item in fields(TrainArguments):
         more = {"nargs": "+"} if "list" in str(item.type) else {}
         if item.type is bool:

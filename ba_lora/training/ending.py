@@ -132,6 +132,7 @@ def _check_space(arguments: TrainArguments, student: nn.Module, whole: nn.Module
     folder = Path(arguments.output_dir)
     freed = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) if arguments.overwrite else 0
     kept = 0 if arguments.resume else trained  # a resumed run may already have its copy
+    kept += 2 * trained if arguments.keep == "best" else 0  # the best step's, and its successor while that is written
     free, needed = shutil.disk_usage(existing(folder)).free + freed, kept + exported + merged
     if free < needed:
         raise RunFailure(

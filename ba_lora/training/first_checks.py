@@ -70,6 +70,8 @@ def _check_model(arguments: TrainArguments) -> None:
 def _check_data(arguments: TrainArguments) -> None:
     if arguments.data or arguments.data_path:
         check_source(arguments.data or "", arguments.data_path)
+    if arguments.validation_data:
+        check_source(arguments.validation_data)
 
 
 def _check_device(arguments: TrainArguments) -> None:

@@ -20,8 +20,11 @@ BLOCKS = 64  # blocks read from a longer base file, spread over it; data files a
 
 
 def input_hashes(arguments: TrainArguments) -> dict[str, str | None]:
-    """{"data", "base"}: a hash of the local files of each, or None if it has none."""
-    return {"data": _hash(_data_files(arguments)), "base": _base_hash(arguments.model)}
+    """{"data", "base", "validation"}: a hash of the local files of each, or None if it has none."""
+    data = _data_files(arguments.data_path or arguments.data, arguments.data, arguments.data_split, arguments.task)
+    held_out = arguments.validation_data
+    held_out = _data_files(held_out, held_out, arguments.validation_split, arguments.task)
+    return {"data": _hash(data), "base": _base_hash(arguments.model), "validation": _hash(held_out)}
 
 
 def measured_hashes(model: str, problems: Iterable[str]) -> dict[str, str]:
@@ -52,20 +55,19 @@ def inputs_changed(record: dict, arguments: TrainArguments) -> bool:
     return any(before.get(name) and value and fast_hash.differ(before[name], value) for name, value in now.items())
 
 
-def _data_files(arguments: TrainArguments) -> list[Path]:
-    """The data file. For a folder: the files whose names match the run's split, or all files if none do."""
-    name, part = arguments.data_path or arguments.data or "", ""
+def _data_files(name: str | None, data: str | None, split: str, task: str | None) -> list[Path]:
+    """The file `name`. For a folder: the files whose names match the split, or all files if none do. data: names the part of it."""
+    name, part = name or "", ""
     if name and not os.path.exists(name):
         name, _, part = name.rpartition(":")
-    elif ":" in (arguments.data or ""):
-        part = arguments.data.rpartition(":")[2]
+    elif ":" in (data or ""):
+        part = data.rpartition(":")[2]
     place = Path(name)
     if not name or os.path.isfile(place):
         return [place] if name else []
-    for inner in filter(None, (part, arguments.task)):
+    for inner in filter(None, (part, task)):
         place = place / inner if os.path.isdir(place / inner) else place
     files = sorted(file for file in place.rglob("*") if file.suffix in DATA_ENDINGS and file.is_file())
-    split = arguments.data_split
     return [file for file in files if split in file.stem or split == file.parent.name] or files
 
 

@@ -96,6 +96,13 @@ class ObjectiveModel(StepModel):
         self.observed |= {name: term.detach() for name, term in terms.items() if term is not None}
         self.observed["rows"] = torch.as_tensor(rows, device=terms["task"].device)
 
+    def measure(self, input_ids=None, labels=None, **inputs) -> tuple[dict[str, Tensor | None], int]:
+        """See StepModel; the items are the trained tokens. input_ids, labels: (B, T)."""
+        inputs, rows = {"input_ids": input_ids, "use_cache": False, **inputs}, trained_rows(labels)
+        compute = self._chunked if self._can_split(input_ids) else self._dense
+        _, terms, _ = compute(inputs, labels, rows, 1, None)  # divided by one item: sums
+        return terms, len(rows)
+
     def _can_split(self, input_ids: Tensor) -> bool:
         """Return True if the objective can be computed without logits. Determined once; logs the reason once if it cannot."""
         if self.may_split and self.parts is None:

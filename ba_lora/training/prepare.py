@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from torch import nn
 
-from ..data.samples import Samples
+from ..data.samples import Samples, Selection
 from ..errors import UserError
 from ..files import digest
 from ..machine.devices import device, refuse_unmeant_cpu
@@ -19,6 +19,7 @@ from ..objective.settings import Objective
 from .arguments import TrainArguments
 from .checkpoints import START, initial_factors
 from .deepspeed_config import used, zero_stage
+from .held_out import HeldOut
 from .order import FixedOrder
 from .step_model import StepModel
 
@@ -27,17 +28,18 @@ logger = logging.getLogger(__name__)
 
 class Prepared(NamedTuple):
     """student: from `attach`. wrapper: the StepModel class that adds the objective. record: parts of run.json. callbacks: for
-    the Trainer. task: for a classifier, the facts saved beside its weights."""
+    the Trainer. task: for a classifier, the facts saved beside its weights. held_out: the rows that are not trained on, if any."""
 
     student: nn.Module
     tokenizer: object
-    samples: Samples
+    samples: Samples | Selection
     collate: Callable
     order: FixedOrder
     wrapper: Callable[..., StepModel]
     record: dict
     callbacks: tuple = ()
     task: dict | None = None
+    held_out: HeldOut | None = None
 
 
 def adapt(arguments: TrainArguments, model: nn.Module, objective: Objective, samples: int, **more) -> nn.Module:
@@ -84,7 +86,7 @@ def adapt(arguments: TrainArguments, model: nn.Module, objective: Objective, sam
     return student
 
 
-def order_of(arguments: TrainArguments, samples: Samples) -> FixedOrder:
+def order_of(arguments: TrainArguments, samples: Samples | Selection) -> FixedOrder:
     """The order of the samples, the same for every method."""
     if not arguments.group_by_length:
         return FixedOrder(len(samples), arguments.seed)

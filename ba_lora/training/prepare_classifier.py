@@ -18,6 +18,7 @@ from ..objective.settings import Objective
 from . import resume
 from .arguments import TrainArguments
 from .classifier_model import ClassifierModel
+from .held_out import HeldOut, facts_of, parted
 from .prepare import Prepared, adapt, order_hash, order_of, to_device
 
 logger = logging.getLogger(__name__)
@@ -25,7 +26,7 @@ logger = logging.getLogger(__name__)
 
 def prepare(arguments: TrainArguments, objective: Objective) -> Prepared:
     """Read the data, open the model and adapt it. Raises UserError for problems the user can fix."""
-    examples, tokenizer, samples, order, record = _read(arguments)
+    examples, tokenizer, samples, held, order, record = _read(arguments)
     task, data = examples.task, arguments.data_path or arguments.data
     steps = arguments.steps(len(samples))
     if arguments.features_steps and max(arguments.features_steps) > steps:
@@ -43,16 +44,18 @@ def prepare(arguments: TrainArguments, objective: Objective) -> Prepared:
     callbacks = []
     if arguments.features_steps is not None:
         callbacks.append(_feature_saver(arguments, student, tokenizer))
+    collate = PadPairs(tokenizer, regression=not task.labels)
     return Prepared(
         student,
         tokenizer,
         samples,
-        PadPairs(tokenizer, regression=not task.labels),
+        collate,
         order,
         partial(ClassifierModel, regularize=arguments.regularize),
         record | {"task": described, "base": base},
         tuple(callbacks),
         described,
+        None if held is None else HeldOut(held, collate, record["validation"]),
     )
 
 
@@ -62,25 +65,40 @@ def check(arguments: TrainArguments) -> None:
 
 
 def _read(arguments: TrainArguments) -> tuple:
-    """(examples, tokenizer, samples, their order, part of run.json), checked against the run that is resumed."""
+    """(examples, tokenizer, samples, the held-out ones, the order of the others, part of run.json), checked against the run that is
+    resumed. The labels of held-out examples are never corrupted."""
     data = arguments.data_path or arguments.data
     examples = load_examples(arguments.task, arguments.data_split, data, arguments.limit)
+    examples, held_examples = _held_out(examples, arguments)
     examples, changes = _corrupted(examples, arguments)
     tokenizer = load_tokenizer(arguments.model, trust_remote_code=arguments.trust_remote_code)
     identity = resume.tokenizer_hash(tokenizer)
     samples, encoded = encode_examples(tokenizer, examples, arguments.max_length, arguments.special_tokens_in_text)
+    held = None
+    if held_examples is not None:
+        held, _ = encode_examples(tokenizer, held_examples, arguments.max_length, arguments.special_tokens_in_text)
     order = order_of(arguments, samples)
     task = examples.task
     record = {
         "tokenizer": identity,
         "task": {"name": task.name, "labels": list(task.labels) or None, "columns": list(task.columns)},
         "data": examples.report | encoded | {"corruption": changes},
+        "validation": None if held is None else facts_of(arguments, held, samples),
         "order_hash": order_hash(order),
     }
     if arguments.features_steps is not None:
         record["features"] = _shown(arguments, tokenizer)[2]
     resume.refuse_changes(arguments, record)
-    return examples, tokenizer, samples, order, record
+    return examples, tokenizer, samples, held, order, record
+
+
+def _held_out(examples: Examples, arguments: TrainArguments) -> tuple[Examples, Examples | None]:
+    """(the examples to train on, the held-out ones or None)."""
+    if arguments.validation_data:
+        place = arguments.validation_split, arguments.validation_data, arguments.validation_limit
+        return examples, load_examples(arguments.task, *place)
+    parts = parted(arguments, len(examples.ids))
+    return (examples, None) if parts is None else (examples.select(parts[0]), examples.select(parts[1]))
 
 
 def _open(arguments: TrainArguments, task: Task) -> tuple:

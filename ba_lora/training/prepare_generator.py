@@ -6,6 +6,7 @@ from ..data.cache import load_samples
 from ..data.collator import PadRight
 from ..data.formats import read_conversations
 from ..data.packing import PackRows
+from ..data.samples import Samples, Selection
 from ..data.sources import read_table
 from ..data.templates import make_template
 from ..machine.devices import device
@@ -14,6 +15,7 @@ from ..models import load_model, load_tokenizer
 from ..objective.settings import Objective
 from . import resume, teacher_cache
 from .arguments import TrainArguments
+from .held_out import HeldOut, facts_of, parted
 from .objective_model import ObjectiveModel
 from .packing import check_packing, width_of_rows
 from .prepare import Prepared, adapt, order_hash, order_of, to_device
@@ -23,22 +25,23 @@ logger = logging.getLogger(__name__)
 
 def prepare(arguments: TrainArguments, objective: Objective) -> Prepared:
     """Read the data, open the model and adapt it. Raises UserError for problems the user can fix."""
-    tokenizer, samples, order, record = _read(arguments)
+    tokenizer, samples, parts, held, order, record = _read(arguments)
     model, base = _open(arguments)
     to_device(model, arguments)
     if arguments.packing:
         check_packing(model, tokenizer)
-    cache = None
+    plain, cache = PadRight(tokenizer), None
     if arguments.teacher_cache:
-        cache = _teacher_cache(arguments, objective, model, samples, record["data"]["hash"], PadRight(tokenizer))
-    if cache is not None:
-        samples = samples.numbered()
-    collate = PadRight(tokenizer, cache)
+        cache = _teacher_cache(arguments, objective, model, samples, record["data"]["hash"], plain)
     if arguments.packing:
         collate = PackRows(tokenizer, cache, width=width_of_rows(model, arguments.max_length))
-    student = adapt(arguments, model, objective, len(samples))
+    else:
+        collate = plain if cache is None else PadRight(tokenizer, cache)
+    trained = _trained(samples if cache is None else samples.numbered(), parts)
+    student = adapt(arguments, model, objective, len(trained))
     record |= {"base": base, "teacher_cache": cache.facts if cache is not None else None}
-    return Prepared(student, tokenizer, samples, collate, order, ObjectiveModel, record)
+    held_out = None if held is None else HeldOut(held, plain, record["validation"])
+    return Prepared(student, tokenizer, trained, collate, order, ObjectiveModel, record, held_out=held_out)
 
 
 def check(arguments: TrainArguments) -> None:
@@ -48,21 +51,34 @@ def check(arguments: TrainArguments) -> None:
 
 
 def _read(arguments: TrainArguments) -> tuple:
-    """(tokenizer, samples, their order, part of run.json), checked against the run that is resumed."""
+    """(tokenizer, all samples, their parts, the held-out ones, the order of the others, part of run.json), checked against the run
+    that is resumed. The parts, if there are two: the numbers of the trained and of the held-out samples."""
     conversations, report = _conversations(arguments)
     tokenizer = load_tokenizer(arguments.model, trust_remote_code=arguments.trust_remote_code)
     identity = resume.tokenizer_hash(tokenizer)
     template = make_template(arguments.template, tokenizer, arguments.special_tokens_in_text)
     samples, encoded = load_samples(tokenizer, template, conversations, arguments.max_length)
-    order = order_of(arguments, samples)
+    parts = parted(arguments, len(samples))
+    trained, held = _trained(samples, parts), None
+    if parts:
+        held = Selection(samples, parts[1])
+    elif arguments.validation_data:
+        held, _ = load_samples(tokenizer, template, _validation(arguments), arguments.max_length)
+    order = order_of(arguments, trained)
     record = {
         "tokenizer": identity,
         "template": vars(template),
-        "data": report | encoded | {"trained": resume.trained_hash(samples)},
+        "data": report | encoded | {"trained": resume.trained_hash(samples), "kept": len(trained)},
+        "validation": None if held is None else facts_of(arguments, held, trained),
         "order_hash": order_hash(order),
     }
     resume.refuse_changes(arguments, record | {"teacher_cache": arguments.uses_teacher_cache()})
-    return tokenizer, samples, order, record
+    return tokenizer, samples, parts, held, order, record
+
+
+def _trained(samples: Samples, parts: tuple | None) -> Samples | Selection:
+    """The samples that are trained on."""
+    return samples if parts is None else Selection(samples, parts[0])
 
 
 def _open(arguments: TrainArguments) -> tuple:
@@ -89,6 +105,12 @@ def _conversations(arguments: TrainArguments) -> tuple[list[list[dict]], dict]:
         shuffle_seed=arguments.seed if arguments.shuffle_data else None,
     )
     return read_conversations(table, arguments.fields, arguments.skip_bad_rows, arguments.ignore_columns or ())
+
+
+def _validation(arguments: TrainArguments) -> list[list[dict]]:
+    """The conversations of --validation_data."""
+    table = read_table(arguments.validation_data, None, arguments.validation_split, arguments.validation_limit)
+    return read_conversations(table, arguments.fields, arguments.skip_bad_rows, arguments.ignore_columns or ())[0]
 
 
 def _teacher_cache(arguments: TrainArguments, objective, model, samples, data_hash: str, collate):

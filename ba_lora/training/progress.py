@@ -1,14 +1,17 @@
-"""The progress of a training: a bar on stderr if that is a terminal, else a line on stdout now and then."""
+"""The progress of a training: its beginning in words; a bar on stderr if that is a terminal, else a line on stdout now and then."""
 
 import sys
 import time
 from datetime import timedelta
+from pathlib import Path
 
 from tqdm import tqdm
 from transformers import TrainerCallback
 
 from ..objective.settings import TERMS
+from . import checkpoints
 from .callbacks import ObjectiveCallback
+from .validation import Validation
 
 PAUSE = 30  # seconds between two lines, at least
 
@@ -19,10 +22,10 @@ def has_bar(args) -> bool:
 
 
 class StepBar(TrainerCallback):
-    """A progress bar over the optimiser steps that shows the terms of the last logged one."""
+    """A progress bar over the optimiser steps that shows the terms of the last logged one, and the last loss on held-out rows."""
 
-    def __init__(self, source: ObjectiveCallback):
-        self.source, self.bar = source, None
+    def __init__(self, source: ObjectiveCallback, validation: Validation | None = None):
+        self.source, self.validation, self.bar = source, validation, None
 
     def on_train_begin(self, args, state, control, **objects):
         if state.is_world_process_zero and has_bar(args):
@@ -36,6 +39,8 @@ class StepBar(TrainerCallback):
         row = self.source.row
         if row and row["step"] == state.global_step:
             shown = {name: f"{row[name]:.3g}" for name in ("loss", *TERMS) if row[name] is not None}
+            if look := _last_look(self.validation):
+                shown["held_out"] = f"{look['task']:.3g}"
             self.bar.set_postfix(shown, refresh=False)
         self.bar.update(state.global_step - self.bar.n)
 
@@ -46,10 +51,11 @@ class StepBar(TrainerCallback):
 
 
 class StepLines(TrainerCallback):
-    """Without a bar: a line after the first step and then every PAUSE seconds, with the last logged loss and the time left."""
+    """Without a bar: a line after the first step and then every PAUSE seconds, with the last logged loss, the last loss on held-out
+    rows and the time left."""
 
-    def __init__(self, source: ObjectiveCallback):
-        self.source, self.said = source, None
+    def __init__(self, source: ObjectiveCallback, validation: Validation | None = None):
+        self.source, self.validation, self.said = source, validation, None
 
     def on_train_begin(self, args, state, control, **objects):
         self.first, self.began, self.said = state.global_step, time.monotonic(), None
@@ -62,7 +68,30 @@ class StepLines(TrainerCallback):
         self.said, step = now, state.global_step
         left = (now - self.began) / (step - self.first) * (state.max_steps - step)
         of = "" if row["step"] == step else f" (step {row['step']})"
+        look = _last_look(self.validation)
+        held_out = f", held-out task loss {look['task']:.3f} (step {look['step']})" if look else ""
         print(
-            f"step {step} of {state.max_steps}, loss {row['loss']:.3f}{of}, about {timedelta(seconds=round(left))} left",
+            f"step {step} of {state.max_steps}, loss {row['loss']:.3f}{of}{held_out}, about "
+            f"{timedelta(seconds=round(left))} left",
             flush=True,
         )
+
+
+def _last_look(validation: Validation | None) -> dict | None:
+    """The last look at the held-out rows, or None."""
+    return validation.state["last"] if validation else None
+
+
+def continues_from(checkpoint: str | None) -> str:
+    """Where --resume begins, in words."""
+    if checkpoint is None:
+        return "no checkpoint to continue from, so the run starts before step 1"
+    return f"continues after step {Path(checkpoint).name.removeprefix(checkpoints.PREFIX)}"
+
+
+def started_from(facts: dict) -> str:
+    """A one-line summary of the decomposition of the weights."""
+    return (
+        f"{facts['method']}: {facts['decomposed']} matrices decomposed, {facts['from_cache']} read from the cache, "
+        f"in {facts['seconds']:.1f} s; W_res holds up to {facts['residual']:.3f} of a matrix' norm"
+    )

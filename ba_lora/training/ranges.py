@@ -9,6 +9,8 @@ NUMBERS = (
     *((name, lambda value: value >= 1, "at least 1") for name in ("rank", "max_length", "effective_batch_size")),
     *((name, lambda value: value >= 1, "at least 1") for name in ("micro_batch_size", "logging_steps")),
     *((name, lambda value: value >= 1, "at least 1") for name in ("features_examples", "eval_limit")),
+    *((name, lambda value: value >= 1, "at least 1") for name in ("validation_limit", "validation_steps", "patience")),
+    ("validation_share", lambda value: 0 <= value < 1, "at least 0 and below 1"),
     ("teacher_cache_entries", lambda value: value >= 2, "at least 2"),
     ("max_steps", lambda value: value >= 1 or value == -1, "at least 1, or -1 to train for --epochs"),
     ("save_steps", lambda value: value >= 0, "at least 0"),

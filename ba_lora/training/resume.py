@@ -3,6 +3,7 @@
     tokenizer         vocabulary, merges, special tokens and chat template
     data.hash         token ids of the samples in their order; for a classifier, also the labels
     data.trained      which of these tokens are trained
+    validation.hash   token ids and labels of the held-out rows
     features          token ids and labels of the examples whose features are saved
     order_hash        the order in which the first two epochs visit the samples
     base.config       the base model's config, without keys that do not affect any value
@@ -43,6 +44,7 @@ FACTS = {
     "data.trained": "the choice of trained tokens in {data}",
     "task.labels": "the classes",
     "features": "the examples of --features_split",
+    "validation.hash": "the held-out rows",
     "order_hash": "the order of the samples",
     "teacher_cache": "the use of --teacher_cache",
     "base.config": "the config of {model}",

@@ -50,8 +50,10 @@ from .inputs import input_hashes
 from .interruptions import StopSignals, explained
 from .optimizers import check_installed, check_optimizer, optimizer_of
 from .prepare import Prepared
+from .progress import continues_from, started_from
 from .reporting import check_reporters, reporting
 from .trainer import BALoRATrainer
+from .validation import Validation
 
 logger = logging.getLogger(__name__)
 
@@ -110,6 +112,8 @@ def _train(arguments: TrainArguments, folder: Path, callbacks: Sequence) -> Path
         ended = _run(arguments, folder, trainer, record)
         with gathered(saved_parameters(work.student)):
             if main:
+                if trainer.validation:
+                    trainer.validation.restore(work.student, folder / "checkpoints")
                 export(work.student, folder / method_of(arguments.method).saved, work.task)
         trainer.accelerator.wait_for_everyone()  # not after the merge, which may take longer than they wait
         if main:
@@ -189,10 +193,18 @@ def _make_trainer(
         order=work.order,
         teacher_share=arguments.teacher_share,
         wrapper=work.wrapper,
+        validation=_validation(arguments, work),
         train_dataset=work.samples,
         data_collator=work.collate,
         callbacks=callbacks,
     )
+
+
+def _validation(arguments: TrainArguments, work: Prepared) -> Validation | None:
+    if work.held_out is None:
+        return None
+    chosen = arguments.validation_steps, arguments.keep, arguments.patience
+    return Validation(work.held_out, arguments.micro_batch_size, *chosen)
 
 
 def _begin(arguments: TrainArguments, folder: Path, trainer: BALoRATrainer, student: nn.Module, record: dict) -> None:
@@ -227,6 +239,8 @@ def _run(arguments: TrainArguments, folder: Path, trainer: BALoRATrainer, record
                 f"{checkpoint}: the state of the optimiser, the schedule or the random numbers holds something other than "
                 "tensors and is not loaded; remove this folder, and --resume takes the checkpoint before it"
             ) from error
+    if trainer.validation and trainer.is_world_process_zero():
+        print(f"{folder}: {trainer.validation.told()}", flush=True)
     started = min(started, trainer.objective_callback.started)  # for a resumed run, includes the earlier time
     seconds = time.perf_counter() - started
     return {
@@ -234,6 +248,7 @@ def _run(arguments: TrainArguments, folder: Path, trainer: BALoRATrainer, record
         "steps": trainer.state.global_step,
         "train_seconds": seconds,
         "peak_memory": trainer.objective_callback.gauges.peak(),
+        "validation": trainer.validation and trainer.validation.outcome(),
     }
 
 
@@ -301,21 +316,6 @@ def leave_processes(status: int = 0) -> None:
         os._exit(status)
 
 
-def continues_from(checkpoint: str | None) -> str:
-    """Where --resume begins, in words."""
-    if checkpoint is None:
-        return "no checkpoint to continue from, so the run starts before step 1"
-    return f"continues after step {Path(checkpoint).name.removeprefix(checkpoints.PREFIX)}"
-
-
-def started_from(facts: dict) -> str:
-    """A one-line summary of the decomposition of the weights."""
-    return (
-        f"{facts['method']}: {facts['decomposed']} matrices decomposed, {facts['from_cache']} read from the cache, "
-        f"in {facts['seconds']:.1f} s; W_res holds up to {facts['residual']:.3f} of a matrix' norm"
-    )
-
-
 def training_arguments(arguments: TrainArguments, accumulation: int) -> TrainingArguments:
     """Our options as transformers' TrainingArguments."""
     on_gpu = bool(gpus(arguments.use_cpu))
@@ -365,6 +365,7 @@ def _check_agreement(record: dict) -> None:
     """Raise UserError if another process read other data or built another objective or adapter."""
     mine = {"data": record["data"]["hash"], "the base model": record["base"]["sample"]}
     mine |= {name: record[name] for name in AGREED} | {"--teacher_share": record["config"]["teacher_share"]}
+    mine["the held-out rows"] = record["validation"] and record["validation"]["hash"]
     for name, value in mine.items():
         if len(set(gather_object([digest(value)]))) > 1:
             raise UserError(

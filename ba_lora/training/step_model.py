@@ -1,14 +1,17 @@
 """The base class of models with an objective: the weights and sums of one optimiser step, and the interface to a trainer."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import UserError
 from ..methods.teacher import has_teacher, teacher
+from ..modes import evaluating
 from ..objective import schedules
 from ..objective.settings import REGULARIZERS, Objective
+from ..objective.spectrum import searches
 from .gauges import StepClock
 from .taught import Taught, present_in, selected
 from .teacher_share import TeacherShare, check_share, draw
@@ -94,6 +97,24 @@ class StepModel(nn.Module):
         self.rows: Tensor | int = 0  # trained tokens, summed in the same way
         self.gradients: dict[str, list[Tensor]] = {}
         self.clock.begin(logged)
+
+    def measure(self, **batch) -> tuple[dict[str, Tensor | None], int]:
+        """(terms, the number of items) of a batch like that of `forward`, inside `measuring`: the terms of `averaged` as they are, the
+        others as sums over the items. A classifier adds "accuracy", the sum of the right answers."""
+        raise NotImplementedError
+
+    @contextmanager
+    def measuring(self) -> Iterator[None]:
+        """Inside the block `measure` can be called: evaluation mode, no gradient, and the weights that a schedule multiplies, so that
+        every term with a weight is computed at every step. Nothing of the training changes."""
+        kept, counted = (self.lambdas, self.share, self.keep_gradients), dict(searches)
+        self.lambdas, self.share, self.keep_gradients = self.objective.maxima(), 1.0, False
+        try:
+            with evaluating(self), torch.no_grad():
+                yield
+        finally:
+            self.lambdas, self.share, self.keep_gradients = kept
+            searches.update(counted)
 
     def needs_teacher(self) -> bool:
         """Return True if this step needs the teacher."""

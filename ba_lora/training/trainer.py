@@ -26,6 +26,7 @@ from .progress import StepBar, StepLines
 from .step_model import StepModel
 from .teacher_rows import PREFIX
 from .teacher_share import TeacherShare
+from .validation import Validation
 
 logger = logging.getLogger(__name__)
 
@@ -35,6 +36,7 @@ class BALoRATrainer(Trainer):
 
     objective: an Objective. metrics: path of metrics.jsonl or None. all_terms, gradient_norms: see StepModel. order: order of
     the samples; None = determined by the seed alone. teacher_share: see TeacherShare. wrapper: class that wraps `model` with the objective.
+    validation: looks at held-out rows, or None.
     """
 
     def __init__(
@@ -49,6 +51,7 @@ class BALoRATrainer(Trainer):
         order: FixedOrder | None = None,
         teacher_share: float = 1.0,
         wrapper: Callable[..., StepModel] = ObjectiveModel,
+        validation: Validation | None = None,
         **options,
     ):
         self.order, self.place, self.last_saved = order, None, None
@@ -66,10 +69,14 @@ class BALoRATrainer(Trainer):
         super().__init__(model=wrapped, args=args, **options)
         self.objective_callback = ObjectiveCallback(wrapped, metrics)
         self.add_callback(self.objective_callback)
+        self.validation = validation
+        if validation is not None:
+            validation.trainer = self
+            self.add_callback(validation)
         for printing in (PrinterCallback, ProgressCallback):
             self.remove_callback(printing)
         for showing in (StepBar, StepLines):
-            self.add_callback(showing(self.objective_callback))
+            self.add_callback(showing(self.objective_callback, validation))
 
     def _get_train_sampler(self, train_dataset=None) -> Sampler:
         if self.order is not None:
@@ -149,6 +156,8 @@ class BALoRATrainer(Trainer):
                 super(BALoRATrainer, self)._save_checkpoint(model, trial)
             finally:
                 self.place = None
+            if first and (folder / checkpoints.BEST).is_file() and self.validation and self.validation.keeps_best:
+                checkpoints.put(folder / checkpoints.BEST, place / checkpoint.name / checkpoints.BEST)
             if first and self.objective_callback.metrics:
                 checkpoints.keep_beside(self.objective_callback.metrics.parent, place / checkpoint.name)
 

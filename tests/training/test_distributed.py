@@ -10,6 +10,7 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState
 
+from ba_lora.objective.settings import of_training
 from ba_lora.training.run import leave_processes
 from tests.training import two_processes
 
@@ -18,7 +19,7 @@ ROOT = Path(__file__).parents[2]
 
 def result(folder):
     metrics = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return torch.load(folder / "tensors.pt", weights_only=True), metrics
+    return torch.load(folder / "tensors.pt", weights_only=True), of_training(metrics)
 
 
 def launch(folder, *words, main=two_processes.main):
@@ -123,3 +124,22 @@ def test_two_processes_with_a_share_of_the_teacher_train_as_one_on_the_same_draw
     one = alone(method, 20, share)
     assert_trained_alike(one, launch(tmp_path / "two", method, config, 20, share))
     assert all(row["consistency"] is not None for row in one[1])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", [None, 2, 3], ids=["ddp", "zero2", "zero3"])
+@pytest.mark.parametrize(("method", "held_out"), [("ba-lora", 7), ("ba-lora", 2), ("full", 7), ("classifier", 7)])
+def test_two_processes_look_at_held_out_rows_as_one(tmp_path, method, held_out, stage):
+    """7 samples in micro-batches of two: the processes have two micro-batches each, and the last one is short. 2 samples: one
+    process has none. Before the training, the numbers are the same bits."""
+    config = stage and cut_finely(tmp_path / "zero.json", stage)
+    (tmp_path / "one").mkdir()
+    two_processes.main(tmp_path / "one", 4, method, None, 8, 1.0, held_out)
+    assert_trained_alike(result(tmp_path / "one"), launch(tmp_path / "two", method, config, 8, 1.0, held_out))
+    one, two = (torch.load(tmp_path / name / "validation.pt", weights_only=True) for name in ("one", "two"))
+    assert stage or one["first"] == two["first"]
+    for look in ("best", "last"):
+        assert one["state"][look] == pytest.approx(two["state"][look], rel=1e-4, abs=1e-6)
+        assert one["state"][look]["consistency"] > 0
+    start = result(tmp_path / "one")[0]["start"]
+    assert ((one["best"] - two["best"]).norm() / (one["best"] - start).norm()).item() <= 1e-5

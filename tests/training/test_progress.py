@@ -5,8 +5,7 @@ from types import SimpleNamespace
 import pytest
 
 from ba_lora.training import progress
-from ba_lora.training.progress import StepBar, StepLines
-from ba_lora.training.run import continues_from
+from ba_lora.training.progress import StepBar, StepLines, continues_from
 
 
 def lines(monkeypatch, capsys, *, seconds, rows, first=0, total=100, terminal=False, wanted=True, main=True):

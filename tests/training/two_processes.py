@@ -9,13 +9,16 @@ import torch
 
 from ba_lora.data.pairs import PadPairs
 from ba_lora.methods.attach import attach
+from ba_lora.methods.save import saved_parameters
 from ba_lora.objective.settings import Objective
 from ba_lora.sharding import gathered
 from ba_lora.training import step_model
 from ba_lora.training.classifier_model import ClassifierModel
+from ba_lora.training.held_out import HeldOut
 from ba_lora.training.objective_model import ObjectiveModel
 from ba_lora.training.teacher_share import draw
 from ba_lora.training.trainer import BALoRATrainer
+from ba_lora.training.validation import Validation
 from tests.common import collate, ragged_samples, small_llama
 from tests.training.test_classifier_model import small_bert
 from tests.training.test_trainer import arguments
@@ -29,12 +32,19 @@ def as_two_ranks(form, step, micro, rank, present, may_be_short=False):
 
 
 def main(
-    folder: Path, accumulation: int, method: str, deepspeed: str | None = None, steps: int = 20, share: float = 1.0
+    folder: Path,
+    accumulation: int,
+    method: str,
+    deepspeed: str | None = None,
+    steps: int = 20,
+    share: float = 1.0,
+    held_out: int = 0,
 ) -> None:
     """method: a method's name, "classifier" (BA-LoRA on one), "delta" (BA-LoRA in that form) or "delayed" (BA-LoRA whose teacher
     starts after some steps).
 
-    accumulation: 2 for each of two processes, 4 for one alone, which then has the draws of two. share: of the teacher.
+    accumulation: 2 for each of two processes, 4 for one alone, which then has the draws of two. share: of the teacher. held_out: the number of
+    held-out samples, which the model sees before the training (without DeepSpeed) and after every third step.
     """
     classify, delayed = method == "classifier", method == "delayed"
     form = "delta" if method == "delta" else "residual"
@@ -43,6 +53,9 @@ def main(
     options = {"rank": 4, "alpha": 4, "keep_initial": True, "start_form": form}
     model = attach(small_bert() if classify else small_llama(), method, **options)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    pad = PadPairs(SimpleNamespace(pad_token_id=0, eos_token_id=2)) if classify else collate
+    held = [s | {"labels": s["input_ids"][1] % 3} if classify else s for s in ragged_samples(held_out, seed=9)]
+    validation = Validation(HeldOut(held, pad, {}), 2, every=3, keep="best") if held_out else None
     trainer = BALoRATrainer(
         model,
         replace(OBJECTIVE, top_k=None, svd_k=1, diversity="covariance") if classify else objective,
@@ -54,10 +67,12 @@ def main(
         train_dataset=[s | {"labels": s["input_ids"][1] % 3} for s in ragged_samples(160)]
         if classify
         else ragged_samples(160),
-        data_collator=PadPairs(SimpleNamespace(pad_token_id=0, eos_token_id=2)) if classify else collate,
+        data_collator=pad,
+        validation=validation,
         wrapper=ClassifierModel if classify else ObjectiveModel,
     )
     start = torch.cat([p.detach().flatten() for p in trained])
+    first = validation.look() if validation and not deepspeed else None
     with mock.patch.object(step_model, "draw", as_two_ranks if accumulation == 4 else draw):
         trainer.train()
     if not classify:
@@ -66,3 +81,8 @@ def main(
         end = torch.cat([p.detach().flatten() for p in trained])
     if trainer.is_world_process_zero():
         torch.save({"start": start, "end": end}, folder / "tensors.pt")
+    with gathered(saved_parameters(model)):
+        if validation and trainer.is_world_process_zero():
+            validation.restore(model, folder)
+            best = torch.cat([p.detach().flatten() for p in trained])
+            torch.save({"first": first, "best": best, "state": validation.state}, folder / "validation.pt")

@@ -5,9 +5,9 @@ from pathlib import Path
 
 from ...canvas import looks, style, write
 from ...errors import UserError
-from ...files import read_json, read_json_lines
+from ...files import check_kinds, read_json, read_json_lines
 from ...folders.checksums import check_of_run
-from ...objective.settings import METRICS, REGULARIZERS, TERMS
+from ...objective.settings import METRICS, REGULARIZERS, TERMS, of_training
 from .training_curves import loss_unit
 
 COLUMNS = 3  # of panels
@@ -20,7 +20,9 @@ def draw_terms(where: str, output: str | Path | None = None) -> Path:
     if not source.is_file():
         raise UserError(f"{source} does not exist; give the folder of a training run")
     check_of_run(source.parent, source.name)
-    rows = read_json_lines(source, METRICS | {"loss": "a number", "task": "a number"})
+    rows = of_training(read_json_lines(source, METRICS))
+    for row in rows:
+        check_kinds(row, f"{source}, step {row['step']}", {"loss": "a number", "task": "a number"})
     if not rows:
         raise UserError(f"{source} is empty: the run has logged no step")
     record = source.parent / "run.json"

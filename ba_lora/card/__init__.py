@@ -7,20 +7,21 @@ the machine: a local model or file appears only with the last part of its name.
 """
 
 import json
-import os
 import re
 from pathlib import Path
 
-from .errors import DamagedFile, Parser, UserError, run_cli
-from .files import REMEDY, atomic_write, check_kinds, read_json, read_json_lines
-from .folders import checksums, kinds
-from .folders.adapter_names import check_header
-from .methods.names import method_of
-from .objective.settings import METRICS, REGULARIZERS, TERMS
-from .texts import code, markdown
+from ..errors import DamagedFile, UserError
+from ..files import REMEDY, atomic_write, check_kinds, read_json, read_json_lines
+from ..folders import checksums, kinds
+from ..folders.adapter_names import check_header
+from ..objective.settings import METRICS, REGULARIZERS, TERMS, of_training
+from ..texts import code, markdown
+from .facts import hub_id, peft_of, public_name, source, starts_from_pissa
+from .metadata import WHOLE, front_matter
+from .scores import results, scores_of
+from .validation import CHOSEN, VALIDATION, held_out_rows
 
-HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")  # excludes "./folder"
-FILES = (".json", ".jsonl", ".ndjson", ".parquet", ".csv")
+MERGED = "merged"
 
 LIMITS = """\
 All of this belongs to one run: one seed, this data, this prompt template; another prompt format gives other answers. Nothing
@@ -37,18 +38,19 @@ RECORD = {  # kinds of the values of run.json that the card shows
     **dict.fromkeys(("objective.warmup?", "objective.ramp?", "objective.lambda1_min?"), "a number"),
     **{f"objective.{each.weight}?": "a number" for each in REGULARIZERS},
     **{f"objective.{each.schedule}?": "a text" for each in REGULARIZERS},
-    **{"template?": "an object", "task?": "an object", "quantisation?": "an object", "versions": "an object"},
+    **{
+        "template?": "an object",
+        "task?": "an object",
+        "quantisation?": "an object",
+        "validation?": "an object",
+        "versions": "an object",
+    },
     **{"versions.ba-lora": "a text", "train_seconds": "a number"},
     **dict.fromkeys(("steps", "processes", "trained_parameters"), "a whole number"),
 }
 TEMPLATE = {"name": "a text", "prompt?": "a text"}
 TASK = {"name": "a text", "max_length": "a whole number", "labels?": "a list of texts", "head?": "a list of texts"}
 QUANTISED = {"kind": "a text", "relative_error": "a number"}
-SCORE = {
-    **{"benchmark": "a text", "metric": "a text", "score?": "a number", "stderr?": "a number", "n": "a whole number"},
-    **{"data?": "a text", "protocol?": "a text"},
-}
-
 CITATION = """\
 ```bibtex
 @inproceedings{chang2026balora,
@@ -60,7 +62,7 @@ CITATION = """\
 }
 ```
 
-Trained with an independent re-implementation of the paper, `ba-lora` VERSION."""
+Paper: [arXiv:2408.04556](https://arxiv.org/abs/2408.04556). Trained with an independent re-implementation of the paper, `ba-lora` VERSION."""
 
 
 def saved_in(run: str | Path) -> Path:
@@ -75,25 +77,11 @@ def saved_in(run: str | Path) -> Path:
     return saved
 
 
-def hub_id(name: str) -> str | None:
-    """The hub id in `name` (USER/NAME, possibly with ":PART" of a data set), or None for anything local or generated."""
-    whole = name.partition(":")[0]
-    local = name.endswith(FILES) or os.path.exists(name) or os.path.exists(whole)  # False for what no path can be
-    return whole if HUB_ID.fullmatch(whole) and not local else None
-
-
-def public_name(name: str) -> str:
-    """`name` without a path of this machine: a hub id, package or generator stays as it is; a path is reduced to its last part."""
-    return name if hub_id(name) or name.startswith(("package:", "tinymath:")) else Path(name).name
-
-
 def write_card(run: str | Path) -> Path:
-    """Write or rewrite README.md in adapter/ or model/ of a finished run folder; return its path.
+    """Write or rewrite README.md in adapter/ or model/ of a finished run folder, and in merged/ if there is one; return the first's path.
 
     Raises UserError or RunFailure for an adapter whose weights are incomplete.
     """
-    from huggingface_hub import ModelCardData
-
     run, saved = Path(run), saved_in(run)
     check_header(saved)
     record = read_json(run / "run.json", kinds=RECORD)
@@ -102,52 +90,34 @@ def write_card(run: str | Path) -> Path:
     for part, of_part in (("template", TEMPLATE), ("task", TASK), ("quantisation", QUANTISED)):
         if record.get(part):
             check_kinds(record[part], f"{run / 'run.json'}: {part}", of_part)
+    if validation := record.get("validation"):
+        check_kinds(validation, f"{run / 'run.json'}: validation", VALIDATION)
+        check_kinds(validation, f"{run / 'run.json'}: validation", CHOSEN if "saved_step" in validation else {})
     checksums.check_of_run(run, "metrics.jsonl")
-    data = hub_id(_data_name(record["config"]))
-    front = ModelCardData(
-        base_model=hub_id(record["model"]),
-        library_name="transformers" if saved.name == "model" else "peft" if _peft(saved) else "ba-lora",
-        pipeline_tag="text-classification" if record.get("task") else "text-generation",
-        tags=_tags(record, saved),
-        datasets=[data] if data else None,
-    )
+    scores = scores_of(run)
+    for place in (saved, run / MERGED):
+        if place.is_dir():
+            _write(run, record, scores, place)
+    return saved / "README.md"
+
+
+def _write(run: Path, record: dict, scores: list[dict], saved: Path) -> None:
+    """Write the card of the folder `saved`."""
     sections = {
         "Method": _method(record, saved),
         "Objective": _objective(record["objective"]),
         "Data": _data(record),
         "Training": _training(record, run / "metrics.jsonl"),
-        "Results": _results(run),
+        **({"Held-out rows": held_out_rows(record["validation"])} if record.get("validation") else {}),
+        "Results": results(scores),
         "How to load it": _loading(record, saved),
         "Limits": LIMITS,
         "Citation": CITATION.replace("VERSION", record["versions"]["ba-lora"]),
     }
     with atomic_write(saved / "README.md") as file:
-        file.write(f"---\n{front.to_yaml()}\n---\n\n# {markdown(run.resolve().name)}\n")
+        file.write(f"---\n{front_matter(run, record, saved, scores)}\n---\n\n# {markdown(run.resolve().name)}\n")
         for title, text in sections.items():
             file.write(f"\n## {title}\n\n{text}\n")
-    return saved / "README.md"
-
-
-def _tags(record: dict, saved: Path) -> list[str]:
-    if saved.name == "model":
-        return ["full-fine-tuning"]
-    if not _peft(saved) or not method_of(record["config"]["method"]).is_lora:
-        return [record["config"]["method"]]
-    return sorted({record["config"]["method"], "lora", "pissa" if _starts_from_pissa(record, saved) else "lora"})
-
-
-def _peft(saved: Path) -> dict | None:
-    """PEFT's config of the adapter; None if PEFT does not have the method."""
-    file = saved / "adapter_config.json"
-    kinds = {"r?": "a whole number", "lora_alpha?": "a number"}
-    return read_json(file, kinds=kinds, remedy="copy the adapter again") if file.is_file() else None
-
-
-def _starts_from_pissa(record: dict, saved: Path) -> bool:
-    """Return True if export had to double the rank to express the adapter on the original base."""
-    if not method_of(record["config"]["method"]).is_lora:
-        return False
-    return read_json(saved / "adapter_config.json")["r"] != record["config"]["rank"]
 
 
 def _method(record: dict, saved: Path) -> str:
@@ -157,7 +127,8 @@ def _method(record: dict, saved: Path) -> str:
         return (
             f"{base} Full fine-tuning: all {record['trained_parameters']:,} parameters were trained and are saved here."
         )
-    kept, head = _peft(saved), (record.get("task") or {}).get("head")
+    is_merged = saved.name == MERGED
+    kept, head = peft_of(saved.with_name("adapter") if is_merged else saved), (record.get("task") or {}).get("head")
     with_head = f", those of the head ({', '.join(head)}) among them" if head else ""
     if kept is None:
         width = "" if config["method"] == "bitfit" else f", width {config['rank']}"
@@ -175,7 +146,9 @@ def _method(record: dict, saved: Path) -> str:
         f"{base} Method: {config['method']}, rank {config['rank']}, alpha {config['alpha']:g}{stabilised}, dropout {config['dropout']:g},",
         f"{record['trained_parameters']:,} trained parameters{with_head}, on {markdown(targets)}.",
     ]
-    if _starts_from_pissa(record, saved):
+    if is_merged:
+        lines += ["The trained adapter is folded into the weights of the base here, so that no adapter is needed."]
+    elif starts_from_pissa(record, saved):
         lines += [
             f"Training started from the leading singular directions of the base (PiSSA). The adapter here has rank {kept['r']} and",
             f"alpha {kept['lora_alpha']:g}: it holds {_content(config)}, so that it is",
@@ -232,14 +205,6 @@ def _schedule(objective: dict, name: str) -> str:
     return f"{name}: {details[name]}" if name in details else name
 
 
-def _data_name(config: dict) -> str:
-    """The name of the training data; for a task without a named data set, the source of its data."""
-    from .data.glue import HUB
-
-    own = "rated review sentences (registry package vaderSentiment)" if config.get("task") == "reviews" else HUB
-    return config["data"] or own
-
-
 def _data(record: dict) -> str:
     config, data, template = record["config"], record["data"], record.get("template")
     if record.get("task"):
@@ -247,21 +212,15 @@ def _data(record: dict) -> str:
         kind = f"classes {', '.join(task['labels'])}" if task["labels"] else "a regression"
         broken = f" The labels were corrupted on purpose: {changes}." if changes else ""
         return (
-            f"{task['name']} ({kind}) from {_source(config)}: {data['kept']:,} samples of at most {task['max_length']} tokens; "
+            f"{task['name']} ({kind}) from {source(config)}: {data['kept']:,} samples of at most {task['max_length']} tokens; "
             f"SHA-256 of their token ids and labels\n{code(data['hash'])}.{broken}"
         )
+    share = (record.get("validation") or {}).get("share")
+    whose = "their and the held-out samples'" if share else "their"
     return (
-        f"{_source(config)}: {data['kept']:,} samples of at most {config['max_length']} tokens; SHA-256 of their token ids\n"
+        f"{source(config)}: {data['kept']:,} samples of at most {config['max_length']} tokens; SHA-256 of {whose} token ids\n"
         f"{code(data['hash'])}. Prompt template {code(template['name'])}" + _prompt(template)
     )
-
-
-def _source(config: dict) -> str:
-    copy = code(Path(config["data_path"]).name) if config.get("data_path") else None
-    name = _data_name(config)
-    if copy and name.startswith("tinymath:"):  # the default, which the file replaced
-        return copy
-    return code(public_name(name)) + (f" (from a local copy, {copy})" if copy else "")
 
 
 def _prompt(template: dict) -> str:
@@ -283,32 +242,12 @@ def _training(record: dict, metrics: Path) -> str:
         *([("teacher", f"on {share:g} of the sequences of a step, drawn by the seed")] if share < 1 else ()),
         ("training time", f"{record['train_seconds']:.0f} s"),
     ]
-    lines = read_json_lines(metrics, METRICS) if metrics.is_file() else []
+    lines = of_training(read_json_lines(metrics, METRICS)) if metrics.is_file() else []
     if lines:
         last = lines[-1]
         terms = [name for name in ("loss", *TERMS) if last.get(name) is not None]
         rows.append((f"at step {last['step']}", ", ".join(f"{name} {last[name]:.4g}" for name in terms)))
     return "| | |\n|---|---|\n" + "\n".join(f"| {name} | {markdown(value)} |" for name, value in rows)
-
-
-def _results(run: Path) -> str:
-    scores = []
-    for file in sorted((run / "eval").glob("**/score.json")):
-        scores.append(checksums.read_record(file) | {"folder": file.parent.name})
-        check_kinds(scores[-1], str(file), SCORE)
-        checksums.check_weights(scores[-1], run, file)
-    if not scores:
-        return "None were measured."
-    lines = ["| evaluation | benchmark | data | metric | score ± standard error | n | protocol |"]
-    lines += ["|---|---|---|---|---:|---:|---|"]
-    for score in scores:
-        data = public_name(score["data"]) if score.get("data") else "–"
-        error = f" ± {score['stderr']:.4f}" if score.get("stderr") is not None else ""
-        shown = "undefined" if score.get("score") is None else f"{score['score']:.4f}{error}"
-        cells = (score["folder"], score["benchmark"], data, score["metric"], shown)
-        cells = (*cells, str(score["n"]), score.get("protocol") or "–")
-        lines.append(f"| {' | '.join(map(markdown, cells))} |")
-    return "\n".join(lines)
 
 
 def _loading(record: dict, saved: Path) -> str:
@@ -317,9 +256,9 @@ def _loading(record: dict, saved: Path) -> str:
         given = "" if saved.name == "model" else f", base={_literal(base)}"
         loaded = code(f'ba_lora.load("THIS_FOLDER"{given})')
         return f"With this project: {loaded}, a sequence classifier with its trained head."
-    if saved.name == "model":
+    if saved.name in WHOLE:
         return _python('model = AutoModelForCausalLM.from_pretrained("THIS_FOLDER_OR_ITS_HUB_ID")')
-    if not _peft(saved):
+    if not peft_of(saved):
         loaded = code('ba_lora.load("THIS_FOLDER", base=' + _literal(public_name(record["model"])) + ")")
         return f"With this project: {loaded}."
     name, rank = record["model"], read_json(saved / "adapter_config.json")["r"]
@@ -346,14 +285,3 @@ def _literal(name: str) -> str:
 
 def _python(*lines: str, imports: str = "") -> str:
     return "\n".join([f"```python\n{imports}from transformers import AutoModelForCausalLM\n", *lines, "```"])
-
-
-def main() -> None:
-    parser = Parser(prog="python -m ba_lora.card", description="Write the model card of a run again.")
-    parser.add_argument("run", metavar="RUN", help="the --output_dir of a training run")
-    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    print(write_card(parser.parse_args().run))
-
-
-if __name__ == "__main__":
-    run_cli(main)
