@@ -19,7 +19,10 @@ from .errors import DamagedFile, UserError, short
 # Temporary names of atomic_write and atomic_folder: name, process id and, for folders, some letters.
 LEFTOVER = re.compile(r"\.(?P<name>.+?)\.\d+(\.\w+)?\.(?P<end>tmp|old)")
 CHECKSUM = "checksum"  # key of a sealed JSON file: checksum of all its other keys
-PROJECT = Path(__file__).resolve().parents[1]  # configs/, results/ and scripts/ are here
+IMPORTS = Path(__file__).resolve().parents[1]  # the folder from which Python imports ba_lora
+# configs/ is here, and in a checkout also eval/, results/ and scripts/. An installed package carries configs/ inside (setup.py).
+PROJECT = IMPORTS / "ba_lora" if (IMPORTS / "ba_lora" / "configs").is_dir() else IMPORTS
+CHECKOUT = (PROJECT / "pyproject.toml").is_file()  # False for an installed package
 RECORDS = ("run.json", "generation.json")
 LAYOUT = "{\n"  # how the JSON files of this project begin
 REMEDY = "put it back from a copy or remove it"
