@@ -34,6 +34,11 @@ def of_the_project(name: str | Path) -> Path:
     return place if place.exists() or not (PROJECT / place).exists() else PROJECT / place
 
 
+def with_extra(name: str) -> str:
+    """The command that installs the packages of an extra of pyproject.toml."""
+    return "pip install -r requirements.txt" if CHECKOUT else f"pip install 'ba-lora[{name}]'"
+
+
 def cache_home() -> Path:
     """$BA_LORA_CACHE, or ba-lora in the user's cache folder."""
     if os.environ.get("BA_LORA_CACHE"):
