@@ -12,8 +12,8 @@ import ba_lora
 from ba_lora import __main__ as entry
 from ba_lora.commands import train
 from ba_lora.errors import CALLED
+from ba_lora.preflight import __main__ as preflight
 from ba_lora.preflight import evaluations
-from ba_lora.training.command_line import parse
 from tests.common import ROOT, command
 from tests.test_help import SLOW
 
@@ -34,6 +34,7 @@ print("IMPORTED", *sys.modules)
 def no_name_stays(monkeypatch):
     """The command renames itself in --help and may put the repository on the path; both end with the test."""
     monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.setattr(sys, "argv", [*sys.argv])
     yield
     CALLED.clear()
 
@@ -43,6 +44,7 @@ def installed(monkeypatch):
     """As in an installed package."""
     monkeypatch.setattr(entry, "CHECKOUT", False)
     monkeypatch.setattr(evaluations, "CHECKOUT", False)
+    monkeypatch.setattr(preflight, "CHECKOUT", False)
 
 
 def said(capsys, *words: str) -> str:
@@ -113,11 +115,13 @@ def test_an_installed_package_says_in_one_line_what_belongs_to_the_repository(in
     assert name not in said(capsys, "--help").split()
 
 
-def test_a_preflight_of_an_installed_package_does_not_look_for_the_benchmarks(installed, tmp_path):
-    words = ["--output_dir", str(tmp_path / "run")]
-    (text,) = evaluations.findings(parse([*words, "--benchmarks", "humaneval"]))
-    assert "humaneval: eval/ belongs to the repository" in text and "--benchmarks none" in text
-    assert list(evaluations.findings(parse(words))) == []
+def test_a_preflight_of_an_installed_package_names_the_benchmarks_and_goes_on(installed, monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(preflight, "check", lambda arguments: [*evaluations.findings(arguments)] and pytest.fail())
+    text = said(
+        capsys, "preflight", "configs/nlg/tiny.yaml", "--output_dir", str(tmp_path), "--benchmarks", "humaneval"
+    )
+    assert "has no eval/: humaneval can be run in a checkout" in text
+    assert "start it with: ba-lora train --config configs/nlg/tiny.yaml --output_dir" in text
 
 
 def stub() -> dict[str, str]:

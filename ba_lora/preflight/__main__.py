@@ -32,6 +32,10 @@ def main() -> None:
         hide_gpus()
     check(arguments)
     start = "sh scripts/ba-lora.sh" if CHECKOUT else "ba-lora train --config"
+    if arguments.benchmarks and not CHECKOUT:
+        print(
+            f"The installed package trains and has no eval/: {', '.join(arguments.benchmarks)} can be run in a checkout."
+        )
     print(f"Nothing was found that would stop this run here; start it with: {start} {' '.join(sys.argv[1:])}")
 
 
