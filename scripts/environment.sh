@@ -1,8 +1,8 @@
 # Sourced by the other scripts, with the repository in $root: sets PYTHON to an interpreter that has what the project needs, and finds
 # the project's modules from any folder, so that paths are relative to the folder in which the script is called.
 # Without an active environment it makes .venv and installs requirements.txt there, once. An active virtual environment (venv, conda) is
-# used as it is if its versions lie in requirements-ranges.txt; otherwise it is left alone, unless --install (taken out of the script's
-# words here) or BA_LORA_INSTALL=1 says to install requirements.txt into it. $extras: parts of the ranges that the script needs too.
+# used as it is if its versions lie in the ranges of pyproject.toml; otherwise it is left alone, unless --install (taken out of the script's
+# words here) or BA_LORA_INSTALL=1 says to install requirements.txt into it. $extras: extras that the script needs too.
 
 : "${root:?environment.sh is for the other scripts, which set root}"
 install=${BA_LORA_INSTALL:-}
@@ -47,7 +47,7 @@ fi
 
 different=
 if [ -z "$own" ]; then
-    different=$("$PYTHON" "$root/scripts/environment.py" "$root/requirements-ranges.txt" ${extras:-}) || {
+    different=$("$PYTHON" "$root/scripts/environment.py" "$root/pyproject.toml" figures ${extras:-}) || {
         if [ -z "$install" ]; then
             cat >&2 <<END
 error: the active environment $environment differs from what this project was tested with, and is left as it is:

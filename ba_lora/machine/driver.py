@@ -24,7 +24,7 @@ NOTHING_FOUND = 6  # its exit status if the driver sees no GPU
 QUERY = ("--query-gpu=driver_version,name,memory.total,memory.used", "--format=csv,noheader,nounits")
 DEVICES, KERNEL = "/dev/nvidia[0-9]*", "/proc/driver/nvidia/version"
 OTHERS = ("/dev/dxg", "/dev/kfd")  # GPUs under WSL, and of AMD
-TORCH = "torch>=2.11,<2.14"  # as in requirements-ranges.txt
+TORCH = "torch>=2.11,<2.14"  # as in pyproject.toml
 
 
 class Build(NamedTuple):

@@ -30,7 +30,8 @@ def check_package() -> None:
     """UserError if bitsandbytes is not installed."""
     if importlib.util.find_spec("bitsandbytes") is None:
         raise UserError(
-            f"--quantize needs the package bitsandbytes, which is not installed; install it with: pip install {REQUIREMENT}"
+            f"--quantize needs the package bitsandbytes, which is not installed; install it with: pip install {REQUIREMENT} "
+            "(the extra quantize)"
         )
 
 

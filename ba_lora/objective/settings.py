@@ -124,7 +124,7 @@ class Objective:
                 raise UserError(f"{name} is a fraction of the steps between 0 and 1, got {getattr(self, name)}")
 
     @classmethod
-    def preset(cls, name: str, task: str = "nlg", **changes) -> "Objective":
+    def preset(cls, name: str, task: str = "nlg", **changes: object) -> "Objective":
         """A published preset ("iclr", "paper-v5") for "nlg" or "nlu", with any field changed."""
         choose("preset", name, PRESETS)
         for change in changes:

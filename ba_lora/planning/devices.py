@@ -4,14 +4,13 @@ Both predictions come from shapes and data sheets. No GPU was available to compa
 """
 
 from functools import lru_cache
-from pathlib import Path
 from typing import NamedTuple
 
 from ..errors import UserError, nearest
-from ..files import read_yaml
+from ..files import PROJECT, read_yaml
 from .standing import Held, standing
 
-TABLE = Path(__file__).resolve().parents[2] / "configs" / "devices.yaml"
+TABLE = PROJECT / "configs" / "devices.yaml"
 RESERVE = 0.1  # share of a device's memory, assumed: the driver, the libraries' workspaces, fragmentation
 UTILISATION = (0.25, 0.45)  # share of the peak, assumed: what fine-tuning usually reaches
 

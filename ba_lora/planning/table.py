@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import Parser, run_cli
+from ..files import PROJECT
 from ..training.command_line import parse
 from .devices import read_devices
 
 if TYPE_CHECKING:
     from .fit import Fit
 
-FOLDER = Path(__file__).resolve().parents[2] / "configs" / "nlg"
+FOLDER = PROJECT / "configs" / "nlg"
 DEVICES = ("1xA40", "2xA40", "4xA40", "8xA40", "1xH100-80")
 
 

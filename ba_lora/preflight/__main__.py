@@ -2,7 +2,8 @@
 
 import sys
 
-from ..errors import UserError, run_cli
+from ..errors import UserError, as_called, run_cli
+from ..files import CHECKOUT
 from ..machine.devices import hide_gpus
 from ..training.command_line import parse, run_words
 from . import check
@@ -22,7 +23,7 @@ def main() -> None:
     """Raises UserError if something was found."""
     config, *words = sys.argv[1:] or ["--help"]
     if config in ("-h", "--help"):
-        print(USAGE)
+        print(as_called(USAGE))
         return
     if config.startswith("-"):
         raise UserError(f"the first word is {config}; name a config before the options, as in configs/nlg/tiny.yaml")
@@ -30,9 +31,12 @@ def main() -> None:
     if arguments.use_cpu:
         hide_gpus()
     check(arguments)
-    print(
-        f"Nothing was found that would stop this run here; start it with: sh scripts/ba-lora.sh {' '.join(sys.argv[1:])}"
-    )
+    start = "sh scripts/ba-lora.sh" if CHECKOUT else "ba-lora train --config"
+    if arguments.benchmarks and not CHECKOUT:
+        print(
+            f"The installed package trains and has no eval/: {', '.join(arguments.benchmarks)} can be run in a checkout."
+        )
+    print(f"Nothing was found that would stop this run here; start it with: {start} {' '.join(sys.argv[1:])}")
 
 
 if __name__ == "__main__":

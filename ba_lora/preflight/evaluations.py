@@ -5,9 +5,8 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 
-from eval.execution.sandbox import find_box
-
 from ..errors import UserError
+from ..files import CHECKOUT
 from ..inference.backends import resolve_anywhere
 from ..training.arguments import TrainArguments
 
@@ -19,8 +18,12 @@ OPENAI = "https://api.openai.com/v1"
 def findings(arguments: TrainArguments) -> Iterator[str]:
     """Yield each requirement of the run's benchmarks that this machine lacks."""
     benchmarks = arguments.benchmarks or ()
+    if not CHECKOUT:  # eval/ is not in the installed package, whose training ends without an evaluation
+        return
     for name in PROGRAMS:
         if name in benchmarks:
+            from eval.execution.sandbox import find_box  # not in the installed package
+
             try:
                 find_box()
             except UserError as error:  # its last remedy, --unsafe_execution, is an option of the evaluation alone

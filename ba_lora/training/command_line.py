@@ -60,7 +60,7 @@ def _converter(kind):
 def make_parser() -> argparse.ArgumentParser:
     """The parser of train.py; its --help lists every option by group with its default."""
     parser = Parser(
-        prog="train.py",
+        prog="python train.py",
         allow_abbrev=False,
         description="Fine-tune a language model with BA-LoRA or one of its baselines.",
         epilog="Example: python train.py --config configs/nlg/tiny.yaml --output_dir runs/first --seed 1024",

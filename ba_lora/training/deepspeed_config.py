@@ -4,7 +4,7 @@ import json
 from importlib.util import find_spec
 
 from ..errors import UserError, short
-from ..files import read_json
+from ..files import read_json, with_extra
 
 # {key that a DeepSpeed config must leave "auto": the option that fills it}. A dotted key applies only if its section exists.
 LEFT_TO_OPTIONS = {
@@ -48,7 +48,7 @@ def check_package(file: str | None) -> None:
     """Raise UserError if a run that uses this config cannot, because DeepSpeed is not installed."""
     if file and find_spec("deepspeed") is None:
         raise UserError(
-            f"--deepspeed {file}: the package deepspeed is not installed; pip install -r requirements.txt, or add --deepspeed none "
+            f"--deepspeed {file}: the package deepspeed is not installed; {with_extra('deepspeed')}, or add --deepspeed none "
             "to train with DistributedDataParallel"
         )
 

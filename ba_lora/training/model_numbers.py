@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ..errors import UserError, nearest
-from ..files import read_json, read_yaml
+from ..files import PROJECT, read_json, read_yaml
 from ..tiny import MODEL_DIR
 
-NUMBERS = Path(__file__).resolve().parents[2] / "configs" / "models"
+NUMBERS = PROJECT / "configs" / "models"
 HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 WIDTHS = ("hidden_size", "n_embd", "d_model", "dim")  # keys of the width in a config.json
 

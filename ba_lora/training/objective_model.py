@@ -2,10 +2,12 @@
 
 import logging
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers.modeling_outputs import CausalLMOutput
+from transformers.utils import ModelOutput
 
 from ..data.collator import counted, trained_rows
 from ..errors import UserError
@@ -36,7 +38,7 @@ class ObjectiveModel(StepModel):
     loss_type = "ForCausalLM"  # Trainer then counts labels[:, 1:], the rows that `counted` counts
 
     def __init__(
-        self, student: nn.Module, objective: Objective, *, chunked: bool = True, observe: bool = False, **options
+        self, student: nn.Module, objective: Objective, *, chunked: bool = True, observe: bool = False, **options: Any
     ):
         vocabulary = student.get_output_embeddings().weight.shape[0]
         if objective.top_k is not None and objective.top_k > vocabulary:
@@ -55,7 +57,14 @@ class ObjectiveModel(StepModel):
         """The number of trained tokens. labels: (B, T)."""
         return counted(labels).sum()
 
-    def forward(self, input_ids=None, attention_mask=None, labels=None, num_items_in_batch=None, **inputs):
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        labels: Tensor | None = None,
+        num_items_in_batch: Tensor | int | None = None,
+        **inputs: Any,
+    ) -> ModelOutput:
         """Like the student's forward, with the objective as `loss`. input_ids, attention_mask, labels: (B, T).
 
         Among `inputs` may be the teacher's contribution to the N trained rows from a cache, in the order in which `counted`

@@ -16,7 +16,8 @@ def check_reporters(names: Sequence[str]) -> None:
     for name in names:
         choose("--report_to", name, REPORTERS)
         if importlib.util.find_spec(name) is None:
-            raise UserError(f"--report_to {name} needs the package {name}; install it with: pip install {name}")
+            extra = " (the extra report)" if name == "tensorboard" else ""
+            raise UserError(f"--report_to {name} needs the package {name}; install it with: pip install {name}{extra}")
 
 
 @contextmanager

@@ -8,10 +8,11 @@ import logging
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor, nn
 from torch.utils.data import Sampler
-from transformers import PrinterCallback, ProgressCallback, Trainer
+from transformers import PrinterCallback, ProgressCallback, Trainer, TrainingArguments
 from transformers.integrations.deepspeed import deepspeed_load_checkpoint
 
 from ..methods.precision import keep_inputs_under_autocast
@@ -43,7 +44,7 @@ class BALoRATrainer(Trainer):
         self,
         model: nn.Module,
         objective: Objective,
-        args,
+        args: TrainingArguments,
         *,
         metrics: str | Path | None = None,
         all_terms: bool = False,
@@ -52,7 +53,7 @@ class BALoRATrainer(Trainer):
         teacher_share: float = 1.0,
         wrapper: Callable[..., StepModel] = ObjectiveModel,
         validation: Validation | None = None,
-        **options,
+        **options: Any,
     ):
         self.order, self.place, self.last_saved = order, None, None
         args.logging_nan_inf_filter = False  # a non-finite loss is never replaced by an average

@@ -18,6 +18,7 @@ from ba_lora.planning.plan import plan
 from ba_lora.preflight import evaluations, hub, space
 from ba_lora.training import launch
 from ba_lora.training.command_line import parse, run_words
+from eval.execution import sandbox
 from tests.common import ROOT, command
 from tests.machine.drivers import EIGHT, answer
 
@@ -290,7 +291,7 @@ def test_without_namespaces_only_benchmarks_that_run_programs_are_stopped(monkey
             "bubblewrap does not work here; allow namespaces; or add --unsafe_execution to run model-written code"
         )
 
-    monkeypatch.setattr(evaluations, "find_box", none)
+    monkeypatch.setattr(sandbox, "find_box", none)
     assert list(evaluations.findings(options("--benchmarks", "gsm8k"))) == []
     assert list(evaluations.findings(options("--benchmarks", "humaneval", "mbpp"))) == [
         "humaneval runs programs in a sandbox: bubblewrap does not work here; allow namespaces"
