@@ -49,7 +49,7 @@ def peak(name: str) -> float:
 
 
 if len(sys.argv) == 4:
-    print("MiB", peak(sys.argv[3]))
+    print("MiB", round(peak(sys.argv[3])))
 else:
     print(f"V = {vocabulary}, 4 × {tokens} tokens, logits in float32: {4 * tokens * vocabulary * 4 / 2**20:.0f} MiB")
     for name in KINDS:
