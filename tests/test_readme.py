@@ -45,6 +45,8 @@ SHORT = {
     "sh scripts/ba-lora.sh": ["--help"],
     "python train.py --model": ["--rank", "4"],
     "python train.py": ["--limit", "64"],
+    "ba-lora train": ["--rank", "4"],
+    "ba-lora chat": ["--max_new_tokens", "32"],
     "python -m eval.all": [
         *("--benchmarks", "gsm8k", "--data", "gsm8k=tinymath:test", "--limit", "8", "--max_new_tokens", "96"),
     ],
@@ -138,6 +140,8 @@ def test_every_command_runs_in_the_order_of_the_page(text, tmp_path, monkeypatch
                 assert words[1] == "scripts/ba-lora.sh"
                 kind = "run" if words[2].startswith("-") else "one"
                 words = ["python", "-m", "ba_lora.experiments", kind, *words[2:]]
+            if words[0] == "ba-lora":
+                words = ["python", "-m", "ba_lora", *words[1:]]
             assert words[0] == "python"
             done = command(*words[1:], stdin="Tom has 3 boxes with 4 pens in each box. How many pens has he?\n")
         assert done.returncode == 0, f"{line}\n{done.stderr[-1500:]}"

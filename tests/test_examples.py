@@ -1,0 +1,76 @@
+"""The programs in examples/ run without the hub, and what they write opens elsewhere."""
+
+import json
+import os
+import random
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from peft import PeftModel
+
+import ba_lora
+from ba_lora.models import load_model, load_tokenizer
+from ba_lora.tiny import MODEL_DIR
+from tests.common import ROOT
+
+EXAMPLES = ROOT / "examples"
+
+
+def run(name: str, folder: Path, *words: str) -> str:
+    """What an example prints in `folder`; it must not fail."""
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    command = [sys.executable, str(EXAMPLES / name), *words]
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=1200)
+    assert done.returncode == 0, done.stderr[-1500:]
+    return done.stdout
+
+
+def write(file: Path, rows: list[dict]) -> None:
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+@pytest.mark.parametrize("file", sorted(EXAMPLES.glob("*.py")), ids=lambda file: file.name)
+def test_an_example_is_short(file):
+    assert len(file.read_text(encoding="utf-8").splitlines()) < 60
+
+
+@pytest.mark.slow
+def test_your_model_is_an_adapter_that_stock_peft_opens(tmp_path):
+    rows = [{"prompt": f"{a} + {b} =", "response": f" {a + b}"} for a in range(1, 10) for b in range(1, 10)]
+    write(tmp_path / "my.jsonl", rows)
+    run("your_model.py", tmp_path, str(MODEL_DIR), "my.jsonl", "adapter", "--rank", "16", "--learning_rate", "4e-3")
+    base, tokenizer = load_model("tiny"), load_tokenizer("tiny")
+    before = loss(base, tokenizer, rows[::8])
+    after = loss(PeftModel.from_pretrained(base, tmp_path / "adapter").eval(), tokenizer, rows[::8])
+    assert after < before / 2
+
+
+def loss(model, tokenizer, rows: list[dict]) -> float:
+    """Mean nats per response of a model, one row after another."""
+    total = 0.0
+    for row in rows:
+        asked, said = (tokenizer(row[part]).input_ids for part in ("prompt", "response"))
+        with torch.no_grad():
+            logits = model(input_ids=torch.tensor([asked + said])).logits[0].double()
+        total -= logits.log_softmax(-1)[len(asked) - 1 : -1].gather(1, torch.tensor(said)[:, None]).sum().item()
+    return total / len(rows)
+
+
+@pytest.mark.slow
+def test_the_classifier_learns_and_is_saved_with_its_head(tmp_path):
+    words, draw = {"negative": ("bad", "awful", "poor"), "positive": ("good", "great", "fine")}, random.Random(0)
+    labels = [draw.choice([*words]) for _ in range(320)]
+    write(
+        tmp_path / "my.jsonl",
+        [
+            {"text": f"It was {draw.choice(words[label])}, {draw.choice(words[label])}.", "label": label}
+            for label in labels
+        ],
+    )
+    said = run("classifier.py", tmp_path, str(MODEL_DIR), "my.jsonl", "adapter", "--learning_rate", "2e-3")
+    assert float(re.search(r"accuracy on 32 held-out texts: (\S+)", said)[1]) > 0.9
+    assert "score.weight" in " ".join(ba_lora.load(tmp_path / "adapter", str(MODEL_DIR)).state_dict())
