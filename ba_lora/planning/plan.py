@@ -55,18 +55,7 @@ def plan(arguments: TrainArguments, *, memory: bool = True) -> dict:
         "parameters": size.parameters,
         "dtype": arguments.dtype,
         "quantize": arguments.quantize,
-        "method": arguments.method,
-        "start": start,
-        "start_form": arguments.start_form,
-        "rank": arguments.rank,
-        "alpha": arguments.alpha,
-        "rslora": arguments.rslora,
-        "layers": arguments.layers,
-        "optimizer": arguments.optimizer,
-        "modules_to_save": arguments.modules_to_save or [],
-        "targets": list(size.targets),
-        "left_out": size.left,
-        "trainable_parameters": size.trained,
+        **_adapter(arguments, size, start),
         "preset": arguments.preset,
         "objective": vars(objective),
         "task": arguments.task,
@@ -91,6 +80,24 @@ def plan(arguments: TrainArguments, *, memory: bool = True) -> dict:
         | (passes or {}),
         "memory_is_whole": passes is not None,
         "devices": _on_devices(devices, arguments, job, memory) if devices else None,
+    }
+
+
+def _adapter(arguments: TrainArguments, size: Sizes, start: str) -> dict:
+    """The rows of the plan on what is trained."""
+    return {
+        "method": arguments.method,
+        "start": start,
+        "start_form": arguments.start_form,
+        "rank": arguments.rank,
+        "alpha": arguments.alpha,
+        "rslora": arguments.rslora,
+        "layers": arguments.layers,
+        "optimizer": arguments.optimizer,
+        "modules_to_save": arguments.modules_to_save or [],
+        "targets": list(size.targets),
+        "left_out": size.left,
+        "trainable_parameters": size.trained,
     }
 
 
