@@ -20,7 +20,7 @@ class Command(NamedTuple):
 COMMANDS = {
     "train": Command("ba_lora.commands.train", "fine-tune a model, or continue a run"),
     "chat": Command("ba_lora.chat.__main__", "see the answers of the base and of the tuned model"),
-    "card": Command("ba_lora.card", "write the model card of a run again"),
+    "card": Command("ba_lora.card.__main__", "write the model card of a run again"),
     "push": Command("ba_lora.hub", "upload a run to the hub"),
     "plan": Command("ba_lora.commands.plan", "predict memory and hours of a training, without weights"),
     "preflight": Command("ba_lora.preflight.__main__", "find what would stop a training on this machine"),

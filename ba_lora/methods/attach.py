@@ -101,7 +101,7 @@ def attach(
     """
     head = _check(model, method, init, start_form, dropout, head)
     if method_of(method).files != "peft":
-        return _attach_own(model, method, rank, target_modules or layers, seed, head, keep_initial)
+        return _attach_own(model, method, rank, target_modules, layers, seed, head, keep_initial)
     head += whole_modules(model, modules_to_save)
     start = _check_start(method, init, start_form, rank, dropout, factors)
     _refuse_quantised(model, method, start, start_form)
@@ -282,16 +282,18 @@ def _attach_own(
     model: nn.Module,
     method: str,
     rank: int,
-    targets: Sequence | None,
+    target_modules: Targets,
+    layers: Sequence[int] | None,
     seed: int,
     head: tuple[str, ...],
     keep_initial: bool | None,
 ) -> nn.Module:
     """`model`, in which full, bitfit, houlsby or pfeiffer trains what it trains, with the modules they need."""
     _refuse_quantised(model, method)
-    if targets and method_of(method).files == "own":
-        named = targets if isinstance(targets, str) else " ".join(map(str, targets))
-        raise UserError(f"target_modules or layers {named} does not apply to method '{method}'; leave it out")
+    for option, chosen in (("target_modules", target_modules), ("layers", layers)):
+        if chosen and method_of(method).files == "own":
+            named = chosen if isinstance(chosen, str) else " ".join(map(str, chosen))
+            raise UserError(f"{option} {named} does not apply to method '{method}'; leave it out")
     if method == "full":
         model.requires_grad_(True)
     elif method == "bitfit":

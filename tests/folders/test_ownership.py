@@ -109,7 +109,7 @@ def commands():
     for file in [*ROOT.glob("*.py"), *(ROOT / "ba_lora").rglob("*.py"), *(ROOT / "eval").rglob("*.py")]:
         text = file.read_text(encoding="utf-8")
         is_parsed = "Parser(" in text or "BENCHMARK = " in text
-        if "run_cli(main)" in text and (is_parsed or file.name == "train.py" or "tsne" in file.name):
+        if "run_cli(main)" in text and (is_parsed or file == ROOT / "train.py" or "tsne" in file.name):
             parts = file.relative_to(ROOT).with_suffix("").parts
             module = ".".join(part for part in parts if part != "__main__")
             yield (file.name,) if len(parts) == 1 else ("-m", module)
