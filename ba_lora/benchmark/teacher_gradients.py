@@ -16,6 +16,8 @@ from ..training.arguments import TrainArguments
 from ..training.run import train
 from .sketch_estimators import batch_of
 
+DRAWS = 4  # of each sequence's sketches; a single draw is dominated by a few rows near the teacher
+
 
 def share_deviation(gradients: Tensor, share: float, micro_batch: int) -> float:
     """The standard deviation of the sum of the gradients (S, P) when the teacher runs on `share` of each micro-batch of sequences that
@@ -25,9 +27,10 @@ def share_deviation(gradients: Tensor, share: float, micro_batch: int) -> float:
     return (((1 - share) / share * micro_batch * scatter).sqrt() / gradients.double().sum(0).norm()).item()
 
 
-def sketch_deviation(gradients: Tensor, estimates: Tensor) -> float:
-    """The same for sketches, from one independent unbiased estimate of every sequence's gradient. Both: (S, P)."""
-    return ((estimates.double() - gradients.double()).norm() / gradients.double().sum(0).norm()).item()
+def sketch_deviation(gradients: Tensor, square: float) -> float:
+    """The same for sketches, whose draws are independent and without bias. square: the sum over the sequences of the mean square error
+    of the estimated gradient (P,)."""
+    return square**0.5 / gradients.double().sum(0).norm().item()
 
 
 class Measure(TrainerCallback):
@@ -44,37 +47,42 @@ class Measure(TrainerCallback):
             return
         student = model.student
         student.eval()
-        exact, estimates = self._gradients(student)
+        exact, squares = self._gradients(student)
         student.train()
         print(
             f"step {state.global_step}, T = {self.temperature:g}: deviation of the gradient of {len(exact)} sequences"
         )
         for share in self.shares:
             print(f"  teacher on a share of {share:<10g} {share_deviation(exact, share, self.micro_batch):7.3f}")
-        for entries, found in estimates.items():
-            print(f"  sketch of {entries:<5} tokens a row  {sketch_deviation(exact, found):7.3f}", flush=True)
+        for entries, square in squares.items():
+            print(f"  sketch of {entries:<5} tokens a row   {sketch_deviation(exact, square):7.3f}", flush=True)
 
-    def _gradients(self, student: nn.Module) -> tuple[Tensor, dict[int, Tensor]]:
-        """The exact gradients (S, P) of each sequence's sum over rows, and one estimate of each by sketches of each size."""
+    def _gradients(self, student: nn.Module) -> tuple[Tensor, dict[int, float]]:
+        """The exact gradients (S, P) of each sequence's sum over rows, and the square that `sketch_deviation` takes by the number of
+        tokens that a sketch keeps, over DRAWS draws."""
         trained = [parameter for parameter in student.parameters() if parameter.requires_grad]
         parts, _ = split(student, self.batch["input_ids"][:1, :2])
-        generator = torch.Generator().manual_seed(0)
-        exact, estimates = [], {entries: [] for entries in self.entries}
+        head, generator = parts.head.weight, torch.Generator().manual_seed(0)
+        exact, squares = [], dict.fromkeys(self.entries, 0.0)
         for number in range(len(self.batch["input_ids"])):
             inputs = {name: self.batch[name][number : number + 1] for name in ("input_ids", "attention_mask")}
             mask = counted(self.batch["labels"][number : number + 1])
             with torch.no_grad(), teacher(student):
                 hidden = parts.body(**inputs, use_cache=False).last_hidden_state[:, :-1][mask]
             logits = student(**inputs, use_cache=False).logits[:, :-1][mask]
-            kls = {0: consistency_kl(logits, hidden @ parts.head.weight.T, self.temperature)}
+
+            def gradient(kl: Tensor, logits: Tensor = logits) -> Tensor:
+                found = torch.autograd.grad(kl * len(logits), trained, retain_graph=True)
+                return torch.cat([each.flatten() for each in found])
+
+            exact.append(gradient(consistency_kl(logits, hidden @ head.T, self.temperature)))
             for entries in self.entries:
-                uniforms = torch.rand(len(hidden), 2, dtype=torch.float64, generator=generator)
-                words = sketch_of(hidden, parts.head.weight, self.temperature, uniforms, entries)
-                kls[entries] = sketched_kl(logits, words.read(len(parts.head.weight)), self.temperature)
-            for entries, kl in kls.items():
-                found = torch.autograd.grad(kl * len(hidden), trained, retain_graph=entries != self.entries[-1])
-                (exact if entries == 0 else estimates[entries]).append(torch.cat([each.flatten() for each in found]))
-        return torch.stack(exact), {entries: torch.stack(found) for entries, found in estimates.items()}
+                for _ in range(DRAWS):
+                    uniforms = torch.rand(len(hidden), 2, dtype=torch.float64, generator=generator)
+                    sketch = sketch_of(hidden, head, self.temperature, uniforms, entries).read(len(head))
+                    wrong = gradient(sketched_kl(logits, sketch, self.temperature)) - exact[-1]
+                    squares[entries] += wrong.double().square().sum().item() / DRAWS
+        return torch.stack(exact), squares
 
 
 def measure(
