@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from peft import PeftModel
+from safetensors.torch import load_file
 
 import ba_lora
 from ba_lora.models import load_model, load_tokenizer
@@ -73,4 +74,7 @@ def test_the_classifier_learns_and_is_saved_with_its_head(tmp_path):
     )
     said = run("classifier.py", tmp_path, str(MODEL_DIR), "my.jsonl", "adapter", "--learning_rate", "2e-3")
     assert float(re.search(r"accuracy on 32 held-out texts: (\S+)", said)[1]) > 0.9
-    assert "score.weight" in " ".join(ba_lora.load(tmp_path / "adapter", str(MODEL_DIR)).state_dict())
+    names = load_file(tmp_path / "adapter" / "adapter_model.safetensors").keys()
+    assert [name for name in names if name.endswith("score.weight")]
+    loaded = ba_lora.load(tmp_path / "adapter", str(MODEL_DIR))
+    assert loaded.base_model.model.score.modules_to_save["default"].weight.shape[0] == 2
