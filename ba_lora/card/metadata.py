@@ -16,7 +16,7 @@ OF_A_LICENCE = ("license", "license_name", "license_link")
 def front_matter(run: Path, record: dict, saved: Path, scores: list[dict]) -> str:
     """The YAML between the two lines of hyphens. record: run.json. saved: the folder that the card lies in. scores: from `scores_of`.
 
-    The relation of a whole model to its base is "finetune", also after a merge: the hub's "merge" is of several models.
+    A whole model has the relation "finetune" to its base, a merged adapter too: on the hub, "merge" means a merge of several models.
     """
     from huggingface_hub import ModelCardData
 

@@ -88,7 +88,7 @@ class Validation(TrainerCallback):
         state.stateful_callbacks[STATE] = dict(self.state)
         if self.state["stopped"]:
             state.max_steps, control.should_training_stop = state.global_step, True
-        counted.started += time.perf_counter() - begun  # a look is no part of the training's time
+        counted.started += time.perf_counter() - begun  # the training time excludes looks
         counted.model.clock.rest()
 
     def _take(self, look: dict, args, state) -> None:
