@@ -70,6 +70,7 @@ def passing(
     checkpointing: bool,
     autocast: bool,
     cached: str | None = None,
+    cache_entries: int = TrainArguments.teacher_cache_entries,
     device: str = "cpu",
     teacher_share: float = 1.0,
 ) -> dict[str, int]:
@@ -79,7 +80,8 @@ def passing(
     objective: the rest of the peak, that is, a chunk of the student's and teacher's logits and what the terms compute from them,
     with all weights on and every position counted; all logits if the terms need them, the head is trained or the model is a
     classifier; head factor: the factor that the spectrum's term keeps for the whole run, whole on each device, absent without it.
-    cached: the form of the cache that the teacher's part comes from, or None. device: the type of device whose chunk size is used.
+    cached: the form of the cache that the teacher's part comes from, or None. cache_entries: tokens of a row in a sketch.
+    device: the type of device whose chunk size is used.
     teacher_share: the teacher runs on this share of the samples, rounded up. `model` is from `attach` on the meta device, and is used
     up.
 
@@ -100,7 +102,7 @@ def passing(
             teacher_rows, stats, share = None, None, {}
             if objective.uses_teacher() and cached:
                 rows, width = micro_batch * (length - 1), model.get_output_embeddings().weight.shape[1]
-                stats = _stats(cached, rows, width)
+                stats = _stats(cached, rows, width, cache_entries)
             elif objective.uses_teacher():
                 most = math.ceil(teacher_share * micro_batch)
                 with teacher(model):
@@ -132,11 +134,11 @@ def _as_in_training(model: nn.Module, ledger: "Ledger", checkpointing: bool) -> 
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
 
 
-def _stats(form: str, rows: int, width: int) -> TeacherStats | Sketch:
-    """What a cache of this form gives for `rows` rows; a sketch with the default number of tokens."""
+def _stats(form: str, rows: int, width: int, entries: int) -> TeacherStats | Sketch:
+    """Return what a cache of this form gives for `rows` rows. entries: tokens of a row in a sketch."""
     if form == "exact":
         return TeacherStats(torch.empty(rows, width), torch.empty(rows, dtype=torch.float64))
-    kept, each = (rows, TrainArguments.teacher_cache_entries), (rows,)
+    kept, each = (rows, entries), (rows,)
     return Sketch(
         torch.zeros(kept, dtype=torch.long), torch.empty(kept), torch.empty(kept), *map(torch.empty, (each, each))
     )

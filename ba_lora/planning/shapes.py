@@ -132,6 +132,7 @@ class Shape(NamedTuple):
     layers: tuple[int, ...] | None = None  # those that are adapted; None = all
     optimizer: str | None = None
     modules_to_save: tuple[str, ...] = ()
+    cache_entries: int = TrainArguments.teacher_cache_entries  # tokens of a row in a sketch
 
 
 def job_of(arguments: TrainArguments) -> Shape:
@@ -163,6 +164,7 @@ def job_of(arguments: TrainArguments) -> Shape:
         named["layers"],
         arguments.optimizer,
         tuple(arguments.modules_to_save or ()),
+        arguments.teacher_cache_entries,
     )
 
 
@@ -264,6 +266,7 @@ def _passing(job: Shape, layers: int | None = None) -> dict[str, int]:
         checkpointing=job.checkpointing,
         autocast=job.autocast,
         cached=job.cached,
+        cache_entries=job.cache_entries,
         device=job.device,
         teacher_share=job.teacher_share,
     )

@@ -249,6 +249,15 @@ def test_with_the_teachers_part_from_a_cache_only_its_numbers_are_there():
     assert alone["objective"] < cached["objective"] < online["objective"]
 
 
+def test_a_sketch_takes_memory_for_its_tokens():
+    plain = {"checkpointing": False, "autocast": False, "cached": "sketch"}
+    few, many = (
+        passing(on_meta(vocab_size=970), OBJECTIVE, BATCH, LENGTH, **plain, cache_entries=entries)
+        for entries in (8, 32)
+    )
+    assert few["objective"] < many["objective"]
+
+
 @pytest.mark.parametrize("diversity", ["entropy", "covariance"])
 def test_a_share_of_the_teacher_is_planned_as_it_runs_and_takes_less(diversity):
     form, share = replace(OBJECTIVE, diversity=diversity), 1 / BATCH

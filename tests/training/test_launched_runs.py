@@ -111,6 +111,21 @@ def test_zero_on_two_processes_trains_and_evaluates_as_one_process(alone, tmp_pa
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("config", ["zero2", "zero3"])
+def test_two_processes_under_zero_read_the_sketch_that_one_process_reads(tmp_path, config):
+    sketch = ["--config", TINY, "--teacher_cache", str(tmp_path / "cache"), "--teacher_cache_form", "sketch"]
+    one = run(tmp_path / "one", sys.executable, "train.py", *sketch)
+    launched = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "train.py"]
+    launched += [*sketch, "--deepspeed", ZERO2.replace("zero2", config)]
+    built = sorted((file.name, file.stat().st_mtime_ns) for file in (tmp_path / "cache").rglob("*.safetensors"))
+    two = run(tmp_path / "two", *launched, DS_ACCELERATOR="cpu")
+    same(one, two)
+    assert one[1][0]["consistency"] == 0 == two[1][0]["consistency"]
+    read = sorted((file.name, file.stat().st_mtime_ns) for file in (tmp_path / "cache").rglob("*.safetensors"))
+    assert built and read == built
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("config", "form"), [("zero2", "residual"), ("zero3", "residual"), ("zero2", "delta"), ("zero3", "delta")]
 )
