@@ -97,14 +97,15 @@ def to_markdown(table: Table) -> str:
     parts = [f"# {markdown(table.experiment.title)}"]
     if not table.results:
         parts.append("None of this was run here: the numbers are the paper's.")
-    parts.append(_grid([markdown(title) for title in _titles(table)], lines, len(leading)))
+    parts.append(grid([markdown(title) for title in _titles(table)], lines, len(leading)))
     parts += [markdown(notes(table)), _statistics(table)]
     parts += [_errors(paper) for paper in table.beside]
     parts += [_published(paper) for paper in table.published]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def _grid(titles: Sequence[str], lines: list[list[str]], leading: int) -> str:
+def grid(titles: Sequence[str], lines: list[list[str]], leading: int) -> str:
+    """Return a Markdown table whose first `leading` columns are words and whose others are numbers."""
     rule = ["---"] * leading + ["---:"] * (len(titles) - leading)
     return "\n".join("| " + " | ".join(line) + " |" for line in (titles, rule, *lines))
 
@@ -145,7 +146,7 @@ def _statistics(table: Table) -> str:
     if not table.comparisons:
         return ""
     lines = [[*map(markdown, texts[:2]), *texts[2:]] for texts in comparison_lines(table)]
-    return f"{statistics_note(table)}\n\n{_grid(statistics_titles(table), lines, 2)}"
+    return f"{statistics_note(table)}\n\n{grid(statistics_titles(table), lines, 2)}"
 
 
 def statistics_titles(table: Table) -> tuple[str, ...]:
@@ -177,9 +178,7 @@ def _interval(ends: tuple[float, float] | None, column: Column, digits: int) -> 
 
 def _comparison_line(made: Comparison, column: Column, several: bool, with_margin: bool) -> list[str]:
     digits = 1 if column.scale == 100 else 2
-    p = [
-        EMPTY if value is None else "< 0.001" if value < 0.001 else f"{value:.3f}" for value in (made.p, made.corrected)
-    ]
+    p = [p_text(value) for value in (made.p, made.corrected)]
     difference = f"{name_of(made.variant)} − {name_of(made.reference)}"
     label = column.title.removesuffix(" %") + (f", {made.variant.model}" if several else "")
     points = f"{made.difference * column.scale:+.{digits}f}"
@@ -188,6 +187,11 @@ def _comparison_line(made: Comparison, column: Column, several: bool, with_margi
         bound = EMPTY if made.margin is None else f"±{made.margin * column.scale:g}"
         margin = [_interval(made.narrow, column, 2), bound]
     return [label, difference, points, _interval(made.interval, column, 1), *p, str(made.seeds), *margin, made.verdict]
+
+
+def p_text(value: float | None) -> str:
+    """Return a p value as printed."""
+    return EMPTY if value is None else "< 0.001" if value < 0.001 else f"{value:.3f}"
 
 
 def _errors(paper: Published) -> str:
@@ -217,7 +221,7 @@ def _published(paper: Published) -> str:
             cells.append(f"{cell}{corrected}" if cell else EMPTY)
         lines.append(cells)
     leading = 3 if is_ranked else 2
-    return f"## The paper's, not measured here: {paper.title}\n\n{_grid(titles, lines, leading)}\n\n{_errors(paper)}"
+    return f"## The paper's, not measured here: {paper.title}\n\n{grid(titles, lines, leading)}\n\n{_errors(paper)}"
 
 
 def to_csv(table: Table) -> str:
