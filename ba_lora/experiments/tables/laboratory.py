@@ -105,7 +105,7 @@ def to_markdown(table: LaboratoryTable) -> str:
 
 def _texts(table: LaboratoryTable, cell: Cell) -> list[str]:
     """Return the cells of a row after the class."""
-    dose = EMPTY if cell.dose is None else f"{cell.dose:g}"
+    dose = "all" if cell.dose is None else f"{cell.dose:g}"
     numbers = (_text(cell.trace, "{:.1f}"), _text(cell.difference, "{:+.1f}"), f"{cell.task_loss:.3f}")
     return [dose, markdown(cell.method), str(cell.pairs), *numbers, _word(table, cell)]
 
@@ -149,7 +149,7 @@ def to_csv(table: LaboratoryTable) -> str:
     )
     for cell in table.cells:
         estimates = [*_numbers(cell.trace), *_numbers(cell.difference)]
-        dose = "" if cell.dose is None else f"{cell.dose:g}"
+        dose = "all" if cell.dose is None else f"{cell.dose:g}"
         names = csv_cell(cell.name), dose, csv_cell(cell.method)
         writer.writerow([*names, cell.pairs, *estimates, f"{cell.task_loss:.6g}", _word(table, cell)])
     return stream.getvalue()
