@@ -16,6 +16,7 @@ vary:                                 # each method with each value, one option 
 seeds: [42, 1024, 2024]
 evaluate:                             # name → problems; for classifiers "split:test" or "shift:products"
   test: {data: "tinymath:test", limit: 500}   # without `evaluate`: the benchmarks that the config names
+margins: {test: 1.0}                  # the smallest difference of interest in a column, in its unit: percentage points, or of 1 to 10
 reference: pissa                      # the method that the others are compared with [pissa, if present]
 note: One generated task.             # printed below the table
 tuning: {seed: 7, data: "tinymath:validation", limit: 300, learning_rates: [0.001, 0.002]}
@@ -33,6 +34,7 @@ from ..files import of_the_project, read_json, read_yaml
 from ..training.arguments import TrainArguments
 from ..training.command_line import changed_options, option_words, parse
 from ..training.inputs import inputs_changed, measured_hashes
+from .benchmark_data import columns_of
 from .run_names import check_content, check_options, check_runs
 
 FOLDER = of_the_project("configs/experiments")
@@ -40,7 +42,7 @@ NEEDED = ("name", "config", "methods", "seeds")
 KEYS = (
     *NEEDED,
     *("title", "note", "paper", "folder", "models", "data", "vary", "evaluate", "reference", "tuning", "rates_of"),
-    "devices",
+    *("margins", "devices"),
 )
 
 
@@ -156,11 +158,17 @@ class Experiment:
     tuning: dict = field(default_factory=dict)
     rates_of: str | None = None
     devices: str | None = None
+    margins: dict[str, float] = field(default_factory=dict)  # column → smallest difference of interest, in its unit
 
     @property
     def is_tuned(self) -> bool:
         """True if the learning rates of its runs are known: chosen by tuning, or all given."""
         return not (self.tuning or self.rates_of) or any(run.is_tuned for run in self.runs)
+
+    @property
+    def columns(self) -> list[str]:
+        """The columns of its table, known before anything has run."""
+        return [evaluation.name for evaluation in self.evaluations] or columns_of(self.runs)
 
     @property
     def variants(self) -> list[Variant]:
@@ -198,7 +206,7 @@ def read_experiment(
     for cell in _cells(content):
         made += _runs(cell, changes or {}, chosen, home, rates.get(cell.group))
     check_runs(made, file)
-    return Experiment(
+    experiment = Experiment(
         content["name"],
         content.get("title") or content["name"],
         Path(file),
@@ -212,7 +220,11 @@ def read_experiment(
         content.get("tuning", {}),
         content.get("rates_of"),
         content.get("devices"),
+        {column: float(margin) for column, margin in (content.get("margins") or {}).items()},
     )
+    for column in experiment.margins:
+        choose(f"{file}: margins: column", column, experiment.columns)
+    return experiment
 
 
 def tuning_runs(file: str | Path, runs: str | Path = "runs") -> Experiment:
