@@ -54,6 +54,9 @@ class Draw:
         unit = self._random.random()
         return low + int(unit * unit * (high - low + 1))
 
+    def unit(self):
+        return self._random.random()
+
     def pick(self, options):
         return options[self.between(0, len(options) - 1)]
 
