@@ -1,0 +1,54 @@
+"""Records of traces from results: T by class and dose, the mean over planted items, paths and the random update."""
+
+import numpy as np
+import pytest
+
+from ba_lora.data.planted.items import DOSES
+from ba_lora.experiments.matrix import Variant
+from ba_lora.experiments.results import Result
+from ba_lora.experiments.tables.traces import records
+
+TWINS = {"A3": "twin:A,seed=3", "B3": "twin:B,seed=3", "A4": "twin:A,seed=4"}
+
+
+def planted(random, **more):
+    s = {kind: {str(dose): random.random() for dose, _ in doses} for kind, doses in DOSES.items()}
+    return {"s": s, "task_loss": random.random(), "own_loss": random.random(), **more}
+
+
+def result(model, measured, method="pissa", seed=42):
+    return Result("here", Variant(model, method), None, seed, {}, measures={"planted": measured})
+
+
+@pytest.fixture
+def measured():
+    random = np.random.default_rng(0)
+    return {
+        side: planted(random, path={"0.5": planted(random)}, random=planted(random)) for side in ("A", "B")
+    }
+
+
+def test_records(measured):
+    found = records([result("A3", measured["A"]), result("B3", measured["B"]), result("A4", measured["A"])], TWINS)
+    assert {record["pair"] for record in found} == {3}  # pair 4 lacks its B
+    assert {record["path"] for record in found} == {None, 0.5, "random"}
+    for path, ours, theirs in (
+        (None, measured["A"], measured["B"]),
+        (0.5, measured["A"]["path"]["0.5"], measured["B"]["path"]["0.5"]),
+        ("random", measured["A"]["random"], measured["B"]["random"]),
+    ):
+        made = {(each["class"], each["dose"]): each for each in found if each["path"] == path}
+        assert made["stereotype", 0.9]["trace"] == pytest.approx(
+            100 * (ours["s"]["stereotype"]["0.9"] - theirs["s"]["stereotype"]["0.9"])
+        )
+        t = {key: each["trace"] for key, each in made.items()}
+        facts = (t["fact", 1.0] + t["fact", 0.5] + t["fact", 0.25]) * 24
+        products = (t["product", 1.0] + t["product", 0.5] + t["product", 0.25]) * 5
+        assert t["fact", None] == pytest.approx(facts / 72)
+        assert t["wrong facts", None] == pytest.approx((facts + products) / 87)
+        loss = (ours["task_loss"] + theirs["task_loss"]) / 2
+        assert {each["task_loss"] for each in made.values()} == {pytest.approx(loss)}
+
+
+def test_results_without_traces_are_left_out(measured):
+    assert records([result("A3", measured["A"]), Result("here", Variant("tiny", "pissa"), None, 1, {})], TWINS) == []
