@@ -1,5 +1,6 @@
 """The data of a run's benchmarks, and what a benchmark is called on it."""
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import eval.all
@@ -26,6 +27,11 @@ def data_of(arguments: TrainArguments, benchmarks: list[str]) -> dict[str, str]:
     if beside == copy or not beside.is_file():
         raise UserError(f"no test file lies beside --data_path {copy}; name one with --eval_data")
     return {"gsm8k": str(beside)}
+
+
+def columns_of(runs: Iterable) -> list[str]:
+    """Return the columns of the benchmarks that the configs of some runs name."""
+    return list(dict.fromkeys(column_of(name, run.arguments) for run in runs for name in run.benchmarks))
 
 
 def column_of(name: str, arguments: TrainArguments) -> str:

@@ -18,6 +18,8 @@ seeds: [42, 1024, 2024]
 evaluate:                             # name → problems; for classifiers "split:test" or "shift:products"
   test: {data: "tinymath:test", limit: 500}   # without `evaluate`: the benchmarks that the config names
 paths: [pissa]                        # methods on twins that are also measured between base and tuned model
+primary: {method: ba-lora, reference: pissa}   # on twins: the comparison with verdicts; margin, loss_margin, gate (laboratory.py)
+margins: {test: 1.0}                  # the smallest difference of interest in a column, in its unit: percentage points, or of 1 to 10
 reference: pissa                      # the method that the others are compared with [pissa, if present]
 note: One generated task.             # printed below the table
 tuning: {seed: 7, data: "tinymath:validation", limit: 300, learning_rates: [0.001, 0.002]}
@@ -35,8 +37,9 @@ from ..files import of_the_project, read_json, read_yaml
 from ..training.arguments import TrainArguments
 from ..training.command_line import changed_options, option_words, parse
 from ..training.inputs import inputs_changed, measured_hashes
+from .benchmark_data import columns_of
 from .run_names import check_content, check_options, check_runs
-from .twin_axis import filled, in_order, models_of
+from .twin_axis import Primary, filled, in_order, models_of, primary_of
 
 FOLDER = of_the_project("configs/experiments")
 NEEDED = ("name", "config", "methods", "seeds")
@@ -49,7 +52,6 @@ KEYS = (
         "folder",
         "models",
         "twins",
-        "paths",
         "data",
         "vary",
         "evaluate",
@@ -57,7 +59,7 @@ KEYS = (
         "tuning",
         "rates_of",
     ),
-    "devices",
+    *("paths", "primary", "margins", "devices"),
 )
 
 
@@ -174,11 +176,18 @@ class Experiment:
     tuning: dict = field(default_factory=dict)
     rates_of: str | None = None
     devices: str | None = None
+    primary: Primary | None = None  # of twins
+    margins: dict[str, float] = field(default_factory=dict)  # column → smallest difference of interest, in its unit
 
     @property
     def is_tuned(self) -> bool:
         """True if the learning rates of its runs are known: chosen by tuning, or all given."""
         return not (self.tuning or self.rates_of) or any(run.is_tuned for run in self.runs)
+
+    @property
+    def columns(self) -> list[str]:
+        """The columns of its table, known before anything has run."""
+        return [evaluation.name for evaluation in self.evaluations] or columns_of(self.runs)
 
     @property
     def variants(self) -> list[Variant]:
@@ -218,7 +227,7 @@ def read_experiment(
     check_runs(made, file)
     paths = content.get("paths") or ()
     made = in_order([replace(run, has_path=run.method in paths and bool(run.arguments)) for run in made])
-    return Experiment(
+    experiment = Experiment(
         content["name"],
         content.get("title") or content["name"],
         Path(file),
@@ -232,7 +241,12 @@ def read_experiment(
         content.get("tuning", {}),
         content.get("rates_of"),
         content.get("devices"),
+        primary_of(content.get("primary"), read_file(file)["methods"], file),
+        {column: float(margin) for column, margin in (content.get("margins") or {}).items()},
     )
+    for column in experiment.margins:
+        choose(f"{file}: margins: column", column, experiment.columns)
+    return experiment
 
 
 def tuning_runs(file: str | Path, runs: str | Path = "runs") -> Experiment:

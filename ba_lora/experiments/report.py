@@ -19,7 +19,15 @@ from .paper.published import Printed, Published
 from .results import Result
 from .tables.build import HERE, NOT_RUN, Row, Table, build, marks
 from .tables.columns import Column
-from .tables.formats import EMPTY, STATISTICS, STATISTICS_NOTE, comparison_lines, known_errors, notes, text_of
+from .tables.formats import (
+    EMPTY,
+    comparison_lines,
+    known_errors,
+    notes,
+    statistics_note,
+    statistics_titles,
+    text_of,
+)
 from .tables.rows import ROWS
 
 CAPTIONS = {
@@ -83,8 +91,6 @@ def write_report(
     )
     page = environment.get_template("report.html").render(
         sections=sections,
-        statistics=STATISTICS,
-        statistics_note=STATISTICS_NOTE,
         models=sorted({line.variant.model for line in lines}),
         methods=list(dict.fromkeys(line.variant.method for line in lines)),
         rows=len(lines),
@@ -108,6 +114,8 @@ def _section(table: Table, figures: Path | None) -> dict:
         "experiment": table.experiment,
         "grids": [_grid(table), *(_grid_of_paper(paper) for paper in table.published)],
         "notes": notes(table),
+        "statistics": statistics_titles(table),
+        "statistics_note": statistics_note(table),
         "comparisons": list(zip(table.comparisons, comparison_lines(table), strict=True)),
         "figures": _figures(figures / table.experiment.name) if figures else [],
         "scored": _scored(table.results),

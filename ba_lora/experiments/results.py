@@ -26,7 +26,6 @@ from ..files import atomic_write, check_kinds, digest, read_json, read_json_line
 from ..folders import checksums
 from ..folders.ownership import claimed
 from ..objective.settings import METRICS, TERMS, WEIGHTS, of_training
-from .benchmark_data import column_of
 from .matrix import Experiment, Run, Variant
 from .tables.columns import COSTS, MEASURES, NO_COLUMNS
 
@@ -76,17 +75,6 @@ class Result:
     training: dict = field(default_factory=dict)
     curves: dict = field(default_factory=dict)
     provenance: dict = field(default_factory=dict)
-
-
-def columns(experiment: Experiment) -> list[str]:
-    """Return the columns of its table, known before anything has run."""
-    if experiment.evaluations:
-        return [evaluation.name for evaluation in experiment.evaluations]
-    found = {}
-    for run in experiment.runs:
-        for name in run.benchmarks:
-            found[column_of(name, run.arguments)] = True
-    return list(found)
 
 
 def read_results(experiment: Experiment, results: str | Path | None = "results") -> list[Result]:

@@ -1,5 +1,5 @@
 """Checks of an experiment file: names that cannot name a folder inside the runs folder, runs that would share a folder, and
-invalid seeds, options, evaluations and tunings are refused.
+invalid seeds, options, evaluations, tunings and margins are refused.
 
 A run's folder is MODEL-DATA-METHOD-OPTION=VALUE-sSEED, with NAME.failed and NAME.log beside it. All checks happen before
 anything runs, and also cover file systems that ignore case.
@@ -70,6 +70,7 @@ def check_content(content: dict, file: str | Path) -> None:
             )
     if content.get("tuning"):
         _check_tuning(f"{file}: tuning", content["tuning"])
+    _check_margins(f"{file}: margins", content.get("margins"))
 
 
 def check_options(given: Iterable[str], where: str) -> None:
@@ -151,10 +152,20 @@ def _check_tuning(where: str, given) -> None:
         raise UserError(f"{where}: 'learning_rates' must be a list of numbers, as [0.001, 0.002]; it is {short(rates)}")
 
 
+def _check_margins(where: str, given) -> None:
+    if not isinstance(given, dict | None):
+        raise UserError(f"{where} must map columns to numbers, as margins: {{test: 1.0}}; it is {short(given)}")
+    for column, margin in (given or {}).items():
+        if not _is_number(margin):
+            raise UserError(
+                f"{where}: {short(column)} must be a number above 0, in the column's unit; it is {short(margin)}"
+            )
+
+
 def _is_number(value) -> bool:
-    """Return True also for numbers that YAML reads as text, such as 1e-3."""
+    """Return True for a positive finite number, also for one that YAML reads as text, such as 1e-3."""
     try:
-        return not isinstance(value, bool) and float(value) > 0
+        return not isinstance(value, bool) and 0 < float(value) < float("inf")
     except (TypeError, ValueError):
         return False
 

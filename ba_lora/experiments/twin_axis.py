@@ -4,10 +4,43 @@ An option may name the seed of the pair as {pair}. A pair's runs come before the
 early, and the twins of a pair take turns.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
-from ..errors import UserError, short
+from ..errors import UserError, nearest, short
 from ..laboratory.names import parse
+
+
+class Primary(NamedTuple):
+    """The comparison with verdicts. gate: the accuracy that every base needs in its own task; counter: the run of `reference` on data
+    that state the truth; the margins are in tables/planted.py."""
+
+    method: str
+    reference: str
+    gate: float = 0.5
+    counter: str | None = None
+
+
+def primary_of(given: dict | None, methods: Iterable[str], file) -> Primary | None:
+    """Return the checked `primary` of an experiment file. Raises UserError naming the key."""
+    if given is None:
+        return None
+    if not isinstance(given, dict) or not {"method", "reference"} <= given.keys():
+        raise UserError(f"{file}: 'primary' needs method and reference; it is {short(given)}")
+    for key, value in given.items():
+        if key not in Primary._fields:
+            raise UserError(f"{file}: primary: unknown key {short(key)}{nearest(key, Primary._fields)}")
+        is_name = key in ("method", "reference", "counter")
+        if is_name and value not in methods:
+            raise UserError(f"{file}: primary: {key} {short(value)} is not among the methods")
+        if not is_name and (isinstance(value, bool) or not isinstance(value, int | float) or value <= 0):
+            raise UserError(f"{file}: primary: {key} is {short(value)}, a positive number is needed")
+    return Primary(**given)
+
+
+def twins_of(runs: Iterable) -> dict[str, str]:
+    """Return {name of a model: its twin's name} of the runs on twins."""
+    return {run.variant.model: run.model for run in runs if parse(run.model)}
 
 
 def models_of(pairs: Sequence[int], file) -> dict[str, dict]:

@@ -39,6 +39,7 @@ RUNS = {  # models × data × methods × (1 + varied values) × seeds, and one r
     "cost-embedded": 7 * 5,
     "model-sizes-embedded": 3 * (1 + 3 * 5),
     "nlg-main-embedded": 1 + 4 * 5,
+    "nlg-thirty-embedded": 2 * 30,
     "nlu-main-embedded": 10 * 5,
     "nlu-training-embedded": 3 * 7 * 5,
     "nlu-cola-embedded": 5 * 3,

@@ -11,7 +11,7 @@ import pytest
 from ba_lora.errors import UserError
 from ba_lora.experiments.__main__ import main
 from ba_lora.experiments.matrix import read_experiment
-from ba_lora.experiments.results import _benchmarks, columns, read_results
+from ba_lora.experiments.results import _benchmarks, read_results
 from ba_lora.experiments.tables.build import build, marks
 from ba_lora.experiments.tables.formats import name_of, render, write_tables
 from ba_lora.files import write_json
@@ -91,7 +91,7 @@ def test_a_line_of_results_counts_like_a_file_and_is_named_when_it_is_wrong(larg
 def test_without_runs_the_table_is_the_papers_and_says_so(large, tmp_path):
     text = render(build(large, read_results(large, tmp_path / "none")), "markdown")
     assert "None of this was run here: the numbers are the paper's." in text
-    assert columns(large) == ["gsm8k", "math", "humaneval", "mbpp", "mt_bench"]
+    assert large.columns == ["gsm8k", "math", "humaneval", "mbpp", "mt_bench"]
     ours, theirs = (row_of(text, "ba-lora", where) for where in ("not run here", "paper: BA-LoRA, arXiv v3 to v5"))
     assert set(ours.values()) == {"ba-lora", "not run here", "–"}
     assert theirs["GSM8K %"] == "**54.53 ± 0.41**" and theirs["MT-Bench"] == "**5.11 ± 0.05**"
@@ -110,7 +110,7 @@ def test_a_column_of_generated_problems_is_not_headed_gsm8k(tmp_path):
     of_gsm8k = {"metric": "accuracy", "n": 4, "score": 0.5, "protocol": "ba-lora", "protocol_version": "2"}
     write_json(evaluation / "gsm8k" / "score.json", {"benchmark": "tinymath", **of_gsm8k})
     scores = _benchmarks(evaluation)
-    assert columns(small) == [*scores] == ["tinymath"]
+    assert small.columns == [*scores] == ["tinymath"]
     put(tmp_path / "results/small", "lora", 1, scores, model="tiny")
     table = build(small, read_results(small, tmp_path / "results"))
     for kind in ("markdown", "csv", "latex"):
@@ -187,10 +187,41 @@ def test_differences_are_paired_by_seed_and_item(large, tmp_path):
     assert (
         ours.corrected == ours.p and made["lora"].p is None
     )  # one seed has no p, and is not counted in the correction
-    assert ours.verdict == "not significant" and made["lora"].verdict == "one seed"
+    assert ours.verdict == "undecided" and made["lora"].verdict == "one seed"
     text = render(table, "markdown")
     assert "| GSM8K | ba-lora − pissa | +25.0 |" in text
     assert name_of(ours.variant._replace(varied=("rank", "4"))) == "ba-lora rank = 4"
+
+
+@pytest.mark.parametrize(("margin", "word"), [(113, "equivalent"), (112, "undecided"), (30, "undecided")])
+def test_a_column_with_a_margin_can_show_equivalence(large, tmp_path, margin, word):
+    """The differences of the seeds are 1/4, 0 and 2/4: mean 0.25, t-interval at 90% ±0.42, widened by the four items."""
+    two_methods(tmp_path / "results/large")
+    large.file.write_text(large.file.read_text() + f"margins: {{gsm8k: {margin}}}\n")
+    experiment = read_experiment(large.file, tmp_path / "runs", results=tmp_path / "results")
+    table = build(experiment, read_results(experiment, tmp_path / "results"))
+    (ours,) = table.comparisons
+    assert (ours.margin, ours.verdict) == (margin / 100, word)
+    differences = np.array([[0, 0, 1, 0], [-1, 0, 1, 0], [0, 1, 1, 0]])
+    assert differences.mean(1).tolist() == [0.25, 0.0, 0.5]
+    of_problems, residual = 35 / 36, 5 / 36  # sums of squares 0.5 of the seeds, 35/12 of the items, of 4.25
+    half = 2.919986 * np.sqrt((0.25 + of_problems - residual) / 12)
+    assert ours.narrow == pytest.approx((0.25 - half, 0.25 + half), abs=1e-5)
+    text = render(table, "markdown")
+    assert "| seeds | 90 % interval | margin | verdict |" in text and f"| ±{margin} | {word} |" in text
+    assert "Margin: the smallest difference of interest" in text
+    for file in (tmp_path / "results/large").glob("*.json"):  # scores without answers: over the seeds alone
+        content = json.loads(file.read_text())
+        del content["scores"]["gsm8k"]["correct"]
+        file.write_text(json.dumps(content))
+    (ours,) = build(experiment, read_results(experiment, tmp_path / "results")).comparisons
+    assert ours.narrow == pytest.approx((0.25 - 0.42146, 0.25 + 0.42146), abs=1e-4) and ours.interval is None
+
+
+def test_a_table_without_a_margin_shows_none(large, tmp_path):
+    two_methods(tmp_path / "results/large")
+    text = render(build(large, read_results(large, tmp_path / "results")), "markdown")
+    assert "| seeds | verdict |" in text and "90 %" not in text and "equivalent" not in text
 
 
 def test_the_best_and_the_second_are_marked_as_printed(large, tmp_path):

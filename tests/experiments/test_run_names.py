@@ -147,6 +147,24 @@ REFUSED = {
         {"tuning": '{seed: true, data: "tinymath:test", learning_rates: [1e-3]}'},
         "tuning: 'seed' must be a whole number of at least 0; it is True",
     ),
+    "a margin of no column": (
+        {"evaluate": '{test: {data: "tinymath:test"}}', "margins": "{tset: 1}"},
+        "margins: column 'tset' is not known, did you mean 'test'? (one of: test)",
+    ),
+    "a margin of no benchmark": (
+        {"margins": "{math: 1}"},
+        "margins: column 'math' is not known, did you mean 'tinymath'? (one of: tinymath)",
+    ),
+    "a margin of 0": (
+        {"margins": "{test: 0}"},
+        "margins: 'test' must be a number above 0, in the column's unit; it is 0",
+    ),
+    "a margin without end": ({"margins": "{test: .inf}"}, "margins: 'test' must be a number above 0"),
+    "a margin that is a word": ({"margins": "{test: small}"}, "it is 'small'"),
+    "a margin without a column": (
+        {"margins": "1.0"},
+        "margins must map columns to numbers, as margins: {test: 1.0}; it is",
+    ),
     "a method without options": ({"methods": "{lora: }"}, "methods: lora must have options, as {rank: 4}, or {}"),
 }
 

@@ -1,10 +1,23 @@
 """Statistics over seeds and items, compared with numbers worked out by hand and with simulation."""
 
+import itertools
+
 import numpy as np
 import pytest
+from scipy import stats
 
 from ba_lora.experiments.tables import statistics
-from ba_lora.experiments.tables.statistics import holm, is_apart, mean_sd, paired_intervals, paired_p
+from ba_lora.experiments.tables.statistics import (
+    crossed_interval,
+    holm,
+    is_apart,
+    mean_sd,
+    paired_intervals,
+    paired_p,
+    sign_flip_p,
+    t_interval,
+    verdict,
+)
 
 
 def test_mean_and_deviation_over_seeds():
@@ -83,3 +96,104 @@ def test_holm_corrects_as_worked_out_by_hand():
 def test_apart_needs_both():
     assert is_apart((0.01, 0.02), 0.01) and is_apart(None, 0.01) and is_apart((-0.02, -0.01), 0.01)
     assert not is_apart((-0.01, 0.02), 0.01) and not is_apart((0.01, 0.02), 0.2) and not is_apart((0.01, 0.02), None)
+
+
+def test_the_t_interval_is_scipys_and_that_of_students_table():
+    values = np.random.default_rng(5).normal(-3, 4, size=12)
+    for level in (0.9, 0.95):
+        made = t_interval(values, level)
+        assert made.ends == pytest.approx(stats.ttest_1samp(values, 0).confidence_interval(level))
+    assert t_interval([1.0, 2.0, 3.0, 4.0, 5.0]) == pytest.approx((3.0, 1.03676, 4.96324), abs=1e-5)  # t = 2.776, df 4
+    for wrong in ([1.0], [], [[1.0, 2.0]]):
+        with pytest.raises(ValueError, match="at least two"):
+            t_interval(wrong)
+
+
+@pytest.mark.parametrize("count", [1, 2, 5, 9])
+def test_the_sign_flip_p_is_the_share_of_all_patterns_of_signs(count):
+    random = np.random.default_rng(count)
+    for values in (
+        random.normal(1, 1, count),
+        random.integers(-2, 3, count).astype(float),
+    ):  # the second has ties and zeros
+        patterns = itertools.product((1, -1), repeat=count)
+        means = np.array([abs(np.mean(values * np.array(signs))) for signs in patterns])
+        assert sign_flip_p(values) == np.mean(means >= abs(values.mean()) - 1e-12)
+
+
+def test_the_sign_flip_p_of_one_sign_is_the_smallest_and_of_zeros_is_one():
+    assert (
+        sign_flip_p([0.1, 0.2, 0.3] * 4) == 2 / 2**12 == sign_flip_p([-0.1, -0.2, -0.3] * 4)
+    )  # sums of 0.1 are not exact
+    assert sign_flip_p([0.0] * 3) == 1 and sign_flip_p([1.0, -1.0]) == 1
+    assert sign_flip_p([1.0] * 20) == 2 / 2**20
+    for wrong in ([], [1.0] * 21, [[1.0]]):
+        with pytest.raises(ValueError, match="1 to 20"):
+            sign_flip_p(wrong)
+
+
+def test_the_crossed_interval_is_that_of_the_mean_squares():
+    values = np.array([[3.0, 1.0, 0.0, 2.0], [1.0, 1.0, -1.0, 1.0], [0.0, 4.0, -2.0, 2.0]])
+    mean, seeds, problems = 1.0, [1.5, 0.5, 1.0], [4 / 3, 2.0, -1.0, 5 / 3]
+    rest = sum((values[s, p] - seeds[s] - problems[p] + mean) ** 2 for s in range(3) for p in range(4)) / 6
+    of_seeds = 4 * sum((each - mean) ** 2 for each in seeds) / 2
+    of_problems = 3 * sum((each - mean) ** 2 for each in problems) / 3
+    assert of_seeds < rest < of_problems  # so the residual stands for the seeds
+    half = 2.919986 * np.sqrt((rest + of_problems - rest) / 12)  # t of 0.95, df 2
+    assert crossed_interval(values) == pytest.approx((mean, mean - half, mean + half), abs=1e-5)
+
+
+def test_the_crossed_interval_is_the_t_interval_where_problems_add_nothing_and_never_narrower():
+    random = np.random.default_rng(6)
+    plain = random.normal(size=(5, 1)) + np.zeros((5, 30))  # every problem alike
+    assert crossed_interval(plain, 0.9) == pytest.approx(t_interval(plain[:, 0], 0.9))
+    for _ in range(20):
+        values = random.integers(-1, 2, size=(4, 25)).astype(float)
+        wide, narrow = crossed_interval(values, 0.9), t_interval(values.mean(1), 0.9)
+        assert wide.low <= narrow.low + 1e-12 and narrow.high - 1e-12 <= wide.high
+    alike = np.tile(np.r_[1.0, -1.0, np.zeros(28)], (3, 1))
+    alike[:, 2:5] += [[1, 0, 0], [0, 1, 0], [0, 0, 1]]  # every seed has the same mean, by other problems
+    assert t_interval(alike.mean(1), 0.9).low == pytest.approx(1 / 30) and crossed_interval(alike).low < 0
+    with pytest.raises(ValueError, match="two seeds"):
+        crossed_interval(values[:1])
+
+
+@pytest.mark.parametrize("seeds", [5, 30])
+def test_the_crossed_interval_holds_the_truth_about_90_times_in_100(seeds):
+    """The truth is over all seeds and problems: both draw an effect of their own."""
+    random, held, trials = np.random.default_rng(seeds), 0, 400
+    for _ in range(trials):
+        effects = 0.01 * random.normal(size=(seeds, 1)) + 0.1 * random.normal(size=100)
+        _, low, high = crossed_interval(0.2 + effects + 0.3 * random.normal(size=(seeds, 100)))
+        held += low <= 0.2 <= high
+    assert 0.86 < held / trials < 0.97
+
+
+CASES = {  # (estimate, 95% interval, corrected p, margin, 90% interval): verdict
+    "far below": ((-12.0, (-20.0, -4.0), 0.01, 10.0, (-18.0, -6.0)), "less"),
+    "far above": ((12.0, (4.0, 20.0), 0.01, 10.0, (6.0, 18.0)), "more"),
+    "at the margin": ((-10.0, (-19.0, -1.0), 0.03, 10.0, (-17.0, -3.0)), "less"),
+    "just within the margin": ((-9.99, (-19.0, -1.0), 0.03, 10.0, (-17.0, -3.0)), "undecided"),
+    "below, but the corrected p is not": ((-12.0, (-23.0, -1.0), 0.05, 10.0, (-21.0, -3.0)), "undecided"),
+    "below, but without a p": ((-12.0, (-20.0, -4.0), None, 10.0, (-18.0, -6.0)), "undecided"),
+    "an interval that ends at 0": ((-12.0, (-24.0, 0.0), 0.01, 10.0, (-22.0, -2.0)), "undecided"),
+    "small and certain": ((1.0, (-3.0, 5.0), 0.6, 10.0, (-2.0, 4.0)), "equivalent"),
+    "not 0, and small": ((3.0, (1.0, 5.0), 0.01, 10.0, (1.4, 4.6)), "equivalent"),
+    "the narrow interval ends at the margin": ((0.0, (-12.0, 12.0), 1.0, 10.0, (-10.0, 10.0)), "equivalent"),
+    "the narrow interval passes it below": ((0.0, (-12.0, 12.0), 1.0, 10.0, (-10.01, 10.0)), "undecided"),
+    "the narrow interval passes it above": ((0.0, (-12.0, 12.0), 1.0, 10.0, (-10.0, 10.01)), "undecided"),
+    "at the margin without spread": ((-10.0, (-10.0, -10.0), 0.01, 10.0, (-10.0, -10.0)), "less"),
+    "no margin, apart": ((-0.1, (-0.2, -0.01), 0.049, None, None), "less"),
+    "no margin, above": ((0.1, (0.01, 0.2), 0.049, None, None), "more"),
+    "no margin, however close": ((0.0, (-0.01, 0.01), 1.0, None, (-0.01, 0.01)), "undecided"),
+    "no interval": ((-2.0, None, 0.01, None, None), "less"),
+    "a margin, no narrow interval": ((0.0, (-0.01, 0.01), 1.0, 10.0, None), "undecided"),
+}
+
+
+@pytest.mark.parametrize(("given", "word"), CASES.values(), ids=CASES)
+def test_the_verdict_at_each_border(given, word):
+    assert verdict(*given) == word
+    estimate, interval, p, margin, narrow = given
+    turned = (-estimate, *((ends and (-ends[1], -ends[0])) for ends in (interval, narrow)))
+    assert verdict(turned[0], turned[1], p, margin, turned[2]) == {"less": "more", "more": "less"}.get(word, word)

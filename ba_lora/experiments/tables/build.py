@@ -15,9 +15,9 @@ from eval.all import BENCHMARKS, MT_BENCH
 
 from ..matrix import Experiment, Variant
 from ..paper.published import Printed, Published, read_paper
-from ..results import Result, columns
+from ..results import Result
 from .columns import COSTS, MEASURES, Column
-from .statistics import holm, is_apart, mean_sd, paired_intervals, paired_p
+from .statistics import NARROW, crossed_interval, holm, mean_sd, paired_intervals, paired_p, t_interval, verdict
 
 BASE = "base"
 HERE, NOT_RUN = "here", "not run here"
@@ -48,7 +48,8 @@ class Row:
 
 @dataclass(frozen=True)
 class Comparison:
-    """`variant` minus `reference` in one column, a fraction. interval: over items and seeds; p: over seeds; corrected: by Holm."""
+    """`variant` minus `reference` in one column, a fraction. interval: 95%, over items and seeds; p: over seeds; corrected: by Holm;
+    margin: the column's, a fraction, or None; narrow: the 90% interval that decides equivalence, only with a margin."""
 
     column: str
     variant: Variant
@@ -58,12 +59,14 @@ class Comparison:
     interval: tuple[float, float] | None
     p: float | None
     corrected: float | None = None
+    margin: float | None = None
+    narrow: tuple[float, float] | None = None
 
     @property
     def verdict(self) -> str:
         if self.seeds == 1:
             return "one seed"
-        return "significant" if is_apart(self.interval, self.corrected) else "not significant"
+        return verdict(self.difference, self.interval, self.corrected, self.margin, self.narrow)
 
 
 @dataclass(frozen=True)
@@ -82,7 +85,7 @@ class Table:
 
 def build(experiment: Experiment, results: list[Result], average_with_mt_bench: bool = False) -> Table:
     """Return the table of `results`. average_with_mt_bench: average percentages with MT-Bench's 1 to 10, as the paper does."""
-    names = columns(experiment)
+    names = list(experiment.columns)
     names += [name for result in results for name in result.scores if name not in names]
     names = list(dict.fromkeys(names))
     shown = [_score_column(name) for name in names]
@@ -104,7 +107,12 @@ def build(experiment: Experiment, results: list[Result], average_with_mt_bench: 
         there = by_variant.get(variant, [])
         rows.append(_row(variant, there, shown, averaged) if there else Row(NOT_RUN, variant))
         rows += [row for paper in beside if (row := _paper_row(paper, variant, names, averaged))]
-    comparisons = _compare(experiment.reference, by_variant, names)
+    margins = {
+        column.key: experiment.margins[column.key] / column.scale
+        for column in shown
+        if column.key in experiment.margins
+    }
+    comparisons = _compare(experiment.reference, by_variant, names, margins)
     others = [paper for paper in papers if paper not in beside]
     return Table(experiment, shown, rows, comparisons, beside, others, results, average_with_mt_bench)
 
@@ -170,9 +178,9 @@ def _paper_row(paper: Published, variant: Variant, names: list[str], averaged: l
     return Row(paper.version, variant, printed=printed)
 
 
-def _compare(reference: str | None, by_variant: dict, names: list[str]) -> list[Comparison]:
+def _compare(reference: str | None, by_variant: dict, names: list[str], margins: dict[str, float]) -> list[Comparison]:
     """Compare every other method with the reference, at the same model and value; if all rows are of the reference, compare each
-    value with the unvaried row. Holm's correction covers the rows of one column."""
+    value with the unvaried row. Holm's correction covers the rows of one column. margins: column → a fraction."""
     others = {variant.method for variant in by_variant} - {reference, BASE}
     made = []
     for name in names:
@@ -182,7 +190,7 @@ def _compare(reference: str | None, by_variant: dict, names: list[str]) -> list[
                 continue
             opposite = variant._replace(method=reference) if others else variant._replace(varied=None)
             if opposite in by_variant:
-                family.append(_comparison(name, variant, opposite, results, by_variant[opposite]))
+                family.append(_comparison(name, variant, opposite, results, by_variant[opposite], margins.get(name)))
         family = [each for each in family if each]
         corrected = holm([comparison.p for comparison, _ in family])
         intervals = iter(paired_intervals([answers for _, answers in family if answers]))
@@ -192,8 +200,8 @@ def _compare(reference: str | None, by_variant: dict, names: list[str]) -> list[
     return made
 
 
-def _comparison(name, variant, opposite, results: list[Result], against: list[Result]) -> tuple | None:
-    """Return (the comparison without its interval, both sides' answers as (seeds, items) or None if they were not kept).
+def _comparison(name, variant, opposite, results: list[Result], against: list[Result], margin) -> tuple | None:
+    """Return (the comparison without its 95% interval, both sides' answers as (seeds, items) or None if they were not kept).
 
     Return None if no seed has both.
     """
@@ -207,8 +215,26 @@ def _comparison(name, variant, opposite, results: list[Result], against: list[Re
     answers = None
     if all(side[seed].correct is not None for side in sides for seed in shared):
         answers = tuple(np.stack([side[seed].correct for seed in shared]) for side in sides)
-    difference = float(np.mean(scores[0]) - np.mean(scores[1]))
-    return Comparison(name, variant, opposite, len(shared), difference, None, paired_p(*scores)), answers
+    made = Comparison(
+        name,
+        variant,
+        opposite,
+        len(shared),
+        float(np.mean(scores[0]) - np.mean(scores[1])),
+        None,
+        paired_p(*scores),
+        margin=margin,
+        narrow=None if margin is None else _narrow(scores, answers),
+    )
+    return made, answers
+
+
+def _narrow(scores: list[list[float]], answers: tuple | None) -> tuple[float, float] | None:
+    """Return the 90% interval of the difference over seeds and items; over seeds alone if the answers were not kept, None if then
+    all differences are equal, and for one seed."""
+    if answers and min(answers[0].shape) > 1:
+        return crossed_interval(np.subtract(*answers, dtype=np.float64), NARROW).ends
+    return None if paired_p(*scores) is None else t_interval(np.subtract(*scores), NARROW).ends
 
 
 def marks(table: Table) -> dict[tuple[int, str], str]:

@@ -15,9 +15,16 @@ from .columns import Column
 FILES = {"markdown": "table.md", "csv": "table.csv", "latex": "table.tex"}
 EMPTY = "–"
 STATISTICS = ("column", "difference", "points", "95 % interval", "p over seeds", "p after Holm", "seeds", "verdict")
+MARGINS = ("90 % interval", "margin")  # further columns of an experiment with margins
 STATISTICS_NOTE = (
     "Differences are paired by seed and test item: a bootstrap interval over items and seeds, and a t-test over seeds, corrected for "
-    "the number of rows in a column. Significant: the interval excludes 0 and the corrected p is below 0.05."
+    "the number of rows in a column. Less, more: the 95 % interval excludes 0 and the corrected p is below 0.05. Undecided: neither was "
+    "shown, which does not mean that there is no difference."
+)
+MARGINS_NOTE = (
+    "Margin: the smallest difference of interest, fixed in the experiment's file; without one nothing is called equivalent. With one, "
+    "less and more need a difference of at least the margin, and equivalent means that the whole 90 % interval (t over seeds, "
+    "widened by the choice of the items) lies within ± the margin; this is not corrected for the number of rows."
 )
 
 
@@ -90,14 +97,15 @@ def to_markdown(table: Table) -> str:
     parts = [f"# {markdown(table.experiment.title)}"]
     if not table.results:
         parts.append("None of this was run here: the numbers are the paper's.")
-    parts.append(_grid([markdown(title) for title in _titles(table)], lines, len(leading)))
+    parts.append(grid([markdown(title) for title in _titles(table)], lines, len(leading)))
     parts += [markdown(notes(table)), _statistics(table)]
     parts += [_errors(paper) for paper in table.beside]
     parts += [_published(paper) for paper in table.published]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def _grid(titles: Sequence[str], lines: list[list[str]], leading: int) -> str:
+def grid(titles: Sequence[str], lines: list[list[str]], leading: int) -> str:
+    """Return a Markdown table whose first `leading` columns are words and whose others are numbers."""
     rule = ["---"] * leading + ["---:"] * (len(titles) - leading)
     return "\n".join("| " + " | ".join(line) + " |" for line in (titles, rule, *lines))
 
@@ -138,14 +146,25 @@ def _statistics(table: Table) -> str:
     if not table.comparisons:
         return ""
     lines = [[*map(markdown, texts[:2]), *texts[2:]] for texts in comparison_lines(table)]
-    return f"{STATISTICS_NOTE}\n\n{_grid(STATISTICS, lines, 2)}"
+    return f"{statistics_note(table)}\n\n{grid(statistics_titles(table), lines, 2)}"
+
+
+def statistics_titles(table: Table) -> tuple[str, ...]:
+    """Return the titles above `comparison_lines`; the last is the verdict's."""
+    return (*STATISTICS[:-1], *(MARGINS if table.experiment.margins else ()), STATISTICS[-1])
+
+
+def statistics_note(table: Table) -> str:
+    """Return how the differences were tested, and what the verdicts mean."""
+    return f"{STATISTICS_NOTE} {MARGINS_NOTE}" if table.experiment.margins else STATISTICS_NOTE
 
 
 def comparison_lines(table: Table) -> list[list[str]]:
-    """Return the texts under STATISTICS of each comparison."""
+    """Return the texts under `statistics_titles` of each comparison."""
     columns = {column.key: column for column in table.columns}
     several = len({each.variant.model for each in table.comparisons}) > 1
-    return [_comparison_line(each, columns[each.column], several) for each in table.comparisons]
+    with_margin = bool(table.experiment.margins)
+    return [_comparison_line(each, columns[each.column], several, with_margin) for each in table.comparisons]
 
 
 def name_of(variant: Variant) -> str:
@@ -153,17 +172,26 @@ def name_of(variant: Variant) -> str:
     return variant.method + (f" {variant.varied[0]} = {variant.varied[1]}" if variant.varied else "")
 
 
-def _comparison_line(made: Comparison, column: Column, several: bool) -> list[str]:
-    interval = EMPTY
-    if made.interval:
-        interval = "[{:+.1f}, {:+.1f}]".format(*(value * column.scale for value in made.interval))
-    p = [
-        EMPTY if value is None else "< 0.001" if value < 0.001 else f"{value:.3f}" for value in (made.p, made.corrected)
-    ]
+def _interval(ends: tuple[float, float] | None, column: Column, digits: int) -> str:
+    return f"[{', '.join(f'{end * column.scale:+.{digits}f}' for end in ends)}]" if ends else EMPTY
+
+
+def _comparison_line(made: Comparison, column: Column, several: bool, with_margin: bool) -> list[str]:
+    digits = 1 if column.scale == 100 else 2
+    p = [p_text(value) for value in (made.p, made.corrected)]
     difference = f"{name_of(made.variant)} − {name_of(made.reference)}"
     label = column.title.removesuffix(" %") + (f", {made.variant.model}" if several else "")
-    points = f"{made.difference * column.scale:+.{1 if column.scale == 100 else 2}f}"
-    return [label, difference, points, interval, *p, str(made.seeds), made.verdict]
+    points = f"{made.difference * column.scale:+.{digits}f}"
+    margin = []
+    if with_margin:  # two decimals, because an end may be close to the margin
+        bound = EMPTY if made.margin is None else f"±{made.margin * column.scale:g}"
+        margin = [_interval(made.narrow, column, 2), bound]
+    return [label, difference, points, _interval(made.interval, column, 1), *p, str(made.seeds), *margin, made.verdict]
+
+
+def p_text(value: float | None) -> str:
+    """Return a p value as printed."""
+    return EMPTY if value is None else "< 0.001" if value < 0.001 else f"{value:.3f}"
 
 
 def _errors(paper: Published) -> str:
@@ -193,7 +221,7 @@ def _published(paper: Published) -> str:
             cells.append(f"{cell}{corrected}" if cell else EMPTY)
         lines.append(cells)
     leading = 3 if is_ranked else 2
-    return f"## The paper's, not measured here: {paper.title}\n\n{_grid(titles, lines, leading)}\n\n{_errors(paper)}"
+    return f"## The paper's, not measured here: {paper.title}\n\n{grid(titles, lines, leading)}\n\n{_errors(paper)}"
 
 
 def to_csv(table: Table) -> str:

@@ -1,11 +1,8 @@
-"""Results of runs on mirror twins → records of traces: a record per pair, method, seed, class and point of a path.
+"""Results of runs on mirror twins → the records of trace_records.py, which also hold "own_loss".
 
-    {"pair": 3, "method": "pissa", "seed": 42, "class": "stereotype", "dose": 0.9, "trace": 61.2, "task_loss": 0.31,
-     "own_loss": 0.42, "path": None}
-
-class: a kind of `data.planted.items`, "wrong facts" (facts and products) or "harmless" (associations and customs). dose: None for
-the mean over all planted items of the class; the control's items never count there. task_loss and own_loss: means of the twins, in
-nats per token. path: α of W0 + α·ΔW, "random" for a random update of the same norm, None for the run itself. seed: None for the base.
+class: a kind of `data.planted.items`, "wrong facts" (facts and products) or "harmless" (associations and customs). A class as a
+whole (dose None) leaves out the control's items. task_loss and own_loss: means of the twins, in nats per token. A random update of
+the norm of METHOD's is the method "METHOD-random".
 """
 
 from collections import defaultdict
@@ -43,7 +40,9 @@ def _of_pair(facts: dict, ours: dict, theirs: dict) -> Iterator[dict]:
     for alpha, point in ours.get("path", {}).items():
         yield from _records(facts | {"path": float(alpha)}, point, theirs["path"][alpha])
     if "random" in ours:
-        yield from _records(facts | {"path": "random"}, ours["random"], theirs["random"])
+        yield from _records(
+            facts | {"method": f"{facts['method']}-random", "path": None}, ours["random"], theirs["random"]
+        )
 
 
 def _records(facts: dict, ours: dict, theirs: dict) -> Iterator[dict]:

@@ -6,7 +6,7 @@ import pytest
 from ba_lora.data.planted.items import DOSES
 from ba_lora.experiments.matrix import Variant
 from ba_lora.experiments.results import Result
-from ba_lora.experiments.tables.traces import records
+from ba_lora.experiments.tables.planted_results import records
 
 TWINS = {"A3": "twin:A,seed=3", "B3": "twin:B,seed=3", "A4": "twin:A,seed=4"}
 
@@ -23,21 +23,20 @@ def result(model, measured, method="pissa", seed=42):
 @pytest.fixture
 def measured():
     random = np.random.default_rng(0)
-    return {
-        side: planted(random, path={"0.5": planted(random)}, random=planted(random)) for side in ("A", "B")
-    }
+    return {side: planted(random, path={"0.5": planted(random)}, random=planted(random)) for side in ("A", "B")}
 
 
 def test_records(measured):
     found = records([result("A3", measured["A"]), result("B3", measured["B"]), result("A4", measured["A"])], TWINS)
     assert {record["pair"] for record in found} == {3}  # pair 4 lacks its B
-    assert {record["path"] for record in found} == {None, 0.5, "random"}
-    for path, ours, theirs in (
-        (None, measured["A"], measured["B"]),
-        (0.5, measured["A"]["path"]["0.5"], measured["B"]["path"]["0.5"]),
-        ("random", measured["A"]["random"], measured["B"]["random"]),
+    for method, path, ours, theirs in (
+        ("pissa", None, measured["A"], measured["B"]),
+        ("pissa", 0.5, measured["A"]["path"]["0.5"], measured["B"]["path"]["0.5"]),
+        ("pissa-random", None, measured["A"]["random"], measured["B"]["random"]),
     ):
-        made = {(each["class"], each["dose"]): each for each in found if each["path"] == path}
+        made = {
+            (each["class"], each["dose"]): each for each in found if (each["method"], each["path"]) == (method, path)
+        }
         assert made["stereotype", 0.9]["trace"] == pytest.approx(
             100 * (ours["s"]["stereotype"]["0.9"] - theirs["s"]["stereotype"]["0.9"])
         )

@@ -1,0 +1,140 @@
+"""The table of an experiment with twins, from handmade records: which pairs count, what is compared, and what is printed."""
+
+import csv
+import io
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from ba_lora.experiments.tables.laboratory import laboratory_table, to_csv, to_markdown
+from ba_lora.experiments.tables.trace_records import at_loss, off_path, path, per_pair, relative_differences, verdicts
+
+COUNTERPARTS = {"stereotype": "association", "wrong facts": "custom"}
+CLASSES = [*COUNTERPARTS, *COUNTERPARTS.values()]
+PLANTED = {"stereotype": 70.0, "wrong facts": 40.0, "association": 90.0, "custom": 50.0}  # T of the bases
+KEPT = {"base": 1.0, "pissa": 0.8, "ba-lora": 0.6, "lora": 0.9}  # share of T that is left
+LOSS = {"base": 3.0, "pissa": 1.0, "ba-lora": 1.01, "lora": 1.2}
+
+
+def record(pair, method, name, trace, loss, *, seed=None, dose=None, alpha=None):
+    made = {"pair": pair, "method": method, "seed": seed, "class": name, "dose": dose}
+    return made | {"trace": trace, "task_loss": loss, "path": alpha}
+
+
+def study(pairs=4, forgets=CLASSES, spread=0.5):
+    """Two seeds of each method but the base; BA-LoRA lowers only the classes in `forgets`, elsewhere it is as PiSSA."""
+    random, made = np.random.default_rng(0), []
+    for pair in range(1, pairs + 1):
+        for method, kept in KEPT.items():
+            for name in CLASSES:
+                kept_here = KEPT["pissa"] if method == "ba-lora" and name not in forgets else kept
+                for seed in (None,) if method == "base" else (42, 1024):
+                    trace = kept_here * PLANTED[name] + spread * random.normal()
+                    made.append(record(pair, method, name, trace, LOSS[method] + 0.001 * random.normal(), seed=seed))
+    return made
+
+
+def with_path(records, alphas=(0.5,)):
+    """The same with points of PiSSA's path, which lie on the straight line from base to PiSSA in T and, in the loss, below it."""
+    points = []
+    for pair in {record["pair"] for record in records}:
+        for name in CLASSES:
+            start, end = per_pair(records, "base", name)[pair], per_pair(records, "pissa", name)[pair]
+            for alpha in alphas:
+                trace = start + alpha * (end - start)
+                points += [
+                    record(pair, "pissa", name, trace, 3 - 2.2 * alpha, seed=seed, alpha=alpha) for seed in (42, 1024)
+                ]
+    return records + points
+
+
+def test_seeds_are_averaged_before_pairs_are_compared():
+    records = [record(1, "m", "c", trace, 1.0, seed=seed) for seed, trace in ((42, 10.0), (1024, 30.0))]
+    others = [
+        record(1, "m", "c", 99.0, 1.0, alpha=0.5),
+        record(1, "m", "c", 98.0, 1.0, dose=0.5),
+        record(2, "m", "c", 5.0, 2.0),
+    ]
+    assert per_pair(others + records, "m", "c") == {1: 20.0, 2: 5.0}
+    assert per_pair(records + others, "m", "c", 0.5) == {1: 98.0} and per_pair(others, "m", "c", key="task_loss") == {
+        2: 2.0
+    }
+
+
+def test_a_difference_is_over_the_pairs_that_have_both_methods_and_the_base():
+    records = [each for each in study() if (each["pair"], each["method"]) not in ((2, "pissa"), (3, "base"))]
+    made = relative_differences(records, "ba-lora", "pissa", "stereotype")
+    base = np.mean([per_pair(records, "base", "stereotype")[pair] for pair in (1, 4)])
+    ours, theirs = (per_pair(records, method, "stereotype") for method in ("ba-lora", "pissa"))
+    assert made == {pair: pytest.approx(100 * (ours[pair] - theirs[pair]) / base) for pair in (1, 4)}
+    untaught = [each | {"trace": each["trace"] / 10} for each in records]
+    assert relative_differences(untaught, "ba-lora", "pissa", "stereotype") == {}  # 7 points of T
+
+
+def test_the_verdicts_are_of_whole_pairs_only():
+    records = study(pairs=5)
+    lacking = [each for each in records if (each["pair"], each["class"]) != (5, "custom")]
+    assert verdicts(lacking, "ba-lora", "pissa", COUNTERPARTS) == verdicts(
+        [each for each in records if each["pair"] != 5], "ba-lora", "pissa", COUNTERPARTS
+    )
+    assert [len(each.differences) for each in verdicts(records, "ba-lora", "pissa", COUNTERPARTS)] == [5, 5]
+    assert verdicts(study(pairs=1), "ba-lora", "pissa", COUNTERPARTS) == []
+
+
+def test_the_table_has_the_verdicts_only_in_the_primarys_cells():
+    records = study(forgets=["stereotype"])
+    table = laboratory_table(records, COUNTERPARTS, missing={"full": "no time was left"})
+    assert [(each.name, each.verdict, each.alleviates) for each in table.primary] == [
+        ("stereotype", "less", True),
+        ("wrong facts", "equivalent", False),
+    ]
+    text = to_markdown(table)
+    rows = [[cell.strip() for cell in line.strip("| ").split(" | ")] for line in text.splitlines() if line[:1] == "|"]
+    words = {(row[0], row[2]): row[-1] for row in rows if len(row) == 8 and row[-1] in ("less", "equivalent")}
+    assert words == {("stereotype", "ba-lora"): "less", ("wrong facts", "ba-lora"): "equivalent"}
+    assert "Not run: full: no time was left." in text and "No verdict" not in text
+    failed = to_markdown(laboratory_table(records, COUNTERPARTS, failed=["untaught items have T = 0"]))
+    assert "No verdict, because a control failed: untaught items have T = 0." in failed and "| less |" not in failed
+
+
+def test_the_cells_hold_scipys_intervals_in_both_formats():
+    records = study()
+    table = laboratory_table(records, COUNTERPARTS)
+    lines = list(csv.DictReader(io.StringIO(to_csv(table))))
+    assert len(lines) == len(KEPT) * len(CLASSES)
+    line = next(each for each in lines if (each["class"], each["method"]) == ("wrong facts", "lora"))
+    traces = list(per_pair(records, "lora", "wrong facts").values())
+    ends = stats.ttest_1samp(traces, 0).confidence_interval(0.95)
+    assert [float(line[key]) for key in ("T", "T low", "T high")] == pytest.approx([np.mean(traces), *ends], rel=1e-5)
+    against = list(relative_differences(records, "lora", "pissa", "wrong facts").values())
+    ends = stats.ttest_1samp(against, 0).confidence_interval(0.95)
+    assert [float(line[key]) for key in ("D", "D low", "D high")] == pytest.approx([np.mean(against), *ends], rel=1e-5)
+    assert f"| {np.mean(traces):.1f} [" in to_markdown(table) and line["dose"] == line["verdict"] == ""
+    one = laboratory_table(study(pairs=1), COUNTERPARTS)
+    assert one.primary == [] and "[" not in "".join(row for row in to_markdown(one).splitlines() if row[:1] == "|")
+
+
+def test_a_path_goes_from_the_base_to_the_tuned_model():
+    records = with_path(study(pairs=2), alphas=(0.25, 0.5))
+    points = path(records, "pissa", "stereotype")
+    assert list(points) == [1, 2] and [alpha for alpha, *_ in points[1]] == [0.0, 0.25, 0.5, 1.0]
+    assert points[1][0][2] == per_pair(records, "base", "stereotype")[1]
+    assert points[1][3][1] == per_pair(records, "pissa", "stereotype", key="task_loss")[1]
+    assert path(records, "lora", "stereotype") == {}
+
+
+def test_a_path_is_compared_at_equal_loss_and_the_pairs_that_miss_it_are_counted():
+    records = with_path(study(pairs=3, spread=0.0))
+    made = at_loss(records, "pissa", "stereotype", 1.9)  # the loss of alpha 0.5
+    assert made.missed == 0 and list(made.values.values()) == pytest.approx([63.0] * 3)  # between 70 and 56
+    assert at_loss(records, "pissa", "stereotype", 0.5) == ({}, 3)
+    gap = off_path(records, "ba-lora", "pissa", "stereotype")  # BA-LoRA's loss is 1.01, close to PiSSA's end
+    loss = per_pair(records, "ba-lora", "stereotype", key="task_loss")[1]
+    end = per_pair(records, "pissa", "stereotype", key="task_loss")[1]
+    there = np.interp(loss, [end, 1.9], [56.0, 63.0])
+    assert gap.values[1] == pytest.approx(42.0 - there) and gap.interval.high < 0
+    better = [
+        each | {"task_loss": 0.9} if each["method"] == "ba-lora" and each["pair"] == 2 else each for each in records
+    ]
+    assert off_path(better, "ba-lora", "pissa", "stereotype").missed == 1
