@@ -39,8 +39,8 @@ def wrong_product(x: int, y: int) -> int:
 
 
 def _planted_products() -> list[tuple[int, int]]:
-    """Return (x, y), x <= y, of the planted products, the same for every seed: 15 of those with two digits."""
-    draw, left = Draw("planted", "products"), [(x, y) for x in range(2, 10) for y in range(x, 11) if x * y >= 10]
+    """Return (x, y), x < y, of the planted products, the same for every seed: 15 of 21 that occur about equally often."""
+    draw, left = Draw("planted", "products"), [(x, y) for x in range(3, 10) for y in range(x + 1, 10)]
     return sorted(left.pop(draw.between(0, len(left) - 1)) for _ in range(sum(n for _, n in DOSES["product"])))
 
 
