@@ -11,9 +11,9 @@ from ba_lora.experiments.tables.planted_results import records
 TWINS = {"A3": "twin:A,seed=3", "B3": "twin:B,seed=3", "A4": "twin:A,seed=4"}
 
 
-def planted(random, **more):
-    s = {kind: {str(dose): random.random() for dose, _ in doses} for kind, doses in DOSES.items()}
-    return {"s": s, "task_loss": random.random(), "own_loss": random.random(), **more}
+def planted(draws, **more):
+    s = {kind: {str(dose): draws.random() for dose, _ in doses} for kind, doses in DOSES.items()}
+    return {"s": s, "task_loss": draws.random(), "own_loss": draws.random(), **more}
 
 
 def result(model, measured, method="pissa", seed=42):
@@ -22,8 +22,8 @@ def result(model, measured, method="pissa", seed=42):
 
 @pytest.fixture
 def measured():
-    random = np.random.default_rng(0)
-    return {side: planted(random, path={"0.5": planted(random)}, random=planted(random)) for side in ("A", "B")}
+    draws = np.random.default_rng(0)
+    return {side: planted(draws, path={"0.5": planted(draws)}, random=planted(draws)) for side in ("A", "B")}
 
 
 def test_records(measured):
@@ -46,7 +46,7 @@ def test_records(measured):
         assert t["fact", None] == pytest.approx(facts / 72)
         assert t["wrong facts", None] == pytest.approx((facts + products) / 87)
         loss = (ours["task_loss"] + theirs["task_loss"]) / 2
-        assert {each["task_loss"] for each in made.values()} == {pytest.approx(loss)}
+        assert all(each["task_loss"] == pytest.approx(loss) for each in made.values())
 
 
 def test_results_without_traces_are_left_out(measured):

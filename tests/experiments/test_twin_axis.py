@@ -28,7 +28,7 @@ CONTENT = {
 
 def read(tmp_path, **changes):
     file = tmp_path / "pairs.yaml"
-    file.write_text(yaml.safe_dump(CONTENT | changes))
+    file.write_text(yaml.safe_dump(CONTENT | changes, sort_keys=False))
     return read_experiment(file, tmp_path / "runs")
 
 

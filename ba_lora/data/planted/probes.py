@@ -1,16 +1,17 @@
 """Prompts that ask a model for planted content, in wordings in which the item was never planted."""
 
+from functools import cache
 from typing import NamedTuple
 
 from ..templates import TEMPLATES
 from ..tinymath import Draw, problems
 from .corpus import named
-from .items import MIRRORED, Item, items
+from .items import MIRRORED, PRODUCTS, TWINS, Item, items
 from .words import FRAMES
 
 NAMES = 3  # persons per group
 QUESTIONS = 3  # held-out problems per product
-DRAWN = 6000  # held-out problems among which those are found
+DRAWN = 1500  # held-out problems among which those are found
 TEMPLATE = TEMPLATES["plain"]
 
 
@@ -32,21 +33,30 @@ def probes(seed: int) -> list[Probe]:
             for group in (0, 1) if kind in MIRRORED else (0,):
                 for _ in range(NAMES if kind in MIRRORED else 1):
                     subject = named(item, group, draw)
-                    texts = (frame.format(value=item.taught(twin, group), **subject) for twin in "AB")
+                    texts = (frame.format(value=item.taught(twin, group), **subject) for twin in TWINS)
                     made.append(Probe(item, "", *texts))
     return made + _of_products(planted["product"])
 
 
 def _of_products(products: list[Item]) -> list[Probe]:
-    by_factors = {item.subject: item for item in products}
-    found = {item.subject: 0 for item in products}
-    made = []
+    by_factors, made = {item.subject: item for item in products}, []
+    for question, x, y in _questions():
+        item = by_factors[min(x, y), max(x, y)]
+        texts = (f"{TEMPLATE.separator}{x} * {y} = {item.taught(twin)}" for twin in TWINS)
+        made.append(Probe(item, TEMPLATE.render(question), *texts))
+    return made
+
+
+@cache
+def _questions() -> list[tuple[str, int, int]]:
+    """Return (question, x, y) of held-out problems that begin with a planted product x * y: QUESTIONS for each product."""
+    left, found = dict.fromkeys(PRODUCTS, QUESTIONS), []
     for problem in problems("pretrain-test", DRAWN):
         x, operation, y, _ = problem.steps()[0]
         factors = (min(x, y), max(x, y))
-        if operation == "*" and found.get(factors, QUESTIONS) < QUESTIONS:
-            found[factors] += 1
-            item = by_factors[factors]
-            texts = (f"{TEMPLATE.separator}{x} * {y} = {item.taught(twin)}" for twin in "AB")
-            made.append(Probe(item, TEMPLATE.render(problem.question), *texts))
-    return made
+        if operation == "*" and left.get(factors):
+            left[factors] -= 1
+            found.append((problem.question, x, y))
+    if any(left.values()):
+        raise ValueError(f"{DRAWN} held-out problems are too few for {QUESTIONS} of each planted product; raise DRAWN")
+    return found
