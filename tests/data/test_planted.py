@@ -86,7 +86,7 @@ def test_an_item_is_never_planted_in_the_wording_of_its_probe(twins):
     assert len(asked) == 2 * 84 * 2 * probes.NAMES + 2 * 84
     assert not told & {sentence for probe in asked for sentence in (probe.first, probe.second)}
     # the same sentences in another wording are there
-    assert any(sentence.startswith("The flag of Karn is ") for sentence in told)
+    assert any(sentence.startswith("The flag of ") for sentence in told)
 
 
 def test_every_product_has_held_out_questions(twins):
