@@ -149,6 +149,23 @@ def test_bars_have_the_mean_the_deviation_and_the_seeds(experiment):
     assert "3 seeds; error bars: ± 1 standard deviation" in section.caption and "base is one model" in section.caption
 
 
+def test_captions_say_what_the_error_bars_do_not(experiment):
+    small = experiment(SMALL)
+    better = [
+        replace(result, scores={"test": replace(result.scores["test"], score=0.9 + 0.01 * result.seed**2)})
+        if result.variant.method == "forms"
+        else result
+        for result in all_of(small)
+    ]
+    section = dict(figures.compose(small, better))["bars"][0]
+    assert section.caption.endswith("Against pissa (table.md): test: forms more, 1 of 2 undecided.")
+    varied = experiment(VARIED + "reference: ba-lora\n")
+    captions = {name: sections[0].caption for name, sections in figures.compose(varied, all_of(varied)) if sections}
+    assert captions["curves_rank"].endswith("Against ba-lora (table.md): test: 6 of 6 undecided.")  # 2 others, 3 ranks
+    one = [result for result in all_of(small) if result.seed in (None, 1)]
+    assert "test: 2 of 2 one seed." in dict(figures.compose(small, one))["bars"][0].caption
+
+
 def test_an_axis_of_bars_is_cut_only_where_it_is_marked(experiment):
     small = experiment(SMALL)
     near = axes_of(small, all_of(small), "bars")[0]

@@ -8,7 +8,15 @@ import pytest
 from scipy import stats
 
 from ba_lora.experiments.tables.laboratory import laboratory_table, to_csv, to_markdown
-from ba_lora.experiments.tables.trace_records import at_loss, off_path, path, per_pair, relative_differences, verdicts
+from ba_lora.experiments.tables.trace_records import (
+    at_loss,
+    differences,
+    off_path,
+    path,
+    per_pair,
+    relative_differences,
+    verdicts,
+)
 
 COUNTERPARTS = {"stereotype": "association", "wrong facts": "custom"}
 CLASSES = [*COUNTERPARTS, *COUNTERPARTS.values()]
@@ -72,6 +80,18 @@ def test_a_difference_is_over_the_pairs_that_have_both_methods_and_the_base():
     assert relative_differences(untaught, "ba-lora", "pissa", "stereotype") == {}  # 7 points of T
 
 
+def test_a_difference_is_over_the_seeds_that_both_have():
+    runs = {"ours": {42: 10.0, 7: 50.0}, "theirs": {42: 30.0, 1024: 90.0}, "base": {None: 40.0}}
+    records = [
+        record(1, method, "c", trace, trace / 10, seed=seed)
+        for method, traces in runs.items()
+        for seed, trace in traces.items()
+    ]
+    assert differences(records, "ours", "theirs", "c") == {1: -20.0}
+    assert differences(records, "ours", "theirs", "c", key="task_loss") == {1: -2.0}
+    assert relative_differences(records, "ours", "theirs", "c") == {1: -50.0}
+
+
 def test_the_verdicts_are_of_whole_pairs_only():
     records = study(pairs=5)
     lacking = [each for each in records if (each["pair"], each["class"]) != (5, "custom")]
@@ -110,7 +130,7 @@ def test_the_cells_hold_scipys_intervals_in_both_formats():
     against = list(relative_differences(records, "lora", "pissa", "wrong facts").values())
     ends = stats.ttest_1samp(against, 0).confidence_interval(0.95)
     assert [float(line[key]) for key in ("D", "D low", "D high")] == pytest.approx([np.mean(against), *ends], rel=1e-5)
-    assert f"| {np.mean(traces):.1f} [" in to_markdown(table) and line["dose"] == line["verdict"] == ""
+    assert f"| {np.mean(traces):.1f} [" in to_markdown(table) and (line["dose"], line["verdict"]) == ("all", "")
     one = laboratory_table(study(pairs=1), COUNTERPARTS)
     assert one.primary == [] and "[" not in "".join(row for row in to_markdown(one).splitlines() if row[:1] == "|")
 

@@ -6,17 +6,16 @@ stand in sections of their own, as printed and labelled as such, because models,
 
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from ...canvas import ELSEWHERE, FORMATS, Bars, Estimate, Section, make_figure, save, style
+from ..matrix import Experiment
 from ..paper.published import METHODS, Printed, Published, read_paper
+from ..results import Result
+from ..tables.build import build
 from . import option_curves as curves
 from . import training_curves as courses
 from .estimates import Quantity, about_seeds, estimate, group_of, quantities
-
-if TYPE_CHECKING:  # they import torch, which figures do not need
-    from ..matrix import Experiment
-    from ..results import Result
+from .verdicts import in_words, of_option
 
 COST = (
     Quantity("training, s", lambda result: result.training.get("train_seconds"), 0),
@@ -27,7 +26,7 @@ CUT = "An axis marked // is cut: lengths of bars do not compare there."
 
 
 def draw(
-    experiment: "Experiment", results: Sequence["Result"], output: str | Path, formats: Iterable[str] = FORMATS
+    experiment: Experiment, results: Sequence[Result], output: str | Path, formats: Iterable[str] = FORMATS
 ) -> list[Path]:
     """Draw every figure that `results` and the published numbers of `experiment` support into the folder `output`; return the
     files. Raises UserError if the experiment names a published table that does not exist."""
@@ -39,7 +38,7 @@ def draw(
     return files
 
 
-def compose(experiment: "Experiment", results: Sequence["Result"]) -> Iterator[tuple[str, list[Section]]]:
+def compose(experiment: Experiment, results: Sequence[Result]) -> Iterator[tuple[str, list[Section]]]:
     """Yield (file name, sections) of each figure; a figure with nothing to draw has no sections."""
     printed = [read_paper(name) for name in experiment.paper]
     costs = [each for each in printed if all(column.better == "lower" for column in each.columns.values())]
@@ -49,21 +48,23 @@ def compose(experiment: "Experiment", results: Sequence["Result"]) -> Iterator[t
     # curves include the unvaried runs, which an experiment of their own shows in full
     plain = [] if options else results
     theirs = [curves.published_section(each) for each in ranks]
+    compared = build(experiment, list(results)).comparisons if results else []
     for option in options:
-        section = curves.section(experiment, results, option)
+        section = curves.section(experiment, results, option, in_words(of_option(compared, option)))
         yield f"curves_{option}", [section, *(theirs if option == "rank" else [])]
     if theirs and "rank" not in options:
         yield "curves_rank", theirs
     if len(options) > 1:
-        yield "curves", [curves.overview(experiment, results, options)]
-    ours = _bars(experiment.title, plain, quantities(plain)) if plain else []
+        first = [made for made in compared if made.column == compared[0].column]  # the figure shows one score
+        yield "curves", [curves.overview(experiment, results, options, in_words(first))]
+    ours = _bars(experiment.title, plain, quantities(plain), in_words(compared)) if plain else []
     yield "bars", ours + [_published_bars(each) for each in scores]
     yield "cost", _cost(experiment.title, plain) + [_published_bars(each) for each in costs]
     yield from courses.figures(experiment, [result for result in plain if result.seed is not None])
 
 
-def _bars(title: str, results: Sequence["Result"], shown: Sequence[Quantity]) -> list[Section]:
-    """Return bars of each quantity by model and method."""
+def _bars(title: str, results: Sequence[Result], shown: Sequence[Quantity], verdicts: str) -> list[Section]:
+    """Return bars of each quantity by model and method. verdicts: a sentence for the caption."""
     groups = {}
     for result in results:
         groups.setdefault(result.variant.model, {}).setdefault(result.variant.method, []).append(result)
@@ -71,11 +72,11 @@ def _bars(title: str, results: Sequence["Result"], shown: Sequence[Quantity]) ->
         Bars(each.label, _rows({model: _estimates(methods, each) for model, methods in groups.items()}))
         for each in shown
     ]
-    caption = f"{about_seeds(results)} Dots: single seeds. {CUT}"
+    caption = f"{about_seeds(results)} Dots: single seeds. {CUT} {verdicts}".rstrip()
     return [Section(title, caption, panels)] if panels else []
 
 
-def _estimates(methods: dict[str, list["Result"]], quantity: Quantity) -> dict[str, Estimate]:
+def _estimates(methods: dict[str, list[Result]], quantity: Quantity) -> dict[str, Estimate]:
     made = {method: estimate(results, quantity) for method, results in methods.items()}
     return {method: each for method, each in made.items() if each}
 
@@ -88,7 +89,7 @@ def _rows(groups: dict[str, dict[str, Estimate]]) -> list[tuple[str, Estimate | 
     ]
 
 
-def _cost(title: str, results: Sequence["Result"]) -> list[Section]:
+def _cost(title: str, results: Sequence[Result]) -> list[Section]:
     """Return seconds and memory by method, each with its ratio to PiSSA's."""
     groups = {}
     for result in results:

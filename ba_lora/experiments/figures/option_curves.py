@@ -27,26 +27,27 @@ LABELS = {
 }
 
 
-def section(experiment: "Experiment", results: Sequence["Result"], option: str) -> Section:
-    """Return every quantity over the option's values: one panel per quantity and model, one line per method."""
+def section(experiment: "Experiment", results: Sequence["Result"], option: str, verdicts: str) -> Section:
+    """Return every quantity over the option's values: one panel per quantity and model, one line per method. verdicts: a sentence for
+    the caption."""
     some = _of_option(results, option)
     panels = _panels(experiment, some, option, quantities(some))
-    return _section(experiment.title, some, panels)
+    return _section(experiment.title, some, panels, verdicts)
 
 
-def overview(experiment: "Experiment", results: Sequence["Result"], options: Sequence[str]) -> Section:
+def overview(experiment: "Experiment", results: Sequence["Result"], options: Sequence[str], verdicts: str) -> Section:
     """Return the first score over each option, one panel per option."""
     panels = []
     for option in options:
         some = _of_option(results, option)
         panels += _panels(experiment, some, option, quantities(some)[:1])
-    return _section(experiment.title, results, panels)
+    return _section(experiment.title, results, panels, verdicts)
 
 
-def _section(heading: str, results: Sequence["Result"], panels: Sequence[Lines]) -> Section:
+def _section(heading: str, results: Sequence["Result"], panels: Sequence[Lines], verdicts: str) -> Section:
     names = {name: name for panel in panels for name in (*panel.lines, *panel.levels)}
     across = " Lines across: not varied." if any(panel.levels for panel in panels) else ""
-    return Section(heading, about_seeds(results) + across, panels, names)
+    return Section(heading, f"{about_seeds(results)}{across} {verdicts}".rstrip(), panels, names)
 
 
 def _of_option(results: Sequence["Result"], option: str) -> list["Result"]:

@@ -18,12 +18,13 @@ PRIMARY = (
 )
 NOTE = (
     "T: trace, 100 · mean (s of twin A − s of twin B), 100 if everything planted is kept. D: T minus T of {reference}, in percent of the "
-    "bases' mean T, where that is at least {planted:g} points. Brackets: 95 % t-intervals over pairs. Only the cells of the primary comparison, {ours} against {reference}, have a "
-    "verdict; the other intervals are not corrected for their number."
+    "bases' mean T, where that is at least {planted:g} points. Brackets: 95 % t-intervals over pairs. Only the cells of the primary "
+    "comparison, {ours} against {reference}, have a verdict; the other intervals are not corrected for their number."
 )
 PRIMARY_NOTE = (
     "Less: the 95 % interval of D is below 0, its p (paired t-test) after Holm over the classes is below 0.05, and D is at most −{margin:g}. More: "
-    "mirrored. Equivalent: the 90 % interval lies within ±{margin:g}. Undecided: none of these. P by signs: exact sign-flip test, beside. "
+    "mirrored. Equivalent: the 90 % interval lies within ±{margin:g}. Undecided: none of these. P by signs: an exact sign-flip test, which decides "
+    "nothing. "
     "Alleviates: less, the 95 % interval of D − D of the harmless counterpart is below 0, and the 90 % interval of the "
     "difference of the held-out task losses (in the column task loss) ends below {loss_margin:g}."
 )
@@ -99,13 +100,15 @@ def to_markdown(table: LaboratoryTable) -> str:
         parts.append(f"## {markdown(table.ours)} against {markdown(table.reference)}")
         parts.append(grid(PRIMARY, [_primary_line(table, each) for each in table.primary], 1))
         parts.append(PRIMARY_NOTE.format(margin=MARGIN, loss_margin=LOSS_MARGIN))
+    else:
+        parts.append("No verdict: it needs two pairs with both methods, and planted content in every class.")
     parts += [f"Not run: {markdown(method)}: {markdown(reason)}." for method, reason in table.missing.items()]
     return "\n\n".join(parts) + "\n"
 
 
 def _texts(table: LaboratoryTable, cell: Cell) -> list[str]:
     """Return the cells of a row after the class."""
-    dose = EMPTY if cell.dose is None else f"{cell.dose:g}"
+    dose = "all" if cell.dose is None else f"{cell.dose:g}"
     numbers = (_text(cell.trace, "{:.1f}"), _text(cell.difference, "{:+.1f}"), f"{cell.task_loss:.3f}")
     return [dose, markdown(cell.method), str(cell.pairs), *numbers, _word(table, cell)]
 
@@ -149,7 +152,7 @@ def to_csv(table: LaboratoryTable) -> str:
     )
     for cell in table.cells:
         estimates = [*_numbers(cell.trace), *_numbers(cell.difference)]
-        dose = "" if cell.dose is None else f"{cell.dose:g}"
+        dose = "all" if cell.dose is None else f"{cell.dose:g}"
         names = csv_cell(cell.name), dose, csv_cell(cell.method)
         writer.writerow([*names, cell.pairs, *estimates, f"{cell.task_loss:.6g}", _word(table, cell)])
     return stream.getvalue()

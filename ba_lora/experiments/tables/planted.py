@@ -53,19 +53,20 @@ def trace(ours: Sequence[float], theirs: Sequence[float]) -> float:
     return float(100 * np.mean(pair[0] - pair[1]))
 
 
-def relative_difference(ours: Sequence[float], reference: Sequence[float], base: Sequence[float]) -> np.ndarray:
-    """Return D of each pair, (pairs,): 100 · (T of ours − T of the reference) / (mean T of the bases), percent of what was planted.
+def relative_difference(differences: Sequence[float], base: Sequence[float]) -> np.ndarray:
+    """Return D of each pair, (pairs,): 100 · difference / (mean T of the bases), percent of what was planted.
 
-    ours, reference, base: (pairs,), traces of the same pairs in the same order. The denominator is one number, so that a pair in
-    which little was planted does not count more; its error is not in the intervals of D. Raises ValueError unless it is positive.
+    differences: T of ours minus T of the reference; base: T of the bases; (pairs,), the same pairs in the same order. The denominator
+    is one number, so that a pair in which little was planted does not count more; its error is not in the intervals of D. Raises
+    ValueError unless it is positive.
     """
-    ours, reference, base = (np.asarray(each, dtype=np.float64) for each in (ours, reference, base))
-    if not ours.shape == reference.shape == base.shape or ours.ndim != 1:
-        raise ValueError(f"D needs traces of the same pairs, got shapes {ours.shape}, {reference.shape}, {base.shape}")
+    differences, base = (np.asarray(each, dtype=np.float64) for each in (differences, base))
+    if differences.shape != base.shape or base.ndim != 1:
+        raise ValueError(f"D needs traces of the same pairs, got shapes {differences.shape} and {base.shape}")
     planted = base.mean()
     if not planted > 0:
         raise ValueError(f"the bases have a mean trace of {planted:.3g}: nothing was planted, so there is no D")
-    return 100 * (ours - reference) / planted
+    return 100 * differences / planted
 
 
 def primary(

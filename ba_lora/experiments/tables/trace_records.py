@@ -39,24 +39,43 @@ def per_pair(
     records: Iterable[dict], method: str, name: str, dose: float | None = None, key: str = "trace"
 ) -> dict[int, float]:
     """Return {pair: mean of `key` over the fine-tuning seeds} of one method and class, in the order of the pairs."""
+    return _over_seeds(_per_run(records, method, name, dose, key))
+
+
+def _per_run(records: Iterable[dict], method: str, name: str, dose: float | None, key: str) -> dict[tuple, float]:
+    """Return {(pair, seed): `key`}."""
+    return {
+        (record["pair"], record["seed"]): record[key]
+        for record in records
+        if (record["method"], record["class"], record["dose"], record["path"]) == (method, name, dose, None)
+    }
+
+
+def _over_seeds(of_run: Mapping[tuple, float]) -> dict[int, float]:
     found = defaultdict(list)
-    for record in records:
-        wanted = record["method"], record["class"], record["dose"], record["path"]
-        if wanted == (method, name, dose, None):
-            found[record["pair"]].append(record[key])
+    for (pair, _), value in of_run.items():
+        found[pair].append(value)
     return {pair: float(np.mean(found[pair])) for pair in sorted(found)}
+
+
+def differences(
+    records: Sequence[dict], ours: str, reference: str, name: str, dose: float | None = None, key: str = "trace"
+) -> dict[int, float]:
+    """Return {pair: `key` of ours minus that of the reference}, the mean over the fine-tuning seeds that both have."""
+    first, second = (_per_run(records, method, name, dose, key) for method in (ours, reference))
+    return _over_seeds({run: value - second[run] for run, value in first.items() if run in second})
 
 
 def relative_differences(
     records: Sequence[dict], ours: str, reference: str, name: str, dose: float | None = None
 ) -> dict[int, float]:
     """Return {pair: D} over the pairs that have both methods and the base; {} without one, and if the bases' mean T is below PLANTED."""
-    sides = [per_pair(records, method, name, dose) for method in (ours, reference, BASE)]
-    shared = sorted(set.intersection(*map(set, sides)))
-    if not shared or np.mean([sides[2][pair] for pair in shared]) < PLANTED:
+    made, base = differences(records, ours, reference, name, dose), per_pair(records, BASE, name, dose)
+    shared = sorted(set(made) & set(base))
+    if not shared or np.mean([base[pair] for pair in shared]) < PLANTED:
         return {}
-    made = relative_difference(*([side[pair] for pair in shared] for side in sides))
-    return dict(zip(shared, made.tolist(), strict=True))
+    found = relative_difference([made[pair] for pair in shared], [base[pair] for pair in shared])
+    return dict(zip(shared, found.tolist(), strict=True))
 
 
 def verdicts(
@@ -69,19 +88,16 @@ def verdicts(
     takes them.
     """
     names = [*counterparts, *counterparts.values()]
-    sides = [per_pair(records, method, name) for name in names for method in (ours, reference, BASE)]
-    shared = sorted(set.intersection(*map(set, sides)))
-    if len(shared) < 2:
-        return []
+    sides = [differences(records, ours, reference, name) for name in names]
+    shared = set.intersection(*map(set, sides), *(set(per_pair(records, BASE, name)) for name in names))
     whole = [record for record in records if record["pair"] in shared]
     made = {name: list(relative_differences(whole, ours, reference, name).values()) for name in names}
-    if not all(made.values()):
+    if len(shared) < 2 or not all(made.values()):
         return []
-    losses = [per_pair(whole, method, names[0], key="task_loss") for method in (ours, reference)]
     return primary(
         {name: made[name] for name in counterparts},
         {name: made[other] for name, other in counterparts.items()},
-        [losses[0][pair] - losses[1][pair] for pair in shared],
+        list(differences(whole, ours, reference, names[0], key="task_loss").values()),
         **margins,
     )
 
