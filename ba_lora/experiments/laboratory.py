@@ -14,7 +14,7 @@ from .tables.formats import grid
 from .tables.laboratory import laboratory_table, to_csv, to_markdown
 from .tables.planted_results import records
 from .tables.trace_records import BASE
-from .twin_axis import Primary, twins_of
+from .twin_axis import PrimarySettings, twins_of
 
 COUNTERPARTS = {"stereotype": "association", "wrong facts": "custom"}  # class of defects: the harmless one of its form
 OWN_TASK = "own-task"  # the evaluation that the gate reads
@@ -31,19 +31,16 @@ def tables(experiment: Experiment, results: Sequence[Result]) -> dict[str, str]:
     found, primary = records(results, twins_of(experiment.runs)), experiment.primary
     if not found:
         return {"markdown": f"# {markdown(experiment.title)}\n\nNo pair of twins was measured.\n", "csv": ""}
-    checks = _controls(found, primary, results) if primary else []
+    checks = _controls(found, primary, results)
     failed = [each.name for each in checks if each.passed is False]
-    sides = {"ours": primary.method, "reference": primary.reference} if primary else {}
-    table = laboratory_table(found, COUNTERPARTS, failed=failed, **sides)
-    parts = [f"# {markdown(experiment.title)}"]
-    if checks:
-        lines = [[markdown(each.name), markdown(each.found), PASSED[each.passed]] for each in checks]
-        parts += ["## Controls", grid(("control", "found, points", ""), lines, 3), "## Traces"]
-    parts.append(to_markdown(table))
+    table = laboratory_table(found, COUNTERPARTS, primary, failed)
+    lines = [[markdown(each.name), markdown(each.found), PASSED[each.passed]] for each in checks]
+    checked = grid(("control", "found, points", ""), lines, 3)
+    parts = [f"# {markdown(experiment.title)}", "## Controls", checked, "## Traces", to_markdown(table)]
     return {"markdown": "\n\n".join(parts), "csv": to_csv(table)}
 
 
-def _controls(found: Sequence[dict], primary: Primary, results: Sequence[Result]) -> list[Control]:
+def _controls(found: Sequence[dict], primary: PrimarySettings, results: Sequence[Result]) -> list[Control]:
     bases = [result for result in results if result.variant.method == BASE and OWN_TASK in result.scores]
     accuracies = {result.variant.model: result.scores[OWN_TASK].score for result in bases}
     return controls(found, primary, list(COUNTERPARTS), accuracies)

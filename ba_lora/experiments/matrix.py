@@ -18,7 +18,7 @@ seeds: [42, 1024, 2024]
 evaluate:                             # name → problems; for classifiers "split:test" or "shift:products"
   test: {data: "tinymath:test", limit: 500}   # without `evaluate`: the benchmarks that the config names
 paths: [pissa]                        # methods on twins that are also measured between base and tuned model
-primary: {method: ba-lora, reference: pissa}   # on twins: the comparison with verdicts; margin, loss_margin, gate (laboratory.py)
+primary: {method: ba-lora, reference: pissa, margin: 10, loss_margin: 0.02, gate: 0.5}   # on twins: the comparison with verdicts
 margins: {test: 1.0}                  # the smallest difference of interest in a column, in its unit: percentage points, or of 1 to 10
 reference: pissa                      # the method that the others are compared with [pissa, if present]
 note: One generated task.             # printed below the table
@@ -39,7 +39,7 @@ from ..training.command_line import changed_options, option_words, parse
 from ..training.inputs import inputs_changed, measured_hashes
 from .benchmark_data import columns_of
 from .run_names import check_content, check_options, check_runs
-from .twin_axis import Primary, filled, in_order, models_of, primary_of
+from .twin_axis import PrimarySettings, filled, in_order, models_of, primary_of
 
 FOLDER = of_the_project("configs/experiments")
 NEEDED = ("name", "config", "methods", "seeds")
@@ -176,7 +176,7 @@ class Experiment:
     tuning: dict = field(default_factory=dict)
     rates_of: str | None = None
     devices: str | None = None
-    primary: Primary | None = None  # of twins
+    primary: PrimarySettings | None = None  # of twins
     margins: dict[str, float] = field(default_factory=dict)  # column → smallest difference of interest, in its unit
 
     @property
@@ -377,6 +377,10 @@ def read_file(file: str | Path) -> dict:
             raise UserError(f"{file}: '{key}' is missing or empty")
     check_content(content, file)
     if content.get("twins"):
+        if not content.get("primary"):
+            raise UserError(
+                f"{file} runs on twins: add the comparison with verdicts, primary: {{method: ..., reference: ...}}"
+            )
         if content.get("models"):
             raise UserError(f"{file} has both 'models' and 'twins'; twins are the models, so leave one out")
         content["models"] = models_of(content["twins"], file)

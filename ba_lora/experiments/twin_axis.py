@@ -11,31 +11,35 @@ from ..errors import UserError, nearest, short
 from ..laboratory.names import parse
 
 
-class Primary(NamedTuple):
-    """The comparison with verdicts. gate: the accuracy that every base needs in its own task; counter: the run of `reference` on data
-    that state the truth; the margins are in tables/planted.py."""
+class PrimarySettings(NamedTuple):
+    """The comparison with verdicts, fixed before its runs. margin: smallest effect of interest, percent of what was planted;
+    loss_margin: a task loss that is higher by this, in nats, is worse; gate: the accuracy that every base needs in its own task, a
+    fraction; counter: the run of `reference` on data that state the truth."""
 
     method: str
     reference: str
-    gate: float = 0.5
+    margin: float
+    loss_margin: float
+    gate: float
     counter: str | None = None
 
 
-def primary_of(given: dict | None, methods: Iterable[str], file) -> Primary | None:
+def primary_of(given: dict | None, methods: Iterable[str], file) -> PrimarySettings | None:
     """Return the checked `primary` of an experiment file. Raises UserError naming the key."""
     if given is None:
         return None
-    if not isinstance(given, dict) or not {"method", "reference"} <= given.keys():
-        raise UserError(f"{file}: 'primary' needs method and reference; it is {short(given)}")
+    needed = [name for name in PrimarySettings._fields if name not in PrimarySettings._field_defaults]
+    if not isinstance(given, dict) or not set(needed) <= given.keys():
+        raise UserError(f"{file}: 'primary' needs {', '.join(needed)}; it is {short(given)}")
     for key, value in given.items():
-        if key not in Primary._fields:
-            raise UserError(f"{file}: primary: unknown key {short(key)}{nearest(key, Primary._fields)}")
+        if key not in PrimarySettings._fields:
+            raise UserError(f"{file}: primary: unknown key {short(key)}{nearest(key, PrimarySettings._fields)}")
         is_name = key in ("method", "reference", "counter")
         if is_name and value not in methods:
             raise UserError(f"{file}: primary: {key} {short(value)} is not among the methods")
         if not is_name and (isinstance(value, bool) or not isinstance(value, int | float) or value <= 0):
             raise UserError(f"{file}: primary: {key} is {short(value)}, a positive number is needed")
-    return Primary(**given)
+    return PrimarySettings(**given)
 
 
 def twins_of(runs: Iterable) -> dict[str, str]:

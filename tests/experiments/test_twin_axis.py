@@ -21,6 +21,7 @@ CONTENT = {
         "counter": {"method": "pissa", "data": "planted:counter:{pair}"},
     },
     "paths": ["pissa"],
+    "primary": {"method": "counter", "reference": "pissa", "margin": 10, "loss_margin": 0.02, "gate": 0.5},
     "seeds": [1, 2],
     "evaluate": {"own": {"data": "planted:own-test", "limit": 20}},
 }
@@ -47,6 +48,11 @@ def test_runs_go_pair_by_pair_and_the_twins_take_turns(tmp_path):
         ({"twins": ["A"]}, "'twins' must be a list of seeds of at least 0"),
         ({"twins": [1, 1]}, "'twins' names a seed twice"),
         ({"models": ["x"]}, "both 'models' and 'twins'"),
+        ({"primary": None}, "runs on twins: add the comparison with verdicts"),
+        ({"primary": {"method": "pissa"}}, "'primary' needs method, reference, margin, loss_margin, gate"),
+        ({"primary": CONTENT["primary"] | {"counter": "no"}}, "primary: counter 'no' is not among the methods"),
+        ({"primary": CONTENT["primary"] | {"gate": 0}}, "primary: gate is 0, a positive number is needed"),
+        ({"primary": CONTENT["primary"] | {"gat": 1}}, "primary: unknown key 'gat', did you mean 'gate'"),
         ({"paths": ["pisa"]}, "method 'pisa' is not known, did you mean 'pissa'"),
     ],
 )

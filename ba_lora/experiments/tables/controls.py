@@ -5,7 +5,7 @@ from itertools import pairwise
 from typing import NamedTuple
 
 from ...data.planted.items import DOSES, MIRRORED, UNTAUGHT
-from ..twin_axis import Primary
+from ..twin_axis import PrimarySettings
 from .statistics import Interval, t_interval
 from .trace_records import BASE, per_pair
 
@@ -19,13 +19,13 @@ class Control(NamedTuple):
 
 
 def controls(
-    records: Sequence[dict], primary: Primary, classes: Sequence[str], accuracies: Mapping[str, float]
+    records: Sequence[dict], primary: PrimarySettings, classes: Sequence[str], accuracies: Mapping[str, float]
 ) -> list[Control]:
     """Return the controls. classes: the defects with a verdict; accuracies: base → its accuracy in its own task, a fraction."""
     return [
         _follows_dose(records),
         _untaught(records),
-        *(_counter(records, primary, name) for name in classes),
+        *(_counter(records, primary, name) for name in classes if primary.counter),
         _gate(accuracies, primary.gate),
         *(_reference(records, primary.reference, suffix, name) for suffix in ("random", "replay") for name in classes),
     ]
@@ -55,7 +55,7 @@ def _untaught(records: Sequence[dict]) -> Control:
     return Control(name, _text(interval), interval.low <= 0 <= interval.high)
 
 
-def _counter(records: Sequence[dict], primary: Primary, name: str) -> Control:
+def _counter(records: Sequence[dict], primary: PrimarySettings, name: str) -> Control:
     title = f"data that state the truth lower T of {name} ({primary.counter} − {primary.reference})"
     interval = _difference(records, primary.counter, primary.reference, name)
     return Control(title, _text(interval), interval is not None and interval.high < 0)
