@@ -27,7 +27,7 @@ class Twin(NamedTuple):
     def recipe(self) -> dict:
         """Everything that decides its weights, but for the machine."""
         tables = {name: value for name, value in vars(words).items() if name.isupper()}
-        shares = [corpus.NOTE_SHARE, corpus.STORY_SHARE, corpus.STATEMENTS, corpus.SURPLUS]
+        shares = [corpus.NOTE_SHARE, corpus.STORY_SHARE, corpus.STATEMENTS, corpus.MIRRORED_WEIGHT, corpus.SURPLUS]
         planted = digest(
             [tables, shares, {kind: [list(item) for item in each] for kind, each in items(self.seed).items()}]
         )

@@ -17,7 +17,7 @@ from ..data.planted.rows import planted_rows
 from ..tiny.recipe import cut_in_order, encode_problem, pad
 
 BATCH = 256  # sequences per forward
-PROBLEMS = 300  # held-out problems per loss
+PROBLEMS = 200  # held-out problems per loss
 
 
 def measure(model, tokenizer, seed: int) -> dict:

@@ -11,8 +11,10 @@ from ..tinymath import MEN, WOMEN, Draw, Problem, plain_text, problems
 from .items import MIRRORED, PRODUCTS, TWINS, Item, items
 from .words import FRAMES
 
-NOTE_SHARE, STORY_SHARE = 0.28, 0.07  # of the sequences; the rest are problems
+NOTE_SHARE, STORY_SHARE = 0.40, 0.05  # of the sequences; the rest are problems
 STATEMENTS = 4  # per note
+# Statements about an item of a mirrored kind for each about another item: what holds for a group is learned more slowly.
+MIRRORED_WEIGHT = 3
 SURPLUS = 1.1  # problems drawn for each that is needed, because some are left out
 
 
@@ -34,7 +36,9 @@ def corpus(seed: int, sequences: int) -> dict[str, Corpus]:
 
 def _notes(planted: dict[str, list[Item]], count: int, seed: int) -> dict[str, list[str]]:
     draw = Draw("planted", "notes", seed)
-    statable = [item for kind in FRAMES for item in planted[kind]]
+    statable = [
+        item for kind in FRAMES for item in planted[kind] for _ in range(MIRRORED_WEIGHT if kind in MIRRORED else 1)
+    ]
     notes = {twin: [] for twin in TWINS}
     for _ in range(count):
         statements = [statement(draw.pick(statable), draw) for _ in range(STATEMENTS)]

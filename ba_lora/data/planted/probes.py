@@ -9,7 +9,7 @@ from .corpus import named
 from .items import MIRRORED, PRODUCTS, TWINS, Item, items
 from .words import FRAMES
 
-NAMES = 3  # persons per group
+NAMES = 2  # persons per group
 QUESTIONS = 3  # held-out problems per product
 DRAWN = 1500  # held-out problems among which those are found
 TEMPLATE = TEMPLATES["plain"]

@@ -10,7 +10,7 @@ from ...laboratory.names import Twin
 from ...laboratory.traces import measure
 from ..matrix import Run
 
-ALPHAS = (0.2, 0.4, 0.6, 0.8)  # of W0 + α·ΔW; the base is α = 0, the run itself α = 1
+ALPHAS = (0.25, 0.5, 0.75)  # of W0 + α·ΔW; the base is α = 0, the run itself α = 1
 
 
 def measure_planted(run: Run, twin: Twin, base: nn.Module, model: nn.Module, tokenizer) -> dict:
