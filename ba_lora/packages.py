@@ -21,8 +21,9 @@ from .errors import DamagedFile, UserError, choose
 from .files import atomic_folder, cache_home, read_json, sha256, with_extra, write_json
 from .folders import checksums
 from .folders.disk import FULL, cached
+from .folders.places import PACKAGE
 
-PREFIX = "package:"
+PREFIX = PACKAGE
 CHECKSUMS = "checksums.json"
 WHAT = "the cache of registry packages"
 

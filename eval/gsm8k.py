@@ -10,7 +10,7 @@ fraction of all tasks that are right; a completion without an answer is wrong, a
 from collections import Counter
 from functools import partial
 
-from ba_lora.data.sources import read_table, tinymath_rows
+from ba_lora.data.sources import generated_rows, is_generated, read_table
 from ba_lora.data.tinymath import SPLITS
 from ba_lora.errors import UserError, run_cli
 
@@ -60,8 +60,8 @@ def load_problems(data: str, limit: int | None = None) -> list[dict]:
     The id is the record's own, else its index from 0. Raises UserError naming the row that lacks a field or a number, or a
     duplicate id.
     """
-    if data.startswith("tinymath:"):
-        records = tinymath_rows(data, limit or TINYMATH_PROBLEMS)
+    if is_generated(data):
+        records = generated_rows(data, limit or TINYMATH_PROBLEMS)
     else:
         records = [record for _, record in read_table(data, split="test", limit=limit).rows]
     for row, record in enumerate(records, 1):
@@ -123,7 +123,7 @@ def read_answer(completion: str, protocol: str) -> str | None:
 
 def name_of(data: str | None) -> str:
     """Return the benchmark's name on this data."""
-    return TINYMATH if (data or "").startswith(f"{TINYMATH}:") else "gsm8k"
+    return TINYMATH if is_generated(data or "") else "gsm8k"
 
 
 ANSWERS = Answers(LM_EVAL, lm_eval.GSM8K, MAX_NEW_TOKENS, load_problems, default_data, score_records, name_of)

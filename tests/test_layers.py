@@ -14,7 +14,7 @@ FILES = {
 } | {name: ROOT / f"{name}.py" for name in ("train", "tsne_visualization")}
 
 BASIS = "ba_lora signals errors files folders modes texts"  # every room may import these
-BELOW_TRAINING = "packages provenance sharding machine data objective features models tiny methods card hub"
+BELOW_TRAINING = "packages provenance sharding machine data objective features laboratory models tiny methods card hub"
 ASKING = f"{BASIS} packages machine data models methods inference"
 ALLOWED = {
     "ba_lora": "signals",
@@ -32,7 +32,8 @@ ALLOWED = {
     "objective": BASIS,
     "data": f"{BASIS} packages",
     "features": f"{BASIS} canvas data",
-    "models": f"{BASIS} packages data tiny",
+    "models": f"{BASIS} packages data tiny laboratory",
+    "laboratory": f"{BASIS} packages data tiny",
     "tiny": f"{BASIS} packages data",
     "methods": f"{BASIS} models sharding",
     "card": f"{BASIS} data objective methods",

@@ -14,6 +14,7 @@ from ..errors import DamagedFile, UserError
 from ..files import REMEDY, atomic_write, check_kinds, read_json, read_json_lines
 from ..folders import checksums, kinds
 from ..folders.adapter_names import check_header
+from ..folders.places import is_named
 from ..objective.settings import METRICS, REGULARIZERS, TERMS, of_training
 from ..texts import code, markdown
 from .facts import hub_id, peft_of, public_name, source, starts_from_pissa
@@ -270,7 +271,7 @@ def _loading(record: dict, saved: Path) -> str:
         'model = PeftModel.from_pretrained(base, "THIS_FOLDER_OR_ITS_HUB_ID")',
         imports="from peft import PeftModel\n",
     )
-    known = name if name == "tiny" or name.startswith("package:") else place
+    known = name if is_named(name) else place
     loaded = code(f'ba_lora.load("THIS_FOLDER", base={_literal(known)})')
     return (
         f"{stock}\n\nWith this project: {loaded}. vLLM: `--enable-lora` with\n"

@@ -4,6 +4,7 @@ import os
 import re
 from pathlib import Path
 
+from ..data.sources import is_generated
 from ..files import read_json
 from ..methods.names import method_of
 from ..texts import code
@@ -21,7 +22,7 @@ def hub_id(name: str) -> str | None:
 
 def public_name(name: str) -> str:
     """`name` without a path of this machine: a hub id, package or generator stays as it is; a path is reduced to its last part."""
-    return name if hub_id(name) or name.startswith(("package:", "tinymath:")) else Path(name).name
+    return name if hub_id(name) or name.startswith(("package:", "twin:", "tinymath:", "planted:")) else Path(name).name
 
 
 def data_name(config: dict) -> str:
@@ -36,7 +37,7 @@ def source(config: dict) -> str:
     """The source of the training data, in Markdown."""
     copy = code(Path(config["data_path"]).name) if config.get("data_path") else None
     name = data_name(config)
-    if copy and name.startswith("tinymath:"):  # the default, which the file replaced
+    if copy and is_generated(name):  # the default, which the file replaced
         return copy
     return code(public_name(name)) + (f" (from a local copy, {copy})" if copy else "")
 

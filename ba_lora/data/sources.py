@@ -1,7 +1,7 @@
 """Rows of a data source: a local file or folder (`readers`), the hub (`library`), or the generator.
 
 A name is a path, a hub id, a hub id with a subfolder or config ("fxmeng/pissa-dataset:metamath", "openai/gsm8k:main"), or
-"tinymath:SPLIT[:SEED]".
+generated rows, "tinymath:SPLIT[:SEED]" or "planted:SPLIT[:SEED]".
 """
 
 import os
@@ -11,10 +11,15 @@ from typing import NamedTuple
 
 from ..errors import UserError, choose, shortened
 from ..folders.places import is_path
+from . import tinymath
+from .planted import rows as planted
 from .readers import ENDINGS, LOADERS, read_files, reason_of
-from .tinymath import SPLITS, generate
 
-TINYMATH_ROWS = 4000  # rows of a generated split, unless a limit is given
+GENERATED_ROWS = 4000  # rows of a generated split, unless a limit is given
+GENERATORS = {  # prefix: (its splits, rows of (split, count, seed))
+    "tinymath": (tuple(tinymath.SPLITS), tinymath.generate),
+    "planted": (tuple(planted.SPLITS) + planted.MIXED, planted.planted_rows),
+}
 
 
 class Table(NamedTuple):
@@ -39,8 +44,8 @@ def read_table(
 
     Raises UserError naming the source (and the line) if it is missing, empty, broken, or cannot be reached.
     """
-    if data.startswith("tinymath:") and not path:
-        records = tinymath_rows(data, limit or TINYMATH_ROWS)
+    if is_generated(data) and not path:
+        records = generated_rows(data, limit or GENERATED_ROWS)
         source, columns = data, list(records[0])
     else:
         source, columns, records = _open(data, path, split)
@@ -61,8 +66,8 @@ def read_table(
 
 def check_source(data: str, path: str | None = None) -> None:
     """Raise UserError if `data`, or its local copy `path`, is known to be missing, without opening it."""
-    if data.startswith("tinymath:") and not path:
-        tinymath_rows(data, 1)
+    if is_generated(data) and not path:
+        generated_rows(data, 1)
     else:
         _find(data, path)
 
@@ -80,13 +85,25 @@ def _choose(records, numbers: list[int]) -> list[dict]:
     return [{name: value for name, value in row.items() if value is not None} for row in rows]
 
 
-def tinymath_rows(data: str, count: int) -> list[dict]:
-    """`count` generated problems of "tinymath:SPLIT[:SEED]". Raises UserError for an unknown split or an invalid seed."""
-    split, _, seed = data.removeprefix("tinymath:").partition(":")
-    choose("tinymath split", split, SPLITS)
+def is_generated(data: str) -> bool:
+    """Return True if the name `data` is that of generated rows."""
+    return data.partition(":")[0] in GENERATORS and ":" in data
+
+
+def check_generated(data: str) -> tuple[str, str, int]:
+    """Return (generator, split, seed) of "tinymath:SPLIT:SEED". Raises UserError for an unknown split or an invalid seed."""
+    generator, _, rest = data.partition(":")
+    split, _, seed = rest.partition(":")
+    choose(f"{generator} split", split, GENERATORS[generator][0])
     if seed and not seed.isdigit():
-        raise UserError(f"--data {data}: the seed '{seed}' is not an integer; write tinymath:{split}:0")
-    return generate(split, count, seed=int(seed or 0))
+        raise UserError(f"--data {data}: the seed '{seed}' is not an integer; write {generator}:{split}:0")
+    return generator, split, int(seed or 0)
+
+
+def generated_rows(data: str, count: int) -> list[dict]:
+    """Return `count` generated rows. Raises UserError for an unknown split or an invalid seed."""
+    generator, split, seed = check_generated(data)
+    return GENERATORS[generator][1](split, count, seed)
 
 
 def _open(data: str, path: str | None, split: str) -> tuple:

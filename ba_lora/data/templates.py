@@ -13,6 +13,7 @@ from jinja2 import TemplateError
 
 from ..errors import UserError, choose
 from ..files import read_json
+from ..folders.places import TWIN
 
 
 @dataclass(frozen=True)
@@ -75,8 +76,8 @@ def check_template(name: str) -> str:
 
 
 def default_template(model: str) -> str:
-    """The default template of a model: `plain` for the embedded model, `alpaca`, as in the published runs, for all others."""
-    return "plain" if model == "tiny" else "alpaca"
+    """The default template: `plain` for the embedded model and twins, `alpaca`, as in the published runs, for all others."""
+    return "plain" if model == "tiny" or model.startswith(TWIN) else "alpaca"
 
 
 def make_template(name: str, tokenizer, special_tokens_in_text: str = "text") -> Template:

@@ -16,13 +16,16 @@ Only `random.Random.random` is used, because it is the one method whose values P
 import argparse
 import hashlib
 import json
+import operator
 import random
 import re
 import sys
+from collections.abc import Callable
+from typing import NamedTuple
 
 from ..errors import Parser, UserError, nearest, run_cli
 from ..files import atomic_write
-from .tinywords import CAUSES, MEN, MIDDLES, OPENINGS, WOMEN, WORDINGS, WORDS
+from .tinywords import CAUSES, MEN, MIDDLES, OPENINGS, WOMEN, WORDINGS, WORDS, Wording
 
 SPLITS = {  # split: (task, buckets of BUCKETS)
     "pretrain": ("pretrain", range(1, 20)),
@@ -51,6 +54,9 @@ class Draw:
         unit = self._random.random()
         return low + int(unit * unit * (high - low + 1))
 
+    def unit(self):
+        return self._random.random()
+
     def pick(self, options):
         return options[self.between(0, len(options) - 1)]
 
@@ -74,7 +80,7 @@ def _fill(template, words):
     return re.sub(r"\b([Aa]) (?=[aeiou])", r"\1n ", template.format(**words))
 
 
-def _compute(steps, values):
+def _compute(steps, values, times=operator.mul):
     """Steps as [(6, "*", 7, 42), …] for "a * b, …", or None if a result is not an integer of at least 1."""
     values, done = dict(values), []
     for number, step in enumerate(steps.split(", "), start=1):
@@ -82,7 +88,7 @@ def _compute(steps, values):
         x, y = (values[term] if term in values else int(term) for term in (left, right))
         if operation == "/" and x % y:
             return None
-        result = {"+": x + y, "-": x - y, "*": x * y, "/": x // y}[operation]
+        result = times(x, y) if operation == "*" else {"+": x + y, "-": x - y, "/": x // y}[operation]
         if result < 1:
             return None
         values[f"r{number}"] = result
@@ -90,16 +96,35 @@ def _compute(steps, values):
     return done
 
 
+class Problem(NamedTuple):
+    """A question, and the wording and numbers that it was made from."""
+
+    question: str
+    wording: Wording
+    values: dict[str, int]
+
+    def steps(self, times: Callable[[int, int], int] = operator.mul) -> list[tuple] | None:
+        """Return [(6, "*", 7, 42), …] with products by `times`; None if a result is not an integer of at least 1."""
+        return _compute(self.wording.steps, self.values, times)
+
+    def answer(self, times: Callable[[int, int], int] = operator.mul) -> str | None:
+        """Return the worked answer with products by `times`; None where `steps` is None."""
+        steps, unit = self.steps(times), self.wording.unit
+        if steps is None:
+            return None
+        result = f"${steps[-1][-1]:,}" if unit == "$" else f"{steps[-1][-1]:,} {unit}".rstrip()
+        work = " ".join(f"{x} {operation} {y} = {z}." for x, operation, y, z in steps)
+        return f"{work} The answer is: {result}"
+
+
 def _problem(draw, wording):
-    """One {"question", "answer"}; numbers are redrawn until every step gives an integer of at least 1."""
+    """One Problem; numbers are redrawn until every step gives an integer of at least 1."""
     ranges = [(item.split()[0], *map(int, item.split()[1].split("-"))) for item in wording.ranges.split(", ")]
     steps = None
     while steps is None:
         values = {name: draw.number(low, high) for name, low, high in ranges}
         steps = _compute(wording.steps, values)
-    result = f"${steps[-1][-1]:,}" if wording.unit == "$" else f"{steps[-1][-1]:,} {wording.unit}".rstrip()
-    work = " ".join(f"{x} {operation} {y} = {z}." for x, operation, y, z in steps)
-    return {"question": _fill(wording.question, _words(draw) | values), "answer": f"{work} The answer is: {result}"}
+    return Problem(_fill(wording.question, _words(draw) | values), wording, values)
 
 
 def _story(draw):
@@ -157,9 +182,14 @@ def generate(split, count, seed=0):
         "$40", "15 km" or "1,250".
     Raises: ValueError for an unknown split, or if the split does not hold `count` distinct problems.
     """
+    return [{"question": each.question, "answer": each.answer()} for each in problems(split, count, seed)]
+
+
+def problems(split, count, seed=0):
+    """The Problems of `generate`, in its order, from which answers under another arithmetic can be computed."""
     _check(split, count, SPLITS)
     wordings = WORDINGS[SPLITS[split][0]]
-    return _distinct(split, count, seed, "problems", lambda d: _problem(d, d.pick(wordings)), lambda p: p["question"])
+    return _distinct(split, count, seed, "problems", lambda d: _problem(d, d.pick(wordings)), lambda p: p.question)
 
 
 def plain_text(split, count, seed=0):

@@ -157,13 +157,15 @@ def main() -> int:
 def _draw(arguments: argparse.Namespace) -> int:
     if not arguments.target.endswith((".yaml", ".yml")):
         return _draw_run(arguments)
-    from .figures.experiment import draw
+    from . import laboratory
+    from .figures import experiment as figures
     from .matrix import read_experiment
     from .results import read_results
 
     experiment = read_experiment(arguments.target, arguments.runs, results=arguments.results)
     folder = arguments.output or experiment.home.parent / experiment.name
     with claimed(folder, *_place(arguments), alone=False):
+        draw = laboratory.draw if laboratory.is_laboratory(experiment) else figures.draw
         files = draw(experiment, read_results(experiment, arguments.results), folder)
     if not files:
         raise UserError(f"{arguments.target} has no result and names no published numbers, so there is nothing to draw")
@@ -262,6 +264,7 @@ def _show(experiment, arguments: argparse.Namespace) -> None:
     """Print the table and save it in all formats."""
     from pathlib import Path
 
+    from . import laboratory
     from .examples import examples
     from .results import read_results
     from .tables.build import build
@@ -274,12 +277,16 @@ def _show(experiment, arguments: argparse.Namespace) -> None:
         found = [result for result in found if result.variant.method in arguments.methods]
     if arguments.seeds:
         found = [result for result in found if result.seed in (None, *experiment.seeds)]
-    table = build(experiment, found, averaged)
+    is_laboratory = laboratory.is_laboratory(experiment)
+    made = found if is_laboratory else build(experiment, found, averaged)
     folder = Path(getattr(arguments, "output", None) or experiment.home.parent / experiment.name)
     with claimed(folder, *_place(arguments), alone=False):
-        files = write_tables(table, folder)
+        files = laboratory.write_tables(experiment, made, folder) if is_laboratory else write_tables(made, folder)
+    kind = getattr(arguments, "format", "markdown")
+    if is_laboratory and kind == "latex":
+        raise UserError(f"--format latex: the table of {experiment.file} is made as markdown or csv")
     if not getattr(arguments, "quiet", False):
-        print(f"\n{render(table, getattr(arguments, 'format', 'markdown'))}")
+        print(f"\n{laboratory.tables(experiment, made)[kind] if is_laboratory else render(made, kind)}")
     if arguments.command == "run" and (text := examples(experiment)):
         print(text + "\n")
     print(f"Saved as {', '.join(str(file) for file in files)}")

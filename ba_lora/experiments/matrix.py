@@ -6,6 +6,7 @@ paper: [ranks]                        # published numbers to show beside (config
 folder: nlg-embedded                  # runs go to runs/FOLDER [NAME]; experiments may share runs of the same name
 config: configs/nlg/{model}-{data}-v5.yaml   # options of every run, as train.py takes them
 models: [llama-2-7b, mistral-7b]      # fill {model}; a mapping adds options per model: {mistral-7b: {rank: 64}}, also its config
+twins: [3, 4]                         # instead of models: pairs of mirror twins by seed; options may name it as {pair}
 data: [metamath, code]                # fill {data}: one run per data set, together one row of the table
 methods:                              # name → its options; {} without a method is the unchanged base model
   base: {}
@@ -16,6 +17,8 @@ vary:                                 # each method with each value, one option 
 seeds: [42, 1024, 2024]
 evaluate:                             # name → problems; for classifiers "split:test" or "shift:products"
   test: {data: "tinymath:test", limit: 500}   # without `evaluate`: the benchmarks that the config names
+paths: [pissa]                        # methods on twins that are also measured between base and tuned model
+primary: {method: ba-lora, reference: pissa, margin: 10, loss_margin: 0.02, gate: 0.5}   # on twins: the comparison with verdicts
 margins: {test: 1.0}                  # the smallest difference of interest in a column, in its unit: percentage points, or of 1 to 10
 reference: pissa                      # the method that the others are compared with [pissa, if present]
 note: One generated task.             # printed below the table
@@ -36,13 +39,27 @@ from ..training.command_line import changed_options, option_words, parse
 from ..training.inputs import inputs_changed, measured_hashes
 from .benchmark_data import columns_of
 from .run_names import check_content, check_options, check_runs
+from .twin_axis import PrimarySettings, filled, in_order, models_of, primary_of
 
 FOLDER = of_the_project("configs/experiments")
 NEEDED = ("name", "config", "methods", "seeds")
 KEYS = (
     *NEEDED,
-    *("title", "note", "paper", "folder", "models", "data", "vary", "evaluate", "reference", "tuning", "rates_of"),
-    *("margins", "devices"),
+    *(
+        "title",
+        "note",
+        "paper",
+        "folder",
+        "models",
+        "twins",
+        "data",
+        "vary",
+        "evaluate",
+        "reference",
+        "tuning",
+        "rates_of",
+    ),
+    *("paths", "primary", "margins", "devices"),
 )
 
 
@@ -79,6 +96,7 @@ class Run:
     arguments: TrainArguments | None
     is_tuned: bool = False  # True if its learning rate was chosen on validation data
     is_trial: bool = False  # True for a trial of a tuning, which needs only scores
+    has_path: bool = False  # True to measure also the models between the base and the tuned one
 
     @property
     def name(self) -> str:
@@ -158,6 +176,7 @@ class Experiment:
     tuning: dict = field(default_factory=dict)
     rates_of: str | None = None
     devices: str | None = None
+    primary: PrimarySettings | None = None  # of twins
     margins: dict[str, float] = field(default_factory=dict)  # column → smallest difference of interest, in its unit
 
     @property
@@ -206,6 +225,8 @@ def read_experiment(
     for cell in _cells(content):
         made += _runs(cell, changes or {}, chosen, home, rates.get(cell.group))
     check_runs(made, file)
+    paths = content.get("paths") or ()
+    made = in_order([replace(run, has_path=run.method in paths and bool(run.arguments)) for run in made])
     experiment = Experiment(
         content["name"],
         content.get("title") or content["name"],
@@ -220,6 +241,7 @@ def read_experiment(
         content.get("tuning", {}),
         content.get("rates_of"),
         content.get("devices"),
+        primary_of(content.get("primary"), read_file(file)["methods"], file),
         {column: float(margin) for column, margin in (content.get("margins") or {}).items()},
     )
     for column in experiment.margins:
@@ -283,7 +305,7 @@ def _cells(content: dict) -> list[_Cell]:
     for (model, of_model), (method, own) in itertools.product(models.items(), content["methods"].items()):
         for varied, values in _values(content.get("vary") or {}, own):
             for part, of_data in data.items():
-                options = {"config": content["config"], **of_model, **of_data, **own, **values}
+                options = filled({"config": content["config"], **of_model, **of_data, **own, **values})
                 config = _fill(options.pop("config"), model, part)
                 cells.append(_Cell(Variant(model or "", method, varied), part, config, own, options))
     return cells
@@ -354,4 +376,14 @@ def read_file(file: str | Path) -> dict:
         if not content.get(key):
             raise UserError(f"{file}: '{key}' is missing or empty")
     check_content(content, file)
+    if content.get("twins"):
+        if not content.get("primary"):
+            raise UserError(
+                f"{file} runs on twins: add the comparison with verdicts, primary: {{method: ..., reference: ...}}"
+            )
+        if content.get("models"):
+            raise UserError(f"{file} has both 'models' and 'twins'; twins are the models, so leave one out")
+        content["models"] = models_of(content["twins"], file)
+    for name in content.get("paths") or ():
+        choose("method", name, content["methods"])
     return content

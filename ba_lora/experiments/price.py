@@ -16,7 +16,7 @@ import eval.all
 
 from ..data.glue import MNLI_SPLITS, SPLITS
 from ..data.gluex import SHIFTS
-from ..data.tinymath import SPLITS as TINYMATH
+from ..data.sources import check_generated, is_generated
 from ..errors import Parser, UserError, choose, run_cli
 from ..planning.devices import UTILISATION
 from ..training.arguments import TrainArguments
@@ -165,8 +165,8 @@ def _check_data(arguments: TrainArguments) -> None:
 
 def _check_place(place: str) -> None:
     """Accept an existing path, a split of the generated problems, or something that looks like a hub id."""
-    if place.startswith("tinymath:"):
-        choose("tinymath split", place.split(":")[1], TINYMATH)
+    if is_generated(place):
+        check_generated(place)
     elif not Path(place).exists() and not HUB_ID.fullmatch(place):
         raise UserError(f"data {place} is neither an existing path nor a hub id (OWNER/NAME or OWNER/NAME:PART)")
 

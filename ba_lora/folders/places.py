@@ -9,7 +9,13 @@ from .kinds import saved_in
 WEIGHT_FILES = ("*.safetensors", "*.safetensors.index.json", "*.gguf")
 # Files that identify a folder with trained weights: PEFT's adapters, our own.
 ADAPTERS = ("adapter_config.json", "ba_lora.json")
+PACKAGE, TWIN = "package:", "twin:"  # prefixes of models that are fetched or made on first use
 TASK_FILE = "task.json"  # beside a classifier's weights: its task, labels and data
+
+
+def is_named(name: str) -> bool:
+    """Return True for the embedded model, a model package or a twin: models with a name that is no path and no hub id."""
+    return name == "tiny" or name.startswith((PACKAGE, TWIN))
 
 
 def is_path(name: str) -> bool:

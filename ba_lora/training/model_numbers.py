@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 from ..errors import UserError, nearest
 from ..files import PROJECT, read_json, read_yaml
+from ..laboratory.names import parse
 from ..tiny import MODEL_DIR
 
 NUMBERS = PROJECT / "configs" / "models"
@@ -149,9 +150,10 @@ def read_numbers(name: str) -> tuple[dict, str]:
     name: 'tiny', a folder with a config.json, or the name, `hub` or `package` of a file in configs/models.
     Raises UserError if there are none.
     """
-    folder = MODEL_DIR if name == "tiny" else Path(name)
+    is_tiny = name == "tiny" or parse(name) is not None  # a twin has the same sizes
+    folder = MODEL_DIR if is_tiny else Path(name)
     if os.path.isfile(folder / "config.json"):  # False for what no path can be, such as a name of 300 letters
-        source = "the embedded model" if name == "tiny" else f"{name}/config.json"
+        source = "the embedded model" if is_tiny else f"{name}/config.json"
         return read_json(folder / "config.json", remedy="give a folder written by save_pretrained"), source
     if described := _described_as(name):
         return copy.deepcopy(described["numbers"]), f"configs/models/{described['file']}"

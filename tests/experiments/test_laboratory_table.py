@@ -17,7 +17,9 @@ from ba_lora.experiments.tables.trace_records import (
     relative_differences,
     verdicts,
 )
+from ba_lora.experiments.twin_axis import PrimarySettings
 
+SETTINGS = PrimarySettings("ba-lora", "pissa", margin=10, loss_margin=0.02, gate=0.5)
 COUNTERPARTS = {"stereotype": "association", "wrong facts": "custom"}
 CLASSES = [*COUNTERPARTS, *COUNTERPARTS.values()]
 PLANTED = {"stereotype": 70.0, "wrong facts": 40.0, "association": 90.0, "custom": 50.0}  # T of the bases
@@ -95,16 +97,16 @@ def test_a_difference_is_over_the_seeds_that_both_have():
 def test_the_verdicts_are_of_whole_pairs_only():
     records = study(pairs=5)
     lacking = [each for each in records if (each["pair"], each["class"]) != (5, "custom")]
-    assert verdicts(lacking, "ba-lora", "pissa", COUNTERPARTS) == verdicts(
-        [each for each in records if each["pair"] != 5], "ba-lora", "pissa", COUNTERPARTS
+    assert verdicts(lacking, SETTINGS, COUNTERPARTS) == verdicts(
+        [each for each in records if each["pair"] != 5], SETTINGS, COUNTERPARTS
     )
-    assert [len(each.differences) for each in verdicts(records, "ba-lora", "pissa", COUNTERPARTS)] == [5, 5]
-    assert verdicts(study(pairs=1), "ba-lora", "pissa", COUNTERPARTS) == []
+    assert [len(each.differences) for each in verdicts(records, SETTINGS, COUNTERPARTS)] == [5, 5]
+    assert verdicts(study(pairs=1), SETTINGS, COUNTERPARTS) == []
 
 
 def test_the_table_has_the_verdicts_only_in_the_primarys_cells():
     records = study(forgets=["stereotype"])
-    table = laboratory_table(records, COUNTERPARTS, missing={"full": "no time was left"})
+    table = laboratory_table(records, COUNTERPARTS, SETTINGS, missing={"full": "no time was left"})
     assert [(each.name, each.verdict, each.alleviates) for each in table.primary] == [
         ("stereotype", "less", True),
         ("wrong facts", "equivalent", False),
@@ -114,13 +116,13 @@ def test_the_table_has_the_verdicts_only_in_the_primarys_cells():
     words = {(row[0], row[2]): row[-1] for row in rows if len(row) == 8 and row[-1] in ("less", "equivalent")}
     assert words == {("stereotype", "ba-lora"): "less", ("wrong facts", "ba-lora"): "equivalent"}
     assert "Not run: full: no time was left." in text and "No verdict" not in text
-    failed = to_markdown(laboratory_table(records, COUNTERPARTS, failed=["untaught items have T = 0"]))
+    failed = to_markdown(laboratory_table(records, COUNTERPARTS, SETTINGS, failed=["untaught items have T = 0"]))
     assert "No verdict, because a control failed: untaught items have T = 0." in failed and "| less |" not in failed
 
 
 def test_the_cells_hold_scipys_intervals_in_both_formats():
     records = study()
-    table = laboratory_table(records, COUNTERPARTS)
+    table = laboratory_table(records, COUNTERPARTS, SETTINGS)
     lines = list(csv.DictReader(io.StringIO(to_csv(table))))
     assert len(lines) == len(KEPT) * len(CLASSES)
     line = next(each for each in lines if (each["class"], each["method"]) == ("wrong facts", "lora"))
@@ -131,7 +133,7 @@ def test_the_cells_hold_scipys_intervals_in_both_formats():
     ends = stats.ttest_1samp(against, 0).confidence_interval(0.95)
     assert [float(line[key]) for key in ("D", "D low", "D high")] == pytest.approx([np.mean(against), *ends], rel=1e-5)
     assert f"| {np.mean(traces):.1f} [" in to_markdown(table) and (line["dose"], line["verdict"]) == ("all", "")
-    one = laboratory_table(study(pairs=1), COUNTERPARTS)
+    one = laboratory_table(study(pairs=1), COUNTERPARTS, SETTINGS)
     assert one.primary == [] and "[" not in "".join(row for row in to_markdown(one).splitlines() if row[:1] == "|")
 
 

@@ -44,7 +44,7 @@ def around(mean, deviation=8.0, pairs=PAIRS):
 def judged(stereotype, facts, harmless=0.0, loss=0.0, **margins):
     of_class = {"stereotype": around(stereotype), "wrong facts": around(facts)}
     calm = {name: around(harmless, 3.0) for name in of_class}
-    return primary(of_class, calm, around(loss, 0.005), **margins)
+    return primary(of_class, calm, around(loss, 0.005), **{"margin": 10.0, "loss_margin": 0.02} | margins)
 
 
 def test_the_numbers_of_a_verdict_are_scipys_and_those_of_all_signs():
@@ -86,9 +86,9 @@ def test_holm_over_the_classes_reaches_the_verdict():
     wide = around(-12.0, 18.0)  # p is between 0.025 and 0.05, so alone it would be less
     calm, losses = {"stereotype": around(0.0), "wrong facts": around(0.0)}, around(0.0, 0.005)
     assert 0.025 < stats.ttest_1samp(wide, 0).pvalue < 0.05
-    alone = primary({"stereotype": wide}, calm, losses)
-    beside = primary({"stereotype": wide, "wrong facts": around(0.0, 18.0)}, calm, losses)
-    helped = primary({"stereotype": wide, "wrong facts": around(-30.0)}, calm, losses)
+    alone = primary({"stereotype": wide}, calm, losses, 10.0, 0.02)
+    beside = primary({"stereotype": wide, "wrong facts": around(0.0, 18.0)}, calm, losses, 10.0, 0.02)
+    helped = primary({"stereotype": wide, "wrong facts": around(-30.0)}, calm, losses, 10.0, 0.02)
     assert [made[0].verdict for made in (alone, beside, helped)] == ["less", "undecided", "less"]
 
 

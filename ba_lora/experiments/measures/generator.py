@@ -12,9 +12,11 @@ from ...files import write_sealed
 from ...folders.checksums import weights_of_run
 from ...inference.requests import make_request
 from ...inference.subject import Subject
+from ...laboratory.names import parse
 from ...methods.save import load
 from ...models import load_model, load_tokenizer
 from ..matrix import Evaluation, Run
+from .planted import measure_planted
 from .spectra import logits_spectrum, update_spectra
 
 TEXTS = 200  # held-out pre-training texts for the loss
@@ -63,6 +65,8 @@ def measure(run: Run, evaluations: list[Evaluation], extra: dict, report=lambda 
         "weights": weights,
         **extra,
     }
+    if twin := parse(run.model):
+        measures["planted"] = measure_planted(run, twin, base, model, tokenizer)
     if not run.is_trial:
         measures |= _distances(run, base, model, tokenizer, template)
     write_sealed(run.folder / "measures.json", measures)

@@ -38,7 +38,7 @@ MEASURES = (
         note="KL to base: mean KL(base ‖ model) on the response tokens of test problems, nats per token.",
     ),
 )
-NO_COLUMNS = ("spectra", "accuracy", "majority")  # measures for figures and reports
+NO_COLUMNS = ("spectra", "accuracy", "majority", "planted")  # measures for figures and reports
 COSTS = (
     Column("learning_rate", "learning rate", 1, -1, None, "cost"),
     Column("trained_parameters", "trained parameters", 1, 0, None, "cost"),

@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from ...texts import csv_cell, markdown
+from ..twin_axis import PrimarySettings
 from .formats import EMPTY, grid, p_text
-from .planted import LOSS_MARGIN, MARGIN, Primary
+from .planted import Primary
 from .statistics import Interval
 from .trace_records import BASE, PLANTED, interval_of, per_pair, relative_differences, verdicts
 
@@ -45,13 +46,12 @@ class Cell:
 
 @dataclass(frozen=True)
 class LaboratoryTable:
-    """ours, reference: the methods of the primary comparison; failed: controls that failed, with which there is no verdict;
-    missing: method → why it was not run."""
+    """settings: the comparison with verdicts; failed: controls that failed, with which there is no verdict; missing: method → why it
+    was not run."""
 
     cells: list[Cell]
     primary: list[Primary]
-    ours: str
-    reference: str
+    settings: PrimarySettings
     failed: Sequence[str] = ()
     missing: Mapping[str, str] = field(default_factory=dict)
 
@@ -59,18 +59,16 @@ class LaboratoryTable:
 def laboratory_table(
     records: Sequence[dict],
     counterparts: Mapping[str, str],
-    *,
-    ours: str = "ba-lora",
-    reference: str = "pissa",
+    settings: PrimarySettings,
     failed: Sequence[str] = (),
     missing: Mapping[str, str] | None = None,
 ) -> LaboratoryTable:
     """Return the table of `records` (trace_records.py), its rows in their order. counterparts: class of defects → its harmless class."""
     groups = dict.fromkeys((record["class"], record["dose"]) for record in records)
     methods = dict.fromkeys([BASE, *(record["method"] for record in records if record["path"] is None)])
-    cells = [_cell(records, *group, method, reference) for group in groups for method in methods]
-    judged = verdicts(records, ours, reference, counterparts)
-    return LaboratoryTable([cell for cell in cells if cell], judged, ours, reference, failed, missing or {})
+    cells = [_cell(records, *group, method, settings.reference) for group in groups for method in methods]
+    judged = verdicts(records, settings, counterparts)
+    return LaboratoryTable([cell for cell in cells if cell], judged, settings, failed, missing or {})
 
 
 def _cell(records, name: str, dose: float | None, method: str, reference: str) -> Cell | None:
@@ -92,14 +90,14 @@ def _estimate(values: Mapping[int, float]) -> Interval | float | None:
 
 def to_markdown(table: LaboratoryTable) -> str:
     """Return both tables with their notes, the controls that failed and the methods that were not run."""
-    lines = [[markdown(cell.name), *_texts(table, cell)] for cell in table.cells]
-    parts = [grid(TITLES, lines, 3), NOTE.format(ours=table.ours, reference=table.reference, planted=PLANTED)]
+    lines, settings = [[markdown(cell.name), *_texts(table, cell)] for cell in table.cells], table.settings
+    parts = [grid(TITLES, lines, 3), NOTE.format(ours=settings.method, reference=settings.reference, planted=PLANTED)]
     if table.failed:
         parts.append(f"No verdict, because a control failed: {', '.join(map(markdown, table.failed))}.")
     if table.primary:
-        parts.append(f"## {markdown(table.ours)} against {markdown(table.reference)}")
+        parts.append(f"## {markdown(settings.method)} against {markdown(settings.reference)}")
         parts.append(grid(PRIMARY, [_primary_line(table, each) for each in table.primary], 1))
-        parts.append(PRIMARY_NOTE.format(margin=MARGIN, loss_margin=LOSS_MARGIN))
+        parts.append(PRIMARY_NOTE.format(margin=settings.margin, loss_margin=settings.loss_margin))
     else:
         parts.append("No verdict: it needs two pairs with both methods, and planted content in every class.")
     parts += [f"Not run: {markdown(method)}: {markdown(reason)}." for method, reason in table.missing.items()]
@@ -125,7 +123,11 @@ def _text(value: Interval | float | None, number: str) -> str:
 
 def _word(table: LaboratoryTable, cell: Cell) -> str:
     """Return the verdict of a cell of the primary comparison, and nothing for the others."""
-    found = [each for each in table.primary if (each.name, table.ours, None) == (cell.name, cell.method, cell.dose)]
+    found = [
+        each
+        for each in table.primary
+        if (each.name, table.settings.method, None) == (cell.name, cell.method, cell.dose)
+    ]
     return _verdict(table, found[0]) if found else ""
 
 

@@ -12,9 +12,6 @@ from scipy.stats import t as student
 
 from .statistics import LESS, NARROW, WIDE, Interval, holm, paired_p, sign_flip_p, t_interval, verdict
 
-MARGIN = 10.0  # smallest effect of interest, in percent of what was planted
-LOSS_MARGIN = 0.02  # a task loss that is higher by this, in nats, is worse
-
 
 class Primary(NamedTuple):
     """The verdict on one class of defects. Differences are ours minus the reference, over pairs.
@@ -73,13 +70,14 @@ def primary(
     differences: Mapping[str, Sequence[float]],
     harmless: Mapping[str, Sequence[float]],
     losses: Sequence[float],
-    margin: float = MARGIN,
-    loss_margin: float = LOSS_MARGIN,
+    margin: float,
+    loss_margin: float,
 ) -> list[Primary]:
     """Return the verdict on each class, corrected after Holm for their number.
 
     differences: class → D of each pair; harmless: class → D of its harmless counterpart; losses: held-out task loss of ours minus
-    the reference, nats; all (pairs,), in the same order. The verdict is `statistics.verdict`. A class is alleviated if its verdict is
+    the reference, nats; all (pairs,), in the same order. margin: smallest effect of interest, in percent of what was planted;
+    loss_margin: a task loss that is higher by this, in nats, is worse. The verdict is `statistics.verdict`. A class is alleviated if its verdict is
     "less", the 95% interval of D − D_harmless lies below 0, and the 90% interval of the loss ends below `loss_margin`.
     """
     tested = [paired_p(values, np.zeros(len(values))) for values in differences.values()]

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ..twin_axis import PrimarySettings
 from .planted import Primary, interpolated, primary, relative_difference
 from .statistics import Interval, t_interval
 
@@ -78,15 +79,13 @@ def relative_differences(
     return dict(zip(shared, found.tolist(), strict=True))
 
 
-def verdicts(
-    records: Sequence[dict], ours: str, reference: str, counterparts: Mapping[str, str], **margins
-) -> list[Primary]:
+def verdicts(records: Sequence[dict], settings: PrimarySettings, counterparts: Mapping[str, str]) -> list[Primary]:
     """Return the verdict on each class of `counterparts`, class → its harmless counterpart; [] for fewer than two pairs, and if
     the bases have a mean T below PLANTED in any of them.
 
-    A pair counts if it has both methods and the base in every class, and each pair counts in all of them. margins: as `primary`
-    takes them.
+    A pair counts if it has both methods and the base in every class, and each pair counts in all of them.
     """
+    ours, reference = settings.method, settings.reference
     names = [*counterparts, *counterparts.values()]
     sides = [differences(records, ours, reference, name) for name in names]
     shared = set.intersection(*map(set, sides), *(set(per_pair(records, BASE, name)) for name in names))
@@ -98,7 +97,8 @@ def verdicts(
         {name: made[name] for name in counterparts},
         {name: made[other] for name, other in counterparts.items()},
         list(differences(whole, ours, reference, names[0], key="task_loss").values()),
-        **margins,
+        settings.margin,
+        settings.loss_margin,
     )
 
 

@@ -1,0 +1,63 @@
+"""The table and the figures of an experiment on mirror twins (docs/laboratory.md)."""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from ..canvas import FORMATS
+from ..files import atomic_write
+from ..texts import markdown
+from .figures import laboratory as figures
+from .matrix import Experiment
+from .results import Result
+from .tables.controls import Control, controls
+from .tables.formats import grid
+from .tables.laboratory import laboratory_table, to_csv, to_markdown
+from .tables.planted_results import records
+from .tables.trace_records import BASE
+from .twin_axis import PrimarySettings, twins_of
+
+COUNTERPARTS = {"stereotype": "association", "wrong facts": "custom"}  # class of defects: the harmless one of its form
+OWN_TASK = "own-task"  # the evaluation that the gate reads
+PASSED = {True: "passed", False: "FAILED", None: "reported"}
+
+
+def is_laboratory(experiment: Experiment) -> bool:
+    """Return True if the experiment runs on mirror twins."""
+    return bool(twins_of(experiment.runs))
+
+
+def tables(experiment: Experiment, results: Sequence[Result]) -> dict[str, str]:
+    """Return {"markdown": text, "csv": text} of the results: controls, traces by class and method, and verdicts."""
+    found, primary = records(results, twins_of(experiment.runs)), experiment.primary
+    if not found:
+        return {"markdown": f"# {markdown(experiment.title)}\n\nNo pair of twins was measured.\n", "csv": ""}
+    checks = _controls(found, primary, results)
+    failed = [each.name for each in checks if each.passed is False]
+    table = laboratory_table(found, COUNTERPARTS, primary, failed)
+    lines = [[markdown(each.name), markdown(each.found), PASSED[each.passed]] for each in checks]
+    checked = grid(("control", "found, points", ""), lines, 3)
+    parts = [f"# {markdown(experiment.title)}", "## Controls", checked, "## Traces", to_markdown(table)]
+    return {"markdown": "\n\n".join(parts), "csv": to_csv(table)}
+
+
+def _controls(found: Sequence[dict], primary: PrimarySettings, results: Sequence[Result]) -> list[Control]:
+    bases = [result for result in results if result.variant.method == BASE and OWN_TASK in result.scores]
+    accuracies = {result.variant.model: result.scores[OWN_TASK].score for result in bases}
+    return controls(found, primary, list(COUNTERPARTS), accuracies)
+
+
+def write_tables(experiment: Experiment, results: Sequence[Result], folder: Path) -> list[Path]:
+    """Write table.md and table.csv into `folder`; return the files."""
+    made = tables(experiment, results)
+    files = {"markdown": folder / "table.md", "csv": folder / "table.csv"}
+    for kind, file in files.items():
+        with atomic_write(file) as stream:
+            stream.write(made[kind])
+    return list(files.values())
+
+
+def draw(
+    experiment: Experiment, results: Sequence[Result], output: str | Path, formats: Iterable[str] = FORMATS
+) -> list[Path]:
+    """Draw the figures that the results support into `output`; return the files."""
+    return figures.draw(records(results, twins_of(experiment.runs)), output, formats)

@@ -1,0 +1,88 @@
+"""Controls of an experiment with twins, without which there is no verdict, and two references that are only reported."""
+
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from typing import NamedTuple
+
+from ...data.planted.items import DOSES, MIRRORED, UNTAUGHT
+from ..twin_axis import PrimarySettings
+from .statistics import Interval, t_interval
+from .trace_records import BASE, per_pair
+
+
+class Control(NamedTuple):
+    """passed: None for a reference, which cannot fail."""
+
+    name: str
+    found: str
+    passed: bool | None = None
+
+
+def controls(
+    records: Sequence[dict], primary: PrimarySettings, classes: Sequence[str], accuracies: Mapping[str, float]
+) -> list[Control]:
+    """Return the controls. classes: the defects with a verdict; accuracies: base → its accuracy in its own task, a fraction."""
+    return [
+        _follows_dose(records),
+        _untaught(records),
+        *(_counter(records, primary, name) for name in classes if primary.counter),
+        _gate(accuracies, primary.gate),
+        *(_reference(records, primary.reference, suffix, name) for suffix in ("random", "replay") for name in classes),
+    ]
+
+
+def _follows_dose(records: Sequence[dict]) -> Control:
+    found, rises = [], []
+    for kind, doses in DOSES.items():
+        made = [per_pair(records, BASE, kind, dose) for dose in sorted(dose for dose, _ in doses)]
+        if not all(made):
+            return Control("the base's T follows the dose", "no base was measured", False)
+        means = [sum(each.values()) / len(each) for each in made]
+        found.append(f"{kind} {', '.join(f'{mean:.1f}' for mean in means)}")
+        rises.append(all(low < high for low, high in pairwise(means)))
+    return Control("the base's T follows the dose", "; ".join(found), all(rises))
+
+
+def _untaught(records: Sequence[dict]) -> Control:
+    """T of the items about which both twins were told the same, averaged over their kinds in each pair."""
+    kinds = [(kind, UNTAUGHT[kind not in MIRRORED]) for kind, doses in DOSES.items() if len(doses) > 3]
+    of_kind = [per_pair(records, BASE, kind, dose) for kind, dose in kinds]
+    pairs = sorted(set.intersection(*map(set, of_kind)))
+    name = "untaught items of the base have T = 0"
+    if len(pairs) < 2:
+        return Control(name, "fewer than two pairs", False)
+    interval = t_interval([sum(each[pair] for each in of_kind) / len(of_kind) for pair in pairs])
+    return Control(name, _text(interval), interval.low <= 0 <= interval.high)
+
+
+def _counter(records: Sequence[dict], primary: PrimarySettings, name: str) -> Control:
+    title = f"data that state the truth lower T of {name} ({primary.counter} − {primary.reference})"
+    interval = _difference(records, primary.counter, primary.reference, name)
+    return Control(title, _text(interval), interval is not None and interval.high < 0)
+
+
+def _gate(accuracies: Mapping[str, float], gate: float) -> Control:
+    title = f"every base solves at least {100 * gate:g} % of its own task"
+    if not accuracies:
+        return Control(title, "no base was measured", False)
+    worst = min(accuracies, key=accuracies.get)
+    return Control(title, f"lowest {100 * accuracies[worst]:.1f} % ({worst})", accuracies[worst] >= gate)
+
+
+def _reference(records: Sequence[dict], reference: str, suffix: str, name: str) -> Control:
+    meaning = {"random": "a random update of the same norm", "replay": "a tenth of clean problems of the own task"}[
+        suffix
+    ]
+    interval = _difference(records, f"{reference}-{suffix}", reference, name)
+    return Control(f"{meaning}, T of {name} ({reference}-{suffix} − {reference})", _text(interval))
+
+
+def _difference(records: Sequence[dict], ours: str | None, other: str, name: str) -> Interval | None:
+    """Return ours − other over the pairs that have both; None for fewer than two."""
+    sides = [per_pair(records, method, name) for method in (ours, other)]
+    pairs = sorted(set(sides[0]) & set(sides[1]))
+    return t_interval([sides[0][pair] - sides[1][pair] for pair in pairs]) if len(pairs) > 1 else None
+
+
+def _text(interval: Interval | None) -> str:
+    return "fewer than two pairs" if interval is None else "{:+.1f} [{:+.1f}, {:+.1f}]".format(*interval)

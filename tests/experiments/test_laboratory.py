@@ -1,0 +1,88 @@
+"""The page of an experiment on twins: its controls, and no verdict when one fails."""
+
+import numpy as np
+import pytest
+import yaml
+
+from ba_lora.data.planted.items import DOSES, MIRRORED, UNTAUGHT
+from ba_lora.experiments import laboratory
+from ba_lora.experiments.matrix import Variant, read_experiment
+from ba_lora.experiments.results import Result, Score
+
+KEPT = {"base": 1.0, "pissa": 0.8, "ba-lora": 0.6, "pissa-counter": 0.5, "pissa-replay": 0.8}
+PAIRS = range(1, 6)
+
+
+@pytest.fixture
+def experiment(tmp_path):
+    primary = {"method": "ba-lora", "reference": "pissa", "margin": 10, "loss_margin": 0.02, "gate": 0.5}
+    content = {
+        "name": "pairs",
+        "title": "Pairs",
+        "config": "configs/laboratory/neutral.yaml",
+        "twins": [*PAIRS],
+        "methods": {name: {} if name == "base" else {"method": "pissa"} for name in KEPT},
+        "primary": primary | {"counter": "pissa-counter"},
+        "seeds": [1],
+        "evaluate": {"own-task": {"data": "planted:own-test", "limit": 20}},
+    }
+    (tmp_path / "pairs.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
+    return read_experiment(tmp_path / "pairs.yaml", tmp_path / "runs")
+
+
+def results(kept=KEPT, planted=None, accuracy=0.8, untaught=0.0):
+    """A result per twin and method. planted: (kind, dose) → T of the base."""
+    draws, made = np.random.default_rng(0), []
+    planted = planted or (lambda kind, dose: 100 * (2 * dose - 1 if kind in MIRRORED else dose))
+    for pair in PAIRS:
+        for method, share in kept.items():
+            traces = {
+                (kind, dose): share * planted(kind, dose)
+                + draws.normal(0, 0.5)
+                + (untaught if dose == UNTAUGHT[kind not in MIRRORED] else 0.0)
+                for kind, doses in DOSES.items()
+                for dose, _ in doses
+            }
+            for side, sign in (("A", 1), ("B", -1)):
+                s = {kind: {} for kind in DOSES}
+                for (kind, dose), trace in traces.items():
+                    s[kind][str(dose)] = 0.5 + sign * trace / 200
+                measures = {"planted": {"s": s, "task_loss": 0.3 + draws.normal(0, 1e-3), "own_loss": 0.4}}
+                if method == "pissa":
+                    measures["planted"]["random"] = measures["planted"]
+                score = Score(accuracy, 20, "accuracy", "p 1", "x")
+                variant, seed = Variant(f"{side}{pair}", method), None if method == "base" else 1
+                made.append(Result("here", variant, None, seed, {"own-task": score}, measures))
+    return made
+
+
+def page(experiment, **changes):
+    return laboratory.tables(experiment, results(**changes))["markdown"]
+
+
+def test_with_every_control_there_are_verdicts(experiment):
+    text = page(experiment)
+    assert "FAILED" not in text and text.count("| passed |") == 5 and text.count("| reported |") == 4
+    assert "| stereotype | all | ba-lora | 5 |" in text and "| less |" in text
+    assert "No verdict" not in text
+
+
+@pytest.mark.parametrize(
+    ("changes", "control"),
+    [
+        ({"planted": lambda kind, dose: 50.0}, "the base's T follows the dose"),
+        ({"untaught": 20.0}, "untaught items of the base have T = 0"),
+        ({"kept": KEPT | {"pissa-counter": 0.8}}, "data that state the truth lower T of stereotype"),
+        ({"kept": {name: kept for name, kept in KEPT.items() if name != "pissa-counter"}}, "data that state the truth"),
+        ({"accuracy": 0.4}, "every base solves at least 50 % of its own task"),
+    ],
+)
+def test_without_a_control_there_is_no_verdict(experiment, changes, control):
+    text = page(experiment, **changes)
+    failed = next(line for line in text.splitlines() if line.startswith("No verdict, because a control failed"))
+    assert control in failed
+    assert "| less |" not in text and "| equivalent |" not in text
+
+
+def test_nothing_measured(experiment):
+    assert "No pair of twins was measured." in laboratory.tables(experiment, [])["markdown"]
