@@ -19,7 +19,7 @@ def experiment(tmp_path):
     content = {
         "name": "pairs",
         "title": "Pairs",
-        "config": "configs/laboratory/neutral.yaml",
+        "config": "configs/nlg/twin.yaml",
         "twins": [*PAIRS],
         "methods": {name: {} if name == "base" else {"method": "pissa"} for name in KEPT},
         "primary": primary | {"counter": "pissa-counter"},

@@ -13,7 +13,7 @@ from ba_lora.laboratory.names import parse
 
 CONTENT = {
     "name": "pairs",
-    "config": "configs/laboratory/neutral.yaml",
+    "config": "configs/nlg/twin.yaml",
     "twins": [4, 3],
     "methods": {
         "base": {},
