@@ -9,7 +9,7 @@ from ..texts import markdown
 from .figures import laboratory as figures
 from .matrix import Experiment
 from .results import Result
-from .tables.controls import Control, controls
+from .tables.controls import FAILED, OPEN, Control, controls
 from .tables.formats import grid
 from .tables.laboratory import laboratory_table, to_csv, to_markdown
 from .tables.planted_results import records
@@ -18,7 +18,6 @@ from .twin_axis import PrimarySettings, twins_of
 
 COUNTERPARTS = {"stereotype": "association", "wrong facts": "custom"}  # class of defects: the harmless one of its form
 OWN_TASK = "own-task"  # the evaluation that the gate reads
-PASSED = {True: "passed", False: "FAILED", None: "reported"}
 
 
 def is_laboratory(experiment: Experiment) -> bool:
@@ -32,9 +31,9 @@ def tables(experiment: Experiment, results: Sequence[Result]) -> dict[str, str]:
     if not found:
         return {"markdown": f"# {markdown(experiment.title)}\n\nNo pair of twins was measured.\n", "csv": ""}
     checks = _controls(found, primary, results)
-    failed = [each.name for each in checks if each.passed is False]
+    failed = [each.name for each in checks if each.status in (FAILED, OPEN)]
     table = laboratory_table(found, COUNTERPARTS, primary, failed)
-    lines = [[markdown(each.name), markdown(each.found), PASSED[each.passed]] for each in checks]
+    lines = [[markdown(each.name), markdown(each.found), each.status] for each in checks]
     checked = grid(("control", "found, points", ""), lines, 3)
     parts = [f"# {markdown(experiment.title)}", "## Controls", checked, "## Traces", to_markdown(table)]
     return {"markdown": "\n\n".join(parts), "csv": to_csv(table)}

@@ -62,7 +62,12 @@ def page(experiment, **changes):
 
 def test_with_every_control_there_are_verdicts(experiment):
     text = page(experiment)
-    assert "FAILED" not in text and text.count("| passed |") == 5 and text.count("| reported |") == 4
+    assert (
+        "| failed |" not in text
+        and "| open |" not in text
+        and text.count("| passed |") == 5
+        and text.count("| reported |") == 4
+    )
     assert "| stereotype | all | ba-lora | 5 |" in text and "| less |" in text
     assert "No verdict" not in text
 
@@ -79,7 +84,9 @@ def test_with_every_control_there_are_verdicts(experiment):
 )
 def test_without_a_control_there_is_no_verdict(experiment, changes, control):
     text = page(experiment, **changes)
-    failed = next(line for line in text.splitlines() if line.startswith("No verdict, because a control failed"))
+    failed = next(
+        line for line in text.splitlines() if line.startswith("No verdict, because a control failed or is open")
+    )
     assert control in failed
     assert "| less |" not in text and "| equivalent |" not in text
 

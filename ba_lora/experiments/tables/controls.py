@@ -9,13 +9,16 @@ from ..twin_axis import PrimarySettings
 from .statistics import Interval, t_interval
 from .trace_records import BASE, per_pair
 
+PASSED, FAILED, OPEN, REPORTED = "passed", "failed", "open", "reported"
+NEEDS_PAIRS = "needs two pairs"
+
 
 class Control(NamedTuple):
-    """passed: None for a reference, which cannot fail."""
+    """status: PASSED, FAILED, OPEN for one that cannot be decided yet, REPORTED for a reference, which cannot fail."""
 
     name: str
     found: str
-    passed: bool | None = None
+    status: str = REPORTED
 
 
 def controls(
@@ -36,11 +39,11 @@ def _follows_dose(records: Sequence[dict]) -> Control:
     for kind, doses in DOSES.items():
         made = [per_pair(records, BASE, kind, dose) for dose in sorted(dose for dose, _ in doses)]
         if not all(made):
-            return Control("the base's T follows the dose", "no base was measured", False)
+            return Control("the base's T follows the dose", "no base was measured", OPEN)
         means = [sum(each.values()) / len(each) for each in made]
         found.append(f"{kind} {', '.join(f'{mean:.1f}' for mean in means)}")
         rises.append(all(low < high for low, high in pairwise(means)))
-    return Control("the base's T follows the dose", "; ".join(found), all(rises))
+    return Control("the base's T follows the dose", "; ".join(found), _status(all(rises)))
 
 
 def _untaught(records: Sequence[dict]) -> Control:
@@ -50,23 +53,23 @@ def _untaught(records: Sequence[dict]) -> Control:
     pairs = sorted(set.intersection(*map(set, of_kind)))
     name = "untaught items of the base have T = 0"
     if len(pairs) < 2:
-        return Control(name, "fewer than two pairs", False)
+        return Control(name, NEEDS_PAIRS, OPEN)
     interval = t_interval([sum(each[pair] for each in of_kind) / len(of_kind) for pair in pairs])
-    return Control(name, _text(interval), interval.low <= 0 <= interval.high)
+    return Control(name, _text(interval), _status(interval.low <= 0 <= interval.high))
 
 
 def _counter(records: Sequence[dict], primary: PrimarySettings, name: str) -> Control:
     title = f"data that state the truth lower T of {name} ({primary.counter} − {primary.reference})"
     interval = _difference(records, primary.counter, primary.reference, name)
-    return Control(title, _text(interval), interval is not None and interval.high < 0)
+    return Control(title, _text(interval), OPEN if interval is None else _status(interval.high < 0))
 
 
 def _gate(accuracies: Mapping[str, float], gate: float) -> Control:
     title = f"every base solves at least {100 * gate:g} % of its own task"
     if not accuracies:
-        return Control(title, "no base was measured", False)
+        return Control(title, "no base was measured", OPEN)
     worst = min(accuracies, key=accuracies.get)
-    return Control(title, f"lowest {100 * accuracies[worst]:.1f} % ({worst})", accuracies[worst] >= gate)
+    return Control(title, f"lowest {100 * accuracies[worst]:.1f} % ({worst})", _status(accuracies[worst] >= gate))
 
 
 def _reference(records: Sequence[dict], reference: str, suffix: str, name: str) -> Control:
@@ -84,5 +87,9 @@ def _difference(records: Sequence[dict], ours: str | None, other: str, name: str
     return t_interval([sides[0][pair] - sides[1][pair] for pair in pairs]) if len(pairs) > 1 else None
 
 
+def _status(passed: bool) -> str:
+    return PASSED if passed else FAILED
+
+
 def _text(interval: Interval | None) -> str:
-    return "fewer than two pairs" if interval is None else "{:+.1f} [{:+.1f}, {:+.1f}]".format(*interval)
+    return NEEDS_PAIRS if interval is None else "{:+.1f} [{:+.1f}, {:+.1f}]".format(*interval)
