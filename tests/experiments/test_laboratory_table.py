@@ -8,6 +8,7 @@ import pytest
 from scipy import stats
 
 from ba_lora.experiments.tables.laboratory import laboratory_table, to_csv, to_markdown
+from ba_lora.experiments.tables.trace_paths import paths_to_markdown
 from ba_lora.experiments.tables.trace_records import (
     at_loss,
     differences,
@@ -160,3 +161,22 @@ def test_a_path_is_compared_at_equal_loss_and_the_pairs_that_miss_it_are_counted
         each | {"task_loss": 0.9} if each["method"] == "ba-lora" and each["pair"] == 2 else each for each in records
     ]
     assert off_path(better, "ba-lora", "pissa", "stereotype").missed == 1
+
+
+def test_the_table_of_paths_has_intervals_and_counts_what_misses():
+    records = with_path(study(pairs=3))
+    text = paths_to_markdown(records, "pissa", loss=1.9)
+    rows = [[cell.strip() for cell in line.strip("| ").split(" | ")] for line in text.splitlines() if line[:1] == "|"]
+    found = {tuple(row[:2]): row[2:] for row in rows}
+    for made, key, sign in (
+        (off_path(records, "lora", "pissa", "custom"), ("custom", "lora"), "+"),
+        (at_loss(records, "pissa", "custom", 1.9), ("custom", "pissa"), ""),
+    ):
+        values = list(made.values.values())
+        numbers = [
+            f"{each:{sign}.1f}" for each in (np.mean(values), *stats.ttest_1samp(values, 0).confidence_interval())
+        ]
+        assert found[key] == ["{} [{}, {}]".format(*numbers), "3", "0"]
+    better = [each | {"task_loss": 0.5} if each["method"] == "ba-lora" else each for each in records]
+    assert "| stereotype | ba-lora | – | 0 | 3 |" in paths_to_markdown(better, "pissa")
+    assert "path of" not in paths_to_markdown(better, "pissa") and paths_to_markdown(study(), "pissa") == ""
