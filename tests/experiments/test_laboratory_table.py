@@ -20,7 +20,7 @@ from ba_lora.experiments.tables.trace_records import (
 )
 from ba_lora.experiments.twin_axis import PrimarySettings
 
-SETTINGS = PrimarySettings("ba-lora", "pissa", margin=10, loss_margin=0.02, gate=0.5)
+SETTINGS = PrimarySettings("ba-lora", "pissa", margin=10, loss_margin=0.02, gate=0.5, untaught=5)
 COUNTERPARTS = {"stereotype": "association", "wrong facts": "custom"}
 CLASSES = [*COUNTERPARTS, *COUNTERPARTS.values()]
 PLANTED = {"stereotype": 70.0, "wrong facts": 40.0, "association": 90.0, "custom": 50.0}  # T of the bases
@@ -118,7 +118,10 @@ def test_the_table_has_the_verdicts_only_in_the_primarys_cells():
     assert words == {("stereotype", "ba-lora"): "less", ("wrong facts", "ba-lora"): "equivalent"}
     assert "Not run: full: no time was left." in text and "No verdict" not in text
     failed = to_markdown(laboratory_table(records, COUNTERPARTS, SETTINGS, failed=["untaught items have T = 0"]))
-    assert "No verdict, because a control failed or is open: untaught items have T = 0." in failed and "| less |" not in failed
+    assert (
+        "No verdict, because a control failed or is open: untaught items have T = 0." in failed
+        and "| less |" not in failed
+    )
 
 
 def test_the_cells_hold_scipys_intervals_in_both_formats():

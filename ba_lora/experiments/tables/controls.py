@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from ...data.planted.items import DOSES, MIRRORED, UNTAUGHT
 from ..twin_axis import PrimarySettings
-from .statistics import Interval, t_interval
+from .statistics import NARROW, Interval, t_interval
 from .trace_records import BASE, per_pair
 
 PASSED, FAILED, OPEN, REPORTED = "passed", "failed", "open", "reported"
@@ -27,7 +27,7 @@ def controls(
     """Return the controls. classes: the defects with a verdict; accuracies: base → its accuracy in its own task, a fraction."""
     return [
         _follows_dose(records),
-        _untaught(records),
+        _untaught(records, primary.untaught),
         *(_counter(records, primary, name) for name in classes if primary.counter),
         _gate(accuracies, primary.gate),
         *(_reference(records, primary.reference, suffix, name) for suffix in ("random", "replay") for name in classes),
@@ -46,16 +46,19 @@ def _follows_dose(records: Sequence[dict]) -> Control:
     return Control("the base's T follows the dose", "; ".join(found), _status(all(rises)))
 
 
-def _untaught(records: Sequence[dict]) -> Control:
-    """T of the items about which both twins were told the same, averaged over their kinds in each pair."""
+def _untaught(records: Sequence[dict], margin: float) -> Control:
+    """T of the items about which both twins were told the same, averaged over their kinds in each pair.
+
+    Its 90% interval must lie within the margin: that it includes 0 would fail by chance, and pass for noisy data.
+    """
     kinds = [(kind, UNTAUGHT[kind not in MIRRORED]) for kind, doses in DOSES.items() if len(doses) > 3]
     of_kind = [per_pair(records, BASE, kind, dose) for kind, dose in kinds]
     pairs = sorted(set.intersection(*map(set, of_kind)))
-    name = "untaught items of the base have T = 0"
+    name = f"untaught items of the base have T within ±{margin:g}, by the 90 % interval"
     if len(pairs) < 2:
         return Control(name, NEEDS_PAIRS, OPEN)
-    interval = t_interval([sum(each[pair] for each in of_kind) / len(of_kind) for pair in pairs])
-    return Control(name, _text(interval), _status(interval.low <= 0 <= interval.high))
+    interval = t_interval([sum(each[pair] for each in of_kind) / len(of_kind) for pair in pairs], NARROW)
+    return Control(name, _text(interval), _status(-margin <= interval.low and interval.high <= margin))
 
 
 def _counter(records: Sequence[dict], primary: PrimarySettings, name: str) -> Control:
