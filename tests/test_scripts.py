@@ -117,6 +117,17 @@ def test_the_figure_of_the_features_is_three_runs_and_a_drawing(checkout):
     assert calls.splitlines()[-4:] == [*map(one.format, ("lora", "pissa", "ba-lora")), drawn]
 
 
+def test_the_laboratory_is_an_experiment_and_its_figures(checkout):
+    quick = "configs/experiments/laboratory-quick.yaml"
+    done, calls = call(checkout, "scripts/laboratory.sh")
+    assert done.returncode == 0
+    assert calls.splitlines()[-2:] == [
+        f"-m ba_lora.experiments run {quick}",
+        f"-m ba_lora.experiments figure {quick} --results none",
+    ]
+    assert "figure mine.yaml" in call(checkout, "scripts/laboratory.sh", "mine.yaml")[1].splitlines()[-1]
+
+
 def test_tables_and_figures_are_those_of_the_experiments_in_results_and_the_points_are_redrawn(checkout):
     done, _ = call(checkout, "scripts/tables.sh")
     assert done.returncode == 2 and done.stderr.endswith(

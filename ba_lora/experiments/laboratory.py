@@ -9,16 +9,17 @@ from ..texts import markdown
 from .figures import laboratory as figures
 from .matrix import Experiment
 from .results import Result
-from .tables.controls import Control, controls
+from .tables.controls import FAILED, OPEN, Control, controls
 from .tables.formats import grid
 from .tables.laboratory import laboratory_table, to_csv, to_markdown
+from .tables.planted import Primary, predicted_half_width
 from .tables.planted_results import records
+from .tables.trace_paths import paths_to_markdown
 from .tables.trace_records import BASE
 from .twin_axis import PrimarySettings, twins_of
 
 COUNTERPARTS = {"stereotype": "association", "wrong facts": "custom"}  # class of defects: the harmless one of its form
 OWN_TASK = "own-task"  # the evaluation that the gate reads
-PASSED = {True: "passed", False: "FAILED", None: "reported"}
 
 
 def is_laboratory(experiment: Experiment) -> bool:
@@ -32,12 +33,24 @@ def tables(experiment: Experiment, results: Sequence[Result]) -> dict[str, str]:
     if not found:
         return {"markdown": f"# {markdown(experiment.title)}\n\nNo pair of twins was measured.\n", "csv": ""}
     checks = _controls(found, primary, results)
-    failed = [each.name for each in checks if each.passed is False]
+    failed = [each.name for each in checks if each.status in (FAILED, OPEN)]
     table = laboratory_table(found, COUNTERPARTS, primary, failed)
-    lines = [[markdown(each.name), markdown(each.found), PASSED[each.passed]] for each in checks]
+    lines = [[markdown(each.name), markdown(each.found), each.status] for each in checks]
     checked = grid(("control", "found, points", ""), lines, 3)
-    parts = [f"# {markdown(experiment.title)}", "## Controls", checked, "## Traces", to_markdown(table)]
-    return {"markdown": "\n\n".join(parts), "csv": to_csv(table)}
+    parts = [f"# {markdown(experiment.title)}", "## Controls", checked, "## Traces", to_markdown(table).rstrip("\n")]
+    if primary.predict and table.primary:
+        parts.append(_prediction(table.primary, primary.predict))
+    if paths := paths_to_markdown(found, primary.reference, primary.path_loss).rstrip("\n"):
+        parts += ["## Paths", paths]
+    if experiment.note:
+        parts.append(experiment.note)
+    return {"markdown": "\n\n".join(parts) + "\n", "csv": to_csv(table)}
+
+
+def _prediction(judged: Sequence[Primary], pairs: int) -> str:
+    """Return the half-widths that the intervals of D would have over more pairs."""
+    widths = [f"±{predicted_half_width(each.differences, pairs):.1f} ({markdown(each.name)})" for each in judged]
+    return f"If D deviates over pairs as here, its 95 % interval over {pairs} pairs is {', '.join(widths)}."
 
 
 def _controls(found: Sequence[dict], primary: PrimarySettings, results: Sequence[Result]) -> list[Control]:

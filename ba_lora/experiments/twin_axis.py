@@ -14,14 +14,19 @@ from ..laboratory.names import parse
 class PrimarySettings(NamedTuple):
     """The comparison with verdicts, fixed before its runs. margin: smallest effect of interest, percent of what was planted;
     loss_margin: a task loss that is higher by this, in nats, is worse; gate: the accuracy that every base needs in its own task, a
-    fraction; counter: the run of `reference` on data that state the truth."""
+    fraction; untaught: the bases' T on untaught items must lie within this of 0, in points; counter: the run of `reference` on data that
+    state the truth; path_loss: the task loss at which paths are compared, in nats; predict: a number of pairs, for which the width of
+    the intervals is predicted."""
 
     method: str
     reference: str
     margin: float
     loss_margin: float
     gate: float
+    untaught: float
     counter: str | None = None
+    path_loss: float | None = None
+    predict: int | None = None
 
 
 def primary_of(given: dict | None, methods: Iterable[str], file) -> PrimarySettings | None:

