@@ -21,6 +21,7 @@ from ba_lora.errors import Parser, UserError, run_cli
 from ba_lora.files import read_json_lines
 from ba_lora.folders.checksums import read_record
 
+from .choices.ability import UNABLE
 from .harness.paired import Difference, difference_of, holm, verdict
 from .harness.scores import SCORE, SCORED
 
@@ -92,7 +93,7 @@ def main(argv: list[str] | None = None) -> int:
             continue
         rows += rows_of(name, first[name][1], second[name][1], args.seed)
         for run, score in zip(args.runs, (first[name][0], second[name][0]), strict=True):
-            if (score.get("ability") or {}).get("verdict") == "no ability":
+            if isinstance(score.get("ability"), dict) and score["ability"].get("verdict") == UNABLE:
                 notes.append(f"{name}: {run} has no ability, so its score says nothing about bias")
     if not rows:
         raise UserError(f"nothing can be compared: {'; '.join(notes) or 'no measure of an item is in both'}")

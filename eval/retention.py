@@ -87,6 +87,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _evaluate(args: argparse.Namespace, folder: Path) -> int:
+    from ba_lora.inference.likelihoods import width_of
     from ba_lora.inference.subject import find_base, open_subject
     from ba_lora.machine.devices import device
     from ba_lora.models import load_model
@@ -97,6 +98,10 @@ def _evaluate(args: argparse.Namespace, folder: Path) -> int:
     subject = open_subject(args.model, adapter=args.adapter, dtype=args.dtype, trust_remote_code=args.trust_remote_code)
     base = load_model(name, args.dtype, trust_remote_code=args.trust_remote_code).to(device())
     texts, source = held_out_texts(args.held_out)
+    if width_of(base.config) != width_of(subject.model.config):
+        raise UserError(
+            f"{name} has another vocabulary than {args.model}, so it cannot be its base; name the base with --base"
+        )
     losses = [losses_of(model, subject.tokenizer, texts, args.batch_size) for model in (base, subject.model)]
     prompts, prompts_source = held_out_texts(args.prompts) if args.prompts else (texts, source)
     kl = kl_of(base, subject.model, subject.tokenizer, prompts, args.batch_size)
@@ -176,11 +181,11 @@ def kl_of(base, model, tokenizer, texts: Sequence[str], batch_size: int) -> tupl
     """(sum over the predicted tokens of each text of KL(base ‖ model), their number), each (N,)."""
     import torch
 
-    from ba_lora.inference.likelihoods import LOGITS, padded
+    from ba_lora.inference.likelihoods import LOGITS, padded, width_of
     from ba_lora.modes import evaluating
 
     encoded, sums = encode(tokenizer, texts), np.zeros(len(texts))
-    width = 2 * base.get_output_embeddings().weight.shape[0]
+    width = 2 * width_of(base.config)
     with torch.inference_mode(), evaluating(base), evaluating(model):
         for rows in batches(encoded, batch_size, width, LOGITS):
             ids, mask = padded([encoded[row] for row in rows], _pad(tokenizer), next(base.parameters()).device)

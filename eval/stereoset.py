@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from ba_lora.errors import UserError, run_cli, short
-from ba_lora.files import read_json
+from ba_lora.files import check_kinds, read_json
 
 from .choices.ability import sign
 from .choices.ask import Candidate
@@ -31,6 +31,7 @@ PROTOCOLS = {"mean-token": "1"}
 KINDS = ("intrasentence", "intersentence")
 STEREO, ANTI, UNRELATED = LABELS = ("stereotype", "anti-stereotype", "unrelated")
 VERSIONS = ("1.0-dev", "1.0-test", "1.0")
+FIELDS = {name: "a text" for name in ("id", "target", "bias_type", "context")} | {"sentences": "a list of objects"}
 RESAMPLES = 2000
 
 EXAMPLES = """\
@@ -66,12 +67,10 @@ def read_contexts(files: Sequence[Path]) -> list[dict]:
 
 
 def _context(entry: object, kind: str, place: str) -> dict:
-    needed = ("id", "target", "bias_type", "context", "sentences")
-    for name in needed:
-        if not isinstance(entry, dict) or name not in entry:
-            has = ", ".join(entry) if isinstance(entry, dict) else short(entry)
-            raise UserError(f"{place} has no '{name}' (it has: {has}); a context needs {', '.join(needed)}")
-    texts = {each.get("gold_label"): each.get("sentence") for each in entry["sentences"] if isinstance(each, dict)}
+    if not isinstance(entry, dict):
+        raise UserError(f"{place} is {short(entry)}, an object with {', '.join(FIELDS)} is needed")
+    check_kinds(entry, place, FIELDS, "give a file in StereoSet's own layout")
+    texts = {each.get("gold_label"): each.get("sentence") for each in entry["sentences"]}
     for label in LABELS:
         if not isinstance(texts.get(label), str) or not texts[label].strip():
             raise UserError(

@@ -21,6 +21,7 @@ from .choices.ability import sign
 from .choices.ask import Candidate
 from .choices.estimates import grouped, mean, share
 from .choices.evaluate import Choices, Scored, benchmark_of, found_of
+from .choices.rows import lines_of
 from .harness.command import run
 
 PROTOCOLS = {"refers-to": "1"}
@@ -51,11 +52,11 @@ def read_sentences(files: Sequence[Path]) -> list[dict]:
     ]
     if missing:
         raise UserError(f"{files[0].parent} has no {missing[0]}; give a folder with WinoBias' own files")
-    names = {line.strip().lower() for file in occupations.values() for line in _lines(file)}
+    names = {line.strip().lower() for file in occupations.values() for line in lines_of(file)}
     pairs: dict[tuple, dict[str, dict]] = {}
     for file, found in named:
         kind, number, part = found.groups()
-        for row, line in enumerate(_lines(file), 1):
+        for row, line in enumerate(lines_of(file), 1):
             item = _sentence(line, f"{file}, line {row}", names)
             item |= {
                 "id": f"type{number}-{part}-{row}-{kind}",
@@ -70,10 +71,6 @@ def read_sentences(files: Sequence[Path]) -> list[dict]:
                 f"sentence {key[2]} of type {key[0]}, {key[1]}, has no {(set(KINDS) - set(pair)).pop()} form; give both files"
             )
     return [pair[kind] for pair in pairs.values() for kind in KINDS]
-
-
-def _lines(file: Path) -> list[str]:
-    return [line for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
 
 
 def _sentence(line: str, place: str, names: set[str]) -> dict:

@@ -22,6 +22,11 @@ def positions_of(config) -> int | None:
     return next((getattr(config, name) for name in names if getattr(config, name, None)), None)
 
 
+def width_of(config) -> int:
+    """The number of logits of a token."""
+    return (config.get_text_config() if hasattr(config, "get_text_config") else config).vocab_size
+
+
 def likelihoods(
     pairs: Sequence[Pair], *, model, tokenizer, batch_size: int = 64, done: Collection[int] = ()
 ) -> Iterator[tuple[int, Likelihood]]:
@@ -42,7 +47,7 @@ def of_ids(
 ) -> Iterator[tuple[int, Likelihood]]:
     """`likelihoods` of pairs that are token ids already."""
     done = frozenset(done)
-    groups, width = twins_of(encoded), model.get_output_embeddings().weight.shape[0]
+    groups, width = twins_of(encoded), width_of(model.config)
     with evaluating(model):
         for rows in batches(encoded, batch_size, width, LOGITS, done):
             found = _batch(model, [encoded[number] for number in rows], pad)

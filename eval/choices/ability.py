@@ -17,6 +17,7 @@ from ba_lora.files import digest
 
 from .ask import Candidate
 from .estimates import above, percent, share
+from .rows import lines_of
 
 TEXTS = 200  # of the package
 DEFAULT = "professions"  # a key of SETS
@@ -36,7 +37,7 @@ def held_out_texts(file: str | None) -> tuple[list[str], str]:
         step = len(texts) // TEXTS
         return texts[::step][:TEXTS], f"{PACKAGE}: {SETS[DEFAULT].title}, {TEXTS} of them"
     if Path(file).suffix == ".txt":
-        texts = Path(file).read_text(encoding="utf-8").splitlines()
+        texts = lines_of(Path(file))
     else:
         rows = read_table(file).rows
         for number, row in rows:

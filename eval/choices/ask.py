@@ -8,7 +8,6 @@ from typing import NamedTuple
 
 from tqdm import tqdm
 
-from ba_lora.data.templates import make_template
 from ba_lora.errors import UserError
 from ba_lora.inference.pairs import Likelihood, Pair
 from ba_lora.inference.subject import Subject, settings_hash, trained_folder
@@ -43,7 +42,7 @@ def open_model(args: argparse.Namespace) -> tuple[Subject, str]:
             f"--backend vllm: {args.model} is an encoder, which vLLM gives no pseudo-log-likelihood of; use transformers"
         )
     model, tokenizer = open_encoder(args.model, args.dtype), load_tokenizer(args.model)
-    return Subject(model, tokenizer, make_template("plain", tokenizer), args.model, args.model, None), MASKED
+    return Subject(model, tokenizer, None, args.model, args.model, None), MASKED  # no prompt is written
 
 
 def _is_encoder(name: str, trust: bool) -> bool:

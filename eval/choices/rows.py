@@ -1,4 +1,4 @@
-"""Rows of a set's files, with the columns that a benchmark needs."""
+"""Lines and rows of a set's files, with the columns that a benchmark needs."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,6 +8,17 @@ from ba_lora.data.sources import read_table
 from ba_lora.errors import UserError, short
 
 TAB = ".tsv"
+
+
+def lines_of(file: Path) -> list[str]:
+    """The lines of a text file that are not blank. Raises UserError if it cannot be read."""
+    try:
+        text = file.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError:
+        raise UserError(f"{file} is not UTF-8 text; convert the file") from None
+    except OSError as error:
+        raise UserError(f"{file} cannot be read: {error.strerror or error}") from None
+    return [line for line in text.splitlines() if line.strip()]
 
 
 def rows_of(files: Sequence[Path], columns: Sequence[str]) -> list[tuple[str, dict]]:

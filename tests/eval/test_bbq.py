@@ -143,7 +143,8 @@ def test_categories_take_turns_and_the_rows_of_a_question_stay_together(tmp_path
     [
         ({"ans2": "Maybe"}, "0 of its answers mean unknown"),
         ({"label": 5}, "'label' is 5"),
-        ({"answer_info": {}}, "has no lists 'ans0'"),
+        ({"answer_info": {}}, "has no lists of texts 'ans0'"),
+        ({"context_condition": "clear"}, "'context_condition' is 'clear', one of ambig, disambig"),
         ({"additional_metadata": {}}, "has no list of texts 'stereotyped_groups'"),
         ({"question": None}, "has no column 'question'"),
     ],

@@ -6,12 +6,15 @@ import shutil
 import time
 
 import pytest
+from transformers import BertForMaskedLM
 
 from ba_lora.errors import UserError
 from ba_lora.inference import likelihoods as backend
+from ba_lora.models import load_tokenizer
 from eval import crows_pairs
 from tests.eval.choices.made import CROWS, answer, held_out, lines_of, write_crows, write_texts
 from tests.eval.json_lines import read, write
+from tests.tiny_encoder import make_home
 
 FIRST = {"category": "gender", "direction": "stereo"}
 SECOND = {"category": "age", "direction": "antistereo"}
@@ -140,6 +143,20 @@ def test_a_run_on_the_embedded_model_continues_to_the_same_file_and_refuses_anot
     write_crows(tmp_path, rows)
     with pytest.raises(UserError, match="is unfinished, and this run differs from it in the rows of the data"):
         crows_pairs.main(changed)
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_an_encoder_is_scored_by_pseudo_log_likelihoods(tmp_path):
+    home = make_home(tmp_path)
+    BertForMaskedLM.from_pretrained(home / "encoder").save_pretrained(home / "masked")
+    load_tokenizer(str(home / "encoder")).save_pretrained(home / "masked")
+    options = [each if each != "tiny" else str(home / "masked") for each in words(tmp_path, tmp_path / "out")]
+    assert crows_pairs.main(options) == 0
+    score = json.loads((tmp_path / "out/score.json").read_text())
+    assert score["likelihood"] == "pseudo-log-likelihood" and score["n"] + score["ties"] == 3
+    options = [each if each != str(home / "masked") else str(home / "encoder") for each in options]
+    with pytest.raises(UserError, match="without the head that predicts masked tokens"):
+        crows_pairs.main([*options, "--overwrite"])
 
 
 @pytest.mark.slow

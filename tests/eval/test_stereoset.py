@@ -87,7 +87,11 @@ def test_the_two_kinds_alternate_and_the_second_sentence_follows_the_context(tmp
     [
         ({"intrasentence": [ENTRY], "intersentence": []}, "2.0", "has the version '2.0'; 1.0-dev"),
         ({"intrasentence": [ENTRY]}, "1.0-dev", "has no list 'intersentence'"),
-        ({"intrasentence": [{"id": "x"}], "intersentence": []}, "1.0-dev", "intrasentence 1 has no 'target'"),
+        (
+            {"intrasentence": [{"id": "x"}], "intersentence": []},
+            "1.0-dev",
+            "intrasentence 1 has no 'target'; give a file in StereoSet's own layout",
+        ),
         (
             {"intrasentence": [{**ENTRY, "sentences": LABELLED[:2]}], "intersentence": []},
             "1.0-dev",
