@@ -60,7 +60,8 @@ def make_parser() -> argparse.ArgumentParser:
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("runs", nargs=2, metavar=("RUN_A", "RUN_B"), help="folders with evaluations")
+    parser.add_argument("run_a", metavar="RUN_A", help="evaluations of one model")
+    parser.add_argument("run_b", metavar="RUN_B", help="evaluations of the other")
     parser.add_argument(
         "--margin",
         type=float,
@@ -79,11 +80,12 @@ def main(argv: list[str] | None = None) -> int:
         raise UserError(f"--margin is {args.margin:g}; it must be above 0 and finite")
     if args.seed < 0:
         raise UserError(f"--seed is {args.seed}; it must be at least 0")
-    first, second = (evaluations(Path(run)) for run in args.runs)
+    runs = [args.run_a, args.run_b]
+    first, second = (evaluations(Path(run)) for run in runs)
     both = [name for name in first if name in second]
     if not both:
         raise UserError(
-            f"{args.runs[0]} has the evaluations {', '.join(first)} and {args.runs[1]} {', '.join(second)}: none in common; evaluate both on "
+            f"{runs[0]} has the evaluations {', '.join(first)} and {runs[1]} {', '.join(second)}: none in common; evaluate both on "
             "the same benchmark"
         )
     rows, notes = [], []
@@ -92,12 +94,12 @@ def main(argv: list[str] | None = None) -> int:
             notes.append(f"{name}: not compared, because {reason}")
             continue
         rows += rows_of(name, first[name][1], second[name][1], args.seed)
-        for run, score in zip(args.runs, (first[name][0], second[name][0]), strict=True):
+        for run, score in zip(runs, (first[name][0], second[name][0]), strict=True):
             if isinstance(score.get("ability"), dict) and score["ability"].get("verdict") == UNABLE:
                 notes.append(f"{name}: {run} has no ability, so its score says nothing about bias")
     if not rows:
         raise UserError(f"nothing can be compared: {'; '.join(notes) or 'no measure of an item is in both'}")
-    print(table(rows, args.margin, args.runs))
+    print(table(rows, args.margin, runs))
     for note in notes:
         print(f"\n{note}")
     return 0

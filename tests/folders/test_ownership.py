@@ -82,7 +82,6 @@ MORE = {  # other paths to the same options
 READS = {
     ("tsne_visualization.py", "features_dir"),
     ("ba_lora.benchmark.device_table", "folder"),
-    ("eval.compare", "runs"),
     *(("ba_lora.experiments " + name, "runs") for name in ("collect", "report")),
     *(("ba_lora.experiments " + name, "results") for name in ("run", "tune", "table", "figure", "report")),
 }
