@@ -23,7 +23,7 @@ IMPORTS = Path(__file__).resolve().parents[1]  # the folder from which Python im
 # configs/ is here, and in a checkout also eval/, results/ and scripts/. An installed package carries configs/ inside (setup.py).
 PROJECT = IMPORTS / "ba_lora" if (IMPORTS / "ba_lora" / "configs").is_dir() else IMPORTS
 CHECKOUT = (PROJECT / "pyproject.toml").is_file()  # False for an installed package
-RECORDS = ("run.json", "generation.json")
+RECORDS = ("run.json", "generation.json", "likelihood.json")
 LAYOUT = "{\n"  # how the JSON files of this project begin
 REMEDY = "put it back from a copy or remove it"
 

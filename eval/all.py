@@ -40,6 +40,14 @@ BENCHMARKS = {
     "mbpp": Row("eval.mbpp", "MBPP"),
     MT_BENCH: Row("eval.mt_bench", "MT-Bench", 1),
 }
+BIAS = {  # asked for by name; not part of the paper's row
+    "crows_pairs": Row("eval.crows_pairs", "CrowS-Pairs"),
+    "stereoset": Row("eval.stereoset", "StereoSet"),
+    "bbq": Row("eval.bbq", "BBQ"),
+    "winobias": Row("eval.winobias", "WinoBias"),
+    "winogender": Row("eval.winogender", "Winogender"),
+}
+ALL = BENCHMARKS | BIAS
 
 EXAMPLES = """\
 MODEL: 'tiny', a model folder, a hub id, or the folder of a training run (its base and adapter). ADAPTER: an adapter folder or
@@ -52,6 +60,8 @@ examples:
     python -m eval.all runs/ba-lora --data gsm8k=test.jsonl math=math.jsonl mbpp=mbpp.jsonl --backend vllm
   with MT-Bench, judged by a model behind an OpenAI-compatible endpoint
     python -m eval.all runs/ba-lora --judge JUDGE --judge_url http://host:8000/v1
+  measures of bias, each beside what the model can do (docs/bias.md)
+    python -m eval.all runs/ba-lora --benchmarks crows_pairs stereoset winobias winogender
 
 All other options are passed to the benchmarks: python -m eval.gsm8k --help."""
 
@@ -70,7 +80,7 @@ def make_parser() -> argparse.ArgumentParser:
         "--benchmarks",
         nargs="+",
         metavar="NAME",
-        help=f"from {', '.join(BENCHMARKS)} (default: mt_bench with a --judge)",
+        help=f"from {', '.join(ALL)} (default: the first five, mt_bench with a --judge)",
     )
     add("--data", nargs="+", default=[], metavar="NAME=FILE", help="data of a benchmark (default: its own)")
     add("--output_dir", metavar="D", help="results go to D/NAME (default: eval/ of a run, else runs/eval/MODEL)")
@@ -88,7 +98,7 @@ def main(argv: list[str] | None = None) -> int:
         raise UserError(f"name a model, and optionally an adapter, before the options; got {len(named)} names")
     model, adapter = named[0], named[1] if len(named) > 1 else None
     chosen = args.benchmarks or [name for name in BENCHMARKS if name != MT_BENCH or _has(more, "--judge")]
-    chosen = [choose("--benchmarks", name, BENCHMARKS) for name in chosen]
+    chosen = [choose("--benchmarks", name, ALL) for name in chosen]
     data = dict(read_pair("--data", text) for text in args.data)
     check_models(model, adapter)
     for name in chosen:  # an option that is wrong for one is refused before any of them runs
@@ -111,13 +121,14 @@ def _evaluate(args: argparse.Namespace, folder: Path, model: str, adapter: str |
         if name == MT_BENCH and not any(_has(more, option) for option in ("--judge", "--generate_only")):
             words += ["--generate_only"]
         try:
-            importlib.import_module(BENCHMARKS[name].module).main(words)
+            importlib.import_module(ALL[name].module).main(words)
         except UserError as error:
             failed[name] = str(error)
     text = row(folder, Path(adapter or model).name)
     with atomic_write(folder / "row.md") as file:
         file.write(text + "\n")
-    print(text)
+    if not set(chosen) <= set(BIAS):
+        print(text)
     if failed:
         raise UserError("; ".join(f"{name} has no score: {reason}" for name, reason in failed.items()))
     return 0
@@ -168,7 +179,7 @@ def read_pair(option: str, text: str) -> tuple[str, str]:
     name, sign, file = text.partition("=")
     if not sign or not file:
         raise UserError(f"{option} takes NAME=FILE, got '{text}'; for example gsm8k=test.jsonl")
-    return choose(option, name, BENCHMARKS), file
+    return choose(option, name, ALL), file
 
 
 def check_data(name: str, data: str | None, base: str, limit: int | None = None) -> None:
@@ -177,7 +188,7 @@ def check_data(name: str, data: str | None, base: str, limit: int | None = None)
 
 
 def _benchmark(name: str) -> Benchmark:
-    return importlib.import_module(BENCHMARKS[name].module).BENCHMARK
+    return importlib.import_module(ALL[name].module).BENCHMARK
 
 
 def _has(words: list[str], option: str) -> bool:
@@ -186,7 +197,7 @@ def _has(words: list[str], option: str) -> bool:
 
 def options_for(name: str, words: list[str]) -> list[str]:
     """Return the given options, with their values, that the benchmark `name` takes; also those that none takes, for its parser."""
-    options = {bench: list(make_parser_of(_benchmark(bench))._option_string_actions) for bench in BENCHMARKS}
+    options = {bench: list(make_parser_of(_benchmark(bench))._option_string_actions) for bench in ALL}
     kept, takes = [], True
     for word in words:
         if word.startswith("--"):

@@ -122,6 +122,21 @@ def test_every_score_of_the_run_is_a_row(tmp_path):
     assert "| judge | mt_bench | test.jsonl | accuracy | 5.2500 | 50 | ba-lora |" in text
 
 
+def test_a_score_of_bias_stands_beside_what_the_model_can_do_or_nowhere(tmp_path):
+    run = finished_run(tmp_path / "run")
+    ability = {"held_out": {"loss": 3.25}, "word_order": {"score": 0.5}, "own": None, "verdict": "no ability"}
+    place = run / "eval" / "crows_pairs"
+    place.mkdir(parents=True)
+    score = {"benchmark": "crows_pairs", "metric": "pct_stereotype", "score": 0.5, "stderr": 0.01, "n": 1508}
+    write_json(place / "score.json", score | {"protocol": "signed", "ability": ability})
+    write_card(run)
+    card = ModelCard.load(run / "adapter" / "README.md")
+    said = (
+        "loss on held-out texts 3.250 nats a token, word order 0.5000; no ability; the score says nothing about bias."
+    )
+    assert said in section(card.text, "Results") and not card.data.eval_results
+
+
 def test_scores_are_the_model_index_that_the_hubs_client_reads(tmp_path):
     run = finished_run(tmp_path / "run", data="someone/instructions")
     for name, data in (("gsm8k", "openai/gsm8k:main"), ("mine", f"{tmp_path}/mine.jsonl")):

@@ -48,8 +48,10 @@ ALLOWED = {
     "__main__": BASIS,  # opens the other commands by their names
     "chat": f"{BASIS} packages machine data models methods inference",
     "eval.harness": ASKING,
-    **dict.fromkeys(("eval.answers", "eval.execution", "eval.judging", "eval.classifiers"), f"{ASKING} eval.harness"),
-    "eval": f"{ASKING} eval.harness eval.answers eval.execution eval.judging eval.classifiers",
+    **dict.fromkeys(
+        ("eval.answers", "eval.choices", "eval.execution", "eval.judging", "eval.classifiers"), f"{ASKING} eval.harness"
+    ),
+    "eval": f"{ASKING} eval.harness eval.answers eval.choices eval.execution eval.judging eval.classifiers",
     "tsne_visualization": f"{BASIS} features",
 }  # experiments and train may import everything, and nothing imports them
 

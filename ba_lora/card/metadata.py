@@ -22,7 +22,9 @@ def front_matter(run: Path, record: dict, saved: Path, scores: list[dict]) -> st
 
     data, base = hub_id(data_name(record["config"])), hub_id(record["model"])
     is_whole = saved.name in WHOLE
-    results = [_result(record, score) for score in scores if score.get("score") is not None]
+    # a score of bias means nothing without what the model can do, for which this format has no place
+    shown = [score for score in scores if score.get("score") is not None and not score.get("ability")]
+    results = [_result(record, score) for score in shown]
     return ModelCardData(
         base_model=base,
         base_model_relation=base and ("finetune" if is_whole else "adapter"),

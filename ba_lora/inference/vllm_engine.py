@@ -12,7 +12,7 @@ import shutil
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Coroutine, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -68,9 +68,9 @@ class Engine(NamedTuple):
     positions: int
 
 
-def complete(args, subject: Subject, jobs: Sequence[Job], sampling: Sampling) -> Iterator[tuple[int, Completion]]:
-    """A backend; see `backends.get_backend`."""
-    engine = _open(
+def engine_of(args, subject: Subject) -> Engine:
+    """The engine for the options of a command, opened once. Raises UserError with vLLM's own reason if it cannot be opened."""
+    return _open(
         subject.weights,
         subject.adapter,
         subject.tokenizer.name_or_path,
@@ -81,6 +81,11 @@ def complete(args, subject: Subject, jobs: Sequence[Job], sampling: Sampling) ->
         args.batch_size,
         args.trust_remote_code,
     )
+
+
+def complete(args, subject: Subject, jobs: Sequence[Job], sampling: Sampling) -> Iterator[tuple[int, Completion]]:
+    """A backend; see `backends.get_backend`."""
+    engine = engine_of(args, subject)
     rooms = [room(job.ids, args.max_new_tokens, engine.positions) for job in jobs]
     ends = end_ids(subject.tokenizer, end_id(subject.tokenizer, subject.template), sampling.stop)
     return _answers(engine, jobs, rooms, ends, sampling, subject.tokenizer)
@@ -107,7 +112,12 @@ def _answers(engine, jobs, rooms, ends, sampling, tokenizer) -> Iterator[tuple[i
             tokens = list(output.outputs[0].token_ids)
         return number, finish(tokenizer, job.ids, tokens, ends, sampling.stop)
 
-    pending = {engine.loop.create_task(ask(number)) for number in range(len(jobs))}
+    return gather(engine, [ask(number) for number in range(len(jobs))])
+
+
+def gather(engine: Engine, questions: Sequence[Coroutine]) -> Iterator:
+    """The answers of the engine, as they come; questions that are still open when the caller stops are cancelled."""
+    pending = {engine.loop.create_task(question) for question in questions}
     try:
         while pending:
             some = asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
@@ -122,7 +132,7 @@ def _answers(engine, jobs, rooms, ends, sampling, tokenizer) -> Iterator[tuple[i
 def _open(
     weights, adapter, tokenizer, dtype, tensor_parallel, data_parallel, max_model_len, batch_size, trust
 ) -> Engine:
-    """The engine for these options, opened once. Raises UserError with vLLM's own reason if it cannot be opened."""
+    """See `engine_of`."""
     for name, value in DEFAULTS.items():
         os.environ.setdefault(name, value)
     if tensor_parallel > 1:  # by default it wants a NUMA node for each worker

@@ -151,8 +151,22 @@ def _seed(seed: int, key: tuple[str, int]) -> int:
 def generation_facts(args: argparse.Namespace, subject: Subject, sampling: Sampling, data: str) -> dict:
     """Return how generations are made, for score.json: facts known only to the generating step. Hashes are of what is opened here."""
     local = args.backend != "openai"
-    adapter = Path(subject.adapter) / "adapter_model.safetensors" if subject.adapter else None
     drawn = {name: getattr(sampling, name) for name in ("temperature", "top_p", "samples", "seed")}
+    return model_facts(args, subject, data) | {
+        "template": subject.template.name,
+        "processes": args.processes or args.data_parallel,
+        "endpoint": None
+        if local
+        else {"base_url": redacted(args.base_url), "model": args.served_model, "send": args.send},
+        "stop": list(dict.fromkeys([subject.template.end or subject.tokenizer.eos_token, *sampling.stop])),
+        "sampling": drawn | {"max_new_tokens": args.max_new_tokens, "batch_size": args.batch_size},
+    }
+
+
+def model_facts(args: argparse.Namespace, subject: Subject, data: str) -> dict:
+    """Return which model is evaluated, by which backend, on which data, for score.json. Hashes are of what is opened here."""
+    local = args.backend != "openai"
+    adapter = Path(subject.adapter) / "adapter_model.safetensors" if subject.adapter else None
     return {
         "model": args.model,
         "model_hash": weights_hash(subject.weights) if local else None,
@@ -160,15 +174,8 @@ def generation_facts(args: argparse.Namespace, subject: Subject, sampling: Sampl
         "adapter_hash": hash_of(adapter) if local and adapter and adapter.is_file() else None,
         "weights": weights_of_run(args.adapter or args.model) if local else None,
         "base": subject.base,
-        "template": subject.template.name,
         "data": data,
         "dtype": args.dtype,
         "backend": args.backend,
         "backend_version": backend_version(args.backend),
-        "processes": args.processes or args.data_parallel,
-        "endpoint": None
-        if local
-        else {"base_url": redacted(args.base_url), "model": args.served_model, "send": args.send},
-        "stop": list(dict.fromkeys([subject.template.end or subject.tokenizer.eos_token, *sampling.stop])),
-        "sampling": drawn | {"max_new_tokens": args.max_new_tokens, "batch_size": args.batch_size},
     }

@@ -7,11 +7,11 @@ from typing import NamedTuple
 
 from ba_lora.errors import Parser
 
-from .options import add_options, output_folder
+from .options import add_likelihood_options, add_options, output_folder
 
 
 class Benchmark(NamedTuple):
-    """A benchmark of generated text. Its module `eval.NAME` has it as BENCHMARK, and `main`, which runs it."""
+    """A benchmark of generated text, or of log-likelihoods. Its module `eval.NAME` has it as BENCHMARK, and `main`, which runs it."""
 
     module: str  # as in python -m MODULE
     text: str  # of --help
@@ -21,6 +21,7 @@ class Benchmark(NamedTuple):
     add_options: Callable[[argparse.ArgumentParser], None]  # its own options
     load: Callable[[str | None, str, int | None], list]  # its tasks, from (--data, the base model's name, --limit)
     evaluate: Callable[[argparse.Namespace, Path], int]  # writes the results into the folder; 0 if all is written
+    generates: bool = True  # completions; else it compares log-likelihoods
 
 
 def make_parser(benchmark: Benchmark) -> argparse.ArgumentParser:
@@ -30,7 +31,10 @@ def make_parser(benchmark: Benchmark) -> argparse.ArgumentParser:
         epilog=benchmark.examples,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    add_options(parser, benchmark.protocols, max_new_tokens=benchmark.max_new_tokens)
+    if benchmark.generates:
+        add_options(parser, benchmark.protocols, max_new_tokens=benchmark.max_new_tokens)
+    else:
+        add_likelihood_options(parser, benchmark.protocols)
     benchmark.add_options(parser)
     return parser
 

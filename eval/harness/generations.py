@@ -1,6 +1,6 @@
-"""An unfinished generations.jsonl: reading what it already holds, and appending the rest.
+"""An unfinished generations.jsonl (or likelihoods.jsonl): reading what it already holds, and appending the rest.
 
-generation.json beside it says how the lines were made. A killed run leaves complete lines and perhaps a torn last one, which
+generation.json (likelihood.json) beside it says how the lines were made. A killed run leaves complete lines and perhaps a torn last one, which
 is dropped; a run that would make different lines is refused, naming the option that changed. Until the file is complete, each
 line has a checksum of itself and of generation.json, so that altered lines and lines of another run are detected.
 """
@@ -9,20 +9,52 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 from ba_lora.errors import UserError
 from ba_lora.files import digest, read_json, write_json, write_sealed
 from ba_lora.folders.checksums import check_line, checked_line
-from ba_lora.inference.requests import Request
 
 from .lines import read_line, to_line
-from .scores import GENERATIONS, SCORE, SCORED
+from .scores import GENERATIONS, LIKELIHOODS, SCORE, SCORED
 
-CONFIG = "generation.json"
+
+class Lines(NamedTuple):
+    """A file that grows by lines. A line is known by its id and its `second`, and holds what was `asked`, attributes of a request."""
+
+    name: str
+    config: str  # the file that says how the lines were made
+    fields: tuple[str, ...]  # of every line
+    asked: tuple[str, ...]
+    second: str
+    default: object = None  # of `second`
+
+
+COMPLETIONS = Lines(
+    *(
+        GENERATIONS,
+        "generation.json",
+        ("id", "prompt", "completion", "finish_reason", "tokens"),
+        ("prompt",),
+        "sample",
+        0,
+    )
+)
+CHOICES = Lines(
+    LIKELIHOODS,
+    "likelihood.json",
+    ("id", "choice", "continuation", "logprob", "tokens", "bytes"),
+    ("context", "continuation"),
+    "choice",
+)
 WHOSE = ("model", "model_hash", "adapter_hash", "endpoint", "seed")  # the part of the config in a line's checksum
-FIELDS = ("id", "prompt", "completion", "finish_reason", "tokens")
 NOT_OPTIONS = {  # config keys that affect completions but are not option names
     "model_hash": "the weights of --model",
+    "data_hash": "the rows of the data",
+    "set": "the set",
+    "held_out_source": "--held_out",
+    "held_out_hash": "the texts of --held_out",
+    "likelihood": "the kind of model",
     "adapter_hash": "the weights of --adapter",
     "weights": "the weights of the run",
     "settings_hash": "the config or tokenizer of --model, or the config of --adapter",
@@ -34,17 +66,17 @@ NOT_OPTIONS = {  # config keys that affect completions but are not option names
 }
 
 
-def check(folder: Path, config: dict, wanted: dict[tuple[str, int], Request]) -> dict[tuple[str, int], dict]:
-    """Return the records that `folder` already holds, by (id, sample). Changes nothing.
+def check(folder: Path, config: dict, wanted: dict[tuple[str, object], NamedTuple], kind: Lines = COMPLETIONS) -> dict:
+    """Return the records that `folder` already holds, by (id, sample) or (id, choice). Changes nothing.
 
-    Raises UserError if they were made with another config, or answer prompts other than those of `wanted`.
+    Raises UserError if they were made with another config, or answer requests other than those of `wanted`.
     """
-    path, remedy = folder / GENERATIONS, "add --overwrite to start afresh, or name another --output_dir"
+    path, remedy = folder / kind.name, "add --overwrite to start afresh, or name another --output_dir"
     if not path.is_file():
         return {}
-    if not (folder / CONFIG).is_file():
-        raise UserError(f"{path} has no {CONFIG} beside it, which says how it was made; {remedy}")
-    known = read_json(folder / CONFIG, kinds={"lines?": "a list"}, remedy=remedy)
+    if not (folder / kind.config).is_file():
+        raise UserError(f"{path} has no {kind.config} beside it, which says how it was made; {remedy}")
+    known = read_json(folder / kind.config, kinds={"lines?": "a list"}, remedy=remedy)
     lines = known.pop("lines", None) or []
     for name, before in known.items():
         if config.get(name) != before:
@@ -58,13 +90,13 @@ def check(folder: Path, config: dict, wanted: dict[tuple[str, int], Request]) ->
         if not line.endswith(b"\n"):
             break
         place = f"{path}, line {number}"
-        record = read_line(line.decode("utf-8", "surrogateescape"), place, FIELDS)
+        record = read_line(line.decode("utf-8", "surrogateescape"), place, kind.fields)
         if "check" not in record and number <= len(lines):
             record["check"] = lines[number - 1]
         check_line(record, place, of)
         record.pop("check", None)
-        key = (str(record["id"]), record.get("sample", 0))
-        if key not in wanted or wanted[key].prompt != record["prompt"]:
+        key = (str(record["id"]), record.get(kind.second, kind.default))
+        if key not in wanted or any(getattr(wanted[key], name) != record.get(name) for name in kind.asked):
             raise UserError(
                 f"{place}: id {key[0]} is not asked now, or with another prompt: --data, --limit or --protocol has changed; "
                 f"change it back, {remedy}"
@@ -74,17 +106,17 @@ def check(folder: Path, config: dict, wanted: dict[tuple[str, int], Request]) ->
 
 
 @contextmanager
-def begin(folder: Path, config: dict, fresh: bool) -> Iterator[Callable[[dict], None]]:
-    """Open D/generations.jsonl for the missing lines; yield the function that appends a record.
+def begin(folder: Path, config: dict, fresh: bool, kind: Lines = COMPLETIONS) -> Iterator[Callable[[dict], None]]:
+    """Open the file in `folder` for the missing lines; yield the function that appends a record.
 
     fresh: keep nothing that is in the folder. Otherwise a torn last line is cut off.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / GENERATIONS
-    # an older score does not belong to these completions
-    for name in SCORE, SCORED, *([GENERATIONS] if fresh else []):
+    path = folder / kind.name
+    # an older score does not belong to these lines
+    for name in SCORE, SCORED, *([kind.name] if fresh else []):
         (folder / name).unlink(missing_ok=True)
-    write_json(folder / CONFIG, config)
+    write_json(folder / kind.config, config)
     if not fresh and path.is_file():
         os.truncate(path, path.read_bytes().rfind(b"\n") + 1)
     of = _whose(config)
@@ -97,10 +129,10 @@ def begin(folder: Path, config: dict, fresh: bool) -> Iterator[Callable[[dict], 
         yield append
 
 
-def seal(folder: Path, config: dict, records: Iterable[dict]) -> None:
-    """Note in D/generation.json the checksums of the lines of D/generations.jsonl, which is complete and no longer holds them."""
+def seal(folder: Path, config: dict, records: Iterable[dict], kind: Lines = COMPLETIONS) -> None:
+    """Note in the config's file the checksums of the lines of the other one, which is complete and no longer holds them."""
     of = _whose(config)
-    write_sealed(folder / CONFIG, config | {"lines": [checked_line(record, of)["check"] for record in records]})
+    write_sealed(folder / kind.config, config | {"lines": [checked_line(record, of)["check"] for record in records]})
 
 
 def _whose(config: dict) -> str:

@@ -18,24 +18,18 @@ from ba_lora.inference.backends import resolve
 from ba_lora.methods.names import METHODS
 from ba_lora.packages import check_name
 
-from .scores import GENERATIONS, SCORE, SCORED
+from .scores import GENERATIONS, LIKELIHOODS, SCORE, SCORED
 
 logger = logging.getLogger(__name__)
 
+RESCORED = {GENERATIONS: "{id, completion, reference}", LIKELIHOODS: "{id, choice, logprob, tokens, bytes, reference}"}
 OWN_FILE = "ba_lora.json"  # of an adapter that PEFT cannot open alone (ba_lora.methods.save, which imports torch)
 
 
 def add_options(parser: argparse.ArgumentParser, protocols: Iterable[str], max_new_tokens: int) -> None:
     """Add the options that every benchmark has. Values are checked when they are read, so that errors are one line."""
+    _add_model(parser, protocols, GENERATIONS, "ba-lora")
     add = parser.add_argument
-    add("--model", help="'tiny', a model folder, a hub id, or the folder of a training run (its base and adapter)")
-    add("--adapter", help="adapter folder or run folder to load on --model")
-    add("--data", help="file with the tasks")
-    add("--rescore", metavar="FILE", help="score this file of {id, completion, reference} lines again; no model")
-    add("--output_dir", metavar="D", help=f"folder for {GENERATIONS}, {SCORED} and {SCORE}")
-    add("--overwrite", action="store_true", help="replace the results there (default: continue an unfinished run)")
-    add("--limit", type=int, metavar="N", help="only the first N tasks")
-    add("--protocol", default="ba-lora", help=f"one of: {', '.join(protocols)} (default: %(default)s)")
     add(
         "--template",
         help=f"prompt template, one of: {', '.join(NAMES)} (default: the run's own; tiny: plain; else alpaca)",
@@ -62,6 +56,52 @@ def add_options(parser: argparse.ArgumentParser, protocols: Iterable[str], max_n
         metavar="N",
         help="transformers: processes that share the prompts, one per GPU (default: $NPROC, else all GPUs, else 1)",
     )
+    add(
+        "--base_url", metavar="URL", help="openai: the endpoint (default: $OPENAI_BASE_URL); its key is $OPENAI_API_KEY"
+    )
+    add("--served_model", metavar="NAME", help="openai: the model's name there (default: its only model)")
+    add("--send", default="ids", help="openai: send prompts as token ids, or as text (default: %(default)s)")
+
+
+def add_likelihood_options(parser: argparse.ArgumentParser, protocols: Iterable[str]) -> None:
+    """Add the options of a benchmark that compares log-likelihoods; the first of `protocols` is its default.
+
+    The options of completions are there too, for the functions that read them, but not on the command line.
+    """
+    protocols = list(protocols)
+    _add_model(parser, protocols, LIKELIHOODS, protocols[0])
+    add = parser.add_argument
+    add(
+        "--backend",
+        default="transformers",
+        help="transformers, vllm, or auto: vllm where it can run, else transformers (default: %(default)s)",
+    )
+    add("--batch_size", type=int, default=64, help="texts computed at once (default: %(default)s)")
+    add(
+        "--held_out",
+        metavar="FILE",
+        help="texts for the loss that is printed beside the score: lines of text, or a table with a column text (default: 200 "
+        "sentences of Wikipedia that a registry package carries)",
+    )
+    parser.set_defaults(
+        **dict.fromkeys(("template", "samples", "temperature", "top_p", "seed", "max_new_tokens", "base_url")),
+        processes=1,
+        served_model=None,
+        send="ids",
+    )
+
+
+def _add_model(parser: argparse.ArgumentParser, protocols: Iterable[str], lines: str, protocol: str) -> None:
+    """Add what both kinds of benchmark have. lines: the file that grows."""
+    add = parser.add_argument
+    add("--model", help="'tiny', a model folder, a hub id, or the folder of a training run (its base and adapter)")
+    add("--adapter", help="adapter folder or run folder to load on --model")
+    add("--data", help="file with the tasks")
+    add("--rescore", metavar="FILE", help=f"score this file of {RESCORED[lines]} lines again; no model")
+    add("--output_dir", metavar="D", help=f"folder for {lines}, {SCORED} and {SCORE}")
+    add("--overwrite", action="store_true", help="replace the results there (default: continue an unfinished run)")
+    add("--limit", type=int, metavar="N", help="only the first N tasks")
+    add("--protocol", default=protocol, help=f"one of: {', '.join(protocols)} (default: %(default)s)")
     add("--tensor_parallel", type=int, default=1, metavar="N", help="vllm: GPUs that share one model (default: 1)")
     add(
         "--data_parallel",
@@ -70,11 +110,6 @@ def add_options(parser: argparse.ArgumentParser, protocols: Iterable[str], max_n
         help="vllm: copies of the model that share the prompts (default: $NPROC or all GPUs; without GPUs 1)",
     )
     add("--max_model_len", type=int, metavar="N", help="vllm: tokens of prompt and completion (default: the model's)")
-    add(
-        "--base_url", metavar="URL", help="openai: the endpoint (default: $OPENAI_BASE_URL); its key is $OPENAI_API_KEY"
-    )
-    add("--served_model", metavar="NAME", help="openai: the model's name there (default: its only model)")
-    add("--send", default="ids", help="openai: send prompts as token ids, or as text (default: %(default)s)")
     add("--dtype", default="float32", help="float32, bfloat16, float16, or auto: as saved (default: %(default)s)")
     add("--trust_remote_code", action="store_true", help="run Python code that comes with the model; read it first")
     add("--debug", action="store_true", help="show the traceback of an error")
@@ -91,8 +126,8 @@ def output_folder(args: argparse.Namespace, protocols: Iterable[str]) -> Iterato
     source = Path(args.rescore).resolve() if args.rescore else None
     beside = (source.name,) if source and source.parent == folder.resolve() else ()  # scored into the file's own folder
     with claimed(folder, "evaluation", passed=beside):
-        # generations alone are allowed: see eval.harness.generations
-        names = (GENERATIONS, SCORED, SCORE) if args.rescore else (SCORED, SCORE)
+        # generations and likelihoods alone are allowed: see eval.harness.generations
+        names = (GENERATIONS, LIKELIHOODS, SCORED, SCORE) if args.rescore else (SCORED, SCORE)
         there = [name for name in names if (folder / name).exists() and (folder / name).resolve() != source]
         if there and not args.overwrite:
             raise UserError(
@@ -128,6 +163,8 @@ def check_options(args: argparse.Namespace, protocols: Iterable[str]) -> None:
     check_models(args.model, args.adapter)
     if args.data:
         check_source(args.data)
+    if getattr(args, "held_out", None) and not Path(args.held_out).is_file():
+        raise UserError(f"--held_out {args.held_out} does not exist; give a file of texts")
 
 
 def check_models(model: str | None, adapter: str | None) -> None:
@@ -155,9 +192,12 @@ def _method(args: argparse.Namespace) -> str | None:
 
 def check_backend(args: argparse.Namespace) -> None:
     """Settle what "auto" is; refuse a backend that cannot be used here, and an option of another backend."""
+    likelihoods = hasattr(args, "held_out")
+    if likelihoods and args.backend == "openai":
+        raise UserError("--backend openai gives no log-likelihoods of texts; use transformers or vllm")
     args.backend, _, reason = resolve(args.backend, _method(args))
     if reason:
-        _say(f"the completions come from transformers: {reason}")
+        _say(f"the {'likelihoods' if likelihoods else 'completions'} come from transformers: {reason}")
     choose("--send", args.send, ("ids", "text"))
     for option, backend in (
         *(("tensor_parallel", "vllm"), ("data_parallel", "vllm"), ("max_model_len", "vllm")),

@@ -31,15 +31,19 @@ GENERATION_FACTS = (  # returned by `ask`; null after --rescore of a file of unk
     "tokens_per_second",
 )
 GENERATIONS, SCORED, SCORE = "generations.jsonl", "scored.jsonl", "score.json"
+LIKELIHOODS = "likelihoods.jsonl"
 
 
-def facts_beside(path: str | Path) -> dict:
-    """Return the generation facts of a generations.jsonl from the score.json beside it; {} for a file from anywhere else."""
+def facts_beside(path: str | Path, more: Iterable[str] = ()) -> dict:
+    """Return the generation facts of a generations.jsonl or likelihoods.jsonl from the score.json beside it; {} for a file from anywhere else.
+
+    more: further keys of score.json to return.
+    """
     score = Path(path).with_name(SCORE)
-    if Path(path).name != GENERATIONS or not score.is_file():
+    if Path(path).name not in (GENERATIONS, LIKELIHOODS) or not score.is_file():
         return {}
-    known = read_record(score, (GENERATIONS,))
-    return {key: known.get(key) for key in GENERATION_FACTS}
+    known = read_record(score, (Path(path).name,))
+    return {key: known.get(key) for key in (*GENERATION_FACTS, *more)}
 
 
 def summarise(correct: Sequence[float]) -> dict:
@@ -69,5 +73,5 @@ def write_score(folder: Path, score: dict, facts: dict, scored: Iterable[dict]) 
     (folder / SCORE).unlink(missing_ok=True)
     write_lines(folder / SCORED, scored)
     whole = score | {key: facts.get(key) for key in GENERATION_FACTS} | {"ba_lora_version": ba_lora.__version__}
-    write_record(folder / SCORE, whole, (GENERATIONS, SCORED))
+    write_record(folder / SCORE, whole, (GENERATIONS, LIKELIHOODS, SCORED))
     return whole

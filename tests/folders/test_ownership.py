@@ -61,8 +61,12 @@ WRITES = {
     ("ba_lora.experiments one", "config"): ["one", "configs/nlg/tiny.yaml", "--output_dir", "STRANGER"],
     **{
         (f"eval.{name}", "output_dir"): [*SCORE_AGAIN, "--output_dir", "STRANGER"]
-        for name in ("gsm8k", "hendrycks_math", "humaneval", "mbpp", "mt_bench")
+        for name in (
+            *("gsm8k", "hendrycks_math", "humaneval", "mbpp", "mt_bench"),
+            *("bbq", "crows_pairs", "stereoset", "winobias", "winogender"),
+        )
     },
+    ("eval.retention", "output_dir"): ["--model", "tiny", "--base", "tiny", "--output_dir", "STRANGER"],
     ("eval.all", "output_dir"): ["tiny", "--output_dir", "STRANGER"],
     ("eval.glue", "output_dir"): [*SCORE_AGAIN, "--task", "cola", "--output_dir", "STRANGER"],
     ("eval.gluex", "output_dir"): ["--model", "AWAY/classifier", "--output_dir", "STRANGER"],
