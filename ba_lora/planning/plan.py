@@ -17,7 +17,7 @@ from ..training.teacher_rows import row_bytes
 from . import devices as capacity
 from . import flops
 from .files import disk
-from .rows import RESPONSE, sample_of, samples_seen, trained_rows
+from .rows import RESPONSE, looks_of, sample_of, samples_seen, steps_of, trained_rows
 from .shapes import Shape, Sizes, job_of, passing_of, sizes
 from .standing import standing, state_of
 
@@ -38,9 +38,7 @@ def plan(arguments: TrainArguments, *, memory: bool = True) -> dict:
     job = job_of(arguments)
     size, passes = sizes(job), passing_of(job) if memory else None
     samples, samples_from = trained_rows(arguments)
-    steps = arguments.max_steps if arguments.max_steps > 0 else None
-    if steps is None and samples is not None:
-        steps = arguments.steps(samples)
+    steps = steps_of(arguments)
     return {
         "model": arguments.model,
         "numbers_from": read_numbers(arguments.model)[1],
@@ -62,6 +60,7 @@ def plan(arguments: TrainArguments, *, memory: bool = True) -> dict:
         "processes": processes,
         **_start(arguments, processes),
         "steps": steps,
+        "held_out": looks_of(arguments),
         "benchmarks": arguments.benchmarks or [],
         "evaluation": _evaluation(arguments, devices and -(-devices.count // launch.processes(check=False)[1])),
         "disk": _disk(arguments, size, start, steps, deepspeed, job.autocast),
@@ -100,10 +99,13 @@ def _processes(arguments: TrainArguments) -> int:
 
 
 def flops_of(arguments: TrainArguments, job: Shape, seen: float) -> float:
-    """Operations for `seen` samples."""
+    """Operations for `seen` samples and for the looks at held-out rows, if their number is known."""
     sample, form = sample_of(arguments), {"checkpointing": job.checkpointing, "cached": job.cached}
     form["teacher_share"] = job.teacher_share
-    return seen * flops.of_a_sample(sizes(job).work, job.objective, sample.tokens, sample.trained or 0, **form)
+    one = sizes(job).work, job.objective, sample.tokens, sample.trained or 0
+    held = looks_of(arguments) or {"looks": 0, "rows": 0}
+    looked_at = (held["looks"] or 0) * (held["rows"] or 0)
+    return seen * flops.of_a_sample(*one, **form) + looked_at * flops.of_a_look(*one)
 
 
 def precision_of(arguments: TrainArguments) -> str:
@@ -243,6 +245,7 @@ def render(made: dict) -> str:
         ("DeepSpeed", _deepspeed_text(made)),
         *([("optimizer", made["optimizer"])] if made["optimizer"] else []),
         ("steps", "unknown" if made["steps"] is None else f"{made['steps']:,}"),
+        *_held_out_lines(made["held_out"]),
         ("benchmarks", ", ".join(made["benchmarks"]) or "none"),
         *_evaluation_lines(made["evaluation"]),
         ("disk, predicted", ", ".join(f"{name} {_size(size)}" for name, size in made["disk"].items())),
@@ -252,6 +255,15 @@ def render(made: dict) -> str:
     ]
     width = max(len(name) for name, _ in lines) + 2
     return "\n".join([*(f"{name:<{width}}{text}" for name, text in lines), "Nothing was loaded or written."])
+
+
+def _held_out_lines(held: dict | None) -> list[tuple[str, str]]:
+    if held is None:
+        return []
+    rows, looks = ("unknown" if number is None else f"{number:,}" for number in (held["rows"], held["looks"]))
+    unknown = "unknown" in (rows, looks)
+    counted = "work and time leave them out" if unknown else "work and time include them"
+    return [("held-out rows", f"{rows} rows, looked at {looks} times; {counted}")]
 
 
 def _evaluation_lines(evaluation: dict | None) -> list[tuple[str, str]]:

@@ -1,5 +1,6 @@
 """The rows of a planned run and their assumed size, as far as they are known without a hub or a tokenizer."""
 
+import math
 from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
@@ -9,6 +10,7 @@ from ..data.glue_sizes import ROWS, padded_tokens
 from ..data.held_out import held_out_count
 from ..data.sources import TINYMATH_ROWS, read_table
 from ..training.arguments import TrainArguments
+from ..training.validation import PARTS
 
 RESPONSE = 200  # assumed trained tokens per sample, as on MetaMathQA, when the tokenizer is not used
 
@@ -43,6 +45,32 @@ def samples_seen(arguments: TrainArguments) -> float | None:
         return arguments.max_steps * arguments.effective_batch_size
     rows, _ = trained_rows(arguments)
     return rows and rows * arguments.epochs
+
+
+def steps_of(arguments: TrainArguments) -> int | None:
+    """Optimiser steps of the run; None if the number of rows is not known."""
+    if arguments.max_steps > 0:
+        return arguments.max_steps
+    rows, _ = trained_rows(arguments)
+    return None if rows is None else arguments.steps(rows)
+
+
+def looks_of(arguments: TrainArguments) -> dict | None:
+    """Looks at held-out rows, and these rows: {"looks", "rows"}, each None if it is not known; None for a run without held-out rows.
+
+    The run is planned to its last step: --patience may end it earlier.
+    """
+    if not arguments.validation_data and not arguments.validation_share:
+        return None
+    if arguments.validation_data:
+        where = arguments.validation_data, None, arguments.validation_split, arguments.validation_limit
+        rows, _ = _count(arguments.task, *where)
+    else:
+        rows, _ = _rows(arguments)
+        rows = rows and held_out_count(rows, arguments.validation_share)
+    steps = steps_of(arguments)
+    looks = steps and math.ceil(steps / (arguments.validation_steps or math.ceil(steps / PARTS)))
+    return {"looks": looks, "rows": rows}
 
 
 def trained_rows(arguments: TrainArguments) -> tuple[int | None, str]:
