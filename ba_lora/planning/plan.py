@@ -260,10 +260,9 @@ def render(made: dict) -> str:
 def _held_out_lines(held: dict | None) -> list[tuple[str, str]]:
     if held is None:
         return []
-    rows, looks = ("unknown" if number is None else f"{number:,}" for number in (held["rows"], held["looks"]))
-    unknown = "unknown" in (rows, looks)
-    counted = "work and time leave them out" if unknown else "work and time include them"
-    return [("held-out rows", f"{rows} rows, looked at {looks} times; {counted}")]
+    rows, looks = ("an unknown number of" if each is None else f"{each:,}" for each in (held["rows"], held["looks"]))
+    part = "leave them out" if None in held.values() else "include them"
+    return [("held-out rows", f"{rows} rows, looked at {looks} times; work and time {part}")]
 
 
 def _evaluation_lines(evaluation: dict | None) -> list[tuple[str, str]]:
