@@ -1,4 +1,4 @@
-"""The programs in examples/ run without the hub, and what they write opens elsewhere."""
+"""The programs in examples/ run without the hub, and what they write opens elsewhere; the notebook's output is that of a run."""
 
 import json
 import os
@@ -19,6 +19,8 @@ from ba_lora.tiny import MODEL_DIR
 from tests.common import ROOT
 
 EXAMPLES = ROOT / "examples"
+NOTEBOOK = EXAMPLES / "quickstart.ipynb"
+PATHS = re.compile(r"(?:^|[\s\"'(=])(?:/(?:home|root|tmp|Users|usr|opt|var|work)/|[A-Z]:\\\\)", re.MULTILINE)
 
 
 def run(name: str, folder: Path, *words: str) -> str:
@@ -78,3 +80,43 @@ def test_the_classifier_learns_and_is_saved_with_its_head(tmp_path):
     assert [name for name in names if name.endswith("score.weight")]
     loaded = ba_lora.load(tmp_path / "adapter", str(MODEL_DIR))
     assert loaded.base_model.model.score.modules_to_save["default"].weight.shape[0] == 2
+
+
+def cells() -> list[dict]:
+    return [cell for cell in json.loads(NOTEBOOK.read_text(encoding="utf-8"))["cells"] if cell["cell_type"] == "code"]
+
+
+def printed(cells: list) -> str:
+    """The text that the cells print."""
+    parts = (part.get("text", "") for cell in cells for part in cell["outputs"])
+    return "".join("".join(text) for text in parts)
+
+
+def right(cells: list) -> dict[str, int]:
+    """Right answers of the base and of the tuned model, as the notebook prints them."""
+    found = re.findall(r"^(base|tuned): (\d+) of \d+ test problems are right$", printed(cells), re.MULTILINE)
+    return {name: int(number) for name, number in found}
+
+
+def test_the_notebook_was_run_from_top_to_bottom_and_names_no_path_of_a_machine():
+    assert [cell["execution_count"] for cell in cells()] == [*range(1, len(cells()) + 1)]
+    outputs = [part for cell in cells() for part in cell["outputs"]]
+    assert {part["output_type"] for part in outputs} <= {"stream", "display_data"}
+    assert sum("image/png" in part.get("data", {}) for part in outputs) == 1
+    assert {part["name"] for part in outputs if part["output_type"] == "stream"} == {"stdout"}
+    text = printed(cells()) + NOTEBOOK.read_text(encoding="utf-8").partition("image/png")[0]
+    assert PATHS.search(text) is None and PATHS.search("saved in /home/me/x")
+    assert right(cells())["tuned"] > right(cells())["base"] > 0 and NOTEBOOK.stat().st_size < 300_000
+
+
+@pytest.mark.slow
+def test_the_notebook_runs_and_learns(tmp_path, monkeypatch):
+    client = pytest.importorskip("nbclient", reason='nbclient is not installed; pip install ".[dev]"')
+    nbformat = pytest.importorskip("nbformat")
+    pytest.importorskip("ipykernel", reason='ipykernel is not installed; pip install ".[dev]"')
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    notebook = nbformat.read(NOTEBOOK, as_version=4)
+    client.NotebookClient(notebook, timeout=1200, resources={"metadata": {"path": str(tmp_path)}}).execute()
+    again = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert right(again)["tuned"] > right(again)["base"] > 0
+    assert (tmp_path / "quickstart-adapter" / "adapter_model.safetensors").is_file()

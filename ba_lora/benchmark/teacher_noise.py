@@ -5,27 +5,15 @@ one optimiser step of micro-batches of --micro_batch_size, and prints the standa
 gradient for the adapter, relative to the norm of that gradient. All other options are those of train.py.
 """
 
-import argparse
-
 from ..errors import Parser, UserError, run_cli
-from ..training.command_line import parse
+from .along import read
 
 SHARES, ENTRIES = (0.5, 0.25), (96, 32)  # tokens that a sketch keeps of a row
 
 
-def make_parser() -> argparse.ArgumentParser:
-    parser = Parser(prog="python -m ba_lora.benchmark.teacher_noise", description=__doc__, allow_abbrev=False)
-    add = parser.add_argument
-    add("--steps", type=int, nargs="+", default=[1, 20, 100], help="steps after which it measures (default: 1 20 100)")
-    add("--test", required=True, metavar="FILE", help="rows to measure on")
-    add("--samples", type=int, default=16, help="how many of them (default: %(default)s)")
-    add("--debug", action="store_true", help="show the traceback of an error")
-    return parser
-
-
 def main(words: list[str] | None = None) -> None:
-    options, words = make_parser().parse_known_args(words)
-    arguments = parse(words)
+    parser = Parser(prog="python -m ba_lora.benchmark.teacher_noise", description=__doc__, allow_abbrev=False)
+    options, arguments = read(parser, words, samples=16)
     size = arguments.micro_batch_size
     if size < 2 or options.samples % size or any(share * size % 1 for share in SHARES):
         raise UserError(

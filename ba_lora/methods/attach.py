@@ -53,6 +53,28 @@ class Attached(NamedTuple):
     as_linear: tuple[str, ...] = ()
 
 
+class Choice(NamedTuple):
+    """The options of `attach` that say how the model is trained."""
+
+    method: str
+    rank: int
+    alpha: float
+    rslora: bool
+    init: str | None
+    form: str  # of a PiSSA start
+    seed: int
+    dropout: float
+    total_steps: int | None
+
+
+class Places(NamedTuple):
+    """The options of `attach` that say what is trained: the layers to adapt, and the names of modules to train whole."""
+
+    targets: Targets
+    layers: Sequence[int] | None
+    whole: tuple[str, ...]
+
+
 def attach(
     model: nn.Module,
     method: str,
@@ -82,9 +104,9 @@ def attach(
     target_modules: a list of names, or one text, a pattern or "all-linear", as PEFT takes them; None = every linear layer except
     the head. layers: numbers of the layers to adapt, for names; None = all. A target whose weight is tied to the embeddings gets
     its own copy. modules_to_save: names of modules that methods of PEFT train whole beside the factors, such as norms, and save
-    with them. init: "pissa" (default) or
-    "pissa_niter_N", and for ba-lora also "lora". start_form, of a PiSSA start: "residual" trains the factors beside W_res,
-    "delta" (delta.py) their changes beside W, which may then come in 4 or 8 bits. seed: for the random starts.
+    with them. init: "pissa" (default) or "pissa_niter_N", and for ba-lora also "lora". start_form, of a PiSSA start: "residual"
+    trains the factors beside W_res, "delta" (delta.py) their changes beside W, which may then come in 4 or 8 bits. seed: for the
+    random starts.
 
     keep_initial: keep a frozen copy of the trained tensors, which the teacher needs. Methods with factors always keep it,
     the others only if this is True (for full fine-tuning it is a second model). dropout: on the adapter's input; not
@@ -99,28 +121,43 @@ def attach(
 
     Raises UserError for an unknown method, a rank above a target matrix, or an invalid combination.
     """
-    head = _check(model, method, init, start_form, dropout, head)
+    places = Places(target_modules, layers, tuple(modules_to_save))
+    choice = Choice(method, rank, alpha, rslora, init, start_form, seed, dropout, total_steps)
+    head = _check(model, choice, tuple(head))
     if method_of(method).files != "peft":
-        return _attach_own(model, method, rank, target_modules, layers, seed, head, keep_initial)
-    head += whole_modules(model, modules_to_save)
-    start = _check_start(method, init, start_form, rank, dropout, factors)
-    _refuse_quantised(model, method, start, start_form)
-    targets = target_modules or default_targets(model, head)
-    check_scaling(method, rslora)
-    _check_layers(model, method, targets, rank, head, layers)
-    as_linear = tuple(to_linear(model, head)) if method == "loha" else ()  # PEFT's LoHa refuses Conv1D
-    names = names_for_peft(model, targets, head, layers)
-    config = _peft_config(model, method, rank, alpha, start, dropout, total_steps, names, head, layers, rslora)
-    adapted = _adapted(model, config, seed, empty=start != "lora")
+        return _attach_own(model, choice, places, head, keep_initial)
+    return _attach_with_peft(model, choice, places, head, factors, decomposition_cache, progress)
+
+
+def _attach_with_peft(
+    model: nn.Module,
+    choice: Choice,
+    places: Places,
+    head: tuple[str, ...],
+    factors: Factors | None,
+    cache: str | Path | None,
+    progress: bool,
+) -> nn.Module:
+    """`model` with the layers of PEFT, at their start."""
+    head += whole_modules(model, places.whole)
+    start = _check_start(choice, factors)
+    _refuse_quantised(model, choice.method, start, choice.form)
+    named, places = places.targets, places._replace(targets=places.targets or default_targets(model, head))
+    check_scaling(choice.method, choice.rslora)
+    _check_layers(model, choice, places, head)
+    as_linear = tuple(to_linear(model, head)) if choice.method == "loha" else ()  # PEFT's LoHa refuses Conv1D
+    config = _peft_config(model, choice, places, start, head)
+    adapted = _adapted(model, config, choice.seed, empty=start != "lora")
     if start != "lora":
         # for the export; the delta form is plain LoRA
-        config.init_lora_weights = start if start_form == "residual" else True
-        _write_start(adapted, factors, Decomposer(start, rank, seed, decomposition_cache), progress, start_form)
-    _say_what_is_left(adapted, head, target_modules)
+        config.init_lora_weights = start if choice.form == "residual" else True
+        _write_start(adapted, factors, Decomposer(start, choice.rank, choice.seed, cache), progress, choice.form)
+    if not named:
+        _say_what_is_left(adapted, head)
     _train_head(model, head)
     leave_loss_alone(adapted)
     keep_initial_copy(adapted)
-    adapted.attached = Attached(method, rank, head, as_linear)
+    adapted.attached = Attached(choice.method, choice.rank, head, as_linear)
     return adapted
 
 
@@ -132,15 +169,14 @@ def _adapted(model: nn.Module, config: PeftConfig, seed: int, *, empty: bool) ->
         return get_peft_model(model, config, low_cpu_mem_usage=empty)
 
 
-def _check(
-    model: nn.Module, method: str, init: str | None, form: str, dropout: float, head: Sequence[str]
-) -> tuple[str, ...]:
+def _check(model: nn.Module, choice: Choice, head: tuple[str, ...]) -> tuple[str, ...]:
     """The names of the modules that are trained whole. UserError for one that the model lacks, and for options that conflict."""
+    method, dropout = choice.method, choice.dropout
     check_method(method)
     if dropout and not method_of(method).dropout:
         raise UserError(f"dropout {dropout} does not apply to method '{method}'; set it to 0")
-    check_form(form, start_of(method, init), method)
-    head = tuple(head) or (tuple(beside_body(model)) if is_classifier(model) else ())
+    check_form(choice.form, start_of(method, choice.init), method)
+    head = head or (tuple(beside_body(model)) if is_classifier(model) else ())
     if is_classifier(model):
         pool_by_mask(model)
     modules = [name for name, _ in model.named_modules()]
@@ -150,38 +186,34 @@ def _check(
     return head
 
 
-def _check_start(method: str, init: str | None, form: str, rank: int, dropout: float, factors: Factors | None) -> str:
+def _check_start(choice: Choice, factors: Factors | None) -> str:
     """The start of the factors, see `start_of`. UserError if the other options do not go with it."""
-    start = start_of(method, init)
+    start = start_of(choice.method, choice.init)
     if factors is not None and start == "lora":
-        raise UserError(f"factors are those of a PiSSA start, and method '{method}' starts as 'lora'; leave them out")
-    if rank < 1:
-        raise UserError(f"rank must be at least 1, got {rank}")
-    if start != "lora" and dropout and form == "residual":
         raise UserError(
-            f"dropout {dropout} does not go with a PiSSA start, which would no longer equal the base; set it to 0, or take "
+            f"factors are those of a PiSSA start, and method '{choice.method}' starts as 'lora'; leave them out"
+        )
+    if choice.rank < 1:
+        raise UserError(f"rank must be at least 1, got {choice.rank}")
+    if start != "lora" and choice.dropout and choice.form == "residual":
+        raise UserError(
+            f"dropout {choice.dropout} does not go with a PiSSA start, which would no longer equal the base; set it to 0, or take "
             "start_form delta"
         )
     return start
 
 
-def _check_layers(
-    model: nn.Module,
-    method: str,
-    targets: Targets,
-    rank: int,
-    head: tuple[str, ...],
-    layers: Sequence[int] | None,
-) -> None:
-    """UserError if `method` cannot adapt a target; a target that is tied to another layer gets a weight of its own."""
+def _check_layers(model: nn.Module, choice: Choice, places: Places, head: tuple[str, ...]) -> None:
+    """UserError if the method cannot adapt a target; a target that is tied to another layer gets a weight of its own."""
+    rank, (targets, layers, _) = choice.rank, places
     check_numbered(targets, layers)
-    if method == "adalora":
+    if choice.method == "adalora":
         why = f" (adalora's at the start, for {rank} at the end)"
         check_targets(model, targets, start_rank(rank), head, why, layers)
     check_targets(model, targets, rank, head, layers=layers)
     chosen = chosen_layers(model, targets, head, layers)
     untie(model, chosen)
-    if method == "dora":
+    if choice.method == "dora":
         _refuse_zero_rows(model, chosen)
 
 
@@ -235,38 +267,28 @@ def _refuse_zero_rows(model: nn.Module, layers: Sequence[str]) -> None:
             )
 
 
-def _peft_config(
-    model: nn.Module,
-    method: str,
-    rank: int,
-    alpha: float,
-    start: str,
-    dropout: float,
-    total_steps: int | None,
-    targets: list[str] | None,
-    head: tuple[str, ...],
-    layers: Sequence[int] | None,
-    rslora: bool,
-) -> PeftConfig:
-    """PEFT's configuration of `method`."""
-    options = {"target_modules": targets or ALL_LINEAR, "exclude_modules": head_pattern(head)}
+def _peft_config(model: nn.Module, choice: Choice, places: Places, start: str, head: tuple[str, ...]) -> PeftConfig:
+    """PEFT's configuration of the method."""
+    method, rank, alpha, layers = choice.method, choice.rank, choice.alpha, places.layers
+    names = names_for_peft(model, places.targets, head, layers)
+    options = {"target_modules": names or ALL_LINEAR, "exclude_modules": head_pattern(head)}
     options["layers_to_transform"] = layers and list(layers)
     # SEQ_CLS would wrap the head; export names it
     options["task_type"] = None if head and model.get_output_embeddings() is None else "CAUSAL_LM"
     if method == "loha":
         return LoHaConfig(r=rank, alpha=alpha, **options)
     transposed = any(isinstance(layer, Conv1D) for layer in linear_layers(model).values())
-    options |= {"lora_dropout": dropout, "fan_in_fan_out": transposed}
+    options |= {"lora_dropout": choice.dropout, "fan_in_fan_out": transposed}
     if method == "adalora":
-        return adalora_config(rank, alpha, total_steps, **options)
+        return adalora_config(rank, alpha, choice.total_steps, **options)
     init = start == "lora"  # a PiSSA start writes its factors afterwards
-    options |= {"use_dora": method == "dora", "use_rslora": rslora}
+    options |= {"use_dora": method == "dora", "use_rslora": choice.rslora}
     return LoraConfig(r=rank, lora_alpha=alpha, init_lora_weights=init, **options)
 
 
-def _say_what_is_left(adapted: PeftModel, head: Sequence[str], target_modules: Targets) -> None:
-    """Warn about experts that no adapter reaches, if there are any and the targets were not named."""
-    if target_modules or not stacked_experts(adapted.get_base_model()):
+def _say_what_is_left(adapted: PeftModel, head: Sequence[str]) -> None:
+    """Warn about experts that no adapter reaches, if there are any."""
+    if not stacked_experts(adapted.get_base_model()):
         return
     left, frozen = left_out(adapted, head), (p for p in adapted.parameters() if not p.requires_grad)
     logger.warning(
@@ -279,18 +301,12 @@ def _say_what_is_left(adapted: PeftModel, head: Sequence[str], target_modules: T
 
 
 def _attach_own(
-    model: nn.Module,
-    method: str,
-    rank: int,
-    target_modules: Targets,
-    layers: Sequence[int] | None,
-    seed: int,
-    head: tuple[str, ...],
-    keep_initial: bool | None,
+    model: nn.Module, choice: Choice, places: Places, head: tuple[str, ...], keep_initial: bool | None
 ) -> nn.Module:
     """`model`, in which full, bitfit, houlsby or pfeiffer trains what it trains, with the modules they need."""
+    method = choice.method
     _refuse_quantised(model, method)
-    for option, chosen in (("target_modules", target_modules), ("layers", layers)):
+    for option, chosen in (("target_modules", places.targets), ("layers", places.layers)):
         if chosen and method_of(method).files == "own":
             named = chosen if isinstance(chosen, str) else " ".join(map(str, chosen))
             raise UserError(f"{option} {named} does not apply to method '{method}'; leave it out")
@@ -304,15 +320,15 @@ def _attach_own(
         for bias in biases:
             bias.requires_grad_(True)
     else:
-        if rank < 1:
-            raise UserError(f"rank must be at least 1, got {rank}")
+        if choice.rank < 1:
+            raise UserError(f"rank must be at least 1, got {choice.rank}")
         with torch.random.fork_rng():
-            torch.manual_seed(seed)
-            add_bottlenecks(model, method, rank, head)
+            torch.manual_seed(choice.seed)
+            add_bottlenecks(model, method, choice.rank, head)
     _train_head(model, head)
     if keep_initial:
         keep_initial_copy(model)
-    model.attached = Attached(method, rank, head)
+    model.attached = Attached(method, choice.rank, head)
     return model
 
 

@@ -9,8 +9,9 @@ form (delta.py) the base has kept its weights. There the adapter is switched off
 The same holds for an adapter that PEFT put beside a base whose weights it left alone, as LoRA does: without a copy it is switched off.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 
 import torch
 from peft import PeftModel
@@ -110,9 +111,6 @@ def teacher(model: nn.Module) -> Iterator[nn.Module]:
 
     Afterwards, also after an exception, it is the student again, with every mode and flag restored. Raises ValueError if there is
     neither, or if adapters are merged into the base weights (the student cannot be separated from them).
-
-    An initial value shadows the trained tensor as an attribute of its module and does not remove it, because ZeRO-3 records
-    the parameters of each module and fails if they change from one forward to the next.
     """
     copy = None if initial_copy(model) is None and rests_on_its_base(model) else _require_copy(model)
     modules = dict(model.named_modules())
@@ -121,19 +119,33 @@ def teacher(model: nn.Module) -> Iterator[nn.Module]:
         raise ValueError("the adapter is merged into the base weights; unmerge it before the teacher is used")
     flags = [(layer, layer._disable_adapters) for layer in switched]
     initial = list(copy.parameters()) if copy else []
-    shadowed = []
+    undo = []
     try:
         for layer, _ in flags:
             layer._disable_adapters = copy is None or in_delta_form(layer)
         for names, tensor in zip(copy.places if copy else (), initial, strict=True):
             for name in names:
                 owner, _, key = name.rpartition(".")
-                vars(modules[owner])[key] = tensor
-                shadowed.append((modules[owner], key))
+                undo.append(_replace(modules[owner], key, tensor))
         with evaluating(model), gathered(initial), torch.no_grad():
             yield model
     finally:
-        for module, key in shadowed:
-            del vars(module)[key]
+        for each in undo:
+            each()
         for layer, disabled in flags:
             layer._disable_adapters = disabled
+
+
+def _replace(module: nn.Module, key: str, tensor: nn.Parameter) -> Callable[[], object]:
+    """Make `tensor` the value of the parameter `key` of `module`; return the function that gives the trained one back.
+
+    The tensor takes the parameter's place, where a compiled function looks for it: torch.compile has no guard against an attribute
+    that hides a parameter, and would run the student's function on the student's values. ZeRO-3 records the parameters of each module
+    and fails if they change from one forward to the next. There the tensor hides the parameter.
+    """
+    trained = module._parameters[key]
+    if hasattr(trained, "ds_id"):
+        vars(module)[key] = tensor
+        return partial(vars(module).pop, key)
+    module._parameters[key] = tensor
+    return partial(module._parameters.__setitem__, key, trained)

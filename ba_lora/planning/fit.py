@@ -5,7 +5,8 @@ from typing import NamedTuple
 from ..errors import UserError
 from ..training.arguments import TrainArguments
 from . import devices as capacity
-from .plan import flops_of, precision_of, samples_seen
+from .plan import flops_of, precision_of
+from .rows import samples_seen
 from .shapes import job_of, passing_of, sizes
 from .standing import standing
 

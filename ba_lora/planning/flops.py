@@ -15,6 +15,9 @@ For a language model, add per trained token, with a frozen head of V×d (chunked
     head             2·V·d for the logits, 2·V·d for the gradient, 2·V·d for the teacher's logits, times --teacher_share
     spectrum         4·d·min(V, d): the product with the head's factor, and its gradient
 
+A look at held-out rows is a forward pass of the student and of the teacher, which runs on every row, from a cache or a share of the
+sequences or not. Per trained token it takes what the head takes above, and half of the spectrum's.
+
 A trained head meets every token: 2·V·d forward, 4·V·d backward. The backward pass is counted down to the first layer, although
 it ends at the first trained weight (with Houlsby's bottlenecks, above the first attention). The count leaves out embeddings,
 norms, softmaxes, decompositions and a covariance over the vocabulary, and everything done once per micro-batch or sample: a
@@ -96,13 +99,32 @@ def of_a_sample(
     teacher_share: float = 1,
 ) -> float:
     """Operations for one sample of `length` tokens of which `counted` are trained, on average. cached: the teacher does not run."""
-    attention = 4 * (length + work.positions) * work.attention
-    forward = 2 * (work.frozen + work.trained) + attention
+    forward, attention = _forward(work, length)
     backward = 2 * work.frozen + 4 * work.trained + 2 * attention
     teacher = teacher_share if objective.uses_teacher() and not cached else 0
     passes = forward * (1 + teacher + checkpointing) + backward - 2 * work.left_out * teacher
     logits = 2 * work.vocabulary * work.width
     if work.trains_head:
         return length * (passes + logits * (3 + teacher))
-    spectrum = 4 * work.width * min(work.vocabulary, work.width) if needs_factor(objective.maxima()) else 0
-    return length * passes + counted * (logits * (2 + teacher) + spectrum)
+    return length * passes + counted * (logits * (2 + teacher) + 2 * _spectrum(work, objective))
+
+
+def of_a_look(work: Work, objective: Objective, length: int, counted: int) -> float:
+    """Operations for one held-out sample of `length` tokens of which `counted` count, in one look."""
+    teacher = objective.uses_teacher()
+    passes = _forward(work, length)[0] * (1 + teacher) - 2 * work.left_out * teacher
+    logits = 2 * work.vocabulary * work.width
+    if work.trains_head:
+        return length * (passes + logits * (1 + teacher))
+    return length * passes + counted * (logits * (2 + teacher) + _spectrum(work, objective))
+
+
+def _forward(work: Work, length: int) -> tuple[int, int]:
+    """(operations for a token in a forward pass without the head, those of them for attention)."""
+    attention = 4 * (length + work.positions) * work.attention
+    return 2 * (work.frozen + work.trained) + attention, attention
+
+
+def _spectrum(work: Work, objective: Objective) -> int:
+    """Operations for a token's product with the head's factor; 0 if no term needs it."""
+    return 2 * work.width * min(work.vocabulary, work.width) if needs_factor(objective.maxima()) else 0

@@ -2,14 +2,7 @@
 
 import math
 import os
-from functools import lru_cache
-from pathlib import Path
-from typing import NamedTuple
 
-from ..data.glue import load_examples
-from ..data.glue_sizes import ROWS, padded_tokens
-from ..data.held_out import held_out_count
-from ..data.sources import GENERATED_ROWS, is_generated, read_table
 from ..inference.backends import copies, resolve_anywhere
 from ..methods.decomposition import file_bytes
 from ..methods.names import method_of, start_of
@@ -24,10 +17,9 @@ from ..training.teacher_rows import row_bytes
 from . import devices as capacity
 from . import flops
 from .files import disk
+from .rows import RESPONSE, looks_of, sample_of, samples_seen, steps_of, trained_rows
 from .shapes import Shape, Sizes, job_of, passing_of, sizes
 from .standing import standing, state_of
-
-RESPONSE = 200  # assumed trained tokens per sample, as on MetaMathQA, when the tokenizer is not used
 
 
 def plan(arguments: TrainArguments, *, memory: bool = True) -> dict:
@@ -45,10 +37,8 @@ def plan(arguments: TrainArguments, *, memory: bool = True) -> dict:
     check_optimizer(arguments.optimizer, deepspeed)
     job = job_of(arguments)
     size, passes = sizes(job), passing_of(job) if memory else None
-    samples, samples_from = _samples(arguments)
-    steps = arguments.max_steps if arguments.max_steps > 0 else None
-    if steps is None and samples is not None:
-        steps = arguments.steps(samples)
+    samples, samples_from = trained_rows(arguments)
+    steps = steps_of(arguments)
     return {
         "model": arguments.model,
         "numbers_from": read_numbers(arguments.model)[1],
@@ -70,6 +60,7 @@ def plan(arguments: TrainArguments, *, memory: bool = True) -> dict:
         "processes": processes,
         **_start(arguments, processes),
         "steps": steps,
+        "held_out": looks_of(arguments),
         "benchmarks": arguments.benchmarks or [],
         "evaluation": _evaluation(arguments, devices and -(-devices.count // launch.processes(check=False)[1])),
         "disk": _disk(arguments, size, start, steps, deepspeed, job.autocast),
@@ -107,43 +98,14 @@ def _processes(arguments: TrainArguments) -> int:
     return int(world) if world else math.prod(launch.processes(arguments.use_cpu, check=False))
 
 
-class Sample(NamedTuple):
-    """The assumed size of a sample: tokens, how many of them are trained (None for a classifier), and a description."""
-
-    tokens: int
-    trained: int | None
-    described: str
-
-
-def sample_of(arguments: TrainArguments) -> Sample:
-    """Generation: max_length tokens. GLUE: the length implied by the task's published size. Otherwise: at most max_length."""
-    most = arguments.max_length
-    if not arguments.task:
-        trained = min(RESPONSE, most - 1)
-        return Sample(most, trained, f"assumed to have {most} tokens each, {trained} of them trained")
-    if arguments.task not in ROWS:
-        return Sample(most, None, f"assumed to have {most} tokens each, the maximum")
-    tokens = min(padded_tokens(arguments.task), most)
-    return Sample(
-        tokens,
-        None,
-        f"assumed to have {tokens} tokens each, including padding, from the published size of {arguments.task}",
-    )
-
-
-def samples_seen(arguments: TrainArguments) -> float | None:
-    """Samples of all steps together; None if the number of rows is not known."""
-    if arguments.max_steps > 0:
-        return arguments.max_steps * arguments.effective_batch_size
-    rows, _ = _samples(arguments)
-    return rows and rows * arguments.epochs
-
-
 def flops_of(arguments: TrainArguments, job: Shape, seen: float) -> float:
-    """Operations for `seen` samples."""
+    """Operations for `seen` samples and for the looks at held-out rows, if their number is known."""
     sample, form = sample_of(arguments), {"checkpointing": job.checkpointing, "cached": job.cached}
     form["teacher_share"] = job.teacher_share
-    return seen * flops.of_a_sample(sizes(job).work, job.objective, sample.tokens, sample.trained or 0, **form)
+    one = sizes(job).work, job.objective, sample.tokens, sample.trained or 0
+    held = looks_of(arguments) or {"looks": 0, "rows": 0}
+    looked_at = (held["looks"] or 0) * (held["rows"] or 0)
+    return seen * flops.of_a_sample(*one, **form) + looked_at * flops.of_a_look(*one)
 
 
 def precision_of(arguments: TrainArguments) -> str:
@@ -210,36 +172,6 @@ def _evaluation(arguments: TrainArguments, there: int | None) -> dict | None:
 def _placements(arguments: TrainArguments, sizes: dict[str, int]) -> dict[str, int]:
     """The run's placements: for a base in 4 bits only the 4-bit one, otherwise all, because 4 bits are a way to fit."""
     return {name: size for name, size in sizes.items() if not arguments.quantize or "nf4" in capacity.PLACEMENTS[name]}
-
-
-def _samples(arguments: TrainArguments) -> tuple[int | None, str]:
-    """(rows that are trained on, how that is known). A hub is not queried; there the limit is assumed to be reached."""
-    rows, known = _rows(arguments)
-    return rows and rows - held_out_count(rows, arguments.validation_share), known
-
-
-def _rows(arguments: TrainArguments) -> tuple[int | None, str]:
-    """(rows of the data, how that is known)."""
-    data, path = arguments.data, arguments.data_path
-    if arguments.task and not (path or data):
-        rows = ROWS.get(arguments.task)
-        return (min(rows, arguments.limit or rows), "published") if rows else (arguments.limit, "unknown")
-    where = (data, path, arguments.data_split, arguments.limit)
-    if arguments.task:
-        return _counted(arguments.task, *where), "counted"
-    if is_generated(data) and not path:
-        return arguments.limit or GENERATED_ROWS, "generated"
-    if path or Path(data).exists() or Path(data.rpartition(":")[0] or data).exists():
-        return _counted(None, *where), "counted"
-    return (arguments.limit, "limit") if arguments.limit else (None, "unknown")
-
-
-@lru_cache(maxsize=64)
-def _counted(task: str | None, data: str | None, path: str | None, split: str, limit: int | None) -> int:
-    """Rows of local data, counted once for all runs on them."""
-    return len(
-        load_examples(task, split, path or data, limit).ids if task else read_table(data, path, split, limit).rows
-    )
 
 
 def _disk(
@@ -313,6 +245,7 @@ def render(made: dict) -> str:
         ("DeepSpeed", _deepspeed_text(made)),
         *([("optimizer", made["optimizer"])] if made["optimizer"] else []),
         ("steps", "unknown" if made["steps"] is None else f"{made['steps']:,}"),
+        *_held_out_lines(made["held_out"]),
         ("benchmarks", ", ".join(made["benchmarks"]) or "none"),
         *_evaluation_lines(made["evaluation"]),
         ("disk, predicted", ", ".join(f"{name} {_size(size)}" for name, size in made["disk"].items())),
@@ -322,6 +255,14 @@ def render(made: dict) -> str:
     ]
     width = max(len(name) for name, _ in lines) + 2
     return "\n".join([*(f"{name:<{width}}{text}" for name, text in lines), "Nothing was loaded or written."])
+
+
+def _held_out_lines(held: dict | None) -> list[tuple[str, str]]:
+    if held is None:
+        return []
+    rows, looks = ("an unknown number of" if each is None else f"{each:,}" for each in (held["rows"], held["looks"]))
+    part = "leave them out" if None in held.values() else "include them"
+    return [("held-out rows", f"{rows} rows, looked at {looks} times; work and time {part}")]
 
 
 def _evaluation_lines(evaluation: dict | None) -> list[tuple[str, str]]:

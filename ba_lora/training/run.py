@@ -53,7 +53,7 @@ from .prepare import Prepared
 from .progress import continues_from, started_from
 from .reporting import check_reporters, reporting
 from .trainer import BALoRATrainer
-from .validation import Validation
+from .validation import validation_of
 
 logger = logging.getLogger(__name__)
 
@@ -193,18 +193,11 @@ def _make_trainer(
         order=work.order,
         teacher_share=arguments.teacher_share,
         wrapper=work.wrapper,
-        validation=_validation(arguments, work),
+        validation=validation_of(arguments, work.held_out),
         train_dataset=work.samples,
         data_collator=work.collate,
         callbacks=callbacks,
     )
-
-
-def _validation(arguments: TrainArguments, work: Prepared) -> Validation | None:
-    if work.held_out is None:
-        return None
-    chosen = arguments.validation_steps, arguments.keep, arguments.patience
-    return Validation(work.held_out, arguments.micro_batch_size, *chosen)
 
 
 def _begin(arguments: TrainArguments, folder: Path, trainer: BALoRATrainer, student: nn.Module, record: dict) -> None:

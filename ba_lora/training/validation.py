@@ -20,6 +20,7 @@ from ..methods.save import saved_parameters
 from ..objective.settings import TERMS
 from ..sharding import gathered
 from . import checkpoints
+from .arguments import TrainArguments
 from .callbacks import NonFiniteLoss
 from .held_out import HeldOut
 from .interruptions import on_any_process
@@ -169,6 +170,14 @@ class Validation(TrainerCallback):
             "saved_step": kept["step"],
             "stopped_early": self.state["stopped"],
         }
+
+
+def validation_of(arguments: TrainArguments, held_out: HeldOut | None) -> Validation | None:
+    """The looks at the held-out rows as the options of a run want them; None without held-out rows."""
+    if held_out is None:
+        return None
+    chosen = arguments.validation_steps, arguments.keep, arguments.patience
+    return Validation(held_out, arguments.micro_batch_size, *chosen)
 
 
 def _plain(terms: dict[str, torch.Tensor | None]) -> dict[str, float | None]:

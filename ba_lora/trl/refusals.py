@@ -47,6 +47,7 @@ def refuse(trainer) -> None:
             getattr(trainer, "aux_loss_enabled", False) and trainer.router_aux_loss_coef,
             "router_aux_loss_coef {} adds a loss of the routers, which is not covered; set it to 0.0",
         ),
+        (args.torch_compile, "torch_compile was not tried with the teacher's passes; leave it out"),
         (getattr(trainer, "_is_vision_dataset", False), "a dataset with images is not covered; give texts"),
         (getattr(trainer, "is_fsdp_enabled", False), "FSDP is not covered; use DeepSpeed ZeRO-2 or torchrun alone"),
         (

@@ -99,6 +99,29 @@ def test_teacher_runs_without_dropout_and_the_student_keeps_its_own():
     assert not torch.equal(model(**batch).logits, model(**batch).logits)
 
 
+@pytest.mark.slow  # torch.compile takes seconds to import
+@pytest.mark.parametrize(
+    ("method", "form"), [("full", {}), ("lora", {}), ("pissa", {}), ("pissa", {"start_form": "delta"})]
+)
+def test_compiled_layers_take_the_values_of_the_teacher_and_then_the_students_again(method, form):
+    model, batch = adapted(method, **form).eval(), collate(ragged_samples(4))
+    nudge(model)
+
+    def both():
+        with teacher(model):
+            seen = model(**batch).logits
+        return model(**batch).logits, seen
+
+    with torch.no_grad():  # as in a look at held-out rows: nothing but the values tells the two passes apart
+        student, base = both()
+        for layer in next(each for each in model.modules() if isinstance(each, torch.nn.ModuleList)):
+            layer.compile(dynamic=True, backend="eager")
+        torch.testing.assert_close(model(**batch).logits, student)
+        for found, plain in zip(both(), (student, base), strict=True):
+            torch.testing.assert_close(found, plain)
+    assert (student - base).abs().max() > 0.5
+
+
 def test_a_model_without_an_initial_copy_has_no_teacher():
     model = attach(small_llama(), "full", rank=1, alpha=1)
     with pytest.raises(ValueError, match="keep_initial=True"), teacher(model):

@@ -8,7 +8,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ba_lora.methods.attach import attach
 from ba_lora.objective.settings import Objective
-from ba_lora.planning.flops import of_a_sample, work_of
+from ba_lora.planning.flops import of_a_look, of_a_sample, work_of
 from ba_lora.planning.shapes import build
 from ba_lora.training.classifier_model import ClassifierModel
 from ba_lora.training.objective_model import ObjectiveModel
@@ -17,6 +17,12 @@ from tests.common import classifier_batch, small_classifier, small_llama
 
 BATCH, LENGTH, COUNTED = 3, 40, 9
 OBJECTIVE = Objective(0.3, 0.2, 0.0, temperature=2.0, top_k=5)
+
+
+def batch_of_tokens():
+    ids = torch.randint(3, 97, (BATCH, LENGTH))
+    labels = torch.where(torch.arange(LENGTH) < LENGTH - COUNTED, -100, ids)
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": labels}
 
 
 def compared(method, objective, checkpointing=False, teacher_share=1.0, **options):
@@ -30,9 +36,7 @@ def compared(method, objective, checkpointing=False, teacher_share=1.0, **option
     wrapped.lambdas = objective.maxima()
     if checkpointing:
         wrapped.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    ids = torch.randint(3, 97, (BATCH, LENGTH))
-    labels = torch.where(torch.arange(LENGTH) < LENGTH - COUNTED, -100, ids)
-    batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": labels}
+    batch = batch_of_tokens()
     wrapped(**batch).loss.backward()  # work done only once is already over
     with FlopCounterMode(display=False) as counter:
         wrapped(**batch).loss.backward()
@@ -84,6 +88,20 @@ def test_a_share_of_the_teacher_takes_exactly_that_share_of_its_operations():
     seen, said = compared("full", OBJECTIVE, teacher_share=1 / 3)
     assert seen == pytest.approx(said, rel=1e-12) and seen - none == pytest.approx((whole - none) / 3, rel=1e-12)
     assert compared("lora", OBJECTIVE, teacher_share=1 / 3)[0] < compared("lora", OBJECTIVE)[0]
+
+
+@pytest.mark.parametrize("objective", [Objective(), OBJECTIVE], ids=["task alone", "with the teacher"])
+@pytest.mark.parametrize("method", ["full", "lora", "delta"])
+def test_a_look_at_held_out_rows_takes_exactly_the_operations_of_the_formula(method, objective):
+    form = {"start_form": "delta"} if method == "delta" else {}
+    model = small_llama(attn_implementation="eager")
+    model = attach(model, "pissa" if form else method, rank=4, alpha=4, keep_initial=True, **form)
+    wrapped, batch = ObjectiveModel(model, objective, teacher_share=TeacherShare(0.5, 2)), batch_of_tokens()
+    with wrapped.measuring():
+        wrapped.measure(**batch)  # tries the head once
+        with FlopCounterMode(display=False) as counter:
+            wrapped.measure(**batch)
+    assert counter.get_total_flops() == BATCH * of_a_look(work_of(model), objective, LENGTH, COUNTED)
 
 
 def test_a_token_meets_the_published_number_of_weights():

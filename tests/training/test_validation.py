@@ -16,7 +16,7 @@ from ba_lora.files import read_json
 from ba_lora.methods.attach import attach
 from ba_lora.methods.teacher import teacher
 from ba_lora.objective.settings import Objective, of_training, of_validation
-from ba_lora.planning.plan import plan
+from ba_lora.planning.plan import plan, render
 from ba_lora.training import checkpoints
 from ba_lora.training.classifier_model import ClassifierModel
 from ba_lora.training.command_line import parse
@@ -320,10 +320,26 @@ def test_tensorboard_and_the_lines_of_a_run_show_the_loss_on_held_out_rows(home,
     assert "step 1 of 3, loss " in out and f", held-out task loss {task:.3f} (step 1), about" in out
 
 
-def test_a_plan_counts_the_rows_that_are_trained_on(home):
-    words = ["--dry_run", "--data", "d.jsonl", "--model", "tiny", "--effective_batch_size", "4"]
-    planned = [plan(parse([*words, *more]), memory=False) for more in ([], ["--validation_share", "0.34"])]
-    assert [(each["samples"], each["steps"]) for each in planned] == [(12, 3), (8, 2)]
+def test_a_plan_counts_the_rows_that_are_trained_on_and_the_looks_at_the_others(home):
+    words = ["--dry_run", "--data", "d.jsonl", "--model", "tiny", "--effective_batch_size", "4", "--devices", "A40"]
+    share, other = ["--validation_share", "0.34"], ["--validation_data", "someone/data"]
+    makings = [[], share, [*share, "--validation_steps", "2"], other, [*other, "--validation_limit", "7"]]
+    planned = [plan(parse([*words, *more]), memory=False) for more in makings]
+    assert [(each["samples"], each["steps"]) for each in planned] == [(12, 3), (8, 2), (8, 2), (12, 3), (12, 3)]
+    assert [each["held_out"] for each in planned] == [
+        None,
+        {"looks": 2, "rows": 4},
+        {"looks": 1, "rows": 4},
+        {"looks": 3, "rows": None},
+        {"looks": 3, "rows": 7},
+    ]
+    plain, two, one, unknown, limited = (each["devices"]["forms"]["as planned"]["flops"] for each in planned)
+    look = two - one  # of 4 rows
+    assert 0 < look < plain / 3 and two - 2 * look == pytest.approx(plain * 8 / 12)
+    assert unknown == plain and limited - plain == pytest.approx(3 * look * 7 / 4)
+    assert "held-out rows" not in render(planned[0])
+    assert "4 rows, looked at 2 times; work and time include them" in render(planned[1])
+    assert "an unknown number of rows, looked at 3 times; work and time leave them out" in render(planned[3])
 
 
 def test_a_matrix_takes_the_options_of_validation_for_a_method(home):

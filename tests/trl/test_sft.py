@@ -4,9 +4,10 @@ import copy
 
 import pytest
 import torch
+from accelerate.parallelism_config import ParallelismConfig
 from accelerate.state import AcceleratorState
 from peft import LoraConfig, PeftModel
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig, MixtralConfig, MixtralForCausalLM
 
 import ba_lora
 from ba_lora.errors import UserError
@@ -15,7 +16,8 @@ from ba_lora.objective.settings import Objective
 from ba_lora.tiny import MODEL_DIR
 from ba_lora.training.order import FixedOrder
 from ba_lora.training.trainer import BALoRATrainer
-from tests.common import move, ragged_samples, small_llama
+from ba_lora.trl.refusals import refuse
+from tests.common import SMALL, move, ragged_samples, small_llama
 from tests.trl.test_anchored import Largest
 from tests.trl.trainers import (
     LORA,
@@ -230,3 +232,45 @@ def test_a_pissa_start_by_peft_config_is_anchored_at_the_original_base_and_expor
 def test_other_losses_of_trl_are_refused_in_one_line(tmp_path):
     with pytest.raises(UserError, match="loss_type dft is not covered; use nll"):
         sft(tmp_path, loss_type="dft")
+
+
+SPLIT = "a sequence or layer that is split over processes is not covered; leave parallelism_config out"
+SETTINGS = [
+    (
+        {"aux_loss_enabled": True, "router_aux_loss_coef": 0.02},
+        "router_aux_loss_coef 0.02 adds a loss of the routers, which is not covered; set it to 0.0",
+    ),
+    ({"_is_vision_dataset": True}, "a dataset with images is not covered; give texts"),
+    ({"torch_compile": True}, "torch_compile was not tried with the teacher's passes; leave it out"),
+    ({"is_fsdp_enabled": True}, "FSDP is not covered; use DeepSpeed ZeRO-2 or torchrun alone"),
+    ({"parallelism_config": {"cp_size": 2}}, SPLIT),
+    ({"parallelism_config": {"sp_size": 2}}, SPLIT),
+    ({"parallelism_config": {"tp_size": 2}}, SPLIT),
+]
+
+
+@pytest.fixture(scope="module")
+def accepted(tmp_path_factory):
+    return sft(tmp_path_factory.mktemp("accepted"))
+
+
+@pytest.mark.parametrize(("settings", "line"), SETTINGS)
+def test_what_the_objective_does_not_cover_is_refused_in_one_line(settings, line, accepted, monkeypatch):
+    """One attribute of an accepted trainer is set, as TRL, transformers or accelerate set it."""
+    refuse(accepted)
+    for name, value in settings.items():
+        owners = {"parallelism_config": type(accepted.accelerator), "torch_compile": accepted.args}
+        value = ParallelismConfig(**value) if name == "parallelism_config" else value
+        monkeypatch.setattr(owners.get(name, accepted), name, value)
+    with pytest.raises(UserError) as error:
+        refuse(accepted)
+    assert str(error.value) == line
+
+
+def test_a_mixture_of_experts_is_covered_without_the_routers_loss(tmp_path):
+    sizes = {**SMALL, "vocab_size": VOCABULARY, "num_local_experts": 2, "num_experts_per_tok": 1}
+    model = MixtralForCausalLM(MixtralConfig(**sizes, router_aux_loss_coef=0.02))
+    options = {"peft_config": LoraConfig(**LORA | {"target_modules": ["q_proj", "v_proj"]})}
+    with pytest.raises(UserError, match="router_aux_loss_coef 0.02 adds a loss of the routers"):
+        sft(tmp_path, model=copy.deepcopy(model), options=options)
+    sft(tmp_path, model=model, options=options, router_aux_loss_coef=0.0)
