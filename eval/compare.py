@@ -4,9 +4,9 @@ For every benchmark that both folders hold under the same protocol and on the sa
 the mean difference, RUN_B minus RUN_A, over the items of both; its 95% interval by a bootstrap over items; the p of no difference (McNemar's exact
 test for right or wrong, random signs otherwise), corrected for the number of rows after Holm; and a verdict:
 
-    higher, lower   the corrected p is below 0.05
-    equivalent      it is not, and the 90% interval lies within the margin (two one-sided tests at 5%)
-    open            neither: the data do not say
+    less, more     the 95% interval excludes 0, the corrected p is below 0.05, and the difference is at least the margin
+    equivalent     the 90% interval lies within the margin (two one-sided tests at 5%)
+    undecided      none of these was shown
 
 A measure of bias stands beside what the model can do at all. Items are taken as independent, which those of one template are not.
 """
@@ -20,9 +20,10 @@ from typing import NamedTuple
 from ba_lora.errors import Parser, UserError, run_cli
 from ba_lora.files import read_json_lines
 from ba_lora.folders.checksums import read_record
+from ba_lora.statistics import holm, verdict
 
 from .choices.ability import UNABLE
-from .harness.paired import Difference, difference_of, holm, verdict
+from .harness.paired import Difference, difference_of
 from .harness.scores import SCORE, SCORED
 
 MARGIN = 0.02
@@ -165,7 +166,7 @@ def table(rows: list[Row], margin: float, runs: list[str]) -> str:
         low, high = found.interval
         lines.append(
             f"| {row.benchmark} | {row.measure} | {found.n} | {a:.4f} | {b:.4f} | {found.mean:+.4f} | {low:+.4f} to {high:+.4f} "
-            f"| {found.p:.2g} | {p:.2g} | {found.test} | {verdict(found, p, margin)} |"
+            f"| {found.p:.2g} | {p:.2g} | {found.test} | {verdict(found.mean, found.interval, p, margin, found.inner)} |"
         )
     return "\n".join(lines)
 

@@ -1,4 +1,4 @@
-"""Statistics of paired results: a bootstrap over items, tests of no difference, and equivalence against a margin.
+"""Statistics of paired results over items: a bootstrap and tests of no difference. The verdict is that of ba_lora/statistics.py.
 
 The differences are those of two models on the same items, in the same order; items are taken as independent.
 """
@@ -9,7 +9,6 @@ from typing import NamedTuple
 import numpy as np
 
 RESAMPLES = 4000
-LEVEL = 0.05
 BLOCK = 2**22  # numbers drawn at once
 
 
@@ -75,23 +74,3 @@ def sign_flips(differences: np.ndarray, seed: int = 0, resamples: int = RESAMPLE
         signs = random.integers(2, size=(min(rows, resamples - start), len(apart))) * 2 - 1
         extreme += int((np.abs(signs @ apart) >= seen * (1 - 1e-12)).sum())
     return (extreme + 1) / (resamples + 1)
-
-
-def holm(values: Sequence[float]) -> list[float]:
-    """p values corrected for their number after Holm (1979): the smallest times n, the next times n − 1, never decreasing."""
-    corrected, highest = [0.0] * len(values), 0.0
-    for rank, place in enumerate(sorted(range(len(values)), key=lambda place: values[place])):
-        highest = max(highest, min(1.0, values[place] * (len(values) - rank)))
-        corrected[place] = highest
-    return corrected
-
-
-def verdict(found: Difference, corrected: float, margin: float) -> str:
-    """ "higher" or "lower" if the corrected p is below LEVEL, "equivalent" if the 90% interval lies inside the margin, else "open".
-
-    A difference can be significant and inside the margin: then it is "higher, within the margin" or "lower, within the margin".
-    """
-    inside = -margin < found.inner[0] and found.inner[1] < margin
-    if corrected < LEVEL:
-        return ("higher" if found.mean > 0 else "lower") + (", within the margin" if inside else "")
-    return "equivalent" if inside else "open"

@@ -4,8 +4,8 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from ...canvas import Estimate
+from ...statistics import mean_sd
 from ..tables.columns import MEASURES, Column
-from ..tables.statistics import mean_sd
 
 if TYPE_CHECKING:  # it imports torch, which figures do not need
     from ..results import Result

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from ...canvas import BEFORE, Estimate, Lines, Section
 from ...objective.settings import REGULARIZERS
-from ..tables.statistics import mean_sd
+from ...statistics import mean_sd
 from .estimates import about_seeds, group_of
 
 if TYPE_CHECKING:  # they import torch, which figures do not need

@@ -3,9 +3,9 @@
 from collections import Counter
 from collections.abc import Sequence
 
+from ...statistics import EQUIVALENT, LESS, MORE
 from ..tables.build import Comparison
 from ..tables.formats import name_of
-from ..tables.statistics import EQUIVALENT, LESS, MORE
 
 DECIDED = (LESS, MORE, EQUIVALENT)
 

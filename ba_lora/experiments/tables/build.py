@@ -13,11 +13,11 @@ import numpy as np
 
 from eval.all import BENCHMARKS, MT_BENCH
 
+from ...statistics import NARROW, crossed_interval, holm, mean_sd, paired_intervals, paired_p, t_interval, verdict
 from ..matrix import Experiment, Variant
 from ..paper.published import Printed, Published, read_paper
 from ..results import Result
 from .columns import COSTS, MEASURES, Column
-from .statistics import NARROW, crossed_interval, holm, mean_sd, paired_intervals, paired_p, t_interval, verdict
 
 BASE = "base"
 HERE, NOT_RUN = "here", "not run here"

@@ -5,8 +5,8 @@ from itertools import pairwise
 from typing import NamedTuple
 
 from ...data.planted.items import DOSES, MIRRORED, UNTAUGHT
+from ...statistics import NARROW, Interval, t_interval
 from ..twin_axis import PrimarySettings
-from .statistics import NARROW, Interval, t_interval
 from .trace_records import BASE, per_pair
 
 PASSED, FAILED, OPEN, REPORTED = "passed", "failed", "open", "reported"

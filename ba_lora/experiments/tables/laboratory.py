@@ -5,11 +5,11 @@ import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from ...statistics import Interval
 from ...texts import csv_cell, markdown
 from ..twin_axis import PrimarySettings
 from .formats import EMPTY, grid, p_text
 from .planted import Primary
-from .statistics import Interval
 from .trace_records import BASE, PLANTED, interval_of, per_pair, relative_differences, verdicts
 
 TITLES = ("class", "dose", "method", "pairs", "T, points", "D, %", "task loss, nats", "verdict")

@@ -11,9 +11,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ...statistics import Interval, t_interval
 from ..twin_axis import PrimarySettings
 from .planted import Primary, interpolated, primary, relative_difference
-from .statistics import Interval, t_interval
 
 BASE = "base"
 PLANTED = 10.0  # points of the bases' mean T below which nothing worth a percentage was planted
