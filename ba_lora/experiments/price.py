@@ -21,7 +21,7 @@ from ..errors import Parser, UserError, choose, run_cli
 from ..planning.devices import UTILISATION
 from ..training.arguments import TrainArguments
 from ..training.model_numbers import read_numbers
-from .matrix import FOLDER, Evaluation, Experiment, Run, read_experiment
+from .matrix import FOLDER, Evaluation, Experiment, Run, read_experiment, read_file
 
 DEVICES = "1xA40"  # if the file names none; several GPUs take the same number of GPU-hours
 CLASSIFICATION = {"glue": "eval.glue", "gluex": "eval.gluex"}  # benchmark → module
@@ -192,9 +192,9 @@ def _splits(task: str) -> dict:
 
 
 def needs_gpus() -> list[Path]:
-    """Return the experiment files that are not embedded twins."""
+    """Return the experiment files of the paper's tables and figures, which no embedded model can stand for."""
     files = (file for file in FOLDER.glob("*.yaml") if not file.stem.endswith("-embedded"))
-    return sorted(files, key=lambda file: file.stem)
+    return sorted((file for file in files if not read_file(file).get("twins")), key=lambda file: file.stem)
 
 
 def row(file: Path) -> str:

@@ -16,7 +16,7 @@ from ba_lora.training.command_line import changed_options
 
 ROOT = Path(__file__).parents[2]
 FILES = sorted((ROOT / "configs" / "experiments").glob("*.yaml"))
-FOR_GPUS = [file for file in FILES if not file.stem.endswith("-embedded")]
+FOR_GPUS = [file for file in FILES if not file.stem.endswith("-embedded") and "laboratory" not in file.stem]
 GUIDE = (ROOT / "docs" / "reproduction.md").read_text(encoding="utf-8")
 RUNS = {  # models × data × methods × (1 + varied values) × seeds, and one run per unchanged base model
     "ablation": 3 * 10 * 3,
@@ -49,6 +49,9 @@ RUNS = {  # models × data × methods × (1 + varied values) × seeds, and one r
     "teacher-share-embedded": 5 * 5,
     "training-embedded": 3 * 6 * 5,
     "tsne-embedded": 3 * 5,
+    "laboratory": 12 * 2 * (1 + 15 * 2),
+    "laboratory-development": 2 * 2 * (1 + 7 * 2),
+    "laboratory-quick": 2 * (1 + 3 * 2),
 }
 PRICED_QUICKLY = ("cost",)
 

@@ -18,7 +18,7 @@ from ba_lora.data.glue import load_examples
 from ba_lora.data.sources import read_table
 from ba_lora.experiments.matrix import read_experiment, tuning_runs
 from ba_lora.experiments.report import write_report
-from ba_lora.experiments.results import columns, read_results
+from ba_lora.experiments.results import read_results
 from ba_lora.experiments.tables import build as tables
 from ba_lora.experiments.tables.formats import FILES, render
 from ba_lora.features.record import read_record
@@ -72,7 +72,7 @@ def _experiment(file: Path) -> None:
     experiment = read_experiment(file, file.parent / "runs", results=file.parent)
     for run in experiment.runs:
         run.state(experiment.evaluations)
-    columns(experiment)
+    assert isinstance(experiment.columns, list)
     _table(experiment, file.parent)
     tuning_runs(file, file.parent / "runs")
 
