@@ -68,8 +68,11 @@ class Engine(NamedTuple):
     positions: int
 
 
-def engine_of(args, subject: Subject) -> Engine:
-    """The engine for the options of a command, opened once. Raises UserError with vLLM's own reason if it cannot be opened."""
+def engine_of(args, subject: Subject, *, merged: bool = False) -> Engine:
+    """The engine for the options of a command, opened once. Raises UserError with vLLM's own reason if it cannot be opened.
+
+    merged: merge an adapter into its base, also if vLLM could serve it as LoRA.
+    """
     return _open(
         subject.weights,
         subject.adapter,
@@ -80,6 +83,7 @@ def engine_of(args, subject: Subject) -> Engine:
         args.max_model_len,
         args.batch_size,
         args.trust_remote_code,
+        merged,
     )
 
 
@@ -130,7 +134,7 @@ def gather(engine: Engine, questions: Sequence[Coroutine]) -> Iterator:
 
 @cache
 def _open(
-    weights, adapter, tokenizer, dtype, tensor_parallel, data_parallel, max_model_len, batch_size, trust
+    weights, adapter, tokenizer, dtype, tensor_parallel, data_parallel, max_model_len, batch_size, trust, merged
 ) -> Engine:
     """See `engine_of`."""
     for name, value in DEFAULTS.items():
@@ -144,15 +148,15 @@ def _open(
     _check_devices(tensor_parallel, data_parallel)
     if adapter:
         check_saved(Path(adapter))
-    rank = lora_rank(adapter, dtype) if adapter else None
+    rank = lora_rank(adapter, dtype) if adapter and not merged else None
     options = {} if rank is None else {"enable_lora": True, "max_loras": 1, "max_lora_rank": rank}
     if rank is not None:
         check_for_base(adapter, locate(weights), trust)  # vLLM silently ignores what an adapter lacks
     request = None if rank is None else LoRARequest("adapter", 1, _served(adapter, dtype))
-    with TemporaryDirectory(prefix="ba-lora-merged-") as merged, ending_with_us():
+    with TemporaryDirectory(prefix="ba-lora-merged-") as folder, ending_with_us():
         place = locate(weights)
         if adapter and rank is None:
-            place = _merge(adapter, weights, merged, dtype, trust)
+            place = _merge(adapter, weights, folder, dtype, trust)
         try:
             engine = AsyncLLM.from_engine_args(
                 AsyncEngineArgs(

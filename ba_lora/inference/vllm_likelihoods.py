@@ -13,10 +13,11 @@ def vllm_likelihoods(
 ) -> Iterator[tuple[int, Likelihood]]:
     """(number of a pair, its log-likelihood), as they are computed; see `likelihoods.likelihoods`.
 
-    args: the options of a command that opens the engine. vLLM generates a token after each text, which takes one more position.
+    args: the options of a command that opens the engine. vLLM generates a token after each text, which takes one more position. An adapter
+    is merged: vLLM 0.32 fails on the log-probabilities of a prompt that is served with LoRA.
     """
     encoded = [encode_pair(subject.tokenizer, pair) for pair in pairs]
-    engine = engine_of(args, subject)
+    engine = engine_of(args, subject, merged=True)
     for each, pair in zip(encoded, pairs, strict=True):
         check_length(each, pair, engine.positions - 2)
     return _answers(engine, pairs, encoded, frozenset(done))
