@@ -20,11 +20,11 @@ from typing import NamedTuple
 from ba_lora.errors import Parser, UserError, run_cli
 from ba_lora.files import read_json_lines
 from ba_lora.folders.checksums import read_record
-from ba_lora.statistics import holm, verdict
 
 from .choices.ability import UNABLE
 from .harness.paired import Difference, difference_of
 from .harness.scores import SCORE, SCORED
+from .harness.statistics import holm, verdict
 
 MARGIN = 0.02
 SAME = (

@@ -13,7 +13,7 @@ FILES = {
     for file in sorted((ROOT / folder).rglob("*.py"))
 } | {name: ROOT / f"{name}.py" for name in ("train", "tsne_visualization")}
 
-BASIS = "ba_lora signals errors files folders modes texts statistics"  # every room may import these
+BASIS = "ba_lora signals errors files folders modes texts"  # every room may import these
 BELOW_TRAINING = "packages provenance sharding machine data objective features laboratory models tiny methods card hub"
 ASKING = f"{BASIS} packages machine data models methods inference"
 ALLOWED = {
@@ -24,7 +24,6 @@ ALLOWED = {
     "folders": "errors files",
     "modes": "",
     "texts": "errors",
-    "statistics": "",
     "packages": BASIS,
     "provenance": BASIS,
     "sharding": BASIS,

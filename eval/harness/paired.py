@@ -1,4 +1,4 @@
-"""Statistics of paired results over items: a bootstrap and tests of no difference. The verdict is that of ba_lora/statistics.py.
+"""Statistics of paired results over items: a bootstrap and tests of no difference. The verdict is that of statistics.py.
 
 The differences are those of two models on the same items, in the same order; items are taken as independent.
 """

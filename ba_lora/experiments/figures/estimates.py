@@ -3,8 +3,9 @@
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
+from eval.harness.statistics import mean_sd
+
 from ...canvas import Estimate
-from ...statistics import mean_sd
 from ..tables.columns import MEASURES, Column
 
 if TYPE_CHECKING:  # it imports torch, which figures do not need

@@ -4,9 +4,10 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
+from eval.harness.statistics import mean_sd
+
 from ...canvas import BEFORE, Estimate, Lines, Section
 from ...objective.settings import REGULARIZERS
-from ...statistics import mean_sd
 from .estimates import about_seeds, group_of
 
 if TYPE_CHECKING:  # they import torch, which figures do not need

@@ -3,7 +3,8 @@
 from collections import Counter
 from collections.abc import Sequence
 
-from ...statistics import EQUIVALENT, LESS, MORE
+from eval.harness.statistics import EQUIVALENT, LESS, MORE
+
 from ..tables.build import Comparison
 from ..tables.formats import name_of
 

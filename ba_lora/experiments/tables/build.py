@@ -12,8 +12,17 @@ from typing import NamedTuple
 import numpy as np
 
 from eval.all import BENCHMARKS, MT_BENCH
+from eval.harness.statistics import (
+    NARROW,
+    crossed_interval,
+    holm,
+    mean_sd,
+    paired_intervals,
+    paired_p,
+    t_interval,
+    verdict,
+)
 
-from ...statistics import NARROW, crossed_interval, holm, mean_sd, paired_intervals, paired_p, t_interval, verdict
 from ..matrix import Experiment, Variant
 from ..paper.published import Printed, Published, read_paper
 from ..results import Result

@@ -4,8 +4,9 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
+from eval.harness.statistics import NARROW, Interval, t_interval
+
 from ...data.planted.items import DOSES, MIRRORED, UNTAUGHT
-from ...statistics import NARROW, Interval, t_interval
 from ..twin_axis import PrimarySettings
 from .trace_records import BASE, per_pair
 

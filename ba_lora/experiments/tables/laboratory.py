@@ -5,7 +5,8 @@ import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from ...statistics import Interval
+from eval.harness.statistics import Interval
+
 from ...texts import csv_cell, markdown
 from ..twin_axis import PrimarySettings
 from .formats import EMPTY, grid, p_text

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy.stats import t as student
 
-from ...statistics import LESS, NARROW, WIDE, Interval, holm, paired_p, sign_flip_p, t_interval, verdict
+from eval.harness.statistics import LESS, NARROW, WIDE, Interval, holm, paired_p, sign_flip_p, t_interval, verdict
 
 
 class Primary(NamedTuple):

@@ -11,7 +11,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ...statistics import Interval, t_interval
+from eval.harness.statistics import Interval, t_interval
+
 from ..twin_axis import PrimarySettings
 from .planted import Primary, interpolated, primary, relative_difference
 

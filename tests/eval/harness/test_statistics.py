@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from ba_lora import statistics
-from ba_lora.statistics import (
+from eval.harness import statistics
+from eval.harness.statistics import (
     crossed_interval,
     holm,
     is_apart,

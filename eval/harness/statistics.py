@@ -4,8 +4,6 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from scipy.stats import t as student
-from scipy.stats import ttest_rel
 
 RESAMPLES = 10_000
 LEVEL = 0.05  # a difference counts only if its corrected p is below this
@@ -74,6 +72,8 @@ def paired_p(ours: list[float], theirs: list[float]) -> float | None:
     differences = np.subtract(ours, theirs)
     if len(differences) < 2 or np.ptp(differences) < 1e-12:
         return None
+    from scipy.stats import ttest_rel  # takes a second, which --help does without
+
     return float(ttest_rel(ours, theirs).pvalue)
 
 
@@ -109,6 +109,8 @@ def crossed_interval(differences: np.ndarray, level: float = NARROW) -> Interval
 
 
 def _around(mean: float, variance: float, clusters: int, level: float) -> Interval:
+    from scipy.stats import t as student
+
     half = student.ppf((1 + level) / 2, clusters - 1) * np.sqrt(variance)
     return Interval(float(mean), float(mean - half), float(mean + half))
 
