@@ -120,7 +120,8 @@ def test_two_processes_under_zero_read_the_sketch_that_one_process_reads(tmp_pat
     built = sorted((file.name, file.stat().st_mtime_ns) for file in (tmp_path / "cache").rglob("*.safetensors"))
     two = run(tmp_path / "two", *launched, DS_ACCELERATOR="cpu")
     same(one, two)
-    assert one[1][0]["consistency"] == 0 == two[1][0]["consistency"]
+    # the sketch was made in batches of another shape, which round differently
+    assert max(abs(each[1][0]["consistency"]) for each in (one, two)) < 1e-8
     read = sorted((file.name, file.stat().st_mtime_ns) for file in (tmp_path / "cache").rglob("*.safetensors"))
     assert built and read == built
 
