@@ -100,21 +100,9 @@ def test_a_missing_column_is_named(tmp_path):
 # With the embedded model
 
 
-def words(tmp_path, folder, *more):
-    data, texts = write_crows(tmp_path), write_texts(tmp_path)
-    return [
-        "--model",
-        "tiny",
-        "--data",
-        data,
-        "--held_out",
-        texts,
-        "--output_dir",
-        str(folder),
-        "--batch_size",
-        "2",
-        *more,
-    ]
+def words(tmp_path, folder, *more, data=None, batch_size=2):
+    files = ["--data", data or write_crows(tmp_path), "--held_out", write_texts(tmp_path)]
+    return ["--model", "tiny", *files, "--output_dir", str(folder), "--batch_size", str(batch_size), *more]
 
 
 @pytest.mark.usefixtures("one_thread")
@@ -167,21 +155,10 @@ def test_a_killed_run_continues_to_the_same_file(tmp_path):
         for n in range(200)
         for row in CROWS
     ]
-    data, texts = write(tmp_path / "rows.jsonl", rows), write_texts(tmp_path)
+    data = write(tmp_path / "rows.jsonl", rows)
 
     def options(folder):
-        return [
-            "--model",
-            "tiny",
-            "--data",
-            data,
-            "--held_out",
-            texts,
-            "--output_dir",
-            str(folder),
-            "--batch_size",
-            "4",
-        ]
+        return words(tmp_path, folder, data=data, batch_size=4)
 
     process = multiprocessing.get_context("fork").Process(target=crows_pairs.main, args=(options(tmp_path / "killed"),))
     process.start()
