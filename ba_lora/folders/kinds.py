@@ -28,7 +28,7 @@ WEIGHTS = (
 )
 EVALUATION = (
     *("generations.jsonl", "generation.json", "scored.jsonl", "score.json", "predictions.jsonl", "reliability.png"),
-    *("likelihoods.jsonl", "likelihood.json"),
+    *("likelihoods.jsonl", "likelihood.json", "losses.jsonl", "loss.json"),
     *("judgments.jsonl", "radar.png", "turns", "scores.json", "row.md", MARKER),
 )
 CHECKPOINTS = ("start.safetensors", "best.safetensors", *(f"checkpoint-{'[0-9]' * digits}" for digits in range(1, 16)))
@@ -133,6 +133,7 @@ IS_RESULT = _has("model", "method", "seed", "scores")
 IS_TUNING = _has("learning_rates", "scores", "best")
 IS_GENERATION = _has("model_hash", "backend", "base", "stop")
 IS_LIKELIHOOD = _has("model_hash", "backend", "base", "likelihood")
+IS_LOSS = _has("model_hash", "backend", "base", "base_hash", "held_out_hash")
 MEASURED = ("measures.json", _has("evaluations", "scores"))  # alone: a base model, which is only measured
 TABLE = ("table.csv", _begins("where,model,method,option,value,seeds"))
 IS_FIGURE = _begins(f"Software\0{MADE_BY}", within=256)
@@ -145,6 +146,7 @@ KINDS = {
             ("score.json", _is_score),
             ("generation.json", IS_GENERATION),
             ("likelihood.json", IS_LIKELIHOOD),
+            ("loss.json", IS_LOSS),
             ("turns/*/generation.json", IS_GENERATION),
             ("predictions.jsonl", _has("id", "logits", "label")),
             ("scores.json", _has("task", "scores", "left_out")),
