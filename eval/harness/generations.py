@@ -56,6 +56,7 @@ NOT_OPTIONS = {  # config keys that affect completions but are not option names
     "model_hash": "the weights of --model",
     "data_hash": "the rows of the data",
     "set": "the set",
+    "half": "--half",
     "held_out_source": "--held_out",
     "held_out_hash": "the texts of --held_out",
     "prompts_source": "--prompts",
