@@ -184,6 +184,7 @@ def score_of(records: Sequence[dict]) -> tuple[dict, list[dict]]:
         "loss_before": float(before.sum() / tokens.sum()),
         "loss_after": float(after.sum() / tokens.sum()),
         "kl_to_base": per_token(kl, tokens_of_prompts),
+        "item_measure": "loss_change",
         "protocol": "peft-3419",
         "protocol_version": VERSION,
     }

@@ -75,7 +75,9 @@ def of_bbq(items: Sequence[dict]) -> Iterator[Unit]:
 def of_winobias(items: Sequence[dict]) -> Iterator[Unit]:
     for pro, anti in zip(items[::2], items[1::2], strict=True):
         yield tuple(
-            Line(f"{item['sentence']} ‘{item['pronoun'].capitalize()}’ refers to the", item["referent"], item["sentence"])
+            Line(
+                f"{item['sentence']} ‘{item['pronoun'].capitalize()}’ refers to the", item["referent"], item["sentence"]
+            )
             for item in (pro, anti)
         )
 
