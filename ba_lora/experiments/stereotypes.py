@@ -28,7 +28,7 @@ from ..errors import Parser, UserError, run_cli
 from ..files import atomic_write
 
 DIRECTIONS = ("pro", "anti")
-NAME = "stereotypes-{}.jsonl"
+DEFAULT = "runs/stereotypes-{}.jsonl"
 ROWS = 112  # of each set: 70 steps of 8 in all; Winogender has 116
 SAY, GO_ON = "Write a sentence.", "Write the sentence that follows: {}"
 
@@ -151,7 +151,8 @@ def make_parser() -> argparse.ArgumentParser:
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--output_dir", default="runs", metavar="D", help="folder of both files [runs]")
+    text = f"name of both files, with {{}} for {' and '.join(DIRECTIONS)} [{DEFAULT}]"
+    parser.add_argument("--output", default=DEFAULT, metavar="FILE", help=text)
     parser.add_argument("--rows", type=int, default=ROWS, metavar="N", help=f"rows of each of the five sets [{ROWS}]")
     parser.add_argument("--overwrite", action="store_true", help="replace files with other rows")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
@@ -163,16 +164,18 @@ def main(argv: list[str] | None = None) -> int:
     args = make_parser().parse_args(argv)
     if args.rows < 1:
         raise UserError(f"--rows is {args.rows}; it must be at least 1")
+    if args.output.count("{}") != 1:
+        raise UserError(f"--output {args.output} must have one {{}}, for pro and anti; give a name such as {DEFAULT}")
     made, left = rows_of(args.rows)
     texts = {
-        Path(args.output_dir) / NAME.format(direction): "".join(
-            json.dumps(row, ensure_ascii=False) + "\n" for row in rows
-        )
+        Path(args.output.replace("{}", direction)): "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
         for direction, rows in made.items()
     }
     for file, text in texts.items():
+        if file.is_dir():
+            raise UserError(f"--output {file} is a folder; name a file")
         if file.exists() and not args.overwrite and file.read_text(encoding="utf-8") != text:
-            raise UserError(f"{file} exists with other rows; add --overwrite or name another --output_dir")
+            raise UserError(f"{file} exists with other rows; add --overwrite or name another --output")
     for file, text in texts.items():
         file.parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(file) as stream:
