@@ -165,7 +165,7 @@ def main(argv: list[str] | None = None) -> int:
     if args.rows < 1:
         raise UserError(f"--rows is {args.rows}; it must be at least 1")
     if args.output.count("{}") != 1:
-        raise UserError(f"--output {args.output} must have one {{}}, for pro and anti; give a name such as {DEFAULT}")
+        raise UserError(f"--output {args.output} must have one {{}}, for pro and anti; name a file such as {DEFAULT}")
     made, left = rows_of(args.rows)
     texts = {
         Path(args.output.replace("{}", direction)): "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
