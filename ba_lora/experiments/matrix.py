@@ -39,6 +39,7 @@ from ..training.arguments import TrainArguments
 from ..training.command_line import changed_options, option_words, parse
 from ..training.inputs import inputs_changed, measured_hashes
 from .benchmark_data import columns_of
+from .given_texts import are_given
 from .run_names import check_content, check_options, check_runs
 from .twin_axis import PrimarySettings, filled, in_order, models_of, primary_of
 
@@ -360,7 +361,9 @@ def _runs(
 
 
 def _evaluations(content: dict) -> list[Evaluation]:
-    return [Evaluation(name, **values) for name, values in (content.get("evaluate") or {}).items()]
+    made = [Evaluation(name, **values) for name, values in (content.get("evaluate") or {}).items()]
+    are_given(made)  # refuses a mixture
+    return made
 
 
 def read_file(file: str | Path) -> dict:
