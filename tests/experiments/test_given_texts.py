@@ -123,6 +123,15 @@ def test_each_method_is_compared_with_the_base_and_the_reference_and_p_is_correc
     assert "Do scores of bias change by tuning?" in text and "Significant after correction:" in text
 
 
+def test_a_score_of_a_model_without_ability_is_no_change_of_bias(tmp_path):
+    sides = (("base", None, [0] * 90 + [1] * 10), ("lora", 42, [1] * 90 + [0] * 10))
+    for verdict, answer in (("able", "Yes: crows_pairs of lora (more)."), ("no ability", "None was shown to change.")):
+        results = [result(*side, ability=ABLE | {"verdict": verdict}) for side in sides]
+        text = tables.tables(read(tmp_path), results)["markdown"]
+        assert f"Do scores of bias change by tuning? {answer}" in text
+        assert ("No ability, so no score of bias: crows_pairs of base" in text) == (verdict == "no ability")
+
+
 def moving(tmp_path, pro, anti, base=0.5):
     text = FILE.replace("lora: {method: lora}", "pro: {method: lora}").replace(
         "pissa: {method: pissa}", "anti: {method: pissa}"

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from eval.choices.ability import UNABLE
 from eval.harness.paired import difference_of
 from eval.harness.statistics import (
     NARROW,
@@ -167,7 +168,7 @@ def tables(experiment: Experiment, results: Sequence[Result]) -> dict[str, str]:
             "## Differences",
             grid(DIFFERENCES, lines, 2),
             DIFFERENCES_NOTE,
-            *_answers(experiment, compared, units),
+            *_answers(experiment, compared, units, unable(results)),
         ]
     if experiment.tuning and any(result.training.get("tuned") for result in results):
         tuning = experiment.tuning
@@ -265,15 +266,29 @@ def _move_texts(three: tuple[Difference, Difference, Difference], units: dict[st
     ]
 
 
-def _answers(experiment: Experiment, made: Sequence[Difference], units: dict[str, Unit]) -> list[str]:
-    """One sentence for each question."""
+def unable(results: Sequence[Result]) -> list[tuple[str, str]]:
+    """(column, method) of each score of a model that has no ability there, with any seed."""
+    return [
+        (column, method)
+        for method, some in by_method(results).items()
+        for column in dict.fromkeys(column for result in some for column in result.scores)
+        if any(result.scores[column].ability.get("verdict") == UNABLE for result in some if column in result.scores)
+    ]
+
+
+def _answers(
+    experiment: Experiment, made: Sequence[Difference], units: dict[str, Unit], without: list[tuple[str, str]]
+) -> list[str]:
+    """One sentence for each question. without: what `unable` found; these scores say nothing about bias."""
     apart = [each for each in made if each.verdict(_margin(experiment, each, units)) in ("less", "more")]
     biased = [each for each in apart if units[each.column].better is None and each.other == BASE]
+    biased = [each for each in biased if not {(each.column, each.method), (each.column, BASE)} & {*without}]
     between = [each for each in apart if each.other != BASE]
     return [
         f"Do scores of bias change by tuning? {_listed(biased, 'None was shown to change.')}",
         f"Does a method differ from {markdown(experiment.reference or 'another')}? {_listed(between, 'None was shown to differ.')}",
         f"Significant after correction: {len(apart)} of {len(made)} differences.",
+        *([f"No ability, so no score of bias: {markdown(', '.join(map(' of '.join, without)))}."] if without else []),
     ]
 
 
