@@ -1,5 +1,6 @@
 """The table and the figures of an experiment on mirror twins (docs/laboratory.md)."""
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -34,7 +35,7 @@ def tables(experiment: Experiment, results: Sequence[Result]) -> dict[str, str]:
         return {"markdown": f"# {markdown(experiment.title)}\n\nNo pair of twins was measured.\n", "csv": ""}
     checks = _controls(found, primary, results)
     failed = [each.name for each in checks if each.status in (FAILED, OPEN)]
-    table = laboratory_table(found, COUNTERPARTS, primary, failed)
+    table = laboratory_table(found, COUNTERPARTS, primary, failed, not_run(experiment, results))
     lines = [[markdown(each.name), markdown(each.found), each.status] for each in checks]
     checked = grid(("control", "found, points", ""), lines, 3)
     parts = [f"# {markdown(experiment.title)}", "## Controls", checked, "## Traces", to_markdown(table).rstrip("\n")]
@@ -45,6 +46,16 @@ def tables(experiment: Experiment, results: Sequence[Result]) -> dict[str, str]:
     if experiment.note:
         parts.append(experiment.note)
     return {"markdown": "\n\n".join(parts) + "\n", "csv": to_csv(table)}
+
+
+def not_run(experiment: Experiment, results: Sequence[Result]) -> dict[str, str]:
+    """Return {method: how many of its runs were measured} of the methods that lack some."""
+    planned, made = (Counter(each.variant.method for each in runs) for runs in (experiment.runs, results))
+    return {
+        method: f"{made[method]} of {number} runs were measured"
+        for method, number in planned.items()
+        if made[method] < number
+    }
 
 
 def _prediction(judged: Sequence[Primary], pairs: int) -> str:

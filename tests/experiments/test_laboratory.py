@@ -75,6 +75,14 @@ def test_with_every_control_there_are_verdicts(experiment):
     assert "## Paths" in text and "at a task loss of 0.3 nats" in text
 
 
+def test_the_page_says_which_methods_lack_runs(experiment):
+    assert "Not run" not in page(experiment)
+    few = [each for each in results() if (each.variant.method, each.variant.model) != ("pissa-replay", "A3")]
+    text = laboratory.tables(experiment, [each for each in few if each.variant.method != "ba-lora"])["markdown"]
+    said = "ba-lora: 0 of 10 runs were measured; pissa-replay: 9 of 10 runs were measured."
+    assert f"Not run, or not for every pair and seed: {said}" in text
+
+
 @pytest.mark.parametrize(
     ("changes", "control"),
     [

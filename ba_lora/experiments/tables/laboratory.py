@@ -47,8 +47,8 @@ class Cell:
 
 @dataclass(frozen=True)
 class LaboratoryTable:
-    """settings: the comparison with verdicts; failed: controls that failed or are open, with which there is no verdict; missing: method → why it
-    was not run."""
+    """settings: the comparison with verdicts; failed: controls that failed or are open, with which there is no verdict; missing: method → what it
+    lacks."""
 
     cells: list[Cell]
     primary: list[Primary]
@@ -90,7 +90,7 @@ def _estimate(values: Mapping[int, float]) -> Interval | float | None:
 
 
 def to_markdown(table: LaboratoryTable) -> str:
-    """Return both tables with their notes, the controls that failed and the methods that were not run."""
+    """Return both tables with their notes, the controls that failed and the methods that lack runs."""
     lines, settings = [[markdown(cell.name), *_texts(table, cell)] for cell in table.cells], table.settings
     parts = [grid(TITLES, lines, 3), NOTE.format(ours=settings.method, reference=settings.reference, planted=PLANTED)]
     if table.failed:
@@ -101,7 +101,9 @@ def to_markdown(table: LaboratoryTable) -> str:
         parts.append(PRIMARY_NOTE.format(margin=settings.margin, loss_margin=settings.loss_margin))
     else:
         parts.append("No verdict: it needs two pairs with both methods, and planted content in every class.")
-    parts += [f"Not run: {markdown(method)}: {markdown(reason)}." for method, reason in table.missing.items()]
+    if table.missing:
+        lacking = "; ".join(f"{markdown(method)}: {markdown(reason)}" for method, reason in table.missing.items())
+        parts.append(f"Not run, or not for every pair and seed: {lacking}.")
     return "\n\n".join(parts) + "\n"
 
 
