@@ -160,20 +160,25 @@ def main() -> int:
 def _draw(arguments: argparse.Namespace) -> int:
     if not arguments.target.endswith((".yaml", ".yml")):
         return _draw_run(arguments)
-    from . import laboratory
-    from .figures import experiment as figures
     from .matrix import read_experiment
     from .results import read_results
 
     experiment = read_experiment(arguments.target, arguments.runs, results=arguments.results)
     folder = arguments.output or experiment.home.parent / experiment.name
     with claimed(folder, *_place(arguments), alone=False):
-        draw = laboratory.draw if laboratory.is_laboratory(experiment) else figures.draw
-        files = draw(experiment, read_results(experiment, arguments.results), folder)
+        files = _figures_of(experiment)(experiment, read_results(experiment, arguments.results), folder)
     if not files:
         raise UserError(f"{arguments.target} has no result and names no published numbers, so there is nothing to draw")
     print("Saved as " + ", ".join(str(file) for file in files))
     return 0
+
+
+def _figures_of(experiment):
+    """Return the function that draws the figures of an experiment."""
+    from . import laboratory
+    from .figures.experiment import draw
+
+    return laboratory.draw if laboratory.is_laboratory(experiment) else draw
 
 
 def _draw_run(arguments: argparse.Namespace) -> int:
@@ -195,7 +200,6 @@ def _report(arguments: argparse.Namespace) -> int:
     import tempfile
     from pathlib import Path
 
-    from .figures.experiment import draw
     from .matrix import FOLDER, read_experiment
     from .report import write_report
     from .results import read_results
@@ -213,7 +217,9 @@ def _report(arguments: argparse.Namespace) -> int:
             print(f"{number} of {len(files)}: {Path(file).stem}", file=sys.stderr, flush=True)
             experiment = read_experiment(file, arguments.runs, results=arguments.results)
             found.append((experiment, read_results(experiment, arguments.results)))
-            draw(*found[-1], Path(figures) / experiment.name, ["png"])  # the page shows no other format
+            _figures_of(experiment)(
+                *found[-1], Path(figures) / experiment.name, ["png"]
+            )  # the page shows no other format
         path = write_report(found, output, Path(figures))
     print(f"Saved as {path}: {len(found)} experiments")
     return 0

@@ -7,9 +7,10 @@ from dataclasses import dataclass, field
 
 from eval.harness.statistics import Interval
 
-from ...texts import csv_cell, markdown
+from ...texts import csv_cell
 from ..twin_axis import PrimarySettings
-from .formats import EMPTY, grid, p_text
+from .formats import EMPTY, p_text
+from .parts import Part
 from .planted import Primary
 from .trace_records import BASE, PLANTED, interval_of, per_pair, relative_differences, verdicts
 
@@ -89,29 +90,30 @@ def _estimate(values: Mapping[int, float]) -> Interval | float | None:
     return interval_of(values) or next(iter(values.values()), None)
 
 
-def to_markdown(table: LaboratoryTable) -> str:
+def table_parts(table: LaboratoryTable) -> list[Part]:
     """Return both tables with their notes, the controls that failed and the methods that lack runs."""
-    lines, settings = [[markdown(cell.name), *_texts(table, cell)] for cell in table.cells], table.settings
-    parts = [grid(TITLES, lines, 3), NOTE.format(ours=settings.method, reference=settings.reference, planted=PLANTED)]
-    if table.failed:
-        parts.append(f"No verdict, because a control failed or is open: {', '.join(map(markdown, table.failed))}.")
-    if table.primary:
-        parts.append(f"## {markdown(settings.method)} against {markdown(settings.reference)}")
-        parts.append(grid(PRIMARY, [_primary_line(table, each) for each in table.primary], 1))
-        parts.append(PRIMARY_NOTE.format(margin=settings.margin, loss_margin=settings.loss_margin))
-    else:
-        parts.append("No verdict: it needs two pairs with both methods, and planted content in every class.")
+    settings = table.settings
+    notes = [NOTE.format(ours=settings.method, reference=settings.reference, planted=PLANTED)]
     if table.missing:
-        lacking = "; ".join(f"{markdown(method)}: {markdown(reason)}" for method, reason in table.missing.items())
-        parts.append(f"Not run, or not for every pair and seed: {lacking}.")
-    return "\n\n".join(parts) + "\n"
+        lacking = "; ".join(f"{method}: {what}" for method, what in table.missing.items())
+        notes.append(f"Not run, or not for every pair and seed: {lacking}.")
+    if table.failed:
+        notes.append(f"No verdict, because a control failed or is open: {', '.join(table.failed)}.")
+    if not table.primary:
+        notes.append("No verdict: it needs two pairs with both methods, and planted content in every class.")
+    parts = [Part("Traces", TITLES, [[cell.name, *_texts(table, cell)] for cell in table.cells], 3, notes)]
+    if table.primary:
+        heading, lines = f"{settings.method} against {settings.reference}", table.primary
+        note = PRIMARY_NOTE.format(margin=settings.margin, loss_margin=settings.loss_margin)
+        parts.append(Part(heading, PRIMARY, [_primary_line(table, each) for each in lines], 1, [note]))
+    return parts
 
 
 def _texts(table: LaboratoryTable, cell: Cell) -> list[str]:
     """Return the cells of a row after the class."""
     dose = "all" if cell.dose is None else f"{cell.dose:g}"
     numbers = (_text(cell.trace, "{:.1f}"), _text(cell.difference, "{:+.1f}"), f"{cell.task_loss:.3f}")
-    return [dose, markdown(cell.method), str(cell.pairs), *numbers, _word(table, cell)]
+    return [dose, cell.method, str(cell.pairs), *numbers, _word(table, cell)]
 
 
 def _text(value: Interval | float | None, number: str) -> str:
@@ -145,7 +147,7 @@ def _primary_line(table: LaboratoryTable, made: Primary) -> list[str]:
     alleviates = "no verdict" if table.failed else "yes" if made.alleviates else "no"
     pairs = str(len(made.differences))
     words = (_verdict(table, made), alleviates)
-    return [markdown(made.name), pairs, _text(made.wide, "{:+.1f}"), narrow, *p, *others, *words]
+    return [made.name, pairs, _text(made.wide, "{:+.1f}"), narrow, *p, *others, *words]
 
 
 def to_csv(table: LaboratoryTable) -> str:

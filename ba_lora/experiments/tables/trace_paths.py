@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 
-from ...texts import markdown
-from .formats import EMPTY, grid
+from .formats import EMPTY
+from .parts import Part
 from .trace_records import BASE, AtLoss, at_loss, off_path, path
 
 OFF = ("class", "method", "T − T of the path, points", "pairs", "pairs that miss the path")
@@ -16,22 +16,22 @@ OFF_NOTE = (
 AT_NOTE = "T of the paths at a task loss of {loss:g} nats, which was fixed before, with the 95 % t-interval over pairs."
 
 
-def paths_to_markdown(records: Sequence[dict], reference: str, loss: float | None = None) -> str:
-    """Return both tables for the classes as a whole; "" if `reference` has no path. loss: in nats; None leaves the second out."""
+def path_parts(records: Sequence[dict], reference: str, loss: float | None = None) -> list[Part]:
+    """Return both tables for the classes as a whole; [] if `reference` has no path. loss: in nats; None leaves the second out."""
     classes = list(dict.fromkeys(record["class"] for record in records if record["dose"] is None))
     methods = dict.fromkeys(record["method"] for record in records if record["path"] is None)
     pathed = [method for method in methods if method != BASE and any(path(records, method, name) for name in classes)]
     if reference not in pathed:
-        return ""
+        return []
     others = [method for method in methods if method not in (BASE, reference)]
     off = [
         _line(name, method, off_path(records, method, reference, name), "+") for name in classes for method in others
     ]
-    parts = [grid(OFF, [line for line in off if line], 2), OFF_NOTE.format(reference=markdown(reference))]
+    parts = [Part("Paths", OFF, [line for line in off if line], 2, [OFF_NOTE.format(reference=reference)])]
     if loss is not None:
         at = [_line(name, method, at_loss(records, method, name, loss)) for name in classes for method in pathed]
-        parts += [grid(AT, [line for line in at if line], 2), AT_NOTE.format(loss=loss)]
-    return "\n\n".join(parts) + "\n"
+        parts.append(Part("", AT, [line for line in at if line], 2, [AT_NOTE.format(loss=loss)]))
+    return parts
 
 
 def _line(name: str, method: str, made: AtLoss, sign: str = "") -> list[str] | None:
@@ -44,4 +44,4 @@ def _line(name: str, method: str, made: AtLoss, sign: str = "") -> list[str] | N
         text = f"{mean} [{low}, {high}]"
     else:
         text = number.format(*made.values.values()) if made.values else EMPTY
-    return [markdown(name), markdown(method), text, str(len(made.values)), str(made.missed)]
+    return [name, method, text, str(len(made.values)), str(made.missed)]
