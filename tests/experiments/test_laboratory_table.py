@@ -47,16 +47,16 @@ def study(pairs=4, forgets=CLASSES, spread=0.5):
     return made
 
 
-def with_path(records, alphas=(0.5,)):
-    """The same with points of PiSSA's path, which lie on the straight line from base to PiSSA in T and, in the loss, below it."""
+def with_path(records, alphas=(0.5,), method="pissa"):
+    """The same with points of a method's path, which lie on the straight line from base to method in T and, in the loss, below it."""
     points = []
     for pair in {record["pair"] for record in records}:
         for name in CLASSES:
-            start, end = per_pair(records, "base", name)[pair], per_pair(records, "pissa", name)[pair]
+            start, end = per_pair(records, "base", name)[pair], per_pair(records, method, name)[pair]
             for alpha in alphas:
                 trace = start + alpha * (end - start)
                 points += [
-                    record(pair, "pissa", name, trace, 3 - 2.2 * alpha, seed=seed, alpha=alpha) for seed in (42, 1024)
+                    record(pair, method, name, trace, 3 - 2.2 * alpha, seed=seed, alpha=alpha) for seed in (42, 1024)
                 ]
     return records + points
 
@@ -174,20 +174,24 @@ def test_a_path_is_compared_at_equal_loss_and_the_pairs_that_miss_it_are_counted
     assert off_path(better, "ba-lora", "pissa", "stereotype").missed == 1
 
 
+def written(values, sign=""):
+    """The mean with scipy's interval."""
+    values = list(values.values())
+    ends = stats.ttest_1samp(values, 0).confidence_interval()
+    return "{} [{}, {}]".format(*(f"{each:{sign}.1f}" for each in (np.mean(values), *ends)))
+
+
 def test_the_table_of_paths_has_intervals_and_counts_what_misses():
-    records = with_path(study(pairs=3))
+    records = with_path(with_path(study(pairs=3)), method="lora")
     text = to_markdown(path_parts(records, "pissa", loss=1.9))
     rows = [[cell.strip() for cell in line.strip("| ").split(" | ")] for line in text.splitlines() if line[:1] == "|"]
-    found = {tuple(row[:2]): row[2:] for row in rows}
-    for made, key, sign in (
-        (off_path(records, "lora", "pissa", "custom"), ("custom", "lora"), "+"),
-        (at_loss(records, "pissa", "custom", 1.9), ("custom", "pissa"), ""),
-    ):
-        values = list(made.values.values())
-        numbers = [
-            f"{each:{sign}.1f}" for each in (np.mean(values), *stats.ttest_1samp(values, 0).confidence_interval())
-        ]
-        assert found[key] == ["{} [{}, {}]".format(*numbers), "3", "0"]
+    found = {(len(row), *row[:2]): row[2:] for row in rows}
+    off = off_path(records, "lora", "pissa", "custom").values
+    ours, theirs = (at_loss(records, method, "custom", 1.9).values for method in ("lora", "pissa"))
+    gaps = {pair: ours[pair] - theirs[pair] for pair in theirs}
+    assert found[5, "custom", "lora"] == [written(off, "+"), "3", "0"]
+    assert found[6, "custom", "lora"] == [written(ours), written(gaps, "+"), "3", "0"]
+    assert found[6, "custom", "pissa"] == [written(theirs), "–", "3", "0"]
     better = [each | {"task_loss": 0.5} if each["method"] == "ba-lora" else each for each in records]
     assert "| stereotype | ba-lora | – | 0 | 3 |" in to_markdown(path_parts(better, "pissa"))
     assert "path of" not in to_markdown(path_parts(better, "pissa")) and to_markdown(path_parts(study(), "pissa")) == ""
