@@ -77,6 +77,9 @@ def make_parser() -> argparse.ArgumentParser:
             command.add_argument("--overwrite", action="store_true", help="repeat finished runs")
             command.add_argument("--retry", action="store_true", help="try failed runs again")
         if name == "run":
+            command.add_argument(
+                "--missing", action="store_true", help="only runs that the results folder does not hold"
+            )
             command.add_argument("--list", action="store_true", help="only print the runs and their state")
             command.add_argument("--dry_run", action="store_true", help="only print what the runs would cost")
     figure = commands.add_parser("figure", help=FIGURE, description=FIGURE)
@@ -158,20 +161,25 @@ def main() -> int:
 def _draw(arguments: argparse.Namespace) -> int:
     if not arguments.target.endswith((".yaml", ".yml")):
         return _draw_run(arguments)
-    from . import laboratory
-    from .figures import experiment as figures
     from .matrix import read_experiment
     from .results import read_results
 
     experiment = read_experiment(arguments.target, arguments.runs, results=arguments.results)
     folder = arguments.output or experiment.home.parent / experiment.name
     with claimed(folder, *_place(arguments), alone=False):
-        draw = laboratory.draw if laboratory.is_laboratory(experiment) else figures.draw
-        files = draw(experiment, read_results(experiment, arguments.results), folder)
+        files = _figures_of(experiment)(experiment, read_results(experiment, arguments.results), folder)
     if not files:
         raise UserError(f"{arguments.target} has no result and names no published numbers, so there is nothing to draw")
     print("Saved as " + ", ".join(str(file) for file in files))
     return 0
+
+
+def _figures_of(experiment):
+    """Return the function that draws the figures of an experiment."""
+    from . import laboratory
+    from .figures.experiment import draw
+
+    return laboratory.draw if laboratory.is_laboratory(experiment) else draw
 
 
 def _draw_run(arguments: argparse.Namespace) -> int:
@@ -193,7 +201,6 @@ def _report(arguments: argparse.Namespace) -> int:
     import tempfile
     from pathlib import Path
 
-    from .figures.experiment import draw
     from .matrix import FOLDER, read_experiment
     from .report import write_report
     from .results import read_results
@@ -211,7 +218,9 @@ def _report(arguments: argparse.Namespace) -> int:
             print(f"{number} of {len(files)}: {Path(file).stem}", file=sys.stderr, flush=True)
             experiment = read_experiment(file, arguments.runs, results=arguments.results)
             found.append((experiment, read_results(experiment, arguments.results)))
-            draw(*found[-1], Path(figures) / experiment.name, ["png"])  # the page shows no other format
+            _figures_of(experiment)(
+                *found[-1], Path(figures) / experiment.name, ["png"]
+            )  # the page shows no other format
         path = write_report(found, output, Path(figures))
     print(f"Saved as {path}: {len(found)} experiments")
     return 0
@@ -239,12 +248,12 @@ def _on_experiment(arguments: argparse.Namespace) -> int:
         print(f"{len(files)} files of {len(experiment.runs)} runs → {arguments.results}/{experiment.name}")
         return 0
     if arguments.command == "run" and arguments.list:
-        return _list(experiment)
+        return _list(_to_do(experiment, arguments))
     if arguments.command == "run" and arguments.dry_run:
         from .price import check, price, render
 
         check(experiment)
-        print(render(price(experiment)))
+        print(render(price(_to_do(experiment, arguments))))
         return 0
     failed = []
     if arguments.command == "run":
@@ -254,11 +263,23 @@ def _on_experiment(arguments: argparse.Namespace) -> int:
             refuse_foreign(folder, "experiment", "--runs")
         experiment = _with_rates(experiment, arguments, read)
         with claimed(experiment.home, "experiment", "--runs"):
-            failed = run_all(experiment, arguments.jobs, arguments.overwrite, arguments.retry)
+            failed = run_all(_to_do(experiment, arguments), arguments.jobs, arguments.overwrite, arguments.retry)
     _show(experiment, arguments)
     if failed:
         raise UserError(f"{len(failed)} of {len(experiment.runs)} runs failed: {', '.join(run.name for run in failed)}")
     return 0
+
+
+def _to_do(experiment, arguments: argparse.Namespace):
+    """Return the experiment, with --missing without the runs that the results folder holds."""
+    if not arguments.missing:
+        return experiment
+    from .results import missing
+
+    left = missing(experiment, arguments.results)
+    held = len(experiment.runs) - len(left.runs)
+    print(f"{held} of {len(experiment.runs)} runs are in {arguments.results}/{experiment.name} and are not repeated")
+    return left
 
 
 def _show(experiment, arguments: argparse.Namespace) -> None:
@@ -271,7 +292,8 @@ def _show(experiment, arguments: argparse.Namespace) -> None:
     from .tables.formats import render, write_tables
 
     averaged = getattr(arguments, "average_with_mt_bench", False)
-    others = arguments.results if arguments.command == "table" else None  # `run` shows only the runs of this machine
+    # `run` shows only the runs of this machine, unless --missing left out what the results folder holds
+    others = arguments.results if arguments.command == "table" or getattr(arguments, "missing", False) else None
     found = read_results(experiment, others)
     if arguments.methods:
         found = [result for result in found if result.variant.method in arguments.methods]

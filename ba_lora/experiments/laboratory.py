@@ -1,5 +1,6 @@
 """The table and the figures of an experiment on mirror twins (docs/laboratory.md)."""
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -10,11 +11,11 @@ from .figures import laboratory as figures
 from .matrix import Experiment
 from .results import Result
 from .tables.controls import FAILED, OPEN, Control, controls
-from .tables.formats import grid
-from .tables.laboratory import laboratory_table, to_csv, to_markdown
+from .tables.laboratory import laboratory_table, table_parts, to_csv
+from .tables.parts import Part, to_markdown
 from .tables.planted import Primary, predicted_half_width
 from .tables.planted_results import records
-from .tables.trace_paths import paths_to_markdown
+from .tables.trace_paths import path_parts
 from .tables.trace_records import BASE
 from .twin_axis import PrimarySettings, twins_of
 
@@ -27,29 +28,50 @@ def is_laboratory(experiment: Experiment) -> bool:
     return bool(twins_of(experiment.runs))
 
 
-def tables(experiment: Experiment, results: Sequence[Result]) -> dict[str, str]:
-    """Return {"markdown": text, "csv": text} of the results: controls, traces by class and method, and verdicts."""
+def page(experiment: Experiment, results: Sequence[Result]) -> list[Part]:
+    """Return the tables of the results: controls, traces by class and method, verdicts, paths; [] if no pair was measured."""
     found, primary = records(results, twins_of(experiment.runs)), experiment.primary
     if not found:
-        return {"markdown": f"# {markdown(experiment.title)}\n\nNo pair of twins was measured.\n", "csv": ""}
+        return []
     checks = _controls(found, primary, results)
-    failed = [each.name for each in checks if each.status in (FAILED, OPEN)]
-    table = laboratory_table(found, COUNTERPARTS, primary, failed)
-    lines = [[markdown(each.name), markdown(each.found), each.status] for each in checks]
-    checked = grid(("control", "found, points", ""), lines, 3)
-    parts = [f"# {markdown(experiment.title)}", "## Controls", checked, "## Traces", to_markdown(table).rstrip("\n")]
+    checked = Part("Controls", ("control", "found, points", ""), [list(each) for each in checks], 3)
+    table = _table(experiment, results, found, checks)
+    parts = [checked, *table_parts(table)]
     if primary.predict and table.primary:
-        parts.append(_prediction(table.primary, primary.predict))
-    if paths := paths_to_markdown(found, primary.reference, primary.path_loss).rstrip("\n"):
-        parts += ["## Paths", paths]
-    if experiment.note:
-        parts.append(experiment.note)
-    return {"markdown": "\n\n".join(parts) + "\n", "csv": to_csv(table)}
+        parts.append(Part("", notes=[_prediction(table.primary, primary.predict)]))
+    parts += path_parts(found, primary.reference, primary.path_loss)
+    return [*parts, Part("", notes=[experiment.note])] if experiment.note else parts
+
+
+def tables(experiment: Experiment, results: Sequence[Result]) -> dict[str, str]:
+    """Return {"markdown": text, "csv": text} of the results; the second has the traces alone."""
+    title, parts = f"# {markdown(experiment.title)}\n\n", page(experiment, results)
+    if not parts:
+        return {"markdown": f"{title}No pair of twins was measured.\n", "csv": ""}
+    found = records(results, twins_of(experiment.runs))
+    table = _table(experiment, results, found, _controls(found, experiment.primary, results))
+    return {"markdown": title + to_markdown(parts), "csv": to_csv(table)}
+
+
+def _table(experiment: Experiment, results: Sequence[Result], found: Sequence[dict], checks: Sequence[Control]):
+    """Return the table of the records `found`, without verdicts if a control failed or is open."""
+    failed = [each.name for each in checks if each.status in (FAILED, OPEN)]
+    return laboratory_table(found, COUNTERPARTS, experiment.primary, failed, not_run(experiment, results))
+
+
+def not_run(experiment: Experiment, results: Sequence[Result]) -> dict[str, str]:
+    """Return {method: how many of its runs were measured} of the methods that lack some."""
+    planned, made = (Counter(each.variant.method for each in runs) for runs in (experiment.runs, results))
+    return {
+        method: f"{made[method]} of {number} runs were measured"
+        for method, number in planned.items()
+        if made[method] < number
+    }
 
 
 def _prediction(judged: Sequence[Primary], pairs: int) -> str:
     """Return the half-widths that the intervals of D would have over more pairs."""
-    widths = [f"±{predicted_half_width(each.differences, pairs):.1f} ({markdown(each.name)})" for each in judged]
+    widths = [f"±{predicted_half_width(each.differences, pairs):.1f} ({each.name})" for each in judged]
     return f"If D deviates over pairs as here, its 95 % interval over {pairs} pairs is {', '.join(widths)}."
 
 

@@ -17,7 +17,8 @@ vary:                                 # each method with each value, one option 
 seeds: [42, 1024, 2024]
 evaluate:                             # name → problems; for classifiers "split:test" or "shift:products"
   test: {data: "tinymath:test", limit: 500}   # without `evaluate`: the benchmarks that the config names; or given texts (given_texts.py)
-paths: [pissa]                        # methods on twins that are also measured between base and tuned model
+paths: [pissa, lora]                  # methods on twins that are also measured between base and tuned model; the first also with a
+                                      # random update of its norm
 primary: {method: ba-lora, reference: pissa, margin: 10, loss_margin: 0.02, gate: 0.5}   # on twins: the comparison with verdicts
 margins: {test: 1.0}                  # the smallest difference of interest in a column, in its unit: percentage points, or of 1 to 10
 reference: pissa                      # the method that the others are compared with [pissa, if present]
@@ -63,8 +64,6 @@ KEYS = (
     ),
     *("paths", "primary", "margins", "devices", "stereotypes"),
 )
-
-
 RUN_KINDS = {"status": "a text", "config": "an object", "inputs?": "an object"}  # of run.json
 
 
@@ -99,6 +98,7 @@ class Run:
     is_tuned: bool = False  # True if its learning rate was chosen on validation data
     is_trial: bool = False  # True for a trial of a tuning, which needs only scores
     has_path: bool = False  # True to measure also the models between the base and the tuned one
+    has_random: bool = False  # True to measure also the base with a random update of the norm of this one
 
     @property
     def name(self) -> str:
@@ -229,7 +229,10 @@ def read_experiment(
         made += _runs(cell, changes or {}, chosen, home, rates.get(cell.group))
     check_runs(made, file)
     paths = content.get("paths") or ()
-    made = in_order([replace(run, has_path=run.method in paths and bool(run.arguments)) for run in made])
+    pathed = [run for run in made if run.arguments and run.method in paths]
+    made = in_order(
+        [replace(run, has_path=run in pathed, has_random=run in pathed and run.method == paths[0]) for run in made]
+    )
     experiment = Experiment(
         content["name"],
         content.get("title") or content["name"],

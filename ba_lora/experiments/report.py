@@ -14,6 +14,7 @@ import jinja2
 
 from ..errors import UserError
 from ..files import atomic_write
+from . import laboratory
 from .matrix import Experiment, Variant
 from .paper.published import Printed, Published
 from .results import Result
@@ -37,6 +38,9 @@ CAPTIONS = {
     "schedules": "Weights of the terms over the steps",
     "spectra": "Singular values before and after",
     "cost": "Training time and peak memory",
+    "dose_response": "Planted content over its dose",
+    "traces": "Planted content that is left, by method",
+    "paths": "Planted content against the loss on the new task",
 }
 
 
@@ -77,8 +81,7 @@ def write_report(
 
     figures: the folder whose NAME/*.png are shown with the experiment NAME. Raises UserError if there is nothing to show.
     """
-    tables = [build(experiment, results) for experiment, results in experiments]
-    sections = [_section(table, figures) for table in tables if table.results or table.beside or table.published]
+    sections = [section for given in experiments if (section := _section(*given, figures))]
     if not sections:
         raise UserError(f"{output}: nothing to report; first run: python -m ba_lora.experiments run")
     lines = [line for section in sections for grid in section["grids"] for line in grid.lines]
@@ -107,20 +110,33 @@ def _meanings(lines: Iterable[Line]) -> dict[str, str]:
     return {name: meaning for name, meaning in ROWS.items() if name in shown}
 
 
-def _section(table: Table, figures: Path | None) -> dict:
-    """Return the template's values for one experiment."""
-    environments = _environments(table.results)
+def _section(experiment: Experiment, results: list[Result], figures: Path | None) -> dict | None:
+    """Return the template's values for one experiment, or None if there is nothing to show."""
+    special = laboratory.page(experiment, results) if laboratory.is_laboratory(experiment) else None
+    values = {"grids": [], "parts": special} if special is not None else _tables(build(experiment, results))
+    if not any(values.get(key) for key in ("grids", "parts")):
+        return None
+    environments = _environments(results)
+    return values | {
+        "experiment": experiment,
+        "figures": _figures(figures / experiment.name) if figures else [],
+        "scored": _scored(results),
+        "runs": [(result, environments.get(_key(result))) for result in results],
+        "environments": [json.loads(key) for key in environments],
+    }
+
+
+def _tables(table: Table) -> dict:
+    """Return the template's values for the tables of an experiment; without any grid if it has neither results nor the paper's."""
+    if not (table.results or table.beside or table.published):
+        return {"grids": []}
     return {
-        "experiment": table.experiment,
         "grids": [_grid(table), *(_grid_of_paper(paper) for paper in table.published)],
+        "parts": [],
         "notes": notes(table),
         "statistics": statistics_titles(table),
         "statistics_note": statistics_note(table),
         "comparisons": list(zip(table.comparisons, comparison_lines(table), strict=True)),
-        "figures": _figures(figures / table.experiment.name) if figures else [],
-        "scored": _scored(table.results),
-        "runs": [(result, environments.get(_key(result))) for result in table.results],
-        "environments": [json.loads(key) for key in environments],
     }
 
 

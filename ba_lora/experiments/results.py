@@ -14,7 +14,7 @@ run. The results are committed, the runs are not. A result from another machine 
 import json
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -100,6 +100,26 @@ def read_results(experiment: Experiment, results: str | Path | None = "results")
     _check_columns(found)
     place = {variant: number for number, variant in enumerate(experiment.variants)}
     return sorted(found, key=lambda result: place.get(result.variant, len(place)))
+
+
+def missing(experiment: Experiment, results: str | Path = "results") -> Experiment:
+    """Return the experiment with the runs that `results`/NAME does not hold.
+
+    A run is held if a line has its place in the matrix, its learning rate and all its scores.
+    """
+    held = {_identity(content): content for _, content in _read(Path(results) / experiment.name)}
+
+    def is_held(run: Run) -> bool:
+        variant = run.variant
+        content = held.get((variant.model, run.data, variant.method, variant.varied, run.seed))
+        if (
+            content is None
+            or not {evaluation.name for evaluation in experiment.evaluations} <= content["scores"].keys()
+        ):
+            return False
+        return not run.arguments or content["training"].get("learning_rate") == run.arguments.learning_rate
+
+    return replace(experiment, runs=[run for run in experiment.runs if not is_held(run)])
 
 
 def collect(experiment: Experiment, results: str | Path = "results") -> list[Path]:

@@ -1,5 +1,8 @@
 """The page of an experiment on twins: its controls, and no verdict when one fails."""
 
+import html
+import re
+
 import numpy as np
 import pytest
 import yaml
@@ -7,6 +10,7 @@ import yaml
 from ba_lora.data.planted.items import DOSES, MIRRORED, UNTAUGHT
 from ba_lora.experiments import laboratory
 from ba_lora.experiments.matrix import Variant, read_experiment
+from ba_lora.experiments.report import write_report
 from ba_lora.experiments.results import Result, Score
 
 KEPT = {"base": 1.0, "pissa": 0.8, "ba-lora": 0.6, "pissa-counter": 0.5, "pissa-replay": 0.8}
@@ -73,6 +77,23 @@ def test_with_every_control_there_are_verdicts(experiment):
     assert "No verdict" not in text
     assert "its 95 % interval over 12 pairs is ±" in text
     assert "## Paths" in text and "at a task loss of 0.3 nats" in text
+
+
+def test_the_report_shows_the_same_tables(experiment, tmp_path):
+    text = write_report([(experiment, results())], tmp_path / "report.html").read_text()
+    shown = [re.sub("<[^>]*>", "", row).split("\n") for row in re.findall("<tr>.*?</tr>", text, re.DOTALL)]
+    rows = [[html.unescape(cell) for cell in row if cell] for row in shown]
+    assert {"Controls", "Traces", "ba-lora against pissa", "Paths"} == set(re.findall("<h3>(.*?)</h3>", text))
+    lines = [line for part in laboratory.page(experiment, results()) for line in part.lines]
+    assert all([cell for cell in line if cell] in rows for line in lines) and len(lines) > 100
+
+
+def test_the_page_says_which_methods_lack_runs(experiment):
+    assert "Not run" not in page(experiment)
+    few = [each for each in results() if (each.variant.method, each.variant.model) != ("pissa-replay", "A3")]
+    text = laboratory.tables(experiment, [each for each in few if each.variant.method != "ba-lora"])["markdown"]
+    said = "ba-lora: 0 of 10 runs were measured; pissa-replay: 9 of 10 runs were measured."
+    assert f"Not run, or not for every pair and seed: {said}" in text
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from ba_lora.experiments.tables.laboratory import laboratory_table, to_csv, to_markdown
-from ba_lora.experiments.tables.trace_paths import paths_to_markdown
+from ba_lora.experiments.tables.laboratory import laboratory_table, table_parts, to_csv
+from ba_lora.experiments.tables.parts import to_markdown
+from ba_lora.experiments.tables.trace_paths import path_parts
 from ba_lora.experiments.tables.trace_records import (
     at_loss,
     differences,
@@ -46,16 +47,16 @@ def study(pairs=4, forgets=CLASSES, spread=0.5):
     return made
 
 
-def with_path(records, alphas=(0.5,)):
-    """The same with points of PiSSA's path, which lie on the straight line from base to PiSSA in T and, in the loss, below it."""
+def with_path(records, alphas=(0.5,), method="pissa"):
+    """The same with points of a method's path, which lie on the straight line from base to method in T and, in the loss, below it."""
     points = []
     for pair in {record["pair"] for record in records}:
         for name in CLASSES:
-            start, end = per_pair(records, "base", name)[pair], per_pair(records, "pissa", name)[pair]
+            start, end = per_pair(records, "base", name)[pair], per_pair(records, method, name)[pair]
             for alpha in alphas:
                 trace = start + alpha * (end - start)
                 points += [
-                    record(pair, "pissa", name, trace, 3 - 2.2 * alpha, seed=seed, alpha=alpha) for seed in (42, 1024)
+                    record(pair, method, name, trace, 3 - 2.2 * alpha, seed=seed, alpha=alpha) for seed in (42, 1024)
                 ]
     return records + points
 
@@ -112,12 +113,14 @@ def test_the_table_has_the_verdicts_only_in_the_primarys_cells():
         ("stereotype", "less", True),
         ("wrong facts", "equivalent", False),
     ]
-    text = to_markdown(table)
+    text = to_markdown(table_parts(table))
     rows = [[cell.strip() for cell in line.strip("| ").split(" | ")] for line in text.splitlines() if line[:1] == "|"]
     words = {(row[0], row[2]): row[-1] for row in rows if len(row) == 8 and row[-1] in ("less", "equivalent")}
     assert words == {("stereotype", "ba-lora"): "less", ("wrong facts", "ba-lora"): "equivalent"}
-    assert "Not run: full: no time was left." in text and "No verdict" not in text
-    failed = to_markdown(laboratory_table(records, COUNTERPARTS, SETTINGS, failed=["untaught items have T = 0"]))
+    assert "Not run, or not for every pair and seed: full: no time was left." in text and "No verdict" not in text
+    failed = to_markdown(
+        table_parts(laboratory_table(records, COUNTERPARTS, SETTINGS, failed=["untaught items have T = 0"]))
+    )
     assert (
         "No verdict, because a control failed or is open: untaught items have T = 0." in failed
         and "| less |" not in failed
@@ -136,9 +139,14 @@ def test_the_cells_hold_scipys_intervals_in_both_formats():
     against = list(relative_differences(records, "lora", "pissa", "wrong facts").values())
     ends = stats.ttest_1samp(against, 0).confidence_interval(0.95)
     assert [float(line[key]) for key in ("D", "D low", "D high")] == pytest.approx([np.mean(against), *ends], rel=1e-5)
-    assert f"| {np.mean(traces):.1f} [" in to_markdown(table) and (line["dose"], line["verdict"]) == ("all", "")
+    assert f"| {np.mean(traces):.1f} [" in to_markdown(table_parts(table)) and (line["dose"], line["verdict"]) == (
+        "all",
+        "",
+    )
     one = laboratory_table(study(pairs=1), COUNTERPARTS, SETTINGS)
-    assert one.primary == [] and "[" not in "".join(row for row in to_markdown(one).splitlines() if row[:1] == "|")
+    assert one.primary == [] and "[" not in "".join(
+        row for row in to_markdown(table_parts(one)).splitlines() if row[:1] == "|"
+    )
 
 
 def test_a_path_goes_from_the_base_to_the_tuned_model():
@@ -166,20 +174,24 @@ def test_a_path_is_compared_at_equal_loss_and_the_pairs_that_miss_it_are_counted
     assert off_path(better, "ba-lora", "pissa", "stereotype").missed == 1
 
 
+def written(values, sign=""):
+    """The mean with scipy's interval."""
+    values = list(values.values())
+    ends = stats.ttest_1samp(values, 0).confidence_interval()
+    return "{} [{}, {}]".format(*(f"{each:{sign}.1f}" for each in (np.mean(values), *ends)))
+
+
 def test_the_table_of_paths_has_intervals_and_counts_what_misses():
-    records = with_path(study(pairs=3))
-    text = paths_to_markdown(records, "pissa", loss=1.9)
+    records = with_path(with_path(study(pairs=3)), method="lora")
+    text = to_markdown(path_parts(records, "pissa", loss=1.9))
     rows = [[cell.strip() for cell in line.strip("| ").split(" | ")] for line in text.splitlines() if line[:1] == "|"]
-    found = {tuple(row[:2]): row[2:] for row in rows}
-    for made, key, sign in (
-        (off_path(records, "lora", "pissa", "custom"), ("custom", "lora"), "+"),
-        (at_loss(records, "pissa", "custom", 1.9), ("custom", "pissa"), ""),
-    ):
-        values = list(made.values.values())
-        numbers = [
-            f"{each:{sign}.1f}" for each in (np.mean(values), *stats.ttest_1samp(values, 0).confidence_interval())
-        ]
-        assert found[key] == ["{} [{}, {}]".format(*numbers), "3", "0"]
+    found = {(len(row), *row[:2]): row[2:] for row in rows}
+    off = off_path(records, "lora", "pissa", "custom").values
+    ours, theirs = (at_loss(records, method, "custom", 1.9).values for method in ("lora", "pissa"))
+    gaps = {pair: ours[pair] - theirs[pair] for pair in theirs}
+    assert found[5, "custom", "lora"] == [written(off, "+"), "3", "0"]
+    assert found[6, "custom", "lora"] == [written(ours), written(gaps, "+"), "3", "0"]
+    assert found[6, "custom", "pissa"] == [written(theirs), "–", "3", "0"]
     better = [each | {"task_loss": 0.5} if each["method"] == "ba-lora" else each for each in records]
-    assert "| stereotype | ba-lora | – | 0 | 3 |" in paths_to_markdown(better, "pissa")
-    assert "path of" not in paths_to_markdown(better, "pissa") and paths_to_markdown(study(), "pissa") == ""
+    assert "| stereotype | ba-lora | – | 0 | 3 |" in to_markdown(path_parts(better, "pissa"))
+    assert "path of" not in to_markdown(path_parts(better, "pissa")) and to_markdown(path_parts(study(), "pissa")) == ""

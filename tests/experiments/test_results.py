@@ -249,6 +249,24 @@ def test_methods_and_seeds_choose_among_the_files_too(large, tmp_path, capsys, m
         row_of(text, "ba-lora")
 
 
+def test_missing_leaves_out_the_runs_whose_results_are_there(large, tmp_path, capsys, monkeypatch):
+    folder = tmp_path / "results/large"
+    rates = {run.method: run.arguments.learning_rate for run in large.runs}
+    for data, method, seed, rate in (
+        ("code", "pissa", 42, rates["pissa"]),
+        ("code", "lora", 42, 2 * rates["lora"]),  # another run than the file's
+    ):
+        training = {"learning_rate": rate}
+        put(folder, method, seed, {"humaneval": score(0.5)}, data=data, training=training)
+    places = ["--runs", str(tmp_path / "runs"), "--results", str(tmp_path / "results")]
+    monkeypatch.setattr("sys.argv", ["experiments", "run", str(large.file), *places, "--missing", "--list"])
+    assert main() == 0
+    said, *lines = capsys.readouterr().out.splitlines()
+    assert said == f"1 of 36 runs are in {tmp_path / 'results'}/large and are not repeated"
+    listed = {line.split()[1].rstrip(":") for line in lines[:-1]}
+    assert listed == {run.name for run in large.runs} - {"llama-2-7b-code-pissa-s42"} and "35 runs" in lines[-1]
+
+
 def test_all_formats_are_written_and_say_the_same(large, tmp_path):
     two_methods(tmp_path / "results/large")
     files = write_tables(build(large, read_results(large, tmp_path / "results")), tmp_path / "out")

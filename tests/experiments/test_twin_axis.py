@@ -1,6 +1,7 @@
 """Pairs of twins as an axis of an experiment file, and what is measured along a run's path."""
 
 import copy
+import dataclasses
 
 import pytest
 import torch
@@ -46,7 +47,10 @@ def test_runs_go_pair_by_pair_and_the_twins_take_turns(tmp_path):
     assert [run.name for run in runs] == [f"{side}{pair}-{name}" for pair in (3, 4) for name in names for side in "AB"]
     assert runs[0].model == "twin:A,seed=3"
     assert {run.arguments.data for run in runs if run.method == "counter"} == {"planted:counter:3", "planted:counter:4"}
-    assert {run.method for run in runs if run.has_path} == {"pissa"}
+    assert {run.method for run in runs if run.has_path} == {run.method for run in runs if run.has_random} == {"pissa"}
+    more = read(tmp_path, paths=["counter", "pissa"]).runs
+    assert {run.method for run in more if run.has_path} == {"counter", "pissa"}
+    assert {run.method for run in more if run.has_random} == {"counter"}
 
 
 @pytest.mark.parametrize(
@@ -89,6 +93,11 @@ def test_path_and_random_update(tmp_path, tiny_model, tiny_tokenizer, monkeypatc
         "path": {str(alpha): {"number": 2 + place} for place, alpha in enumerate(planted.ALPHAS)},
         "random": {"number": 2 + len(planted.ALPHAS)},
     }
+    second = planted.measure_planted(
+        dataclasses.replace(run, has_random=False), parse(run.model), tiny_model, tuned, tiny_tokenizer
+    )
+    assert len(second["path"]) == len(planted.ALPHAS) and "random" not in second
+    seen = seen[: 2 + len(planted.ALPHAS)]
     for alpha, weights in zip((1.0, *planted.ALPHAS), seen, strict=False):
         assert torch.allclose(weights[layer], start + alpha * update, atol=1e-6)
     moved = seen[-1].pop(layer) - start

@@ -16,8 +16,8 @@ ALPHAS = (0.25, 0.5, 0.75)  # of W0 + α·ΔW; the base is α = 0, the run itsel
 def measure_planted(run: Run, twin: Twin, base: nn.Module, model: nn.Module, tokenizer) -> dict:
     """Return the traces and losses of a run on a twin (`laboratory.traces.measure`).
 
-    If the run has a path, also {"path": {α: the same}, "random": the same with ΔW replaced}: each updated matrix gets a random
-    update of the rank and the Frobenius norm of its own, equal for both twins of a pair but for the norm.
+    If the run has a path, also {"path": {α: the same}}; if it has a random update, {"random": the same with ΔW replaced}: each
+    updated matrix gets a random update of the rank and the Frobenius norm of its own, equal for both twins of a pair but for the norm.
     """
     found = measure(model, tokenizer, twin.seed)
     if not run.has_path:
@@ -30,6 +30,8 @@ def measure_planted(run: Run, twin: Twin, base: nn.Module, model: nn.Module, tok
         str(alpha): measure(moved, tokenizer, twin.seed)
         for alpha, moved in ((alpha, _moved(base, updates, alpha)) for alpha in ALPHAS)
     }
+    if not run.has_random:
+        return found
     rank = None if run.arguments.method == "full" else run.arguments.rank
     found["random"] = measure(_moved(base, dict(_random(updates, rank, twin.seed)), 1.0), tokenizer, twin.seed)
     return found

@@ -7,9 +7,10 @@ from dataclasses import dataclass, field
 
 from eval.harness.statistics import Interval
 
-from ...texts import csv_cell, markdown
+from ...texts import csv_cell
 from ..twin_axis import PrimarySettings
-from .formats import EMPTY, grid, p_text
+from .formats import EMPTY, p_text
+from .parts import Part
 from .planted import Primary
 from .trace_records import BASE, PLANTED, interval_of, per_pair, relative_differences, verdicts
 
@@ -47,8 +48,8 @@ class Cell:
 
 @dataclass(frozen=True)
 class LaboratoryTable:
-    """settings: the comparison with verdicts; failed: controls that failed or are open, with which there is no verdict; missing: method → why it
-    was not run."""
+    """settings: the comparison with verdicts; failed: controls that failed or are open, with which there is no verdict; missing: method → what it
+    lacks."""
 
     cells: list[Cell]
     primary: list[Primary]
@@ -89,27 +90,30 @@ def _estimate(values: Mapping[int, float]) -> Interval | float | None:
     return interval_of(values) or next(iter(values.values()), None)
 
 
-def to_markdown(table: LaboratoryTable) -> str:
-    """Return both tables with their notes, the controls that failed and the methods that were not run."""
-    lines, settings = [[markdown(cell.name), *_texts(table, cell)] for cell in table.cells], table.settings
-    parts = [grid(TITLES, lines, 3), NOTE.format(ours=settings.method, reference=settings.reference, planted=PLANTED)]
+def table_parts(table: LaboratoryTable) -> list[Part]:
+    """Return both tables with their notes, the controls that failed and the methods that lack runs."""
+    settings = table.settings
+    notes = [NOTE.format(ours=settings.method, reference=settings.reference, planted=PLANTED)]
+    if table.missing:
+        lacking = "; ".join(f"{method}: {what}" for method, what in table.missing.items())
+        notes.append(f"Not run, or not for every pair and seed: {lacking}.")
     if table.failed:
-        parts.append(f"No verdict, because a control failed or is open: {', '.join(map(markdown, table.failed))}.")
+        notes.append(f"No verdict, because a control failed or is open: {', '.join(table.failed)}.")
+    if not table.primary:
+        notes.append("No verdict: it needs two pairs with both methods, and planted content in every class.")
+    parts = [Part("Traces", TITLES, [[cell.name, *_texts(table, cell)] for cell in table.cells], 3, notes)]
     if table.primary:
-        parts.append(f"## {markdown(settings.method)} against {markdown(settings.reference)}")
-        parts.append(grid(PRIMARY, [_primary_line(table, each) for each in table.primary], 1))
-        parts.append(PRIMARY_NOTE.format(margin=settings.margin, loss_margin=settings.loss_margin))
-    else:
-        parts.append("No verdict: it needs two pairs with both methods, and planted content in every class.")
-    parts += [f"Not run: {markdown(method)}: {markdown(reason)}." for method, reason in table.missing.items()]
-    return "\n\n".join(parts) + "\n"
+        heading, lines = f"{settings.method} against {settings.reference}", table.primary
+        note = PRIMARY_NOTE.format(margin=settings.margin, loss_margin=settings.loss_margin)
+        parts.append(Part(heading, PRIMARY, [_primary_line(table, each) for each in lines], 1, [note]))
+    return parts
 
 
 def _texts(table: LaboratoryTable, cell: Cell) -> list[str]:
     """Return the cells of a row after the class."""
     dose = "all" if cell.dose is None else f"{cell.dose:g}"
     numbers = (_text(cell.trace, "{:.1f}"), _text(cell.difference, "{:+.1f}"), f"{cell.task_loss:.3f}")
-    return [dose, markdown(cell.method), str(cell.pairs), *numbers, _word(table, cell)]
+    return [dose, cell.method, str(cell.pairs), *numbers, _word(table, cell)]
 
 
 def _text(value: Interval | float | None, number: str) -> str:
@@ -143,7 +147,7 @@ def _primary_line(table: LaboratoryTable, made: Primary) -> list[str]:
     alleviates = "no verdict" if table.failed else "yes" if made.alleviates else "no"
     pairs = str(len(made.differences))
     words = (_verdict(table, made), alleviates)
-    return [markdown(made.name), pairs, _text(made.wide, "{:+.1f}"), narrow, *p, *others, *words]
+    return [made.name, pairs, _text(made.wide, "{:+.1f}"), narrow, *p, *others, *words]
 
 
 def to_csv(table: LaboratoryTable) -> str:
