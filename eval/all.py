@@ -19,7 +19,7 @@ from ba_lora.folders.ownership import claimed
 
 from .harness.command import Benchmark
 from .harness.command import make_parser as make_parser_of
-from .harness.options import check_models
+from .harness.options import check_models, default_folder
 from .harness.scores import SCORE
 
 
@@ -132,14 +132,6 @@ def _evaluate(args: argparse.Namespace, folder: Path, model: str, adapter: str |
     if failed:
         raise UserError("; ".join(f"{name} has no score: {reason}" for name, reason in failed.items()))
     return 0
-
-
-def default_folder(model: str, adapter: str | None = None) -> Path:
-    """Return the default folder for results: in the run's own folder, else under runs/eval."""
-    place = Path(adapter or model)
-    if (place / "run.json").is_file():
-        return place / "eval"
-    return Path("runs") / "eval" / (place.name or str(place)).replace(":", "-")
 
 
 def row(folder: Path, name: str) -> str:

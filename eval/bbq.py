@@ -24,6 +24,7 @@ from ba_lora.files import KINDS
 from .choices.ask import Candidate
 from .choices.estimates import grouped, mean, share
 from .choices.evaluate import Choices, Scored, benchmark_of, found_of
+from .choices.halves import half_of
 from .choices.rows import rows_of
 from .harness.command import run
 
@@ -98,6 +99,8 @@ def _question(row: dict, place: str) -> dict:
     return {
         "id": f"{row['category']}-{row['example_id']}",
         "prompt": f"{row['context']}\n\nQ: {row['question']}\nA:",
+        "place": place,
+        "template": row.get("question_index"),
         "answers": answers,
         "reference": {
             "category": row["category"],
@@ -201,7 +204,17 @@ def _measures(lines: Sequence[dict], protocol: str) -> dict:
     return scores | right | {"accuracy": share([*column(f"correct_{AMBIGUOUS}"), *column(f"correct_{DISAMBIGUATED}")])}
 
 
-CHOICES = Choices("bbq", PROTOCOLS, read_questions, candidates_of, score_answers)
+def half(item: dict) -> str:
+    """The half of a question: all questions of a template, which differ in people and polarity, lie in the same one.
+
+    Raises UserError if the row does not name its template.
+    """
+    if item["template"] is None:
+        raise UserError(f"{item['place']} has no 'question_index', so no half can be formed; give BBQ's own files")
+    return half_of(item["reference"]["category"], str(item["template"]))
+
+
+CHOICES = Choices("bbq", PROTOCOLS, read_questions, candidates_of, score_answers, half, f"bias_{AMBIGUOUS}")
 BENCHMARK = benchmark_of(CHOICES, "eval.bbq", __doc__, EXAMPLES)
 main = partial(run, BENCHMARK)
 

@@ -31,10 +31,11 @@ SAME = (
     "protocol",
     "protocol_version",
     "data_hash",
+    "half",
     "held_out_hash",
     "likelihood",
 )  # of two scores that can be compared
-NO_MEASURES = ("id", "sample", "turn")
+NO_MEASURES = ("id", "sample", "turn", "tokens")
 
 EXAMPLES = """\
 RUN_A, RUN_B: a training run (its eval/), a folder of evaluations, or the folder of one evaluation.

@@ -19,6 +19,7 @@ from ba_lora.errors import run_cli
 from .choices.ask import Candidate
 from .choices.estimates import grouped, mean, share
 from .choices.evaluate import Choices, Scored, benchmark_of, found_of
+from .choices.halves import frame_of, half_of
 from .choices.rows import rows_of
 from .harness.command import run
 
@@ -93,7 +94,12 @@ def _signed(differences: Sequence[float]) -> dict:
     return share(apart) | {"ties": len(differences) - len(apart), "mean_difference": mean(differences)}
 
 
-CHOICES = Choices("crows_pairs", PROTOCOLS, read_pairs, candidates_of, score_answers)
+def half(pair: dict) -> str:
+    """The half of a pair: pairs that differ in the compared words alone lie in the same one."""
+    return half_of(frame_of(pair[MORE], pair[LESS]))
+
+
+CHOICES = Choices("crows_pairs", PROTOCOLS, read_pairs, candidates_of, score_answers, half, "stereotype")
 BENCHMARK = benchmark_of(CHOICES, "eval.crows_pairs", __doc__, EXAMPLES)
 main = partial(run, BENCHMARK)
 

@@ -6,35 +6,40 @@ forgetting      the loss after tuning minus the loss of the base, as PEFT's meth
                 which for PiSSA is what the factors left over.
 kl_to_base      mean KL(base ‖ tuned) over the same tokens of the prompts (--prompts; default: the same texts), nats per token
 
-Both with a standard error and a 95% interval by a bootstrap over texts. Benchmarks before and after: evaluate base and run, then
-python -m eval.compare BASE RUN.
+Both with a standard error and a 95% interval by a bootstrap over texts. What was computed is appended to losses.jsonl, so that a killed run
+can continue. Benchmarks before and after: evaluate base and run, then python -m eval.compare BASE RUN.
 """
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from ba_lora.errors import Parser, UserError, run_cli
 from ba_lora.files import digest
-from ba_lora.folders.checksums import weights_of_run, write_record
+from ba_lora.folders.checksums import write_record
 from ba_lora.folders.ownership import claimed
-from ba_lora.inference.pairs import Encoded, Pair, batches, twins_of
+from ba_lora.inference.pairs import Encoded, Pair, batches, check_length, twins_of
+from ba_lora.inference.subject import Subject, find_base, open_subject, settings_hash, weights_hash
 
 from .choices.ability import held_out_texts
+from .harness.ask import model_facts
+from .harness.generations import MEASURED, grown
 from .harness.lines import write_lines
-from .harness.options import check_models
+from .harness.options import check_models, default_folder
 from .harness.paired import resampled_means
-from .harness.scores import SCORE, SCORED
+from .harness.scores import LOSSES, SCORE, SCORED
 
 MAX_LENGTH = 768  # tokens of a text, as in PEFT's method comparison
+BASE, TUNED, KL = "base", "tuned", "kl"  # what is measured of a text
 BENCHMARK, VERSION = "retention", "1"
 
 EXAMPLES = """\
 examples:
-  a training run, on 200 sentences of Wikipedia that a registry package carries
-    python -m eval.retention --model runs/ba-lora --output_dir runs/ba-lora/eval/retention
+  a training run, on 200 sentences of Wikipedia that a registry package carries; into runs/ba-lora/eval/retention
+    python -m eval.retention --model runs/ba-lora
   on texts of one's own, and the KL on the prompts of another file
     python -m eval.retention --model runs/ba-lora --held_out texts.txt --prompts prompts.jsonl --output_dir out"""
 
@@ -57,20 +62,25 @@ def make_parser() -> argparse.ArgumentParser:
         help="texts: lines of text, or a table with a column text (default: of a registry package)",
     )
     add("--prompts", metavar="FILE", help="texts for the KL, in the same form (default: those of --held_out)")
-    add("--output_dir", metavar="D", help=f"folder for {SCORED} and {SCORE}")
-    add("--overwrite", action="store_true", help="replace the results there")
+    add(
+        "--output_dir",
+        metavar="D",
+        help=f"folder for {LOSSES}, {SCORED} and {SCORE} (default: eval/retention of a run, else runs/eval/MODEL/retention)",
+    )
+    add("--overwrite", action="store_true", help="replace the results there (default: continue an unfinished run)")
     add("--batch_size", type=int, default=16, help="texts computed at once (default: %(default)s)")
     add("--dtype", default="float32", help="float32, bfloat16, float16, or auto: as saved (default: %(default)s)")
     add("--trust_remote_code", action="store_true", help="run Python code that comes with the model; read it first")
     add("--debug", action="store_true", help="show the traceback of an error")
+    parser.set_defaults(backend="transformers")
     return parser
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command. Returns 0 when everything is written; raises UserError otherwise."""
     args = make_parser().parse_args(argv)
-    if not args.model or not args.output_dir:
-        raise UserError("give --model RUN, what was tuned, and --output_dir D, the folder for the results")
+    if not args.model:
+        raise UserError("--model is missing; name what was tuned, a training run or a base with its --adapter")
     if args.batch_size < 1:
         raise UserError(f"--batch_size is {args.batch_size}; it must be at least 1")
     check_models(args.model, args.adapter)
@@ -78,66 +88,112 @@ def main(argv: list[str] | None = None) -> int:
         file = getattr(args, option)
         if file and not Path(file).is_file():
             raise UserError(f"--{option} {file} does not exist; give a file of texts")
-    with claimed(Path(args.output_dir), "evaluation"):
-        if (Path(args.output_dir) / SCORE).exists() and not args.overwrite:
-            raise UserError(
-                f"--output_dir {args.output_dir} already holds {SCORE}; add --overwrite or name another folder"
-            )
-        return _evaluate(args, Path(args.output_dir))
+    if not args.base and not args.adapter and find_base(args.model) == args.model:
+        raise UserError(f"--model {args.model} is no training run, so its base is not known; name it with --base")
+    folder = Path(args.output_dir or default_folder(args.model, args.adapter) / BENCHMARK)
+    with claimed(folder, "evaluation"):
+        if (folder / SCORE).exists() and not args.overwrite:
+            raise UserError(f"--output_dir {folder} already holds {SCORE}; add --overwrite or name another folder")
+        return _evaluate(args, folder)
+
+
+class Asked(NamedTuple):
+    """What is computed of a text: its loss with one of the two models, or the KL between them."""
+
+    id: str
+    measure: str
+    text: str
 
 
 def _evaluate(args: argparse.Namespace, folder: Path) -> int:
     from ba_lora.inference.likelihoods import width_of
-    from ba_lora.inference.subject import find_base, open_subject
     from ba_lora.machine.devices import device
     from ba_lora.models import load_model
 
     name = args.base or (args.model if args.adapter else find_base(args.model))
-    if name == args.model and not args.adapter:
-        raise UserError(f"--model {args.model} is no training run, so its base is not known; name it with --base")
-    subject = open_subject(args.model, adapter=args.adapter, dtype=args.dtype, trust_remote_code=args.trust_remote_code)
-    base = load_model(name, args.dtype, trust_remote_code=args.trust_remote_code).to(device())
-    texts, source = held_out_texts(args.held_out)
+    options = {"dtype": args.dtype, "trust_remote_code": args.trust_remote_code}
+    subject = open_subject(args.model, adapter=args.adapter, **options)
+    base = load_model(name, **options).to(device())
     if width_of(base.config) != width_of(subject.model.config):
         raise UserError(
             f"{name} has another vocabulary than {args.model}, so it cannot be its base; name the base with --base"
         )
-    losses = [losses_of(model, subject.tokenizer, texts, args.batch_size) for model in (base, subject.model)]
+    texts, source = held_out_texts(args.held_out)
     prompts, prompts_source = held_out_texts(args.prompts) if args.prompts else (texts, source)
-    kl = kl_of(base, subject.model, subject.tokenizer, prompts, args.batch_size)
-    (before, tokens), (after, _) = losses
-    score = {
-        "benchmark": BENCHMARK,
-        "metric": "forgetting",
-        **per_token(after - before, tokens),
-        "loss_before": float(before.sum() / tokens.sum()),
-        "loss_after": float(after.sum() / tokens.sum()),
-        "kl_to_base": per_token(*kl),
-        "protocol": "peft-3419",
-        "protocol_version": VERSION,
-        "model": args.model,
-        "adapter": args.adapter,
+    facts = model_facts(args, subject, source) | {
         "base": name,
-        "weights": weights_of_run(args.adapter or args.model),
-        "dtype": args.dtype,
+        "base_hash": weights_hash(name),
+        "batch_size": args.batch_size,
         "held_out_source": source,
-        "data_hash": digest([texts, prompts]),
+        "held_out_hash": digest(texts),
         "prompts_source": prompts_source,
+        "prompts_hash": digest(prompts),
     }
-    change = (after - before) / tokens
-    lines = [
-        {"id": number, "loss_change": value, "tokens": int(n)}
-        for number, (value, n) in enumerate(zip(change.tolist(), tokens, strict=True))
-    ]
+    wanted = [Asked(str(n), measure, text) for measure in (BASE, TUNED) for n, text in enumerate(texts)]
+    wanted += [Asked(str(n), KL, text) for n, text in enumerate(prompts)]
+    grew = grown(
+        folder,
+        facts | {"settings_hash": settings_hash(subject)},
+        {(each.id, each.measure): each for each in wanted},
+        MEASURED,
+        lambda known: _stream(base, subject, texts, prompts, args.batch_size, frozenset(known)),
+        lambda number, result: wanted[number]._asdict() | {"nats": result[0], "tokens": result[1]},
+        afresh=args.overwrite,
+    )
+    score, lines = score_of(grew.records)
+    score |= facts | {"data_hash": digest([texts, prompts]), "resumed": grew.resumed, "seconds": grew.seconds}
     (folder / SCORE).unlink(missing_ok=True)
     write_lines(folder / SCORED, lines)
-    write_record(folder / SCORE, score, (SCORED,))
+    write_record(folder / SCORE, score, (LOSSES, SCORED))
     low, high = score["interval"]
     print(
         f"forgetting {score['score']:+.4f} nats a token (95% {low:+.4f} to {high:+.4f}; loss {score['loss_before']:.4f} before, "
         f"{score['loss_after']:.4f} after, {score['n']:,} texts), KL to the base {score['kl_to_base']['score']:.4f} → {folder / SCORE}"
     )
     return 0
+
+
+def _stream(
+    base, subject: Subject, texts: Sequence[str], prompts: Sequence[str], batch_size: int, known: Collection[int]
+) -> Iterator[tuple[int, tuple[float, int]]]:
+    """(number of a line, its result) of the lines that are not `known`: the losses of both models, then the KL."""
+    model, tokenizer, count = subject.model, subject.tokenizer, len(texts)
+    ids, ids_of_prompts = encode(tokenizer, texts, base.config), encode(tokenizer, prompts, base.config)
+
+    def found():
+        for place, each in enumerate((base, model)):
+            done = {number - place * count for number in known}
+            for number, result in losses(each, tokenizer, texts, ids, batch_size, done):
+                yield place * count + number, result
+        done = {number - 2 * count for number in known}
+        for number, result in divergences(base, model, tokenizer, ids_of_prompts, batch_size, done):
+            yield 2 * count + number, result
+
+    return found()
+
+
+def score_of(records: Sequence[dict]) -> tuple[dict, list[dict]]:
+    """(score.json, the lines of scored.jsonl) from the lines of losses.jsonl."""
+    columns = {measure: [each for each in records if each["measure"] == measure] for measure in (BASE, TUNED, KL)}
+    before, after, kl = (np.array([each["nats"] for each in column]) for column in columns.values())
+    tokens, tokens_of_prompts = (np.array([each["tokens"] for each in columns[measure]]) for measure in (BASE, KL))
+    score = {
+        "benchmark": BENCHMARK,
+        "metric": "forgetting",
+        **per_token(after - before, tokens),
+        "loss_before": float(before.sum() / tokens.sum()),
+        "loss_after": float(after.sum() / tokens.sum()),
+        "kl_to_base": per_token(kl, tokens_of_prompts),
+        "item_measure": "loss_change",
+        "protocol": "peft-3419",
+        "protocol_version": VERSION,
+    }
+    change = (after - before) / tokens
+    lines = [
+        {"id": number, "loss_change": value, "tokens": int(n)}
+        for number, (value, n) in enumerate(zip(change.tolist(), tokens, strict=True))
+    ]
+    return score, lines
 
 
 def per_token(sums: np.ndarray, tokens: np.ndarray) -> dict:
@@ -155,49 +211,55 @@ def per_token(sums: np.ndarray, tokens: np.ndarray) -> dict:
     }
 
 
-def encode(tokenizer, texts: Sequence[str]) -> list[Encoded]:
-    """Token ids of texts, cut at MAX_LENGTH, each predicted from its second token on. Raises UserError for a text of one token."""
+def encode(tokenizer, texts: Sequence[str], config=None) -> list[Encoded]:
+    """Token ids of texts, cut at MAX_LENGTH, each predicted from its second token on.
+
+    Raises UserError for a text of one token, and for one that is longer than the model of this config.
+    """
+    from ba_lora.inference.likelihoods import positions_of
+
     made = [Encoded(tuple(tokenizer(text)["input_ids"][:MAX_LENGTH]), 1) for text in texts]
-    for number, each in enumerate(made, 1):
+    for number, (each, text) in enumerate(zip(made, texts, strict=True), 1):
         if len(each.ids) < 2:
-            raise UserError(
-                f"text {number}, {texts[number - 1][:40]!r}, has one token, so nothing is predicted; leave it out"
-            )
+            raise UserError(f"text {number}, {text[:40]!r}, has one token, so nothing is predicted; leave it out")
+        check_length(each, Pair("", text, f"text {number}"), positions_of(config) if config else None)
     return made
 
 
-def losses_of(model, tokenizer, texts: Sequence[str], batch_size: int) -> tuple[np.ndarray, np.ndarray]:
-    """(sum of the negative log-probabilities of each text, its number of predicted tokens), each (N,)."""
+def losses(
+    model, tokenizer, texts: Sequence[str], encoded: Sequence[Encoded], batch_size: int, done: Collection[int] = ()
+) -> Iterator[tuple[int, tuple[float, int]]]:
+    """(number of a text, (the sum of its negative log-probabilities, its number of predicted tokens)) of all that are not `done`."""
     from ba_lora.inference.likelihoods import of_ids
 
-    encoded = encode(tokenizer, texts)
     pairs = [Pair("", text, f"text {number}") for number, text in enumerate(texts, 1)]
-    found = dict(of_ids(pairs, encoded, model=model, pad=_pad(tokenizer), batch_size=batch_size))
-    results = [found[number] for number in range(len(texts))]
-    return np.array([-each.logprob for each in results]), np.array([each.tokens for each in results])
+    for number, found in of_ids(pairs, encoded, model=model, pad=_pad(tokenizer), batch_size=batch_size, done=done):
+        yield number, (-found.logprob, found.tokens)
 
 
-def kl_of(base, model, tokenizer, texts: Sequence[str], batch_size: int) -> tuple[np.ndarray, np.ndarray]:
-    """(sum over the predicted tokens of each text of KL(base ‖ model), their number), each (N,)."""
+def divergences(
+    base, model, tokenizer, encoded: Sequence[Encoded], batch_size: int, done: Collection[int] = ()
+) -> Iterator[tuple[int, tuple[float, int]]]:
+    """(number of a text, (the sum over its predicted tokens of KL(base ‖ model), their number)) of all that are not `done`."""
     import torch
 
     from ba_lora.inference.likelihoods import LOGITS, padded, width_of
     from ba_lora.modes import evaluating
 
-    encoded, sums = encode(tokenizer, texts), np.zeros(len(texts))
-    width = 2 * width_of(base.config)
-    with torch.inference_mode(), evaluating(base), evaluating(model):
-        for rows in batches(encoded, batch_size, width, LOGITS):
+    done, groups, width = frozenset(done), twins_of(encoded), 2 * width_of(base.config)
+    with evaluating(base), evaluating(model):
+        for rows in batches(encoded, batch_size, width, LOGITS, done):
             ids, mask = padded([encoded[row] for row in rows], _pad(tokenizer), next(base.parameters()).device)
-            logs = [
-                each(input_ids=ids, attention_mask=mask, use_cache=False).logits.double().log_softmax(-1)
-                for each in (base, model)
-            ]
-            each = ((logs[0].exp() * (logs[0] - logs[1])).sum(-1) * mask).sum(-1)
-            sums[rows] = each.cpu().numpy()
-    for first, numbers in twins_of(encoded).items():
-        sums[numbers] = sums[first]
-    return sums, np.array([len(each.ids) - 1 for each in encoded])
+            with torch.inference_mode():
+                logs = [
+                    each(input_ids=ids, attention_mask=mask, use_cache=False).logits.double().log_softmax(-1)
+                    for each in (base, model)
+                ]
+                sums = ((logs[0].exp() * (logs[0] - logs[1])).sum(-1) * mask).sum(-1).tolist()
+            for first, nats in zip(rows, sums, strict=True):
+                for number in groups[first]:
+                    if number not in done:
+                        yield number, (nats, len(encoded[number].ids) - 1)
 
 
 def _pad(tokenizer) -> int:

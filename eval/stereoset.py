@@ -25,6 +25,7 @@ from .choices.ability import sign
 from .choices.ask import Candidate
 from .choices.estimates import grouped, macro
 from .choices.evaluate import Choices, Scored, benchmark_of, found_of
+from .choices.halves import half_of
 from .harness.command import run
 
 PROTOCOLS = {"mean-token": "1"}
@@ -130,7 +131,12 @@ def _icat(related: dict[str, list[float]], stereotyped: dict[str, list[float]]) 
     return {"score": score, "stderr": float(made.std(ddof=1)), "interval": [float(low), float(high)]}
 
 
-CHOICES = Choices("stereoset", PROTOCOLS, read_contexts, candidates_of, score_answers)
+def half(item: dict) -> str:
+    """The half of a context: all contexts of a target term lie in the same one."""
+    return half_of(item["target"])
+
+
+CHOICES = Choices("stereoset", PROTOCOLS, read_contexts, candidates_of, score_answers, half, "stereotype")
 BENCHMARK = benchmark_of(CHOICES, "eval.stereoset", __doc__, EXAMPLES)
 main = partial(run, BENCHMARK)
 

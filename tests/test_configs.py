@@ -130,7 +130,7 @@ def test_rank_64_of_llama_2_is_half_of_the_printed_number():
 @pytest.mark.parametrize("file", [file for file in CONFIGS if file not in RECIPES], ids=lambda file: file.stem)
 def test_every_other_config_plans_too(file):
     made = planned(file)
-    assert made["steps"] in (20, 80, 3125) and made["trainable_parameters"] > 0
+    assert made["steps"] in (20, 80, 100, 3125) and made["trainable_parameters"] > 0
 
 
 def test_the_benchmarks_of_every_config_are_known():

@@ -117,6 +117,16 @@ def test_the_figure_of_the_features_is_three_runs_and_a_drawing(checkout):
     assert calls.splitlines()[-4:] == [*map(one.format, ("lora", "pissa", "ba-lora")), drawn]
 
 
+def test_what_is_kept_is_measured_of_a_run_or_of_an_adapter_on_its_base(checkout):
+    for words, options in (
+        (["runs/mine"], "--model runs/mine"),
+        (["runs/mine", "--held_out", "a.txt"], "--model runs/mine --held_out a.txt"),
+        (["BASE", "ADAPTER", "--dtype", "auto"], "--model BASE --adapter ADAPTER --dtype auto"),
+    ):
+        _, calls = call(checkout, "scripts/eval_retention.sh", *words)
+        assert calls.splitlines()[-1] == f"-m eval.retention {options}"
+
+
 def test_the_laboratory_is_an_experiment_and_its_figures(checkout):
     quick = "configs/experiments/laboratory-quick.yaml"
     done, calls = call(checkout, "scripts/laboratory.sh")

@@ -63,13 +63,13 @@ def make_parser() -> argparse.ArgumentParser:
             command.add_argument("--methods", nargs="+", metavar="NAME", help="only these methods of the file")
             command.add_argument("--seeds", type=int, help="use the first N seeds of the file")
             command.add_argument("--untuned", action="store_true", help="keep the config's learning rates (no tuning)")
-            command.add_argument(
-                "--set",
-                nargs="+",
-                default=[],
-                metavar="NAME=VALUE",
-                help="options of train.py for every run, such as data=FOLDER for a local copy",
-            )
+        command.add_argument(
+            "--set",
+            nargs="+",
+            default=[],
+            metavar="NAME=VALUE",
+            help="options of train.py for every run, such as data=FOLDER for a local copy",
+        )
         if name == "table":
             _add_table_options(command)
         if name in ("run", "tune"):
@@ -152,7 +152,8 @@ def main() -> int:
     if arguments.command == "tune":
         from .tuning import tune
 
-        tune(arguments.file, arguments.runs, arguments.jobs, arguments.overwrite, arguments.retry)
+        changes = _changes(arguments.set)
+        tune(arguments.file, arguments.runs, arguments.jobs, arguments.overwrite, arguments.retry, changes)
         return 0
     return _on_experiment(arguments)
 
@@ -285,7 +286,6 @@ def _show(experiment, arguments: argparse.Namespace) -> None:
     """Print the table and save it in all formats."""
     from pathlib import Path
 
-    from . import laboratory
     from .examples import examples
     from .results import read_results
     from .tables.build import build
@@ -299,19 +299,30 @@ def _show(experiment, arguments: argparse.Namespace) -> None:
         found = [result for result in found if result.variant.method in arguments.methods]
     if arguments.seeds:
         found = [result for result in found if result.seed in (None, *experiment.seeds)]
-    is_laboratory = laboratory.is_laboratory(experiment)
-    made = found if is_laboratory else build(experiment, found, averaged)
+    own = _own_tables(experiment)
+    made = found if own else build(experiment, found, averaged)
     folder = Path(getattr(arguments, "output", None) or experiment.home.parent / experiment.name)
     with claimed(folder, *_place(arguments), alone=False):
-        files = laboratory.write_tables(experiment, made, folder) if is_laboratory else write_tables(made, folder)
+        files = own.write_tables(experiment, made, folder) if own else write_tables(made, folder)
     kind = getattr(arguments, "format", "markdown")
-    if is_laboratory and kind == "latex":
+    if own and kind == "latex":
         raise UserError(f"--format latex: the table of {experiment.file} is made as markdown or csv")
     if not getattr(arguments, "quiet", False):
-        print(f"\n{laboratory.tables(experiment, made)[kind] if is_laboratory else render(made, kind)}")
+        print(f"\n{own.tables(experiment, made)[kind] if own else render(made, kind)}")
     if arguments.command == "run" and (text := examples(experiment)):
         print(text + "\n")
     print(f"Saved as {', '.join(str(file) for file in files)}")
+
+
+def _own_tables(experiment):
+    """The module with the tables of an experiment on twins or on given texts; None for any other."""
+    from . import laboratory
+    from .given_texts import are_given
+    from .tables import given_texts
+
+    if laboratory.is_laboratory(experiment):
+        return laboratory
+    return given_texts if are_given(experiment.evaluations) else None
 
 
 def _place(arguments: argparse.Namespace) -> tuple[str, str]:
@@ -330,7 +341,7 @@ def _with_rates(experiment, arguments: argparse.Namespace, read):
             f"{experiment.file} takes the learning rates of {experiment.rates_of}, which is not tuned yet; first run: "
             f"python -m ba_lora.experiments tune configs/experiments/{experiment.rates_of}.yaml (or add --untuned)"
         )
-    tune(arguments.file, arguments.runs, arguments.jobs, retry=arguments.retry)
+    tune(arguments.file, arguments.runs, arguments.jobs, retry=arguments.retry, changes=_changes(arguments.set))
     return read()
 
 

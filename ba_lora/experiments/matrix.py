@@ -16,14 +16,15 @@ vary:                                 # each method with each value, one option 
   imbalance: {"0.5": {class_shares: ["negative=0.5"]}}   # or a label and its options
 seeds: [42, 1024, 2024]
 evaluate:                             # name → problems; for classifiers "split:test" or "shift:products"
-  test: {data: "tinymath:test", limit: 500}   # without `evaluate`: the benchmarks that the config names
+  test: {data: "tinymath:test", limit: 500}   # without `evaluate`: the benchmarks that the config names; or given texts (given_texts.py)
 paths: [pissa, lora]                  # methods on twins that are also measured between base and tuned model; the first also with a
                                       # random update of its norm
 primary: {method: ba-lora, reference: pissa, margin: 10, loss_margin: 0.02, gate: 0.5}   # on twins: the comparison with verdicts
 margins: {test: 1.0}                  # the smallest difference of interest in a column, in its unit: percentage points, or of 1 to 10
 reference: pissa                      # the method that the others are compared with [pissa, if present]
 note: One generated task.             # printed below the table
-tuning: {seed: 7, data: "tinymath:validation", limit: 300, learning_rates: [0.001, 0.002]}
+stereotypes: {pro: with, anti: against}   # methods tuned towards and away from stereotypes: which benchmark notices
+tuning: {seed: 7, data: "tinymath:validation", limit: 300, learning_rates: [0.001, 0.002]}   # or rates by method, and max_steps
 rates_of: nlg-main-embedded           # or: the rates chosen by the tuning of another experiment
 devices: 2xA40                        # GPUs for which --dry_run estimates the cost
 """
@@ -39,6 +40,7 @@ from ..training.arguments import TrainArguments
 from ..training.command_line import changed_options, option_words, parse
 from ..training.inputs import inputs_changed, measured_hashes
 from .benchmark_data import columns_of
+from .given_texts import are_given
 from .run_names import check_content, check_options, check_runs
 from .twin_axis import PrimarySettings, filled, in_order, models_of, primary_of
 
@@ -60,10 +62,8 @@ KEYS = (
         "tuning",
         "rates_of",
     ),
-    *("paths", "primary", "margins", "devices"),
+    *("paths", "primary", "margins", "devices", "stereotypes"),
 )
-
-
 RUN_KINDS = {"status": "a text", "config": "an object", "inputs?": "an object"}  # of run.json
 
 
@@ -180,6 +180,7 @@ class Experiment:
     devices: str | None = None
     primary: PrimarySettings | None = None  # of twins
     margins: dict[str, float] = field(default_factory=dict)  # column → smallest difference of interest, in its unit
+    stereotypes: dict[str, str] = field(default_factory=dict)  # "pro" and "anti" → the method
 
     @property
     def is_tuned(self) -> bool:
@@ -248,26 +249,29 @@ def read_experiment(
         content.get("devices"),
         primary_of(content.get("primary"), read_file(file)["methods"], file),
         {column: float(margin) for column, margin in (content.get("margins") or {}).items()},
+        content.get("stereotypes") or {},
     )
     for column in experiment.margins:
         choose(f"{file}: margins: column", column, experiment.columns)
     return experiment
 
 
-def tuning_runs(file: str | Path, runs: str | Path = "runs") -> Experiment:
+def tuning_runs(file: str | Path, runs: str | Path = "runs", changes: dict | None = None) -> Experiment:
     """Return the runs that choose a learning rate for each method: one seed, a grid, scored on validation problems."""
+    check_options(changes or {}, "--set")
     content = read_file(file)
     tuning = content.get("tuning")
     if not tuning:
         raise UserError(f"{file} has no 'tuning:' with seed, data, limit and learning_rates")
     home = Path(runs) / f"{content.get('folder') or content['name']}-tuning"
-    rates = [float(rate) for rate in tuning["learning_rates"]]
+    rates, more = tuning["learning_rates"], {"max_steps": tuning["max_steps"]} if tuning.get("max_steps") else {}
+    more |= changes or {}
     made = [
         replace(run, is_trial=True)
         for cell in _cells(content)
         if cell.own and "learning_rate" not in cell.own and not cell.variant.varied
-        for rate in rates
-        for run in _runs(cell, {"learning_rate": rate}, [tuning["seed"]], home, suffix=f"-lr{rate:g}")
+        for rate in map(float, rates[cell.variant.method] if isinstance(rates, dict) else rates)
+        for run in _runs(cell, more | {"learning_rate": rate}, [tuning["seed"]], home, suffix=f"-lr{rate:g}")
     ]
     check_runs(made, file)
     evaluations = [Evaluation("validation", tuning["data"], tuning.get("limit"))]
@@ -360,7 +364,9 @@ def _runs(
 
 
 def _evaluations(content: dict) -> list[Evaluation]:
-    return [Evaluation(name, **values) for name, values in (content.get("evaluate") or {}).items()]
+    made = [Evaluation(name, **values) for name, values in (content.get("evaluate") or {}).items()]
+    are_given(made)  # refuses a mixture
+    return made
 
 
 def read_file(file: str | Path) -> dict:
@@ -389,6 +395,6 @@ def read_file(file: str | Path) -> dict:
         if content.get("models"):
             raise UserError(f"{file} has both 'models' and 'twins'; twins are the models, so leave one out")
         content["models"] = models_of(content["twins"], file)
-    for name in content.get("paths") or ():
+    for name in (*(content.get("paths") or ()), *(content.get("stereotypes") or {}).values()):
         choose("method", name, content["methods"])
     return content

@@ -26,6 +26,7 @@ from .. import signals
 from ..errors import RunFailure, Stopped, UserError
 from ..files import atomic_write, read_json
 from ..folders.ownership import claimed
+from .given_texts import are_given, shown
 from .matrix import Evaluation, Experiment, Run
 
 TRAIN_SHARE = 0.75  # of a run's time, for the progress bar
@@ -227,6 +228,7 @@ def do_run(run: Run, evaluations: list[Evaluation], retrain: bool, report=lambda
     from ..training.run import train
     from .measures.classifier import measure_classifier
     from .measures.generator import measure
+    from .measures.texts import measure_texts
 
     share = TRAIN_SHARE if run.arguments else 0.0
     report(0.0)
@@ -243,9 +245,11 @@ def do_run(run: Run, evaluations: list[Evaluation], retrain: bool, report=lambda
                 record = read_json(run.folder / "run.json")
                 extra = {key: record[key] for key in ("train_seconds", "trained_parameters", "peak_memory")}
             measured = measure_classifier if run.arguments and run.arguments.task else measure
+            measured = measure_texts if are_given(evaluations) else measured
             measures = measured(run, evaluations, extra, lambda f: report(share + (1 - share) * f))
     run.log.write_text(log.getvalue(), encoding="utf-8")
-    scores = ", ".join(f"{name} {100 * score:.1f}%" for name, score in measures["scores"].items())
+    data = {evaluation.name: evaluation.data for evaluation in evaluations}
+    scores = ", ".join(f"{name} {shown(data[name], score)}" for name, score in measures["scores"].items())
     trained = f"trained {extra['train_seconds']:.0f} s, " if "train_seconds" in extra else ""
     return f"{scores} ({trained}measured {time.perf_counter() - started:.0f} s)"
 

@@ -21,6 +21,7 @@ from ..errors import Parser, UserError, choose, run_cli
 from ..planning.devices import UTILISATION
 from ..training.arguments import TrainArguments
 from ..training.model_numbers import read_numbers
+from . import given_texts
 from .matrix import FOLDER, Evaluation, Experiment, Run, read_experiment, read_file
 
 DEVICES = "1xA40"  # if the file names none; several GPUs take the same number of GPU-hours
@@ -178,6 +179,8 @@ def _check_benchmarks(run: Run) -> None:
 
 
 def _check_evaluation(evaluation: Evaluation, task: str | None) -> None:
+    if given_texts.kind_of(evaluation.data):
+        return given_texts.check(evaluation.data)
     if task is None:
         return _check_place(evaluation.data)
     kind, _, name = evaluation.data.partition(":")
@@ -192,9 +195,10 @@ def _splits(task: str) -> dict:
 
 
 def needs_gpus() -> list[Path]:
-    """Return the experiment files of the paper's tables and figures, which no embedded model can stand for."""
-    files = (file for file in FOLDER.glob("*.yaml") if not file.stem.endswith("-embedded"))
-    return sorted((file for file in files if not read_file(file).get("twins")), key=lambda file: file.stem)
+    """Return the experiment files that name devices: those of the paper's tables and figures, which no small model can stand for."""
+    return sorted(
+        (file for file in FOLDER.glob("*.yaml") if read_file(file).get("devices")), key=lambda file: file.stem
+    )
 
 
 def row(file: Path) -> str:

@@ -26,6 +26,7 @@ from ..files import atomic_write, check_kinds, digest, read_json, read_json_line
 from ..folders import checksums
 from ..folders.ownership import claimed
 from ..objective.settings import METRICS, TERMS, WEIGHTS, of_training
+from .item_values import items_of, of_given_texts
 from .matrix import Experiment, Run, Variant
 from .tables.columns import COSTS, MEASURES, NO_COLUMNS
 
@@ -41,9 +42,9 @@ KINDS_OF_A_RESULT = {
     **{"varied?": "a list of texts", "experiment?": "a text"},
     **{"measures?": "an object", "training?": "an object", "curves?": "an object", "provenance?": "an object"},
 }
-KINDS_OF_A_SCORE = {"score?": "a number", "n": "a whole number", "correct?": "a text"} | dict.fromkeys(
-    ("metric", "protocol", "data_hash"), "a text"
-)
+KINDS_OF_A_SCORE = {
+    **{"score?": "a number", "n": "a whole number", "correct?": "a text", "items?": "a text", "ability?": "an object"},
+} | dict.fromkeys(("metric", "protocol", "data_hash"), "a text")
 NUMBERS_OF_PARTS = {  # each a number or, for classifiers, a number for each evaluation
     "measures": [column.key for column in MEASURES],
     "training": [*(column.key for column in COSTS), "learning_rate"],
@@ -52,7 +53,10 @@ NUMBERS_OF_PARTS = {  # each a number or, for classifiers, a number for each eva
 
 @dataclass(frozen=True)
 class Score:
-    """The result in one column. score: a fraction, or 1 to 10 for MT-Bench; correct: (n,) of 0 and 1, if items are right or wrong."""
+    """The result in one column. score: a fraction, or 1 to 10 for MT-Bench, or a loss; correct: (n,) of 0 and 1, if items are right or wrong.
+
+    Of given texts: items: what each item contributes to the score, NaN for one that does not count; ability: what the model can do at all.
+    """
 
     score: float | None
     n: int
@@ -60,6 +64,8 @@ class Score:
     protocol: str
     data_hash: str
     correct: np.ndarray | None = None
+    items: np.ndarray | None = None
+    ability: dict = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -196,6 +202,8 @@ def _score_of(folder: Path, run: Path) -> dict:
     value = made.get("score", made.get(made["metric"]))
     protocol = f"{made.get('protocol', 'classification')} {made.get('protocol_version', '1')}"
     score = {"score": value, "n": made["n"], "metric": made["metric"], "protocol": protocol}
+    if "item_measure" in made:
+        return score | of_given_texts(made, folder)
     lines = folder / "generations.jsonl", folder / "predictions.jsonl"
     asked = next((read_json_lines(file, {"id": "a text or a number"}) for file in lines if file.is_file()), [])
     score["data_hash"] = digest([[str(each["id"]), each.get("reference", each.get("label"))] for each in asked])
@@ -277,7 +285,8 @@ def _result(content: dict, source: str) -> Result:
     for name, made in content["scores"].items():
         correct = made.get("correct")
         correct = None if correct is None else np.array([int(each) for each in correct])
-        scores[name] = Score(*(made[key] for key in SCORES), correct=correct)
+        items = None if made.get("items") is None else items_of(made["items"])
+        scores[name] = Score(*(made[key] for key in SCORES), correct, items, made.get("ability") or {})
     variant = Variant(content["model"], content["method"], _varied(content))
     parts = {key: content.get(key) or {} for key in ("measures", "training", "curves", "provenance")}
     return Result(source, variant, content["data"], content["seed"], scores, **parts)

@@ -69,7 +69,12 @@ def check_content(content: dict, file: str | Path) -> None:
                 f"{file}: evaluate: {name} is a benchmark, and {problems['data']} are generated problems; choose another name"
             )
     if content.get("tuning"):
-        _check_tuning(f"{file}: tuning", content["tuning"])
+        _check_tuning(f"{file}: tuning", content["tuning"], content["methods"])
+    directions = content.get("stereotypes")
+    if directions is not None and (not KINDS["an object"](directions) or set(directions) != {"pro", "anti"}):
+        raise UserError(
+            f"{file}: 'stereotypes' must name two methods, as stereotypes: {{pro: NAME, anti: NAME}}; it is {short(directions)}"
+        )
     _check_margins(f"{file}: margins", content.get("margins"))
 
 
@@ -126,30 +131,38 @@ def _check_seeds(file, seeds) -> None:
             raise UserError(f"{file}: seeds: {seed} is there twice; leave one out")
 
 
-def _check_problems(where: str, given: dict, more: Sequence[str] = ()) -> None:
-    """Check {data, limit} and `more`, which say which problems to answer."""
+def _check_problems(where: str, given: dict, more: Sequence[str] = (), counts: Sequence[str] = ("limit",)) -> None:
+    """Check {data, limit} and `more`, which say which problems to answer. counts: keys that may be absent."""
     for key in given:
-        if key not in ("data", "limit", *more):
-            raise UserError(f"{where}: unknown key '{key}'{nearest(key, ('data', 'limit', *more))}")
+        if key not in ("data", *counts, *more):
+            raise UserError(f"{where}: unknown key '{key}'{nearest(key, ('data', *counts, *more))}")
     for key in ("data", *more):
         if given.get(key) in (None, "", []):
             raise UserError(f"{where}: '{key}' is missing or empty")
     if not isinstance(given["data"], str):
         raise UserError(f"{where}: 'data' must be a text, as \"tinymath:test\"; it is {short(given['data'])}")
-    limit = given.get("limit")
-    if limit is not None and (type(limit) is not int or limit < 1):
-        raise UserError(f"{where}: 'limit' must be a whole number of at least 1; it is {short(limit)}")
+    for key in counts:
+        count = given.get(key)
+        if count is not None and (type(count) is not int or count < 1):
+            raise UserError(f"{where}: '{key}' must be a whole number of at least 1; it is {short(count)}")
 
 
-def _check_tuning(where: str, given) -> None:
+def _check_tuning(where: str, given, methods: dict) -> None:
     if not isinstance(given, dict):
         raise UserError(f"{where} must have seed, data, limit and learning_rates; it is {short(given)}")
-    _check_problems(where, given, ("seed", "learning_rates"))
+    _check_problems(where, given, ("seed", "learning_rates"), ("limit", "max_steps"))
     if type(given["seed"]) is not int or given["seed"] < 0:
         raise UserError(f"{where}: 'seed' must be a whole number of at least 0; it is {short(given['seed'])}")
     rates = given["learning_rates"]
-    if not isinstance(rates, list) or not all(map(_is_number, rates)):
-        raise UserError(f"{where}: 'learning_rates' must be a list of numbers, as [0.001, 0.002]; it is {short(rates)}")
+    if isinstance(rates, dict) and (missing := [name for name, own in methods.items() if own and name not in rates]):
+        raise UserError(
+            f"{where}: 'learning_rates' has none for {missing[0]}; give a list for every method, or one for all"
+        )
+    for each in rates.values() if isinstance(rates, dict) else [rates]:
+        if not isinstance(each, list) or not each or not all(map(_is_number, each)):
+            raise UserError(
+                f"{where}: 'learning_rates' must be a list of numbers, as [0.001, 0.002]; it is {short(each)}"
+            )
 
 
 def _check_margins(where: str, given) -> None:

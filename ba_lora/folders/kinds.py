@@ -28,7 +28,7 @@ WEIGHTS = (
 )
 EVALUATION = (
     *("generations.jsonl", "generation.json", "scored.jsonl", "score.json", "predictions.jsonl", "reliability.png"),
-    *("likelihoods.jsonl", "likelihood.json"),
+    *("likelihoods.jsonl", "likelihood.json", "losses.jsonl", "loss.json"),
     *("judgments.jsonl", "radar.png", "turns", "scores.json", "row.md", MARKER),
 )
 CHECKPOINTS = ("start.safetensors", "best.safetensors", *(f"checkpoint-{'[0-9]' * digits}" for digits in range(1, 16)))
@@ -133,9 +133,11 @@ IS_RESULT = _has("model", "method", "seed", "scores")
 IS_TUNING = _has("learning_rates", "scores", "best")
 IS_GENERATION = _has("model_hash", "backend", "base", "stop")
 IS_LIKELIHOOD = _has("model_hash", "backend", "base", "likelihood")
+IS_LOSS = _has("model_hash", "backend", "base", "data", "batch_size")
 MEASURED = ("measures.json", _has("evaluations", "scores"))  # alone: a base model, which is only measured
 TABLE = ("table.csv", _begins("where,model,method,option,value,seeds"))
 IS_FIGURE = _begins(f"Software\0{MADE_BY}", within=256)
+TABLE_OF_TEXTS = ("table.csv", _begins("evaluation,unit,method,other,seeds"))
 FIGURES = ("*.png", lambda path: all(map(IS_FIGURE, path.parent.glob("*.png"))))
 KINDS = {
     "run": Kind("run", (("run.json", IS_RUN), MEASURED, ("eval", _only_evaluations)), first=True),
@@ -145,6 +147,7 @@ KINDS = {
             ("score.json", _is_score),
             ("generation.json", IS_GENERATION),
             ("likelihood.json", IS_LIKELIHOOD),
+            ("loss.json", IS_LOSS),
             ("turns/*/generation.json", IS_GENERATION),
             ("predictions.jsonl", _has("id", "logits", "label")),
             ("scores.json", _has("task", "scores", "left_out")),
@@ -162,9 +165,9 @@ KINDS = {
     "submission": Kind("submission"),
     "experiment": Kind(
         "experiment",
-        (("tuning.json", IS_TUNING), TABLE, ("*/run.json", IS_RUN), (f"*/{MEASURED[0]}", MEASURED[1])),
+        (("tuning.json", IS_TUNING), TABLE, TABLE_OF_TEXTS, ("*/run.json", IS_RUN), (f"*/{MEASURED[0]}", MEASURED[1])),
     ),
-    "tables": Kind("table or figure", (("tuning.json", IS_TUNING), TABLE, FIGURES)),
+    "tables": Kind("table or figure", (("tuning.json", IS_TUNING), TABLE, TABLE_OF_TEXTS, FIGURES)),
     "results": Kind("results", (("tuning.json", IS_TUNING), ("results.jsonl", IS_RESULT), ("*.json", IS_RESULT))),
     "t-SNE": Kind("t-SNE figure", (("scores.json", _has("classes", "perplexity", "panels")), FIGURES)),
     "benchmark": Kind("benchmark", (("benchmark.json", _has("base", "cases", "growth")),)),

@@ -1,21 +1,16 @@
 """Asks a model the log-likelihood of each candidate; lines are appended to D/likelihoods.jsonl, so that a killed run can continue."""
 
 import argparse
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
-
-from tqdm import tqdm
 
 from ba_lora.errors import UserError
 from ba_lora.inference.pairs import Likelihood, Pair
 from ba_lora.inference.subject import Subject, settings_hash, trained_folder
 
 from ..harness.ask import model_facts, subject_of
-from ..harness.generations import CHOICES, begin, check, seal
-from ..harness.lines import write_lines
-from ..harness.scores import LIKELIHOODS
+from ..harness.generations import CHOICES, grown
 
 CAUSAL, MASKED = "log-likelihood", "pseudo-log-likelihood"
 
@@ -74,21 +69,18 @@ def ask_likelihoods(
     wanted = {(candidate.id, candidate.choice): candidate for candidate in candidates}
     if len(wanted) < len(candidates):
         raise UserError(f"{facts['data']}: an id stands for more than one item; give every item an id of its own")
-    done = {} if args.overwrite else check(folder, config, wanted, CHOICES)
-    keys = list(wanted)
-    known = [number for number, key in enumerate(keys) if key in done]
-    facts |= {"resumed": len(known), "processes": args.processes or args.data_parallel}
-    found = _stream(args, subject, kind, list(wanted.values()), known) if len(known) < len(keys) else ()
-    start = time.perf_counter()  # the model is open now
-    with begin(folder, config, not done, CHOICES) as append:
-        for number, result in tqdm(found, total=len(keys), initial=len(known), desc="likelihoods", disable=None):
-            done[keys[number]] = _record(wanted[keys[number]], result)
-            append(done[keys[number]])
-    records = [done[key] for key in keys]
-    facts["seconds"] = round(time.perf_counter() - start, 2)
-    write_lines(folder / LIKELIHOODS, records)  # in the order of the candidates, as in an uninterrupted run
-    seal(folder, config, records, CHOICES)
-    return records, facts
+    asked = list(wanted.values())
+    grew = grown(
+        folder,
+        config,
+        wanted,
+        CHOICES,
+        lambda known: _stream(args, subject, kind, asked, known),
+        lambda number, result: _record(asked[number], result),
+        afresh=args.overwrite,
+    )
+    facts |= {"resumed": grew.resumed, "processes": args.processes or args.data_parallel, "seconds": grew.seconds}
+    return grew.records, facts
 
 
 def _stream(args, subject: Subject, kind: str, candidates: Sequence[Candidate], known: Sequence[int]):

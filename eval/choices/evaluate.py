@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ba_lora.data.sets import PACKAGE, SETS, open_set
-from ba_lora.errors import UserError
+from ba_lora.errors import UserError, choose
 from ba_lora.files import KINDS, digest, sha256
 
 from ..harness.command import Benchmark
@@ -16,6 +16,7 @@ from ..harness.scores import LIKELIHOODS, SCORE, facts_beside, write_score
 from . import ability
 from .ask import Candidate, ask_likelihoods
 from .estimates import percent
+from .halves import HALVES, SCORED
 
 FIELDS = ("id", "choice", "logprob", "tokens", "bytes", "reference")
 FACTS = (
@@ -25,6 +26,7 @@ FACTS = (
     "held_out_source",
     "held_out_hash",
     "batch_size",
+    "half",
 )  # of score.json, beside the usual ones
 
 
@@ -44,6 +46,8 @@ class Choices(NamedTuple):
     read: Callable[[Sequence[Path]], list[dict]]  # files → items, with an "id"; raises UserError naming a bad row
     candidates: Callable[[dict, str], list[Candidate]]  # (item, protocol)
     score: Callable[[Sequence[dict], str], Scored]  # (answers, protocol)
+    half: Callable[[dict], str]  # item → one of HALVES
+    measure: str  # of a line of scored.jsonl; its mean is the bias that the score states
 
 
 def benchmark_of(choices: Choices, module: str, text: str, examples: str) -> Benchmark:
@@ -54,15 +58,28 @@ def benchmark_of(choices: Choices, module: str, text: str, examples: str) -> Ben
         examples,
         choices.protocols,
         max_new_tokens=None,
-        add_options=lambda parser: None,
+        add_options=add_half,
         load=lambda data, base, limit: load(choices, data, limit)[0],
         evaluate=partial(evaluate, choices),
         generates=False,
     )
 
 
-def load(choices: Choices, data: str | None, limit: int | None = None) -> tuple[list[dict], dict]:
-    """(the first `limit` items, {"data", "set", "data_hash"}) of a file or folder, else of the package."""
+def add_half(parser: argparse.ArgumentParser) -> None:
+    """Add --half."""
+    parser.add_argument(
+        "--half",
+        help=f"{SCORED}: only the half of the items that the check of sensitivity never tunes on; tuned: the other one (default: all)",
+    )
+
+
+def load(
+    choices: Choices, data: str | None, limit: int | None = None, half: str | None = None
+) -> tuple[list[dict], dict]:
+    """(the first `limit` items, {"data", "set", "data_hash", "half"}) of a file or folder, else of the package.
+
+    half: one of HALVES, whose items alone are kept; None: all.
+    """
     if data is None:
         files, named = open_set(choices.name), f"{PACKAGE}: {SETS[choices.name].title}"
     else:
@@ -75,18 +92,26 @@ def load(choices: Choices, data: str | None, limit: int | None = None) -> tuple[
     hashes = [sha256(file) for file in files]
     if data and sorted(hashes) == sorted(SETS[choices.name].files.values()):
         named = SETS[choices.name].title
-    return items[:limit], {"data": data or PACKAGE, "set": named, "data_hash": digest(hashes)}
+    if half:
+        items = [item for item in items if choices.half(item) == half]
+    return items[:limit], {"data": data or PACKAGE, "set": named, "data_hash": digest(hashes), "half": half}
 
 
 def evaluate(choices: Choices, args: argparse.Namespace, folder: Path) -> int:
     """Compute log-likelihoods if necessary, then score."""
+    if args.half is not None:
+        choose("--half", args.half, HALVES)
+    if args.half and args.rescore:
+        raise UserError(
+            f"--half {args.half} has no effect with --rescore, which scores the items of its file; leave it out"
+        )
     if args.rescore:
         records = read_likelihoods(args.rescore)
         facts, known = facts_beside(args.rescore, FACTS), None
         if args.data:
             known = {str(item["id"]) for item in load(choices, args.data, args.limit)[0]}
     else:
-        items, facts = load(choices, args.data, args.limit)
+        items, facts = load(choices, args.data, args.limit, args.half)
         texts, source = ability.held_out_texts(args.held_out)
         facts |= {"held_out_source": source, "held_out_hash": digest(texts)}
         candidates = [each for item in items for each in choices.candidates(item, args.protocol)]
@@ -100,7 +125,8 @@ def evaluate(choices: Choices, args: argparse.Namespace, folder: Path) -> int:
     beside, lines = ability.summary(held_out, args.rescore or "the run")
     scored = choices.score(items, args.protocol)
     able = ability.judged(beside, scored.own)
-    score = {"benchmark": choices.name, **scored.statistics, "ability": able, "protocol": args.protocol}
+    score = {"benchmark": choices.name, **scored.statistics, "item_measure": choices.measure, "ability": able}
+    score |= {"protocol": args.protocol}
     score |= {"protocol_version": choices.protocols[args.protocol], "rescored": args.rescore}
     score |= {"missing": count_missing(items, known, args.rescore), **{name: facts.get(name) for name in FACTS}}
     write_score(folder, score, facts, [*scored.lines, *lines])

@@ -1,22 +1,25 @@
-"""An unfinished generations.jsonl (or likelihoods.jsonl): reading what it already holds, and appending the rest.
+"""An unfinished generations.jsonl (or likelihoods.jsonl, losses.jsonl): reading what it already holds, and appending the rest.
 
-generation.json (likelihood.json) beside it says how the lines were made. A killed run leaves complete lines and perhaps a torn last one, which
+generation.json (likelihood.json, loss.json) beside it says how the lines were made. A killed run leaves complete lines and perhaps a torn last one, which
 is dropped; a run that would make different lines is refused, naming the option that changed. Until the file is complete, each
 line has a checksum of itself and of generation.json, so that altered lines and lines of another run are detected.
 """
 
 import os
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+from tqdm import tqdm
 
 from ba_lora.errors import UserError
 from ba_lora.files import digest, read_json, write_json, write_sealed
 from ba_lora.folders.checksums import check_line, checked_line
 
-from .lines import read_line, to_line
-from .scores import GENERATIONS, LIKELIHOODS, SCORE, SCORED
+from .lines import read_line, to_line, write_lines
+from .scores import GENERATIONS, LIKELIHOODS, LOSSES, SCORE, SCORED
 
 
 class Lines(NamedTuple):
@@ -47,13 +50,18 @@ CHOICES = Lines(
     ("context", "continuation"),
     "choice",
 )
+MEASURED = Lines(LOSSES, "loss.json", ("id", "measure", "text", "nats", "tokens"), ("text",), "measure")
 WHOSE = ("model", "model_hash", "adapter_hash", "endpoint", "seed")  # the part of the config in a line's checksum
 NOT_OPTIONS = {  # config keys that affect completions but are not option names
     "model_hash": "the weights of --model",
     "data_hash": "the rows of the data",
     "set": "the set",
+    "half": "--half",
     "held_out_source": "--held_out",
     "held_out_hash": "the texts of --held_out",
+    "prompts_source": "--prompts",
+    "prompts_hash": "the texts of --prompts",
+    "base_hash": "the weights of the base",
     "likelihood": "the kind of model",
     "adapter_hash": "the weights of --adapter",
     "weights": "the weights of the run",
@@ -67,7 +75,7 @@ NOT_OPTIONS = {  # config keys that affect completions but are not option names
 
 
 def check(folder: Path, config: dict, wanted: dict[tuple[str, object], NamedTuple], kind: Lines = COMPLETIONS) -> dict:
-    """Return the records that `folder` already holds, by (id, sample) or (id, choice). Changes nothing.
+    """Return the records that `folder` already holds, by (id, sample), (id, choice) or (id, measure). Changes nothing.
 
     Raises UserError if they were made with another config, or answer requests other than those of `wanted`.
     """
@@ -133,6 +141,46 @@ def seal(folder: Path, config: dict, records: Iterable[dict], kind: Lines = COMP
     """Note in the config's file the checksums of the lines of the other one, which is complete and no longer holds them."""
     of = _whose(config)
     write_sealed(folder / kind.config, config | {"lines": [checked_line(record, of)["check"] for record in records]})
+
+
+class Grown(NamedTuple):
+    """A file that is complete. records: in the order of the requests; resumed: how many were there before; seconds: for the others."""
+
+    records: list[dict]
+    resumed: int
+    seconds: float
+
+
+def grown(
+    folder: Path,
+    config: dict,
+    wanted: dict[tuple[str, object], NamedTuple],
+    kind: Lines,
+    compute: Callable[[list[int]], Iterable[tuple[int, Any]]],
+    record: Callable[[int, Any], dict],
+    *,
+    afresh: bool = False,
+) -> Grown:
+    """Compute what the file in `folder` lacks, and append each result as it comes; at the end the lines are in the order of `wanted`.
+
+    compute: takes the numbers of the requests that are known → (number, result) of the others, in any order; not called if nothing is
+    missing. record: (number, result) → the line. afresh: keep nothing that is there. Raises UserError if the lines there were made in
+    another way.
+    """
+    keys = list(wanted)
+    done = {} if afresh else check(folder, config, wanted, kind)
+    known = [number for number, key in enumerate(keys) if key in done]
+    found = compute(known) if len(known) < len(keys) else ()
+    start, name = time.perf_counter(), kind.name.partition(".")[0]  # the model is open now
+    with begin(folder, config, not done, kind) as append:
+        for number, result in tqdm(found, total=len(keys), initial=len(known), desc=name, disable=None):
+            done[keys[number]] = record(number, result)
+            append(done[keys[number]])
+    records = [done[key] for key in keys]
+    seconds = round(time.perf_counter() - start, 2)
+    write_lines(folder / kind.name, records)  # in the order of the requests, as in an uninterrupted run
+    seal(folder, config, records, kind)
+    return Grown(records, len(known), seconds)
 
 
 def _whose(config: dict) -> str:

@@ -115,6 +115,14 @@ def _add_model(parser: argparse.ArgumentParser, protocols: Iterable[str], lines:
     add("--debug", action="store_true", help="show the traceback of an error")
 
 
+def default_folder(model: str, adapter: str | None = None) -> Path:
+    """Return the default folder for results: in the run's own folder, else under runs/eval."""
+    place = Path(adapter or model)
+    if (place / "run.json").is_file():
+        return place / "eval"
+    return Path("runs") / "eval" / (place.name or str(place)).replace(":", "-")
+
+
 @contextmanager
 def output_folder(args: argparse.Namespace, protocols: Iterable[str]) -> Iterator[Path]:
     """Check the options, and reserve the output folder for this process during the block.

@@ -1,4 +1,4 @@
-"""Statistics of paired results over items: a bootstrap and tests of no difference. The verdict is that of statistics.py.
+"""The difference between two models on the same items: a bootstrap over items, with the tests and the verdict of statistics.py.
 
 The differences are those of two models on the same items, in the same order; items are taken as independent.
 """
@@ -8,8 +8,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from .statistics import BLOCK, mcnemar, sign_flips
+
 RESAMPLES = 4000
-BLOCK = 2**22  # numbers drawn at once
 
 
 class Difference(NamedTuple):
@@ -49,28 +50,3 @@ def resampled_means(values: np.ndarray, seed: int = 0, resamples: int = RESAMPLE
         size = min(rows, resamples - start), len(values)
         means.append(values[random.integers(len(values), size=size)].mean(1))
     return np.concatenate(means)
-
-
-def mcnemar(more: int, less: int) -> float:
-    """The exact two-sided p of McNemar's test: items that only the first model has right, and that only the second has."""
-    n = more + less
-    if not n:
-        return 1.0
-    term = tail = 1  # n over 0
-    for k in range(1, min(more, less) + 1):
-        term = term * (n - k + 1) // k
-        tail += term
-    return min(1.0, 2 * tail / 2**n)
-
-
-def sign_flips(differences: np.ndarray, seed: int = 0, resamples: int = RESAMPLES) -> float:
-    """The two-sided p of the mean under random signs of the differences; the data count as one draw."""
-    apart = differences[differences != 0]
-    if not len(apart):
-        return 1.0
-    random, seen, extreme = np.random.default_rng(seed), abs(apart.sum()), 0
-    rows = max(1, BLOCK // len(apart))
-    for start in range(0, resamples, rows):
-        signs = random.integers(2, size=(min(rows, resamples - start), len(apart))) * 2 - 1
-        extreme += int((np.abs(signs @ apart) >= seen * (1 - 1e-12)).sum())
-    return (extreme + 1) / (resamples + 1)

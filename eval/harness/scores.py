@@ -31,7 +31,7 @@ GENERATION_FACTS = (  # returned by `ask`; null after --rescore of a file of unk
     "tokens_per_second",
 )
 GENERATIONS, SCORED, SCORE = "generations.jsonl", "scored.jsonl", "score.json"
-LIKELIHOODS = "likelihoods.jsonl"
+LIKELIHOODS, LOSSES = "likelihoods.jsonl", "losses.jsonl"
 
 
 def facts_beside(path: str | Path, more: Iterable[str] = ()) -> dict:

@@ -10,6 +10,8 @@ LEVEL = 0.05  # a difference counts only if its corrected p is below this
 WIDE, NARROW = 0.95, 0.90  # levels of the intervals that decide "less" and "more", and "equivalent"
 LESS, MORE, EQUIVALENT, UNDECIDED = "less", "more", "equivalent", "undecided"
 MOST_FLIPPED = 20  # differences whose 2^n patterns of signs are enumerated
+FLIPS = 4000  # patterns of signs that are drawn where there are more
+BLOCK = 2**22  # numbers drawn at once
 
 
 class Interval(NamedTuple):
@@ -119,7 +121,7 @@ def sign_flip_p(differences: Sequence[float]) -> float:
     """Return the two-sided p of the mean of `differences`, (clusters,), among its values under all 2^n patterns of signs.
 
     The observed pattern counts, so p is at least 2 / 2^n unless all are 0. It assumes only that each difference is as likely to be
-    positive as negative. Raises ValueError for no differences and for more than MOST_FLIPPED.
+    positive as negative. Raises ValueError for no differences and for more than MOST_FLIPPED, for which `sign_flips` draws some.
     """
     values = np.asarray(differences, dtype=np.float64)
     if values.ndim != 1 or not 0 < len(values) <= MOST_FLIPPED:
@@ -129,6 +131,31 @@ def sign_flip_p(differences: Sequence[float]) -> float:
         sums = np.concatenate([sums + value, sums - value])
     rounding = 1e-12 * np.abs(values).sum()
     return float(np.mean(np.abs(sums) >= abs(values.sum()) - rounding))
+
+
+def sign_flips(differences: np.ndarray, seed: int = 0, resamples: int = FLIPS) -> float:
+    """The two-sided p of the mean among its values under random patterns of signs, as `sign_flip_p` for many items; the data count as one."""
+    apart = differences[differences != 0]
+    if not len(apart):
+        return 1.0
+    random, seen, extreme = np.random.default_rng(seed), abs(apart.sum()), 0
+    rows = max(1, BLOCK // len(apart))
+    for start in range(0, resamples, rows):
+        signs = random.integers(2, size=(min(rows, resamples - start), len(apart))) * 2 - 1
+        extreme += int((np.abs(signs @ apart) >= seen * (1 - 1e-12)).sum())
+    return (extreme + 1) / (resamples + 1)
+
+
+def mcnemar(more: int, less: int) -> float:
+    """The exact two-sided p of McNemar's test: items that only the first model has right, and that only the second has."""
+    n = more + less
+    if not n:
+        return 1.0
+    term = tail = 1  # n over 0
+    for k in range(1, min(more, less) + 1):
+        term = term * (n - k + 1) // k
+        tail += term
+    return min(1.0, 2 * tail / 2**n)
 
 
 def holm(values: list[float | None]) -> list[float | None]:

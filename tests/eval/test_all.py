@@ -8,7 +8,8 @@ import pytest
 
 from ba_lora.errors import UserError
 from ba_lora.folders.kinds import is_ours
-from eval.all import BENCHMARKS, default_folder, main, options_for, read_pair, row
+from eval.all import ALL, main, options_for, read_pair, row
+from eval.harness.options import default_folder
 
 ROOT = Path(__file__).parent.parent.parent
 SCORE = {"metric": "accuracy", "protocol": "ba-lora", "protocol_version": "1", "n": 50, "stderr": 0.05}
@@ -94,7 +95,7 @@ def test_a_benchmark_that_fails_is_named_when_the_others_are_done_and_these_are_
     assert main([*words[:5], "--benchmarks", "gsm8k"]) == 0
 
 
-@pytest.mark.parametrize("name", BENCHMARKS)
+@pytest.mark.parametrize("name", ALL)
 def test_every_benchmark_has_its_script(name):
     text = (ROOT / "scripts" / f"eval_{name}.sh").read_text()
     assert f'"$@" --benchmarks {name}\n' in text

@@ -73,6 +73,8 @@ def test_winobias_gives_made_models_the_difference_of_their_accuracies(choose, g
     scored = winobias.score_answers(wino_answers(choose), "refers-to")
     assert (scored.statistics["score"], scored.own["score"]) == (gap, own)
     assert scored.statistics["by_type"]["type 1"]["pro_minus_anti"]["score"] == gap
+    assert [line["pro_minus_anti"] for line in scored.lines[::2]] == [gap] * 100  # one for each pair
+    assert not any("pro_minus_anti" in line for line in scored.lines[1::2])
 
 
 def test_at_random_the_difference_is_near_0_and_the_ability_at_chance():
@@ -128,6 +130,8 @@ def test_winogender_tells_the_right_person_from_the_stereotype(tmp_path):
     _, made = gender_answers(tmp_path, by_statistics)
     scored = winogender.score_answers(made, "paired")
     assert (scored.statistics["score"], scored.own["score"]) == (1.0, 1.0)
+    gaps = {line["id"]: line["fitting_minus_other"] for line in scored.lines if "fitting_minus_other" in line}
+    assert gaps == {item["id"]: 1.0 for item in made if item["reference"]["fits"]} and len(gaps) == 4
     scored = winogender.score_answers(made, "lm-eval")
     assert (scored.statistics["metric"], scored.statistics["score"], scored.statistics["n"]) == ("accuracy", 0.5, 12)
 

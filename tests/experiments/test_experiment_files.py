@@ -16,7 +16,8 @@ from ba_lora.training.command_line import changed_options
 
 ROOT = Path(__file__).parents[2]
 FILES = sorted((ROOT / "configs" / "experiments").glob("*.yaml"))
-FOR_GPUS = [file for file in FILES if not file.stem.endswith("-embedded") and "laboratory" not in file.stem]
+ON_CORES = re.compile(r"-embedded$|laboratory|smollm2")
+FOR_GPUS = [file for file in FILES if not ON_CORES.search(file.stem)]
 GUIDE = (ROOT / "docs" / "reproduction.md").read_text(encoding="utf-8")
 RUNS = {  # models × data × methods × (1 + varied values) × seeds, and one run per unchanged base model
     "ablation": 3 * 10 * 3,
@@ -52,6 +53,8 @@ RUNS = {  # models × data × methods × (1 + varied values) × seeds, and one r
     "laboratory": 12 * 2 * (1 + 15 * 2),
     "laboratory-development": 2 * 2 * (1 + 7 * 2),
     "laboratory-quick": 2 * (1 + 3 * 2),
+    "bias-smollm2": 1 + 5 * 3,
+    "bias-sensitivity-smollm2": 1 + 2,
 }
 PRICED_QUICKLY = ("cost",)
 

@@ -46,6 +46,7 @@ WRITES = {
     ("ba_lora.benchmark.device_check", "out"): ["--device", "cpu", "--smoke", "--out", "STRANGER"],
     ("ba_lora.benchmark.train_body", "folder"): ["STRANGER", "--body", "tiny", "--device", "cpu"],
     ("ba_lora.data.tinymath", "output"): ["--split", "test", "--output", "STRANGER"],
+    ("ba_lora.experiments.stereotypes", "output"): ["--output", "STRANGER"],
     ("ba_lora.card", "run"): ["STRANGER"],
     ("ba_lora.hub", "run"): ["STRANGER", "someone/some-model"],
     ("ba_lora.experiments run", "runs"): ["run", "AWAY/small.yaml", "--runs", "IN"],

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from eval.harness.statistics import mean_sd
 
 from ...canvas import Estimate
-from ..tables.columns import MEASURES, Column
+from ..tables.columns import MEASURES, OF_GIVEN_TEXTS, PERCENT, Column
 
 if TYPE_CHECKING:  # it imports torch, which figures do not need
     from ..results import Result
@@ -31,14 +31,14 @@ def quantities(results: Sequence["Result"]) -> list[Quantity]:
 
 def _score(name: str, metric: str) -> Quantity:
     """Show a judge's rating as it is and everything else in percent."""
-    is_rating = "1 to 10" in metric
-    scale = 1 if is_rating else 100
+    is_rating, unit = "1 to 10" in metric, OF_GIVEN_TEXTS.get(metric, PERCENT)
+    scale = 1 if is_rating else unit.scale
 
     def of(result: "Result") -> float | None:
         score = result.scores.get(name)
         return None if score is None or score.score is None else scale * score.score
 
-    return Quantity(f"{name}: {metric}" + ("" if is_rating else ", %"), of, 2 if is_rating else 1)
+    return Quantity(f"{name}: {metric}" + ("" if is_rating else f", {unit.name}"), of, 2 if is_rating else unit.digits)
 
 
 def _measure(column: Column, first: str | None) -> Quantity:

@@ -26,7 +26,7 @@ from eval.harness.statistics import (
 from ..matrix import Experiment, Variant
 from ..paper.published import Printed, Published, read_paper
 from ..results import Result
-from .columns import COSTS, MEASURES, Column
+from .columns import COSTS, MEASURES, OF_GIVEN_TEXTS, Column
 
 BASE = "base"
 HERE, NOT_RUN = "here", "not run here"
@@ -97,7 +97,8 @@ def build(experiment: Experiment, results: list[Result], average_with_mt_bench: 
     names = list(experiment.columns)
     names += [name for result in results for name in result.scores if name not in names]
     names = list(dict.fromkeys(names))
-    shown = [_score_column(name) for name in names]
+    metrics = {name: score.metric for result in results for name, score in result.scores.items()}
+    shown = [_score_column(name, metrics.get(name)) for name in names]
     averaged = [name for name in names if name != MT_BENCH or average_with_mt_bench]
     if not experiment.evaluations and len(averaged) > 1:
         shown.append(Column("average", "average" if MT_BENCH in averaged else "average %", 100, 2, "higher", "average"))
@@ -126,8 +127,11 @@ def build(experiment: Experiment, results: list[Result], average_with_mt_bench: 
     return Table(experiment, shown, rows, comparisons, beside, others, results, average_with_mt_bench)
 
 
-def _score_column(name: str) -> Column:
+def _score_column(name: str, metric: str | None) -> Column:
     label = LABELS.get(name, name)
+    if metric in OF_GIVEN_TEXTS:
+        unit = OF_GIVEN_TEXTS[metric]
+        return Column(name, f"{label}, {unit.name}", unit.scale, unit.digits, unit.better)
     if name == MT_BENCH:
         return Column(name, label, 1, 2, "higher")
     return Column(name, f"{label} %", 100, 2 if name in LABELS else 1, "higher")
@@ -255,7 +259,7 @@ def marks(table: Table) -> dict[tuple[int, str], str]:
     found = {}
     for numbers in groups.values():
         for column in table.columns:
-            if column.kind in ("score", "average"):
+            if column.kind in ("score", "average") and column.better:
                 found |= _marks_of(table, numbers, column)
     return found
 
@@ -270,6 +274,6 @@ def _marks_of(table: Table, numbers: list[int], column: Column) -> dict:
             values[number] = float(row.printed[column.key].mean)
     if len(values) < 2:
         return {}
-    ranked = sorted(set(values.values()), reverse=True)
+    ranked = sorted(set(values.values()), reverse=column.better == "higher")
     names = dict(zip(ranked, ("best", "second"), strict=False))
     return {(number, column.key): names[value] for number, value in values.items() if value in names}

@@ -18,6 +18,26 @@ class Column(NamedTuple):
     note: str = ""
 
 
+class Unit(NamedTuple):
+    """The unit of a score by its metric: factor, name, digits, and the better direction, None for neither."""
+
+    scale: float
+    name: str
+    digits: int
+    better: str | None
+
+
+PERCENT = Unit(100, "%", 1, "higher")
+NATS = Unit(1, "nats", 4, "lower")
+OF_GIVEN_TEXTS = {  # of a metric that is no share of right answers; a score of bias is better neither way
+    **dict.fromkeys(("solution loss", "forgetting"), NATS),
+    **dict.fromkeys(
+        ("pct_stereotype", "ss", "amb_bias_score", "pro_minus_anti", "fitting_minus_other"),
+        PERCENT._replace(better=None),
+    ),
+}
+
+
 # For classifiers, on the first evaluation; for features, at the end of training; for generators. To add one: compute it in
 # experiments/measures, and its row here.
 MEASURES = (
@@ -29,6 +49,10 @@ MEASURES = (
         note="Silhouette (1: separated, 0: mixed) and purity of the 10 nearest neighbours: last hidden layer, end of training.",
     ),
     Column("knn_purity", "kNN purity %", 100, 1, "higher", "measure"),
+    Column(
+        *("held_out_loss", "held-out loss", 1, 3, "lower", "measure"),
+        note="Held-out loss: nats per token on the texts beside the benchmarks of bias; a model that predicts nothing has no bias to show.",
+    ),
     Column(
         *("text_loss", "text loss", 1, 3, "lower", "measure", "text loss,\nnats per token"),
         note="Text loss: nats per token on held-out pre-training text; higher means more forgetting.",

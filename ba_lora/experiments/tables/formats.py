@@ -132,14 +132,22 @@ def notes(table: Table) -> str:
         said.append(f"Average: over {which}, also for the paper's rows.")
     if experiment.tuning and any(result.training.get("tuned") for result in table.results):
         tuning = experiment.tuning
-        rates = ", ".join(f"{float(rate):g}" for rate in tuning["learning_rates"])
         said.append(
-            f"Learning rates: the best of {rates} for each method, chosen on {tuning.get('limit') or 'all'} problems of "
+            f"Learning rates: the best of {rates_of(tuning)} for each method, chosen on {tuning.get('limit') or 'all'} problems of "
             f"{tuning['data']} in one run each with seed {tuning['seed']}; the intervals do not account for this choice."
         )
     elif experiment.rates_of and any(result.training.get("tuned") for result in table.results):
         said.append(f"Learning rates: chosen by the tuning of {experiment.rates_of}, unless varied.")
     return " ".join([*said, experiment.note or ""]).strip()
+
+
+def rates_of(tuning: dict) -> str:
+    """Return the learning rates among which a tuning chose, in words."""
+    rates = tuning["learning_rates"]
+    groups = rates if isinstance(rates, dict) else {"": rates}
+    return "; ".join(
+        f"{name} {', '.join(f'{float(rate):g}' for rate in each)}".strip() for name, each in groups.items()
+    )
 
 
 def _statistics(table: Table) -> str:

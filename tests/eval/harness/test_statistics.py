@@ -1,6 +1,7 @@
 """Statistics over seeds and items, compared with numbers worked out by hand and with simulation."""
 
 import itertools
+from math import comb
 
 import numpy as np
 import pytest
@@ -11,10 +12,12 @@ from eval.harness.statistics import (
     crossed_interval,
     holm,
     is_apart,
+    mcnemar,
     mean_sd,
     paired_intervals,
     paired_p,
     sign_flip_p,
+    sign_flips,
     t_interval,
     verdict,
 )
@@ -130,6 +133,27 @@ def test_the_sign_flip_p_of_one_sign_is_the_smallest_and_of_zeros_is_one():
     for wrong in ([], [1.0] * 21, [[1.0]]):
         with pytest.raises(ValueError, match="1 to 20"):
             sign_flip_p(wrong)
+
+
+@pytest.mark.parametrize(("more", "less"), [(0, 0), (5, 0), (0, 5), (7, 3), (12, 12), (40, 21)])
+def test_mcnemar_is_the_two_sided_binomial_test(more, less):
+    n = more + less
+    chances = [comb(n, k) / 2**n for k in range(n + 1)]
+    expected = min(1.0, 2 * sum(chances[: min(more, less) + 1]))
+    assert mcnemar(more, less) == pytest.approx(expected, rel=1e-12)
+
+
+def test_mcnemar_takes_tens_of_thousands_of_items():
+    assert mcnemar(15000, 15000) == 1.0 and mcnemar(16000, 14000) < 1e-20
+
+
+def test_sign_flips_agree_with_all_flips_of_a_small_sample():
+    differences = np.array([0.4, -0.1, 0.35, 0.2, 0.0, 0.05, -0.3, 0.6])
+    apart = differences[differences != 0]
+    sums = [abs(np.dot(signs, apart)) for signs in itertools.product((-1, 1), repeat=len(apart))]
+    exact = np.mean(np.array(sums) >= abs(apart.sum()) - 1e-12)
+    assert sign_flips(differences, resamples=20000) == pytest.approx(exact, abs=0.015)
+    assert sign_flips(np.zeros(4)) == 1.0
 
 
 def test_the_crossed_interval_is_that_of_the_mean_squares():
