@@ -5,6 +5,15 @@ from ..methods.names import method_of
 from .teacher_share import check_share
 
 CACHE_FORMS = ("exact", "sketch")  # of --teacher_cache_form
+UNCOMPILED = {
+    "deepspeed": "it moves the tensors that compiled layers read",
+    "quantize": "4-bit layers were not tried",
+    "gradient_checkpointing": "running a compiled layer again for its gradient was not tried",
+    "log_gradient_norms": "torch runs backward through a compiled layer once",
+    "packing": "packed rows were not tried",
+    "teacher_share": "a teacher on a part of the sequences was not tried",
+    "dropout": "a compiled layer draws other random numbers",
+}  # options that --compile refuses: why
 
 
 def check_combinations(arguments) -> None:
@@ -36,6 +45,8 @@ def check_combinations(arguments) -> None:
         _check_teacher_cache(arguments)
     if arguments.teacher_share < 1:
         _check_teacher_share(arguments)
+    if arguments.compile:
+        _check_compile(arguments)
     _check_validation(arguments)
 
 
@@ -72,6 +83,19 @@ def _check_teacher_share(arguments) -> None:
             "share would only add noise; leave one of them out"
         )
     check_share(share, objective)
+
+
+def _check_compile(arguments) -> None:
+    if arguments.method == "loha":
+        raise UserError(
+            "--compile with --method loha: PEFT's LoHa draws a random number in every layer to choose its way, which torch does not "
+            "compile; use another method, or leave --compile out"
+        )
+    for name, why in UNCOMPILED.items():
+        value = getattr(arguments, name)
+        if value != getattr(type(arguments), name):
+            named = f"--{name}" if value is True else f"--{name} {value}"
+            raise UserError(f"--compile with {named}: {why}; leave one of them out")
 
 
 def _check_validation(arguments) -> None:
