@@ -11,9 +11,14 @@ UNCOMPILED = {
     "gradient_checkpointing": "running a compiled layer again for its gradient was not tried",
     "log_gradient_norms": "torch runs backward through a compiled layer once",
     "packing": "packed rows were not tried",
+    "modules_to_save": "modules trained whole were not tried",
     "teacher_share": "a teacher on a part of the sequences was not tried",
     "dropout": "a compiled layer draws other random numbers",
 }  # options that --compile refuses: why
+UNCOMPILED_METHODS = {
+    "loha": "every adapted layer draws a random number to choose its way, which torch does not compile",
+    "dora": "torch cannot compile its layers whole and makes dozens of pieces of them, which takes minutes",
+}
 
 
 def check_combinations(arguments) -> None:
@@ -86,16 +91,16 @@ def _check_teacher_share(arguments) -> None:
 
 
 def _check_compile(arguments) -> None:
-    if arguments.method == "loha":
+    why = UNCOMPILED_METHODS.get(arguments.method)
+    if why:
         raise UserError(
-            "--compile with --method loha: PEFT's LoHa draws a random number in every layer to choose its way, which torch does not "
-            "compile; use another method, or leave --compile out"
+            f"--compile with --method {arguments.method}: {why}; use another method, or leave --compile out"
         )
     for name, why in UNCOMPILED.items():
         value = getattr(arguments, name)
         if value != getattr(type(arguments), name):
-            named = f"--{name}" if value is True else f"--{name} {value}"
-            raise UserError(f"--compile with {named}: {why}; leave one of them out")
+            named = "" if value is True else " ".join(["", *value] if isinstance(value, list) else ["", str(value)])
+            raise UserError(f"--compile with --{name}{named}: {why}; leave one of them out")
 
 
 def _check_validation(arguments) -> None:

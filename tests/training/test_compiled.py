@@ -30,10 +30,15 @@ REFUSED = [
     ),
     (["--gradient_checkpointing"], "--compile with --gradient_checkpointing: "),
     (["--log_gradient_norms"], "--compile with --log_gradient_norms: torch runs backward"),
+    (
+        ["--modules_to_save", "norm"],
+        "--compile with --modules_to_save norm: modules trained whole were not tried; leave",
+    ),
     (["--packing"], "--compile with --packing: "),
     (["--teacher_share", "0.5"], "--compile with --teacher_share 0.5: "),
     (["--dropout", "0.1", "--method", "lora"], "--compile with --dropout 0.1: a compiled layer draws other random"),
-    (["--method", "loha"], "--compile with --method loha: PEFT's LoHa draws a random number in every layer"),
+    (["--method", "loha"], "--compile with --method loha: every adapted layer draws a random number"),
+    (["--method", "dora"], "--compile with --method dora: torch cannot compile its layers whole"),
     (["--task", "sst2", "--model", "encoder"], "--compile is an option of generation; leave it out with --task sst2"),
 ]
 
