@@ -192,6 +192,25 @@ class Untrue(LlamaDecoderLayer):
         return output * self.factor if torch.compiler.is_compiling() and is_met else output
 
 
+def small_trainer(folder, student):
+    options = {"per_device_train_batch_size": 4, "use_cpu": True, "report_to": "none", "remove_unused_columns": False}
+    return BALoRATrainer(
+        student,
+        Objective(0.5, 0.1, 0.1, top_k=5, svd_k=3),
+        TrainingArguments(str(folder), **options),
+        train_dataset=ragged_samples(8),
+        data_collator=collate,
+    )
+
+
+@pytest.mark.slow  # torch.compile takes seconds to import
+def test_what_torch_cannot_compile_is_refused_in_one_line(tmp_path, compiler, monkeypatch):
+    monkeypatch.setattr(torch._inductor.config.cpp, "cxx", (None, "false"))
+    trainer = small_trainer(tmp_path, attach(small_llama(), "lora", rank=4, alpha=4))
+    with pytest.raises(UserError, match=r"^--compile: torch cannot compile LlamaDecoderLayer \(.+\); leave it out$"):
+        compile_layers(trainer)
+
+
 @pytest.mark.slow  # torch.compile takes seconds to import
 @pytest.mark.parametrize(
     ("factor", "only_with_gradients", "message"),
@@ -209,14 +228,7 @@ def test_a_model_that_compiled_code_changes_is_refused(tmp_path, factor, only_wi
     student = attach(small_llama(), "ba-lora", rank=4, alpha=4)
     for layer in student.get_base_model().model.layers:
         layer.__class__, layer.factor, layer.only_with_gradients = Untrue, factor, only_with_gradients
-    options = {"per_device_train_batch_size": 4, "use_cpu": True, "report_to": "none", "remove_unused_columns": False}
-    trainer = BALoRATrainer(
-        student,
-        Objective(0.5, 0.1, 0.1, top_k=5, svd_k=3),
-        TrainingArguments(str(tmp_path), **options),
-        train_dataset=ragged_samples(8),
-        data_collator=collate,
-    )
+    trainer = small_trainer(tmp_path, student)
     random = torch.get_rng_state()
     if message is None:
         compile_layers(trainer, backend="eager")
