@@ -85,6 +85,7 @@ def _adapter(arguments: TrainArguments, size: Sizes, start: str) -> dict:
         "rslora": arguments.rslora,
         "layers": arguments.layers,
         "optimizer": arguments.optimizer,
+        "compile": arguments.compile,
         "modules_to_save": arguments.modules_to_save or [],
         "targets": list(size.targets),
         "left_out": size.left,
@@ -243,7 +244,7 @@ def render(made: dict) -> str:
         ),
         ("launcher", made["launcher"] or "none: one process"),
         ("DeepSpeed", _deepspeed_text(made)),
-        *([("optimizer", made["optimizer"])] if made["optimizer"] else []),
+        *_step_lines(made),
         ("steps", "unknown" if made["steps"] is None else f"{made['steps']:,}"),
         *_held_out_lines(made["held_out"]),
         ("benchmarks", ", ".join(made["benchmarks"]) or "none"),
@@ -255,6 +256,12 @@ def render(made: dict) -> str:
     ]
     width = max(len(name) for name, _ in lines) + 2
     return "\n".join([*(f"{name:<{width}}{text}" for name, text in lines), "Nothing was loaded or written."])
+
+
+def _step_lines(made: dict) -> list[tuple[str, str]]:
+    compiled = "each layer by itself; memory and time are predicted without that"
+    lines = ("optimizer", made["optimizer"]), ("compiled", compiled if made["compile"] else None)
+    return [(name, text) for name, text in lines if text]
 
 
 def _held_out_lines(held: dict | None) -> list[tuple[str, str]]:

@@ -38,6 +38,7 @@ GENERATION = (
     "teacher_cache",
     "merge",
     "packing",
+    "compile",
     "modules_to_save",
 )
 

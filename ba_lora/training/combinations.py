@@ -5,6 +5,20 @@ from ..methods.names import method_of
 from .teacher_share import check_share
 
 CACHE_FORMS = ("exact", "sketch")  # of --teacher_cache_form
+UNCOMPILED = {
+    "deepspeed": "it moves the tensors that compiled layers read",
+    "quantize": "4-bit layers were not tried",
+    "gradient_checkpointing": "running a compiled layer again for its gradient was not tried",
+    "log_gradient_norms": "torch runs backward through a compiled layer once",
+    "packing": "packed rows were not tried",
+    "modules_to_save": "modules trained whole were not tried",
+    "teacher_share": "a teacher on a part of the sequences was not tried",
+    "dropout": "a compiled layer draws other random numbers",
+}  # options that --compile refuses: why
+UNCOMPILED_METHODS = {
+    "loha": "every adapted layer draws a random number to choose its way, which torch does not compile",
+    "dora": "torch cannot compile its layers whole and makes dozens of pieces of them, which takes minutes",
+}
 
 
 def check_combinations(arguments) -> None:
@@ -36,6 +50,8 @@ def check_combinations(arguments) -> None:
         _check_teacher_cache(arguments)
     if arguments.teacher_share < 1:
         _check_teacher_share(arguments)
+    if arguments.compile:
+        _check_compile(arguments)
     _check_validation(arguments)
 
 
@@ -72,6 +88,19 @@ def _check_teacher_share(arguments) -> None:
             "share would only add noise; leave one of them out"
         )
     check_share(share, objective)
+
+
+def _check_compile(arguments) -> None:
+    why = UNCOMPILED_METHODS.get(arguments.method)
+    if why:
+        raise UserError(
+            f"--compile with --method {arguments.method}: {why}; use another method, or leave --compile out"
+        )
+    for name, why in UNCOMPILED.items():
+        value = getattr(arguments, name)
+        if value != getattr(type(arguments), name):
+            named = "" if value is True else " ".join(["", *value] if isinstance(value, list) else ["", str(value)])
+            raise UserError(f"--compile with --{name}{named}: {why}; leave one of them out")
 
 
 def _check_validation(arguments) -> None:

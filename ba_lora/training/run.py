@@ -43,6 +43,7 @@ from . import prepare_classifier as classification
 from . import prepare_generator as generation
 from .arguments import TrainArguments
 from .command_line import as_config, changed_options
+from .compiled import check_machine, compile_layers
 from .deepspeed_config import check_package, used
 from .ending import KeepTrained, told, try_out
 from .first_checks import refuse_another_run
@@ -108,6 +109,8 @@ def _train(arguments: TrainArguments, folder: Path, callbacks: Sequence) -> Path
         trainer.add_callback(callback)
     keeper.trainer, main = trainer, trainer.is_world_process_zero()
     with stop, explained(lambda: f"after step {trainer.state.global_step}", folder), told(trainer, folder):
+        if arguments.compile:
+            compile_layers(trainer)
         _begin(arguments, folder, trainer, work.student, record)
         ended = _run(arguments, folder, trainer, record)
         with gathered(saved_parameters(work.student)):
@@ -133,6 +136,8 @@ def _check(arguments: TrainArguments) -> str | None:
     if not gpus(arguments.use_cpu):
         os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else DeepSpeed reports at import that it found none
     refuse_fsdp()
+    if arguments.compile:
+        check_machine(arguments.use_cpu)
     if not is_first():  # rank 0 alone reports what concerns the whole run
         logging.getLogger("ba_lora").setLevel(logging.ERROR)
         transformers_logging.disable_progress_bar()

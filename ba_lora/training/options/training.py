@@ -37,6 +37,12 @@ class TrainingOptions:
         group="training",
     )
     gradient_checkpointing: bool = option(False, "recompute activations in the backward pass", group="training")
+    compile: bool = option(
+        False,
+        "compile the model's layers one by one with torch.compile, once the first micro-batch has shown the same loss and gradient "
+        "with it; generation in one process, without dropout",
+        group="training",
+    )
     tf32: bool = option(
         False,
         "on a GPU, let float32 matrix products round their inputs to TensorFloat-32 (10 bits of mantissa): faster, less exact",
