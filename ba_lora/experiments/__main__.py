@@ -287,6 +287,7 @@ def _show(experiment, arguments: argparse.Namespace) -> None:
     from pathlib import Path
 
     from .examples import examples
+    from .own_tables import own_tables
     from .results import read_results
     from .tables.build import build
     from .tables.formats import render, write_tables
@@ -299,7 +300,7 @@ def _show(experiment, arguments: argparse.Namespace) -> None:
         found = [result for result in found if result.variant.method in arguments.methods]
     if arguments.seeds:
         found = [result for result in found if result.seed in (None, *experiment.seeds)]
-    own = _own_tables(experiment)
+    own = own_tables(experiment)
     made = found if own else build(experiment, found, averaged)
     folder = Path(getattr(arguments, "output", None) or experiment.home.parent / experiment.name)
     with claimed(folder, *_place(arguments), alone=False):
@@ -312,17 +313,6 @@ def _show(experiment, arguments: argparse.Namespace) -> None:
     if arguments.command == "run" and (text := examples(experiment)):
         print(text + "\n")
     print(f"Saved as {', '.join(str(file) for file in files)}")
-
-
-def _own_tables(experiment):
-    """The module with the tables of an experiment on twins or on given texts; None for any other."""
-    from . import laboratory
-    from .given_texts import are_given
-    from .tables import given_texts
-
-    if laboratory.is_laboratory(experiment):
-        return laboratory
-    return given_texts if are_given(experiment.evaluations) else None
 
 
 def _place(arguments: argparse.Namespace) -> tuple[str, str]:

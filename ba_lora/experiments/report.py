@@ -14,8 +14,8 @@ import jinja2
 
 from ..errors import UserError
 from ..files import atomic_write
-from . import laboratory
 from .matrix import Experiment, Variant
+from .own_tables import own_tables
 from .paper.published import Printed, Published
 from .results import Result
 from .tables.build import HERE, NOT_RUN, Row, Table, build, marks
@@ -112,8 +112,8 @@ def _meanings(lines: Iterable[Line]) -> dict[str, str]:
 
 def _section(experiment: Experiment, results: list[Result], figures: Path | None) -> dict | None:
     """Return the template's values for one experiment, or None if there is nothing to show."""
-    special = laboratory.page(experiment, results) if laboratory.is_laboratory(experiment) else None
-    values = {"grids": [], "parts": special} if special is not None else _tables(build(experiment, results))
+    own = own_tables(experiment)
+    values = {"grids": [], "parts": own.page(experiment, results)} if own else _tables(build(experiment, results))
     if not any(values.get(key) for key in ("grids", "parts")):
         return None
     environments = _environments(results)

@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import re
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from ba_lora.errors import UserError
 from ba_lora.experiments import given_texts, pool
 from ba_lora.experiments.item_values import items_of
 from ba_lora.experiments.matrix import Variant, read_experiment, tuning_runs
+from ba_lora.experiments.report import write_report
 from ba_lora.experiments.results import Result, Score, collect, read_results
 from ba_lora.experiments.tables import given_texts as tables
 from ba_lora.experiments.tables.build import build, marks
@@ -161,6 +163,8 @@ def test_a_benchmark_moves_only_if_pro_is_above_anti(tmp_path, pro, anti, verdic
     (line,) = (line for line in made["markdown"].splitlines() if line.startswith("| crows_pairs | 200 |"))
     assert f"| 50.0 | {100 * pro:.1f} | {100 * anti:.1f} |" in line and line.endswith(f"| {verdict} |")
     assert [row["method"] for row in csv.DictReader(made["csv"].splitlines())] == ["pro", "pro", "anti"]
+    text = write_report([(experiment, results)], tmp_path / "report.html").read_text()
+    assert f"<td>{verdict}</td>" in text and re.findall("<h3>(.*)</h3>", text) == ["Scores", "Does a score move?"]
 
 
 def test_no_score_of_bias_is_called_best_and_of_losses_the_lowest_is(tmp_path):

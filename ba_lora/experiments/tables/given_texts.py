@@ -30,7 +30,8 @@ from ...texts import csv_cell, markdown
 from ..matrix import Experiment
 from ..results import Result
 from .columns import OF_GIVEN_TEXTS, PERCENT, Unit
-from .formats import EMPTY, grid, p_text, rates_of
+from .formats import EMPTY, p_text, rates_of
+from .parts import Part, to_markdown
 
 BASE = "base"
 FILES = {"markdown": "table.md", "csv": "table.csv"}
@@ -149,36 +150,42 @@ def verdict_of_move(made: Difference) -> str:
     return MOVED if made.difference > 0 else WRONG
 
 
-def tables(experiment: Experiment, results: Sequence[Result]) -> dict[str, str]:
-    """Return {"markdown": text, "csv": text} of the results."""
-    title = f"# {markdown(experiment.title)}"
+def page(experiment: Experiment, results: Sequence[Result]) -> list[Part]:
+    """Return the tables of the results: scores, and what moves or differs; [] if nothing was measured."""
     if not results:
-        return {"markdown": f"{title}\n\nNothing was measured.\n", "csv": ""}
+        return []
     units = units_of(results)
-    parts = [title, "## Scores", grid(SCORES, _score_lines(experiment, results, units), 2), SCORES_NOTE]
+    parts = [Part("Scores", SCORES, _score_lines(experiment, results, units), 2, [SCORES_NOTE])]
     if experiment.stereotypes:
         made = moves(experiment, results)
-        lines = [[markdown(three[0].column), *_move_texts(three, units)] for three in made]
-        parts += ["## Does a score move?", grid(MOVES, lines, 1), MOVES_NOTE]
-        compared = [each for three in made for each in three]
+        lines = [[three[0].column, *_move_texts(three, units)] for three in made]
+        parts.append(Part("Does a score move?", MOVES, lines, 1, [MOVES_NOTE]))
     else:
         compared = differences(experiment, results)
         lines = [_difference_line(each, units[each.column], _margin(experiment, each, units)) for each in compared]
-        parts += [
-            "## Differences",
-            grid(DIFFERENCES, lines, 2),
-            DIFFERENCES_NOTE,
-            *_answers(experiment, compared, units, unable(results)),
-        ]
+        answers = _answers(experiment, compared, units, unable(results))
+        parts.append(Part("Differences", DIFFERENCES, lines, 2, [DIFFERENCES_NOTE, *answers]))
     if experiment.tuning and any(result.training.get("tuned") for result in results):
         tuning = experiment.tuning
-        parts.append(
+        note = (
             f"Learning rates: the best of {rates_of(tuning)}, by the held-out loss of one run each with seed {tuning['seed']}; the "
             "intervals do not account for this choice."
         )
-    if experiment.note:
-        parts.append(experiment.note)
-    return {"markdown": "\n\n".join(parts) + "\n", "csv": _csv(compared, units)}
+        parts.append(Part("", notes=[note]))
+    return [*parts, Part("", notes=[experiment.note])] if experiment.note else parts
+
+
+def tables(experiment: Experiment, results: Sequence[Result]) -> dict[str, str]:
+    """Return {"markdown": text, "csv": text} of the results; the second has the differences alone."""
+    title = f"# {markdown(experiment.title)}\n\n"
+    if not results:
+        return {"markdown": f"{title}Nothing was measured.\n", "csv": ""}
+    if experiment.stereotypes:
+        compared = [each for three in moves(experiment, results) for each in three]
+    else:
+        compared = differences(experiment, results)
+    text = title + to_markdown(page(experiment, results))
+    return {"markdown": text, "csv": _csv(compared, units_of(results))}
 
 
 def write_tables(experiment: Experiment, results: Sequence[Result], folder: Path) -> list[Path]:
@@ -211,7 +218,7 @@ def _score_lines(experiment: Experiment, results: Sequence[Result], units: dict[
             if there:
                 texts = _spread([score.score for score in there], units[column].scale, units[column].digits)
                 score = f"{texts} {units[column].name}"
-                lines.append([markdown(column), markdown(method), str(len(there)), score, *_ability(there)])
+                lines.append([column, method, str(len(there)), score, *_ability(there)])
     return lines
 
 
@@ -247,7 +254,7 @@ def _means(made: Difference, unit: Unit) -> list[str]:
 
 
 def _difference_line(made: Difference, unit: Unit, margin: float | None) -> list[str]:
-    names = markdown(made.column), markdown(f"{made.method} − {made.other}")
+    names = made.column, f"{made.method} − {made.other}"
     numbers = [str(made.seeds), str(made.items), *_means(made, unit), _signed(made.difference, unit)]
     p = [p_text(value) for value in (made.p, made.corrected)]
     return [*names, *numbers, _ends(made.interval, unit), *p, made.verdict(margin)]
@@ -286,15 +293,15 @@ def _answers(
     between = [each for each in apart if each.other != BASE]
     return [
         f"Do scores of bias change by tuning? {_listed(biased, 'None was shown to change.')}",
-        f"Does a method differ from {markdown(experiment.reference or 'another')}? {_listed(between, 'None was shown to differ.')}",
+        f"Does a method differ from {experiment.reference or 'another'}? {_listed(between, 'None was shown to differ.')}",
         f"Significant after correction: {len(apart)} of {len(made)} differences.",
-        *([f"No ability, so no score of bias: {markdown(', '.join(map(' of '.join, without)))}."] if without else []),
+        *([f"No ability, so no score of bias: {', '.join(map(' of '.join, without))}."] if without else []),
     ]
 
 
 def _listed(made: Sequence[Difference], none: str) -> str:
     words = [f"{each.column} of {each.method} ({'more' if each.difference > 0 else 'less'})" for each in made]
-    return f"Yes: {markdown(', '.join(words))}." if words else none
+    return f"Yes: {', '.join(words)}." if words else none
 
 
 def _csv(made: Sequence[Difference], units: dict[str, Unit]) -> str:
