@@ -125,6 +125,7 @@ BODY = ["--body", "tiny", "--layers", "1", "--length", "16", "--batch", "2", "--
 BODY += ["--dtype", "float32", "--device", "cpu"]
 
 
+@pytest.mark.slow
 def test_a_body_is_made_at_its_sizes_and_measured_in_this_process(tmp_path, capsys):
     main([*BODY, "--only", "published", "floor", "ours", "cached", "delta", "--output", str(tmp_path)])
     printed = capsys.readouterr().out

@@ -34,6 +34,7 @@ def check(python, out, *words):
     return {file.stem: read_json(file) for file in out.glob("*.json")}
 
 
+@pytest.mark.slow
 def test_the_first_part_needs_six_packages_and_says_what_ran(six, tmp_path):
     (found,) = check(six, tmp_path / "out", "--only", "exactness").values()
     assert (found["device"], found["card"], found["smoke"]) == ("cpu", "CPU", True)

@@ -20,6 +20,7 @@ def resolve(requirements, lowest: str) -> str | None:
     return done.stderr if done.returncode else None
 
 
+@pytest.mark.slow
 def test_the_requirements_resolve_for_every_promised_python():
     lowest = re.search(r'requires-python = ">=(\d+\.\d+)"', (ROOT / "pyproject.toml").read_text(encoding="utf-8"))[1]
     assert resolve(ROOT / "requirements.txt", lowest) is None

@@ -57,7 +57,7 @@ def test_generated_problems_are_not_called_gsm8k(words, column):
 
 
 def test_what_cannot_be_read_is_said_before_the_training(tmp_path):
-    words = ["--benchmarks", "gsm8k", "mbpp", "--eval_data", "gsm8k=tinymath:test", f"mbpp={tmp_path}/none.jsonl"]
+    words = ["--benchmarks", "gsm8k", "math", "--eval_data", "gsm8k=tinymath:test", f"math={tmp_path}/none.jsonl"]
     with pytest.raises(UserError, match=r"none\.jsonl"):
         train_and_evaluate(TINY, [*words, "--output_dir", str(tmp_path / "run")])
     assert not (tmp_path / "run").exists()

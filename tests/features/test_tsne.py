@@ -353,6 +353,7 @@ def test_options_that_cannot_be_are_refused(tmp_path):
         main([*base[:2], "--output_dir", str(tmp_path / "file")])
 
 
+@pytest.mark.slow
 def test_the_command_draws_prints_the_scores_and_ends_with_the_right_status(tmp_path):
     for run in ("lora", "ba-lora"):
         save(tmp_path / run / "features")

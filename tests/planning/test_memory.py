@@ -215,9 +215,8 @@ DEEP = [
 ]
 
 
-@pytest.mark.parametrize(
-    "words", [pytest.param(each, marks=() if "tiny" in each else pytest.mark.slow) for each in DEEP]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("words", DEEP)
 def test_a_deep_model_takes_what_two_and_three_of_its_layers_say(words, monkeypatch):
     config, *more = words.split()
     job = job_of(parse(["--config", str(ROOT / "configs" / config), *more, "--dry_run"]))
@@ -227,6 +226,7 @@ def test_a_deep_model_takes_what_two_and_three_of_its_layers_say(words, monkeypa
     assert short == pytest.approx(passing_of.__wrapped__(job), rel=1e-3)  # Gemma-3 has two masks
 
 
+@pytest.mark.slow
 def test_each_layer_adds_the_same_and_checkpointing_keeps_only_its_input():
     def activations(layers, checkpointing=False):
         return predicted(checkpointing, num_hidden_layers=layers)["activations"]

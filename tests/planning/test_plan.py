@@ -310,6 +310,7 @@ def test_devices_that_are_not_known_or_not_planned_for_are_refused():
         parse(["--devices", "A40", "--output_dir", "unused"])
 
 
+@pytest.mark.slow
 def test_what_fits_is_printed_beside_the_reserve():
     text = render(planned("--rank", "4", "--devices", "2xA40"))
     assert f"{(1 - RESERVE) * 48:.1f} GB of 48.0 GB per device" in text
@@ -325,6 +326,7 @@ def test_a_base_in_4_bits_is_placed_so_and_in_no_other_way():
     assert "  ZeRO-3, offloaded" in render(planned(*words, "--quantize", "none"))
 
 
+@pytest.mark.slow
 def test_a_classification_says_how_long_its_samples_are_taken_to_be():
     words = ["--config", str(ROOT / "configs/nlu/bert-large-mnli.yaml"), "--devices", "1xA40"]
     made = planned(*words)

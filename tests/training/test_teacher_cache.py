@@ -87,6 +87,7 @@ def no_teacher(monkeypatch):
     monkeypatch.setattr(teacher_cache, "_shard", never)
 
 
+@pytest.mark.slow
 def test_twenty_cached_steps_are_the_online_ones_and_serve_another_seed_and_method(tmp_path, request):
     cache = ["--teacher_cache", str(tmp_path / "cache")]
     online = run(tmp_path / "online", "--limit", "80")

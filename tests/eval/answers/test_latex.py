@@ -320,6 +320,7 @@ HOSTILE = [
 ]
 
 
+@pytest.mark.slow
 def test_hostile_answers_end_at_their_time_limit_and_cost_no_later_verdict():
     pairs = []
     for number, answer in enumerate(HOSTILE):

@@ -10,6 +10,7 @@ from eval.execution.completions import program_of, read_all
 from eval.execution.definitions import defines
 from eval.execution.programs import Task, score_records
 from eval.execution.runs import START, bare_code
+from tests.eval.execution.sandboxes import box_or_skip
 
 # Runs of bare code, compared with their definition
 
@@ -142,6 +143,7 @@ KINDS = {
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_hostile_completions_fail_alone_and_right_ones_of_odd_size_pass(kind, monkeypatch):
+    box_or_skip()
     monkeypatch.setattr("eval.execution.programs.read_all", lambda questions: read_all(questions, seconds=3))
     texts = RIGHT | {f"wrong: {what}": text for what, text in WRONG.items()}
     records = [{"id": what, "completion": text} for what, text in texts.items()]
