@@ -10,14 +10,14 @@ from ..texts import markdown
 from .figures import laboratory as figures
 from .matrix import Experiment
 from .results import Result
-from .tables.controls import FAILED, OPEN, Control, controls
+from .tables.controls import FAILED, OPEN, PASSED, Control, controls
 from .tables.laboratory import laboratory_table, table_parts, to_csv
 from .tables.parts import Part, to_markdown
 from .tables.planted import Primary, predicted_half_width
 from .tables.planted_results import records
 from .tables.trace_paths import path_parts
 from .tables.trace_records import BASE
-from .twin_axis import PrimarySettings, twins_of
+from .twin_axis import twins_of
 
 COUNTERPARTS = {"stereotype": "association", "wrong facts": "custom"}  # class of defects: the harmless one of its form
 OWN_TASK = "own-task"  # the evaluation that the gate reads
@@ -33,7 +33,7 @@ def page(experiment: Experiment, results: Sequence[Result]) -> list[Part]:
     found, primary = records(results, twins_of(experiment.runs)), experiment.primary
     if not found:
         return []
-    checks = _controls(found, primary, results)
+    checks = _controls(experiment, results, found)
     checked = Part("Controls", ("control", "found, points", ""), [list(each) for each in checks], 3)
     table = _table(experiment, results, found, checks)
     parts = [checked, *table_parts(table)]
@@ -49,7 +49,7 @@ def tables(experiment: Experiment, results: Sequence[Result]) -> dict[str, str]:
     if not parts:
         return {"markdown": f"{title}No pair of twins was measured.\n", "csv": ""}
     found = records(results, twins_of(experiment.runs))
-    table = _table(experiment, results, found, _controls(found, experiment.primary, results))
+    table = _table(experiment, results, found, _controls(experiment, results, found))
     return {"markdown": title + to_markdown(parts), "csv": to_csv(table)}
 
 
@@ -75,10 +75,19 @@ def _prediction(judged: Sequence[Primary], pairs: int) -> str:
     return f"If D deviates over pairs as here, its 95 % interval over {pairs} pairs is {', '.join(widths)}."
 
 
-def _controls(found: Sequence[dict], primary: PrimarySettings, results: Sequence[Result]) -> list[Control]:
+def _controls(experiment: Experiment, results: Sequence[Result], found: Sequence[dict]) -> list[Control]:
+    primary = experiment.primary
     bases = [result for result in results if result.variant.method == BASE and OWN_TASK in result.scores]
     accuracies = {result.variant.model: result.scores[OWN_TASK].score for result in bases}
-    return controls(found, primary, list(COUNTERPARTS), accuracies)
+    return [_all_run(experiment, results), *controls(found, primary, list(COUNTERPARTS), accuracies)]
+
+
+def _all_run(experiment: Experiment, results: Sequence[Result]) -> Control:
+    """Without it the study could be ended at the pair after which the verdict is welcome."""
+    needed = (BASE, experiment.primary.method, experiment.primary.reference)
+    planned, made = (sum(each.variant.method in needed for each in runs) for runs in (experiment.runs, results))
+    text = f"{made} of {planned} runs"
+    return Control("every run of the primary comparison was measured", text, PASSED if made >= planned else OPEN)
 
 
 def write_tables(experiment: Experiment, results: Sequence[Result], folder: Path) -> list[Path]:
