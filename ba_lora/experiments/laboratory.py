@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from ..canvas import FORMATS
 from ..files import atomic_write
@@ -11,7 +12,7 @@ from .figures import laboratory as figures
 from .matrix import Experiment
 from .results import Result
 from .tables.controls import FAILED, OPEN, PASSED, Control, controls
-from .tables.laboratory import laboratory_table, table_parts, to_csv
+from .tables.laboratory import LaboratoryTable, laboratory_table, table_parts, to_csv
 from .tables.parts import Part, to_markdown
 from .tables.planted import Primary, predicted_half_width
 from .tables.planted_results import records
@@ -28,35 +29,46 @@ def is_laboratory(experiment: Experiment) -> bool:
     return bool(twins_of(experiment.runs))
 
 
+class _Measured(NamedTuple):
+    """What the results say: the records, the controls, and the table, which has no verdict if a control failed or is open."""
+
+    found: list[dict]
+    checks: list[Control]
+    table: LaboratoryTable
+
+
 def page(experiment: Experiment, results: Sequence[Result]) -> list[Part]:
     """Return the tables of the results: controls, traces by class and method, verdicts, paths; [] if no pair was measured."""
-    found, primary = records(results, twins_of(experiment.runs)), experiment.primary
-    if not found:
-        return []
-    checks = _controls(experiment, results, found)
-    checked = Part("Controls", ("control", "found, points", ""), [list(each) for each in checks], 3)
-    table = _table(experiment, results, found, checks)
-    parts = [checked, *table_parts(table)]
-    if primary.predict and table.primary:
-        parts.append(Part("", notes=[_prediction(table.primary, primary.predict)]))
-    parts += path_parts(found, primary.reference, primary.path_loss)
-    return [*parts, Part("", notes=[experiment.note])] if experiment.note else parts
+    made = _measured(experiment, results)
+    return _parts(experiment, made) if made else []
 
 
 def tables(experiment: Experiment, results: Sequence[Result]) -> dict[str, str]:
     """Return {"markdown": text, "csv": text} of the results; the second has the traces alone."""
-    title, parts = f"# {markdown(experiment.title)}\n\n", page(experiment, results)
-    if not parts:
+    title, made = f"# {markdown(experiment.title)}\n\n", _measured(experiment, results)
+    if made is None:
         return {"markdown": f"{title}No pair of twins was measured.\n", "csv": ""}
+    return {"markdown": title + to_markdown(_parts(experiment, made)), "csv": to_csv(made.table)}
+
+
+def _measured(experiment: Experiment, results: Sequence[Result]) -> _Measured | None:
     found = records(results, twins_of(experiment.runs))
-    table = _table(experiment, results, found, _controls(experiment, results, found))
-    return {"markdown": title + to_markdown(parts), "csv": to_csv(table)}
-
-
-def _table(experiment: Experiment, results: Sequence[Result], found: Sequence[dict], checks: Sequence[Control]):
-    """Return the table of the records `found`, without verdicts if a control failed or is open."""
+    if not found:
+        return None
+    checks = _controls(experiment, results, found)
     failed = [each.name for each in checks if each.status in (FAILED, OPEN)]
-    return laboratory_table(found, COUNTERPARTS, experiment.primary, failed, not_run(experiment, results))
+    table = laboratory_table(found, COUNTERPARTS, experiment.primary, failed, not_run(experiment, results))
+    return _Measured(found, checks, table)
+
+
+def _parts(experiment: Experiment, made: _Measured) -> list[Part]:
+    primary = experiment.primary
+    checked = Part("Controls", ("control", "found, points", ""), [list(each) for each in made.checks], 3)
+    parts = [checked, *table_parts(made.table)]
+    if primary.predict and made.table.primary:
+        parts.append(Part("", notes=[_prediction(made.table.primary, primary.predict)]))
+    parts += path_parts(made.found, primary.reference, primary.path_loss)
+    return [*parts, Part("", notes=[experiment.note])] if experiment.note else parts
 
 
 def not_run(experiment: Experiment, results: Sequence[Result]) -> dict[str, str]:

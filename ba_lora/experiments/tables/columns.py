@@ -29,7 +29,7 @@ class Unit(NamedTuple):
 
 PERCENT = Unit(100, "%", 1, "higher")
 NATS = Unit(1, "nats", 4, "lower")
-OF_GIVEN_TEXTS = {  # of a metric that is no share of right answers; a score of bias is better neither way
+OF_GIVEN_TEXTS = {  # metrics other than accuracy; for a score of bias neither direction is better
     **dict.fromkeys(("solution loss", "forgetting"), NATS),
     **dict.fromkeys(
         ("pct_stereotype", "ss", "amb_bias_score", "pro_minus_anti", "fitting_minus_other"),

@@ -53,7 +53,7 @@ DIFFERENCES_NOTE = (
     "Paired by item and by seed: a bootstrap interval over items and seeds, and p by a t-test over seeds (one seed: both over items). Holm "
     "corrects for all rows of the table. Less, more: the 95 % interval excludes 0, the corrected p is below 0.05, and the difference is at least the "
     "margin, if the file has one. Equivalent: the 90 % interval lies within the margin. Undecided: none of these, which does not mean that "
-    "there is no difference. Means are over the items that both have, so they can differ from the scores, which for StereoSet are means over "
+    "there is no difference. Means are over the items that both models have. They can differ from the scores: StereoSet's is a mean over "
     "target terms."
 )
 MOVES_NOTE = (
@@ -152,18 +152,36 @@ def verdict_of_move(made: Difference) -> str:
 
 def page(experiment: Experiment, results: Sequence[Result]) -> list[Part]:
     """Return the tables of the results: scores, and what moves or differs; [] if nothing was measured."""
+    return _parts(experiment, results, _compared(experiment, results)) if results else []
+
+
+def tables(experiment: Experiment, results: Sequence[Result]) -> dict[str, str]:
+    """Return {"markdown": text, "csv": text} of the results; the second has the differences alone."""
+    title = f"# {markdown(experiment.title)}\n\n"
     if not results:
-        return []
+        return {"markdown": f"{title}Nothing was measured.\n", "csv": ""}
+    compared = _compared(experiment, results)
+    text = title + to_markdown(_parts(experiment, results, compared))
+    return {"markdown": text, "csv": _csv([each for group in compared for each in group], units_of(results))}
+
+
+def _compared(experiment: Experiment, results: Sequence[Result]) -> list[tuple[Difference, ...]]:
+    """What `moves` returns for a check of sensitivity, else each of the differences alone."""
+    return (
+        moves(experiment, results) if experiment.stereotypes else [(each,) for each in differences(experiment, results)]
+    )
+
+
+def _parts(experiment: Experiment, results: Sequence[Result], compared: list[tuple[Difference, ...]]) -> list[Part]:
     units = units_of(results)
     parts = [Part("Scores", SCORES, _score_lines(experiment, results, units), 2, [SCORES_NOTE])]
     if experiment.stereotypes:
-        made = moves(experiment, results)
-        lines = [[three[0].column, *_move_texts(three, units)] for three in made]
+        lines = [[three[0].column, *_move_texts(three, units)] for three in compared]
         parts.append(Part("Does a score move?", MOVES, lines, 1, [MOVES_NOTE]))
     else:
-        compared = differences(experiment, results)
-        lines = [_difference_line(each, units[each.column], _margin(experiment, each, units)) for each in compared]
-        answers = _answers(experiment, compared, units, unable(results))
+        made = [each for (each,) in compared]
+        lines = [_difference_line(each, units[each.column], _margin(experiment, each, units)) for each in made]
+        answers = _answers(experiment, made, units, unable(results))
         parts.append(Part("Differences", DIFFERENCES, lines, 2, [DIFFERENCES_NOTE, *answers]))
     if experiment.tuning and any(result.training.get("tuned") for result in results):
         tuning = experiment.tuning
@@ -173,19 +191,6 @@ def page(experiment: Experiment, results: Sequence[Result]) -> list[Part]:
         )
         parts.append(Part("", notes=[note]))
     return [*parts, Part("", notes=[experiment.note])] if experiment.note else parts
-
-
-def tables(experiment: Experiment, results: Sequence[Result]) -> dict[str, str]:
-    """Return {"markdown": text, "csv": text} of the results; the second has the differences alone."""
-    title = f"# {markdown(experiment.title)}\n\n"
-    if not results:
-        return {"markdown": f"{title}Nothing was measured.\n", "csv": ""}
-    if experiment.stereotypes:
-        compared = [each for three in moves(experiment, results) for each in three]
-    else:
-        compared = differences(experiment, results)
-    text = title + to_markdown(page(experiment, results))
-    return {"markdown": text, "csv": _csv(compared, units_of(results))}
 
 
 def write_tables(experiment: Experiment, results: Sequence[Result], folder: Path) -> list[Path]:

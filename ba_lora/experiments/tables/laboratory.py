@@ -48,8 +48,8 @@ class Cell:
 
 @dataclass(frozen=True)
 class LaboratoryTable:
-    """settings: the comparison with verdicts; failed: controls that failed or are open, with which there is no verdict; missing: method → what it
-    lacks."""
+    """settings: the comparison with verdicts; failed: controls that failed or are open, which rule out any verdict; missing: method →
+    which runs it lacks."""
 
     cells: list[Cell]
     primary: list[Primary]

@@ -1,4 +1,4 @@
-"""A page of several tables with headings and notes, before it is written as Markdown or HTML."""
+"""Pages with several tables, headings and notes. A page is a list of parts, which is written as Markdown or HTML."""
 
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
