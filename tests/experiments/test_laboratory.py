@@ -1,5 +1,6 @@
 """The page of an experiment on twins: its controls, and no verdict when one fails."""
 
+import dataclasses
 import html
 import re
 
@@ -120,6 +121,9 @@ def test_before_the_last_pair_there_is_no_verdict(experiment):
     text = laboratory.tables(experiment, some)["markdown"]
     assert "| every run of the primary comparison was measured | 29 of 30 runs | open |" in text
     assert "| less |" not in text and "| equivalent |" not in text
+    fewer = dataclasses.replace(experiment, runs=[run for run in experiment.runs if run.variant.model[1:] != "5"])
+    four = [each for each in results() if each.variant.model[1:] != "5"]
+    assert "measured | 24 of 30 runs | open |" in laboratory.tables(fewer, four)["markdown"]
 
 
 def test_nothing_measured(experiment):
