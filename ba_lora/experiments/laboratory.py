@@ -11,6 +11,7 @@ from ..texts import markdown
 from .figures import laboratory as figures
 from .matrix import Experiment, read_file
 from .results import Result
+from .tables.contrasts import contrast_parts
 from .tables.controls import FAILED, OPEN, PASSED, Control, controls
 from .tables.laboratory import LaboratoryTable, laboratory_table, table_parts, to_csv
 from .tables.parts import Part, to_markdown
@@ -67,6 +68,7 @@ def _parts(experiment: Experiment, made: _Measured) -> list[Part]:
     parts = [checked, *table_parts(made.table)]
     if primary.predict and made.table.primary:
         parts.append(Part("", notes=[_prediction(made.table.primary, primary.predict)]))
+    parts += contrast_parts(made.found, primary.contrasts, COUNTERPARTS)
     parts += path_parts(made.found, primary.reference, primary.path_loss)
     return [*parts, Part("", notes=[experiment.note])] if experiment.note else parts
 

@@ -4,6 +4,7 @@ An option may name the seed of the pair as {pair}. A pair's runs come before the
 early, and the twins of a pair take turns.
 """
 
+import itertools
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
@@ -16,7 +17,7 @@ class PrimarySettings(NamedTuple):
     loss_margin: a task loss that is higher by this, in nats, is worse; gate: the accuracy that every base needs in its own task, a
     fraction; untaught: the bases' T on untaught items must lie within this of 0, in points; counter: the run of `reference` on data that
     state the truth; path_loss: the task loss at which paths are compared, in nats; predict: a number of pairs, for which the width of
-    the intervals is predicted."""
+    the intervals is predicted; contrasts: [(FIRST, SECOND)], methods whose difference is stated with an interval and without a verdict."""
 
     method: str
     reference: str
@@ -27,6 +28,7 @@ class PrimarySettings(NamedTuple):
     counter: str | None = None
     path_loss: float | None = None
     predict: int | None = None
+    contrasts: Sequence[Sequence[str]] = ()
 
 
 def primary_of(given: dict | None, methods: Iterable[str], file) -> PrimarySettings | None:
@@ -39,12 +41,25 @@ def primary_of(given: dict | None, methods: Iterable[str], file) -> PrimarySetti
     for key, value in given.items():
         if key not in PrimarySettings._fields:
             raise UserError(f"{file}: primary: unknown key {short(key)}{nearest(key, PrimarySettings._fields)}")
+        if key == "contrasts":
+            _check_contrasts(value, methods, file)
+            continue
         is_name = key in ("method", "reference", "counter")
         if is_name and value not in methods:
             raise UserError(f"{file}: primary: {key} {short(value)} is not among the methods")
         if not is_name and (isinstance(value, bool) or not isinstance(value, int | float) or value <= 0):
             raise UserError(f"{file}: primary: {key} is {short(value)}, a positive number is needed")
     return PrimarySettings(**given)
+
+
+def _check_contrasts(given, methods: Iterable[str], file) -> None:
+    if not isinstance(given, list) or any(not isinstance(each, list) or len(each) != 2 for each in given):
+        raise UserError(
+            f"{file}: primary: contrasts is {short(given)}, pairs of methods such as [[full, lora]] are needed"
+        )
+    for name in itertools.chain(*given):
+        if name not in methods:
+            raise UserError(f"{file}: primary: contrasts: {short(name)} is not among the methods")
 
 
 def twins_of(runs: Iterable) -> dict[str, str]:

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from ba_lora.experiments.tables.contrasts import contrast_parts
 from ba_lora.experiments.tables.laboratory import laboratory_table, table_parts, to_csv
 from ba_lora.experiments.tables.parts import to_markdown
 from ba_lora.experiments.tables.trace_paths import path_parts
@@ -195,3 +196,40 @@ def test_the_table_of_paths_has_intervals_and_counts_what_misses():
     better = [each | {"task_loss": 0.5} if each["method"] == "ba-lora" else each for each in records]
     assert "| stereotype | ba-lora | – | 0 | 3 |" in to_markdown(path_parts(better, "pissa"))
     assert "path of" not in to_markdown(path_parts(better, "pissa")) and to_markdown(path_parts(study(), "pissa")) == ""
+
+
+def test_a_contrast_has_both_differences_the_one_beyond_the_harmless_and_the_one_at_equal_loss():
+    records = with_path(study(pairs=3))
+    text = to_markdown(contrast_parts(records, [("lora", "pissa"), ("pissa", "lora"), ("full", "lora")], COUNTERPARTS))
+    rows = [[cell.strip() for cell in line.strip("| ").split(" | ")] for line in text.splitlines() if line[:1] == "|"]
+    found = {tuple(row[:2]): row[2:] for row in rows}
+    assert set(found) == {
+        (name, f"{ours} − {other}") for name in COUNTERPARTS for ours, other in [("lora", "pissa"), ("pissa", "lora")]
+    } | {("class", "difference"), ("---", "---")}
+    gaps, beside = ({}, {})
+    for pair in (1, 2, 3):
+        of = {
+            (method, name): np.mean(
+                [
+                    each["trace"]
+                    for each in records
+                    if (each["pair"], each["method"], each["class"], each["path"]) == (pair, method, name, None)
+                ]
+            )
+            for method in ("lora", "pissa")
+            for name in CLASSES
+        }
+        gaps[pair] = of["lora", "wrong facts"] - of["pissa", "wrong facts"]
+        beside[pair] = of["lora", "custom"] - of["pissa", "custom"]
+    base, other = (np.mean(list(per_pair(records, "base", name).values())) for name in ("wrong facts", "custom"))
+    beyond = {pair: 100 * (gaps[pair] / base - beside[pair] / other) for pair in gaps}
+    row = found["wrong facts", "lora − pissa"]
+    assert row[:2] == ["3", written(gaps, "+")] and row[3] == written(beyond, "+")
+    assert row[4].startswith("+0.2") and row[5:] == [
+        written(off_path(records, "lora", "pissa", "wrong facts").values, "+"),
+        "0",
+    ]
+    assert (
+        found["stereotype", "pissa − lora"][5:] == ["–", "–"]
+        and contrast_parts(records, [("full", "lora")], COUNTERPARTS) == []
+    )

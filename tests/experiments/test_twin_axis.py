@@ -64,6 +64,14 @@ def test_runs_go_pair_by_pair_and_the_twins_take_turns(tmp_path):
         ({"primary": CONTENT["primary"] | {"counter": "no"}}, "primary: counter 'no' is not among the methods"),
         ({"primary": CONTENT["primary"] | {"gate": 0}}, "primary: gate is 0, a positive number is needed"),
         ({"primary": CONTENT["primary"] | {"gat": 1}}, "primary: unknown key 'gat', did you mean 'gate'"),
+        (
+            {"primary": CONTENT["primary"] | {"contrasts": ["pissa"]}},
+            "contrasts is \\['pissa'\\], pairs of methods such as",
+        ),
+        (
+            {"primary": CONTENT["primary"] | {"contrasts": [["pissa", "no"]]}},
+            "contrasts: 'no' is not among the methods",
+        ),
         ({"paths": ["pisa"]}, "method 'pisa' is not known, did you mean 'pissa'"),
     ],
 )

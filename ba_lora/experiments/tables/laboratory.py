@@ -9,10 +9,18 @@ from eval.harness.statistics import Interval
 
 from ...texts import csv_cell
 from ..twin_axis import PrimarySettings
-from .formats import EMPTY, p_text
+from .formats import p_text
 from .parts import Part
 from .planted import Primary
-from .trace_records import BASE, PLANTED, interval_of, per_pair, relative_differences, verdicts
+from .trace_records import (
+    BASE,
+    PLANTED,
+    estimate_of,
+    estimate_text,
+    per_pair,
+    relative_differences,
+    verdicts,
+)
 
 TITLES = ("class", "dose", "method", "pairs", "T, points", "D, %", "task loss, nats", "verdict")
 PRIMARY = (
@@ -83,11 +91,7 @@ def _cell(records, name: str, dose: float | None, method: str, reference: str) -
         differences = relative_differences(records, method, reference, name, dose)
     losses = per_pair(records, method, name, dose, "task_loss")
     loss = sum(losses.values()) / len(losses)
-    return Cell(name, dose, method, len(traces), _estimate(traces), _estimate(differences), loss)
-
-
-def _estimate(values: Mapping[int, float]) -> Interval | float | None:
-    return interval_of(values) or next(iter(values.values()), None)
+    return Cell(name, dose, method, len(traces), estimate_of(traces), estimate_of(differences), loss)
 
 
 def table_parts(table: LaboratoryTable) -> list[Part]:
@@ -112,18 +116,8 @@ def table_parts(table: LaboratoryTable) -> list[Part]:
 def _texts(table: LaboratoryTable, cell: Cell) -> list[str]:
     """Return the cells of a row after the class."""
     dose = "all" if cell.dose is None else f"{cell.dose:g}"
-    numbers = (_text(cell.trace, "{:.1f}"), _text(cell.difference, "{:+.1f}"), f"{cell.task_loss:.3f}")
+    numbers = (estimate_text(cell.trace, "{:.1f}"), estimate_text(cell.difference, "{:+.1f}"), f"{cell.task_loss:.3f}")
     return [dose, cell.method, str(cell.pairs), *numbers, _word(table, cell)]
-
-
-def _text(value: Interval | float | None, number: str) -> str:
-    """Return a mean with its interval in brackets, as far as there are any."""
-    if value is None:
-        return EMPTY
-    if not isinstance(value, Interval):
-        return number.format(value)
-    mean, low, high = map(number.format, value)
-    return f"{mean} [{low}, {high}]"
 
 
 def _word(table: LaboratoryTable, cell: Cell) -> str:
@@ -141,13 +135,17 @@ def _verdict(table: LaboratoryTable, made: Primary) -> str:
 
 
 def _primary_line(table: LaboratoryTable, made: Primary) -> list[str]:
-    narrow = _text(made.narrow, "{:+.1f}").partition(" ")[2]
+    narrow = estimate_text(made.narrow, "{:+.1f}").partition(" ")[2]
     p = [p_text(value) for value in (made.p, made.corrected, made.flipped, made.flipped_corrected)]
-    others = [_text(made.harmless, "{:+.1f}"), _text(made.beyond, "{:+.1f}"), _text(made.loss, "{:+.3f}")]
+    others = [
+        estimate_text(made.harmless, "{:+.1f}"),
+        estimate_text(made.beyond, "{:+.1f}"),
+        estimate_text(made.loss, "{:+.3f}"),
+    ]
     alleviates = "no verdict" if table.failed else "yes" if made.alleviates else "no"
     pairs = str(len(made.differences))
     words = (_verdict(table, made), alleviates)
-    return [made.name, pairs, _text(made.wide, "{:+.1f}"), narrow, *p, *others, *words]
+    return [made.name, pairs, estimate_text(made.wide, "{:+.1f}"), narrow, *p, *others, *words]
 
 
 def to_csv(table: LaboratoryTable) -> str:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from .formats import EMPTY
 from .parts import Part
-from .trace_records import BASE, AtLoss, at_loss, off_path, path
+from .trace_records import BASE, AtLoss, at_loss, estimate_of, estimate_text, off_path, path
 
 OFF = ("class", "method", "T − T of the path, points", "pairs", "pairs that miss the path")
 AT = ("class", "path of", "T, points", "T − T of the path of {reference}, points", "pairs", "pairs that miss the loss")
@@ -48,19 +48,11 @@ def _line_at(records: Sequence[dict], name: str, method: str, reference: str, lo
         return None
     there = at_loss(records, reference, name, loss).values
     values = {pair: value - there[pair] for pair, value in made.values.items() if pair in there}
-    return [*line[:3], EMPTY if method == reference else _text(AtLoss(values, 0), "{:+.1f}"), *line[3:]]
+    return [*line[:3], EMPTY if method == reference else estimate_text(estimate_of(values), "{:+.1f}"), *line[3:]]
 
 
 def _line(name: str, method: str, made: AtLoss, number: str = "{:.1f}") -> list[str] | None:
     """Return a row, or None where nothing could be compared."""
     if not made.values and not made.missed:
         return None
-    return [name, method, _text(made, number), str(len(made.values)), str(made.missed)]
-
-
-def _text(made: AtLoss, number: str) -> str:
-    """Return the mean with its interval, as far as there are any."""
-    if interval := made.interval:
-        mean, low, high = map(number.format, interval)
-        return f"{mean} [{low}, {high}]"
-    return number.format(*made.values.values()) if made.values else EMPTY
+    return [name, method, estimate_text(estimate_of(made.values), number), str(len(made.values)), str(made.missed)]

@@ -14,6 +14,7 @@ import numpy as np
 from eval.harness.statistics import Interval, t_interval
 
 from ..twin_axis import PrimarySettings
+from .formats import EMPTY
 from .planted import Primary, interpolated, primary, relative_difference
 
 BASE = "base"
@@ -35,6 +36,21 @@ class AtLoss(NamedTuple):
 def interval_of(values: Mapping[int, float]) -> Interval | None:
     """Return the 95% t-interval of {pair: number}, or None for fewer than two pairs."""
     return t_interval(list(values.values())) if len(values) > 1 else None
+
+
+def estimate_of(values: Mapping[int, float]) -> Interval | float | None:
+    """Return the interval of {pair: number}, the number itself of one pair, or None without pairs."""
+    return interval_of(values) or next(iter(values.values()), None)
+
+
+def estimate_text(value: Interval | float | None, number: str) -> str:
+    """Return a mean with its interval in brackets, as far as there are any. number: a format of one number, as "{:.1f}"."""
+    if value is None:
+        return EMPTY
+    if not isinstance(value, Interval):
+        return number.format(value)
+    mean, low, high = map(number.format, value)
+    return f"{mean} [{low}, {high}]"
 
 
 def per_pair(
