@@ -4,6 +4,7 @@ A value depends on the model and on the shape of its batch, which is the same af
 float32, or in float64 if the model is; the sum over tokens is in float64.
 """
 
+import inspect
 import math
 from collections.abc import Collection, Iterator, Sequence
 
@@ -79,17 +80,27 @@ def _batch(model, rows: Sequence[Encoded], pad: int) -> list[float]:
     """The log-likelihoods of the rows of one batch, which are padded on the right."""
     device = next(model.parameters()).device
     ids, mask = padded(rows, pad, device)
+    unread = min(row.start for row in rows) - 1 if _can_leave_out(model) else 0  # places whose logits no row needs
+    fewer = {"logits_to_keep": ids.shape[1] - unread} if unread else {}
     try:
-        logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits  # (B, L, V)
+        logits = model(input_ids=ids, attention_mask=mask, use_cache=False, **fewer).logits  # (B, L − unread, V)
     except torch.OutOfMemoryError:
         raise UserError(
             f"the device's memory is too small for {len(rows)} texts of {ids.shape[1]} tokens; lower --batch_size, which is {len(rows)} here"
         ) from None
     sums = []
     for row, own in zip(rows, logits, strict=True):
-        kept = own[row.start - 1 : len(row.ids) - 1]  # the logits before each token of the continuation
+        kept = own[
+            row.start - 1 - unread : len(row.ids) - 1 - unread
+        ]  # the logits before each token of the continuation
         kept = kept if kept.dtype == torch.float64 else kept.float()
         targets = torch.tensor(row.ids[row.start :], device=device)
         chosen = kept.log_softmax(-1).gather(-1, targets[:, None])
         sums.append(chosen.double().sum().item())
     return sums
+
+
+def _can_leave_out(model) -> bool:
+    """Return True if the model can compute the logits of the last places alone; one with code of its own may not."""
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    return "logits_to_keep" in inspect.signature(inner.forward).parameters

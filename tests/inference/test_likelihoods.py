@@ -63,6 +63,18 @@ def test_log_likelihoods_are_those_of_numpy_in_float64_however_they_are_batched(
         assert found[number].bytes == len(pair.continuation.encode())
 
 
+def test_the_head_computes_the_places_of_the_continuations_alone(model, tokenizer):
+    pairs = [Pair("Tom has seven red apples and gives three", f" of them to {name}", name) for name in ("Anna", "Tom")]
+    rows, seen = [encode_pair(tokenizer, pair) for pair in pairs], []
+    handle = model.lm_head.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].shape[1]))
+    found = dict(likelihoods(pairs, model=model, tokenizer=tokenizer))
+    handle.remove()
+    assert seen == [max(len(row.ids) for row in rows) - rows[0].start]
+    assert [found[number].logprob for number in (0, 1)] == pytest.approx(
+        [by_numpy(model, row) for row in rows], abs=1e-9
+    )
+
+
 def test_equal_pairs_have_equal_bits_in_float32(tokenizer):
     pairs = made_pairs()
     found = dict(likelihoods(pairs, model=load_model("tiny"), tokenizer=tokenizer, batch_size=3))
