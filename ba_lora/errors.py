@@ -166,7 +166,12 @@ class Parser(argparse.ArgumentParser):
         word = next((word for word in words if word.startswith("-")), words[0]).partition("=")[0]
         if not word.startswith("-"):
             raise UserError(f"unknown argument '{shortened(word)}'; see --help")
+        owners = [
+            name for action in inner for name, each in action.choices.items() if word in each._option_string_actions
+        ]
         known = nearest(word, {name for parser in parsers for name in parser._option_string_actions})
+        if owners:
+            known = f" here; it belongs to {', '.join(owners)}"
         raise UserError(f"unknown option {shortened(word)}{known}; see --help")
 
 

@@ -81,6 +81,10 @@ REFUSALS = [
     (("-m", "eval.all", "tiny", "--output_dir", "OUT", "--lmit", "8"), "unknown option --lmit, did you mean '--limit'"),
     (("-m", "eval.all", "tiny", "--output_dir", "OUT", "--limit", "8.5"), "--limit: invalid int value: '8.5'"),
     ((*RUN, "--jbos", "2"), "unknown option --jbos, did you mean '--jobs'?; see --help"),
+    (
+        ("-m", "ba_lora.experiments", "figure", "EXPERIMENT", "--quiet"),
+        "unknown option --quiet here; it belongs to table; see --help",
+    ),
     (("-m", "ba_lora.experiments", "rnu"), "invalid choice: 'rnu'"),
     (("-m", "ba_lora.hub", "RUN"), "the following arguments are required: USER/NAME"),
     (("tsne_visualization.py", "--output_dir", "OUT"), "--features_dir --redraw is required"),
