@@ -45,7 +45,7 @@ def primary_of(given: dict | None, methods: Iterable[str], file) -> PrimarySetti
             _check_contrasts(value, methods, file)
             continue
         is_name = key in ("method", "reference", "counter")
-        if is_name and value not in methods:
+        if is_name and (not isinstance(value, str) or value not in methods):
             raise UserError(f"{file}: primary: {key} {short(value)} is not among the methods")
         if not is_name and (isinstance(value, bool) or not isinstance(value, int | float) or value <= 0):
             raise UserError(f"{file}: primary: {key} is {short(value)}, a positive number is needed")
@@ -58,7 +58,7 @@ def _check_contrasts(given, methods: Iterable[str], file) -> None:
             f"{file}: primary: contrasts is {short(given)}, pairs of methods such as [[full, lora]] are needed"
         )
     for name in itertools.chain(*given):
-        if name not in methods:
+        if not isinstance(name, str) or name not in methods:
             raise UserError(f"{file}: primary: contrasts: {short(name)} is not among the methods")
 
 

@@ -62,6 +62,8 @@ def test_runs_go_pair_by_pair_and_the_twins_take_turns(tmp_path):
         ({"primary": None}, "runs on twins: add the comparison with verdicts"),
         ({"primary": {"method": "pissa"}}, "'primary' needs method, reference, margin, loss_margin, gate, untaught"),
         ({"primary": CONTENT["primary"] | {"counter": "no"}}, "primary: counter 'no' is not among the methods"),
+        ({"primary": CONTENT["primary"] | {"counter": ["no"]}}, "is not among the methods"),
+        ({"primary": CONTENT["primary"] | {"contrasts": [["pissa", []]]}}, "is not among the methods"),
         ({"primary": CONTENT["primary"] | {"gate": 0}}, "primary: gate is 0, a positive number is needed"),
         ({"primary": CONTENT["primary"] | {"gat": 1}}, "primary: unknown key 'gat', did you mean 'gate'"),
         (
