@@ -44,6 +44,8 @@ def test_the_bars_are_of_whole_classes_and_one_pair_has_no_error():
     assert list(rows) == ["base", "pissa", "ba-lora", "lora"]
     assert (rows["lora"].mean, rows["lora"].error) == pytest.approx((np.mean(values), half_width(values)))
     assert rows["lora"].text == f"{np.mean(values):.1f} ± {half_width(values):.1f}"
+    less = [record for record in study() if record["method"] != "lora" or record["pair"] < 3]
+    assert list(dict(dict(compose(less))["traces"].panels[0].rows)) == ["base", "pissa", "ba-lora"]
     one = dict(compose(study(pairs=1)))["traces"].panels[0].rows
     assert all(estimate.error is None for _, estimate in one)
 

@@ -1,9 +1,10 @@
 """The figures of an experiment with twins: traces over the dose, by class and method, and against the task loss.
 
-Each is made of records as in tables/trace_records.py. An error is half of the 95% t-interval over pairs, and no error is drawn for
+Each is made of records as in tables/trace_records.py. A method that lacks some of the pairs is not drawn: its mean would be over other pairs. An error is half of the 95% t-interval over pairs, and no error is drawn for
 one pair.
 """
 
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -13,7 +14,9 @@ from ...canvas import BEFORE, FORMATS, Bars, Estimate, Lines, Section, make_figu
 from ..tables.trace_records import BASE, interval_of, path, per_pair
 
 TRACE = "trace T, points"
-ERRORS = "error bars: 95% t-intervals over pairs of twins; seeds are averaged first."
+ERRORS = (
+    "error bars: 95% t-intervals over pairs of twins; seeds are averaged first. Methods that lack pairs are not drawn."
+)
 PATHS = (
     "Lines through points: W0 + α·ΔW, from the base (α = 0, right) to the tuned model (α = 1). Lower is less of what was "
     "planted, further left is better at the new task; a point on a line could be had by a shorter step of that method."
@@ -31,6 +34,7 @@ def draw(records: Sequence[dict], output: str | Path, formats: Iterable[str] = F
 
 def compose(records: Sequence[dict]) -> Iterator[tuple[str, Section]]:
     """Yield (file name, section) of each figure; one without data is left out."""
+    records = _of_every_pair(records)
     methods = list(dict.fromkeys([BASE, *(record["method"] for record in records if record["path"] is None)]))
     classes = list(dict.fromkeys(record["class"] for record in records if record["dose"] is None))
     sections = {
@@ -39,6 +43,19 @@ def compose(records: Sequence[dict]) -> Iterator[tuple[str, Section]]:
         "paths": _paths(records, methods, classes),
     }
     yield from ((name, section) for name, section in sections.items() if section)
+
+
+def _of_every_pair(records: Sequence[dict]) -> list[dict]:
+    """Return the records of the methods that were run on every pair of their class."""
+    pairs = defaultdict(set)
+    for record in records:
+        for method in (None, record["method"]):
+            pairs[record["class"], record["dose"], method].add(record["pair"])
+    return [
+        record
+        for record in records
+        if pairs[record["class"], record["dose"], record["method"]] == pairs[record["class"], record["dose"], None]
+    ]
 
 
 def _dose_response(records: Sequence[dict], methods: list[str]) -> Section | None:
@@ -63,7 +80,7 @@ def _traces(records: Sequence[dict], methods: list[str], classes: list[str]) -> 
     for name in classes:
         made = [(method, _estimate(per_pair(records, method, name))) for method in methods]
         panels.append(Bars(f"{name}:\n{TRACE}", [(method, estimate) for method, estimate in made if estimate]))
-    caption = f"{ERRORS.capitalize()} An axis marked // is cut: lengths of bars do not compare there."
+    caption = f"{ERRORS[0].upper()}{ERRORS[1:]} An axis marked // is cut: lengths of bars do not compare there."
     return Section("Planted content that is left, by class and method", caption, panels) if panels else None
 
 
