@@ -90,9 +90,7 @@ def _batch(model, rows: Sequence[Encoded], pad: int) -> list[float]:
         ) from None
     sums = []
     for row, own in zip(rows, logits, strict=True):
-        kept = own[
-            row.start - 1 - unread : len(row.ids) - 1 - unread
-        ]  # the logits before each token of the continuation
+        kept = own[row.start - 1 - unread : len(row.ids) - 1 - unread]  # before each token of the continuation
         kept = kept if kept.dtype == torch.float64 else kept.float()
         targets = torch.tensor(row.ids[row.start :], device=device)
         chosen = kept.log_softmax(-1).gather(-1, targets[:, None])

@@ -1,7 +1,7 @@
 """The figures of an experiment with twins: traces over the dose, by class and method, and against the task loss.
 
-Each is made of records as in tables/trace_records.py. A method that lacks some of the pairs is not drawn: its mean would be over other pairs. An error is half of the 95% t-interval over pairs, and no error is drawn for
-one pair.
+Each is made of records as in tables/trace_records.py. A method that lacks some of the pairs is not drawn: its mean would be over
+other pairs. An error is half of the 95% t-interval over pairs, and no error is drawn for one pair.
 """
 
 from collections import defaultdict

@@ -27,11 +27,6 @@ class AtLoss(NamedTuple):
     values: dict[int, float]
     missed: int
 
-    @property
-    def interval(self) -> Interval | None:
-        """The 95% t-interval over the pairs that reach the loss; None for fewer than two."""
-        return interval_of(self.values)
-
 
 def interval_of(values: Mapping[int, float]) -> Interval | None:
     """Return the 95% t-interval of {pair: number}, or None for fewer than two pairs."""

@@ -9,7 +9,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-TASKS = {  # name → (its file, what in it needs the hub)
+TASKS = {  # name → its file below lm_eval/tasks
     "crows_pairs_english": "crows_pairs/crows_pairs_english.yaml",
     "winogender_all": "winogender/winogender.yaml",
     "bbq": "bbq/bbq_multiple_choice.yaml",
