@@ -1,6 +1,7 @@
 """How a reply is read, and what happens if a judge answers oddly, late, wrongly or not at all; over a real HTTP server."""
 
 import json
+import threading
 import time
 
 import pytest
@@ -309,9 +310,13 @@ def test_what_came_before_a_failure_is_kept_and_only_the_rest_is_asked_for_again
 
 
 def test_an_answer_under_way_when_another_fails_is_not_lost(path):
+    under_way = threading.Event()
+
     def script(body, nth):
         if number(body) == 0:
+            assert under_way.wait(60)  # the failure must not come before the other request is sent
             return (401, '{"error": {"message": "bad key"}}')
+        under_way.set()
         time.sleep(0.3)
         return "[[5]]"
 
