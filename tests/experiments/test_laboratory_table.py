@@ -20,6 +20,7 @@ from ba_lora.experiments.tables.trace_records import (
     per_pair,
     relative_differences,
     verdicts,
+    with_shared_seeds,
 )
 from ba_lora.experiments.twin_axis import PrimarySettings
 
@@ -174,6 +175,19 @@ def test_a_path_is_compared_at_equal_loss_and_the_pairs_that_miss_it_are_counted
         each | {"task_loss": 0.9} if each["method"] == "ba-lora" and each["pair"] == 2 else each for each in records
     ]
     assert off_path(better, "ba-lora", "pissa", "stereotype").missed == 1
+
+
+def test_a_method_with_one_seed_is_compared_with_the_same_seed_of_a_path():
+    """The same numbers under another name must give no difference, though the other seed of the path's method is far away."""
+    records = with_path(study(pairs=3))
+    shifted = [{**each, "trace": each["trace"] + 9.0} if each["seed"] == 1024 else each for each in records]
+    twin = [each | {"method": "twin"} for each in shifted if each["method"] == "pissa" and each["seed"] == 42]
+    assert list(off_path(shifted + twin, "twin", "pissa", "stereotype").values.values()) == pytest.approx([0.0] * 3)
+    text = to_markdown(path_parts(shifted + twin, "pissa", loss=1.9))
+    row = next(line for line in text.splitlines() if line.startswith("| stereotype | twin |") and line.count("|") == 7)
+    assert row.split(" | ")[3] in ("+0.0 [+0.0, +0.0]", "-0.0 [-0.0, -0.0]")
+    seeds = {(each["method"], each["seed"]) for each in with_shared_seeds(shifted + twin, "twin", "pissa")}
+    assert seeds == {("base", None), ("twin", 42), ("pissa", 42)}
 
 
 def written(values, sign=""):

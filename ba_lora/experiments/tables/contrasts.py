@@ -11,7 +11,7 @@ TITLES = (
     *("T at equal task loss, points", "pairs that miss it"),
 )
 NOTE = (
-    "FIRST − SECOND within pairs, with 95 % t-intervals over the pairs that have both, not corrected for their number. D: in percent of the "
+    "FIRST − SECOND within pairs and fine-tuning seeds, with 95 % t-intervals over the pairs that have both, not corrected for their number. D: in percent of the "
     "bases' mean T. At equal task loss: T of FIRST minus T of SECOND's path at the loss of FIRST, where the path was measured."
 )
 

@@ -4,14 +4,14 @@ from collections.abc import Sequence
 
 from .formats import EMPTY
 from .parts import Part
-from .trace_records import BASE, AtLoss, at_loss, estimate_of, estimate_text, off_path, path
+from .trace_records import BASE, AtLoss, at_loss, estimate_of, estimate_text, off_path, path, with_shared_seeds
 
 OFF = ("class", "method", "T − T of the path, points", "pairs", "pairs that miss the path")
 AT = ("class", "path of", "T, points", "T − T of the path of {reference}, points", "pairs", "pairs that miss the loss")
 OFF_NOTE = (
     "T of a method minus T of {reference}'s path at the method's own task loss, with the 95 % t-interval over pairs. Below 0: it keeps less than a "
     "shorter step of {reference} that is as good at the new task. Read between measured points only; a pair whose loss is not on "
-    "the path misses it and is counted."
+    "the path misses it and is counted. Only fine-tuning seeds that both have are compared, here and below."
 )
 AT_NOTE = (
     "T of the paths at a task loss of {loss:g} nats, which was fixed before, and differences within pairs that reach it on both paths, "
@@ -46,8 +46,9 @@ def _line_at(records: Sequence[dict], name: str, method: str, reference: str, lo
     line = _line(name, method, made)
     if line is None:
         return None
-    there = at_loss(records, reference, name, loss).values
-    values = {pair: value - there[pair] for pair, value in made.values.items() if pair in there}
+    shared = with_shared_seeds(records, method, reference)
+    ours, there = (at_loss(shared, each, name, loss).values for each in (method, reference))
+    values = {pair: value - there[pair] for pair, value in ours.items() if pair in there}
     return [*line[:3], EMPTY if method == reference else estimate_text(estimate_of(values), "{:+.1f}"), *line[3:]]
 
 

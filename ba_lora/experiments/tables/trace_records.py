@@ -114,6 +114,23 @@ def verdicts(records: Sequence[dict], settings: PrimarySettings, counterparts: M
     )
 
 
+def with_shared_seeds(records: Iterable[dict], first: str, second: str) -> list[dict]:
+    """Return the base's records and, of two methods, those of the pairs and fine-tuning seeds that both have.
+
+    A method with one seed is so compared with the same seed of a method that has two.
+    """
+    records, runs = list(records), {first: set(), second: set()}
+    for record in records:
+        if record["method"] in runs:
+            runs[record["method"]].add((record["pair"], record["seed"]))
+    shared = runs[first] & runs[second]
+    return [
+        record
+        for record in records
+        if record["method"] == BASE or (record["method"] in runs and (record["pair"], record["seed"]) in shared)
+    ]
+
+
 def path(records: Sequence[dict], method: str, name: str, dose: float | None = None) -> dict[int, list[tuple]]:
     """Return {pair: [(α, task loss, trace)]} from the base to the tuned model, means over the seeds of fine-tuning.
 
@@ -139,10 +156,11 @@ def at_loss(records: Sequence[dict], method: str, name: str, loss: float, dose: 
 
 
 def off_path(records: Sequence[dict], ours: str, other: str, name: str, dose: float | None = None) -> AtLoss:
-    """Return T of `ours` minus T of the path of `other` at the task loss of `ours`, per pair, points.
+    """Return T of `ours` minus T of the path of `other` at the task loss of `ours`, per pair, points; with the seeds that both have.
 
     Below 0: `ours` keeps less of the class than a shorter step of `other` that solves the task equally well.
     """
+    records = with_shared_seeds(records, ours, other)
     traces, losses = (per_pair(records, ours, name, dose, key) for key in ("trace", "task_loss"))
     found = {}
     for pair, points in path(records, other, name, dose).items():
