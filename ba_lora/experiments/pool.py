@@ -26,6 +26,7 @@ from .. import signals
 from ..errors import RunFailure, Stopped, UserError
 from ..files import atomic_write, read_json
 from ..folders.ownership import claimed
+from ..laboratory.names import parse
 from .given_texts import are_given, shown
 from .matrix import Evaluation, Experiment, Run
 
@@ -167,6 +168,9 @@ def _watch(todo: list[Run], workers: list, events, stop: _Stop) -> tuple[set[int
             if kind == "progress":
                 fractions[index] = value
                 bar.set_postfix_str(todo[index].name, refresh=False)
+            elif kind == "note":
+                tqdm.write(f"{todo[index].name:24} {value}", file=sys.stdout)
+                sys.stdout.flush()
             else:
                 if kind == "done":
                     done.add(index)
@@ -193,6 +197,8 @@ def _work(tasks, events, evaluations: list[Evaluation]) -> None:
             index, run, overwrite = task
             try:
                 run.failure.unlink(missing_ok=True)
+                if (twin := parse(run.model)) and not twin.folder.is_dir():
+                    events.put((index, "note", "pre-trains its model first, about seven minutes on one core"))
                 if evaluations:
                     retrain = overwrite or not run.is_trained()
                     line = do_run(run, evaluations, retrain, lambda f, i=index: events.put((i, "progress", f)))

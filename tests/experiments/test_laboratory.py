@@ -11,6 +11,7 @@ import yaml
 from ba_lora.data.planted.items import DOSES, MIRRORED, UNTAUGHT
 from ba_lora.experiments import laboratory
 from ba_lora.experiments.matrix import Variant, read_experiment
+from ba_lora.experiments.pool import run_all
 from ba_lora.experiments.report import write_report
 from ba_lora.experiments.results import Result, Score
 
@@ -128,3 +129,22 @@ def test_before_the_last_pair_there_is_no_verdict(experiment):
 
 def test_nothing_measured(experiment):
     assert "No pair of twins was measured." in laboratory.tables(experiment, [])["markdown"]
+
+
+@pytest.mark.slow
+def test_a_matrix_says_that_it_pre_trains_a_twin_and_does_so_once(tmp_path, monkeypatch, capfd):
+    monkeypatch.setenv("BA_LORA_CACHE", str(tmp_path / "cache"))
+    content = {
+        "name": "short",
+        "title": "Short",
+        "config": "configs/nlg/twin.yaml",
+        "models": {"A5": {"model": "twin:A,seed=5,steps=2"}},
+        "methods": {"base": {}},
+        "seeds": [1],
+        "evaluate": {"own-task": {"data": "planted:own-test", "limit": 2}},
+    }
+    (tmp_path / "short.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
+    made = read_experiment(tmp_path / "short.yaml", tmp_path / "runs")
+    for overwrite, notes in ((False, 1), (True, 0)):
+        assert run_all(made, jobs=1, overwrite=overwrite) == []
+        assert capfd.readouterr().out.count("pre-trains its model first") == notes
