@@ -1,6 +1,7 @@
 """The disk behind a folder: whether it can be written, and errors that name the folder if it cannot or is full."""
 
 import errno
+import glob
 import os
 import shutil
 import tempfile
@@ -12,6 +13,7 @@ from filelock import FileLock
 from safetensors import SafetensorError
 
 from ..errors import RunFailure, UserError
+from ..files import remove_leftovers
 
 # In messages of errors without a number; the last is torch.save's, which hides the cause.
 FULL = ("No space left on device", "Disk quota exceeded", "inline_container")
@@ -62,11 +64,12 @@ def writing(what: str, folder: str | os.PathLike, remedy: str) -> Iterator[None]
 def cached(folder: Path, what: str) -> Iterator[None]:
     """Keep other processes out of `folder`, a part of the cache folder, during the block; the lock file stays beside it.
 
-    what: the content, for the RunFailure of `writing`.
+    What a killed process left of it under a temporary name is removed first. what: the content, for the RunFailure of `writing`.
     """
     with writing(what, folder.parent, "set BA_LORA_CACHE to a folder that can be written"):
         folder.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(folder.with_name(f".{folder.name}.lock")):
+            remove_leftovers(folder.parent, [glob.escape(folder.name)])
             yield
 
 

@@ -1,6 +1,7 @@
 """A disk that is full or cannot be written: the message names the folder that is meant, before long work where possible."""
 
 import errno
+import signal
 import subprocess
 import sys
 
@@ -12,7 +13,7 @@ from ba_lora.data.formats import exchange
 from ba_lora.data.samples import Samples
 from ba_lora.data.templates import TEMPLATES
 from ba_lora.errors import RunFailure, UserError
-from ba_lora.folders.disk import refuse_unwritable, writing
+from ba_lora.folders.disk import cached, refuse_unwritable, writing
 from ba_lora.training import teacher_cache
 from ba_lora.training.interruptions import explained
 from tests.common import ROOT, collate, ragged_samples, small_llama
@@ -96,3 +97,20 @@ def test_training_refuses_an_unwritable_output_before_it_imports_torch():
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.stdout.split() == ["2", "False"] and "--output_dir /proc/none/run cannot be written" in done.stderr
+
+
+def test_a_cache_removes_what_a_killed_process_left_of_it_and_nothing_else(tmp_path):
+    code = (
+        "import os, signal, sys; from pathlib import Path; from ba_lora.files import atomic_folder\n"
+        "with atomic_folder(Path(sys.argv[1])) as place:\n"
+        "    (place / 'half').write_text('x'); os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    for name in ("a", "b"):
+        killed = subprocess.run([sys.executable, "-c", code, str(tmp_path / name)], cwd=ROOT)
+        assert killed.returncode == -signal.SIGKILL
+    (tmp_path / ".a.notes").write_text("mine")
+    assert len(list(tmp_path.glob(".a.*.tmp"))) == 1
+    with cached(tmp_path / "a", "a"):
+        left = {path.name for path in tmp_path.iterdir()}
+    assert not any(name.startswith(".a.") and name.endswith(".tmp") for name in left)
+    assert {".a.notes", ".a.lock"} < left and len(list(tmp_path.glob(".b.*.tmp"))) == 1
