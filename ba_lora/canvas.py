@@ -14,6 +14,8 @@ from itertools import cycle
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+
 from .errors import choose
 from .files import atomic_write
 from .folders.kinds import MADE_BY
@@ -21,6 +23,11 @@ from .folders.kinds import MADE_BY
 STYLE = Path(__file__).with_name("style.mplstyle")
 WIDTH = 7.0  # inches
 CAPTION, HEADING = 120, 90  # characters per line
+LEGEND_SIZE, LEGEND_LINE = 8, 3  # points, as in the style; length of a line in letter heights
+LEGEND_MARK, LEGEND_LETTER = (
+    LEGEND_LINE + 2.8,
+    0.6,
+)  # of an entry: the line with the gaps about it, and the mean width of a letter
 # The files hold no dates or versions: the same results give the same bytes. A folder of figures is recognised by its PNG files.
 FORMATS = {"pdf": {"CreationDate": None}, "png": {"Software": MADE_BY}}
 MAIN = ("lora", "pissa", "ba-lora", "full")  # look the same in every figure
@@ -84,7 +91,17 @@ class Section:
         text = 0.5 + 0.16 * len(textwrap.wrap(self.caption, CAPTION))
         if isinstance(self.panels[0], Bars):
             return text + self.rows * (0.45 + 0.19 * max(len(panel.rows) for panel in self.panels))
-        return text + 0.2 * math.ceil(len(self.names) / 5) + 2.2 * self.rows
+        return text + 0.2 * math.ceil(len(self.names) / self.legend_columns) + 2.2 * self.rows
+
+    @property
+    def legend_columns(self) -> int:
+        """As many columns, up to five, as fit into the width by the longest name of each; matplotlib fills them one by one."""
+        names, width = list(self.names.values()), WIDTH * 72 / LEGEND_SIZE  # in letter heights
+        for columns in range(5, 1, -1):
+            lengths = [max(map(len, column)) for column in np.array_split(names, columns) if len(column)]
+            if sum(LEGEND_MARK + LEGEND_LETTER * length for length in lengths) <= width:
+                return columns
+        return 1
 
 
 def style() -> AbstractContextManager:
@@ -203,14 +220,15 @@ def _limit(axis, panel: Bars) -> None:
 def _draw_lines(axis, panel: Lines, styles: dict[str, dict]) -> None:
     for number, (name, points) in enumerate(panel.lines.items()):
         x, y = [x for x, _ in points], [estimate.mean for _, estimate in points]
-        errors = [estimate.error or 0 for _, estimate in points]
+        errors = [math.nan if estimate.error is None else estimate.error for _, estimate in points]
         if panel.band:
             every = max(1, len(x) // 8)  # overlapping lines have their markers in different places
             axis.plot(x, y, markevery=(number % every, every), **styles[name])
             low, high = ([a + sign * b for a, b in zip(y, errors, strict=True)] for sign in (-1, 1))
             axis.fill_between(x, low, high, color=styles[name]["color"], alpha=0.2, linewidth=0)
         else:
-            axis.errorbar(x, y, yerr=errors if any(errors) else None, elinewidth=0.8, **styles[name])
+            known = any(error > 0 for error in errors)
+            axis.errorbar(x, y, yerr=errors if known else None, elinewidth=0.8, **styles[name])
     for name, level in panel.levels.items():
         look = {key: styles[name][key] for key in ("color", "linestyle")}
         axis.axhline(level.mean, **look)
@@ -238,8 +256,8 @@ def _add_legend(part, section: Section, styles: dict[str, dict]) -> None:
         title=textwrap.fill(section.heading, HEADING),
         title_fontsize=10,
         loc="outside upper left",
-        ncols=5,
+        ncols=section.legend_columns,
         alignment="left",
-        handlelength=3,
+        handlelength=LEGEND_LINE,
     )
     legend.get_title().set_multialignment("left")

@@ -122,4 +122,6 @@ def draw(
     experiment: Experiment, results: Sequence[Result], output: str | Path, formats: Iterable[str] = FORMATS
 ) -> list[Path]:
     """Draw the figures that the results support into `output`; return the files."""
-    return figures.draw(records(results, twins_of(experiment.runs)), output, formats)
+    primary = experiment.primary
+    shown = [name for name in (primary.reference, primary.method, primary.counter) if name] if primary else []
+    return figures.draw(records(results, twins_of(experiment.runs)), output, formats, over_dose=shown)

@@ -9,7 +9,7 @@ import pytest
 from matplotlib.colors import same_color
 from matplotlib.container import BarContainer, ErrorbarContainer
 
-from ba_lora.canvas import looks, make_figure, style, write
+from ba_lora.canvas import Estimate, Lines, Section, looks, make_figure, style, write
 from ba_lora.errors import UserError
 from ba_lora.experiments.figures import experiment as figures
 from ba_lora.experiments.figures.run import draw_terms
@@ -341,10 +341,26 @@ def test_an_unknown_published_table_is_named(experiment, tmp_path):
 
 def test_no_two_lines_of_the_style_share_marker_and_stroke_and_known_methods_keep_theirs():
     with style():
-        cycle = list(looks([f"method{number}" for number in range(10)]).values())[:14]
+        cycle = list(looks([f"method{number}" for number in range(17)]).values())[:21]
         assert looks(["cr", "ba-lora"])["ba-lora"] == looks(["ba-lora"])["ba-lora"]
-    assert len({(look["marker"], look["linestyle"]) for look in cycle}) == len(cycle) == 14
+    assert len({(look["marker"], look["linestyle"]) for look in cycle}) == len(cycle) == 21
     assert len({(look["color"], look["linestyle"]) for look in cycle[:4]}) == 4
+
+
+@pytest.mark.parametrize(
+    "names", [["lora", "pissa"], [f"ba-lora-x10-counter-{each}" for each in range(12)], ["MMMM" * 9]]
+)
+def test_a_legend_fits_into_the_figure_and_an_unknown_error_has_no_caps(names):
+    lines = {name: [(1.0, Estimate(2.0)), (2.0, Estimate(3.0, 0.5))] for name in names}
+    with style():
+        figure = make_figure([Section("heading", "caption", [Lines("x", "y", lines)], {name: name for name in names})])
+        figure.canvas.draw()
+    (legend,) = figure.subfigs[0].legends
+    box = legend.get_window_extent()
+    assert box.x0 >= 0 and box.x1 <= figure.bbox.width and len(legend.get_texts()) == len(names)
+    (bars, *_) = figure.axes[0].containers
+    unknown, known = bars[2][0].get_segments()
+    assert len(unknown) == 0 and known[:, 1].tolist() == [2.5, 3.5]
 
 
 def test_a_figure_of_one_run_takes_the_format_of_its_name(tmp_path):

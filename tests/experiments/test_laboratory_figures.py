@@ -36,6 +36,13 @@ def test_the_dose_response_has_a_line_before_and_one_for_each_method():
         assert (point.mean, point.error) == pytest.approx((np.mean(values), half_width(values)))
 
 
+def test_methods_over_the_dose_can_be_chosen_and_the_others_are_still_bars():
+    records = dosed() + [each | {"method": "lora"} for each in dosed() if each["method"] == "pissa"] + study(pairs=3)
+    sections = dict(compose(records, over_dose=["lora"]))
+    assert list(sections["dose_response"].panels[0].lines) == ["before", "lora"]
+    assert "pissa" in dict(sections["traces"].panels[0].rows)
+
+
 def test_the_bars_are_of_whole_classes_and_one_pair_has_no_error():
     sections = dict(compose(study() + dosed()))
     assert set(sections) == {"dose_response", "traces"} and len(sections["traces"].panels) == len(CLASSES)
@@ -56,6 +63,8 @@ def test_paths_go_from_the_base_to_the_tuned_model_and_other_methods_are_points(
     assert list(panel.lines) == ["pissa", "ba-lora", "lora"]
     xs, ys = zip(*((x, each.mean) for x, each in panel.lines["pissa"]), strict=True)
     assert xs == pytest.approx((3.0, 1.9, 1.0), abs=0.002) and ys == pytest.approx((70.0, 63.0, 56.0))
+    assert [each.error is None for _, each in panel.lines["pissa"]] == [True, True, False]  # along a path errors repeat
+    assert panel.ticks[2] == "2" and panel.x_scale == {"value": "log"}
     ((loss, point),) = panel.lines["lora"]
     assert loss == pytest.approx(1.2, abs=0.002) and point.mean == pytest.approx(63.0)
     assert "paths" not in dict(compose(study()))

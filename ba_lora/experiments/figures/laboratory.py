@@ -5,7 +5,7 @@ other pairs. An error is half of the 95% t-interval over pairs, and no error is 
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,28 +17,38 @@ TRACE = "trace T, points"
 ERRORS = (
     "error bars: 95% t-intervals over pairs of twins; seeds are averaged first. Methods that lack pairs are not drawn."
 )
+SEEDS = (
+    "Some methods have fewer seeds than others: the table of differences compares them within the seeds that both have."
+)
+LOSSES = (0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 1, 2, 3, 5)  # ticks of the task loss
 PATHS = (
     "Lines through points: W0 + α·ΔW, from the base (α = 0, right) to the tuned model (α = 1). Lower is less of what was "
     "planted, further left is better at the new task; a point on a line could be had by a shorter step of that method."
 )
 
 
-def draw(records: Sequence[dict], output: str | Path, formats: Iterable[str] = FORMATS) -> list[Path]:
-    """Draw every figure that the records support into the folder `output`; return the files."""
+def draw(
+    records: Sequence[dict], output: str | Path, formats: Iterable[str] = FORMATS, *, over_dose: Collection[str] = ()
+) -> list[Path]:
+    """Draw every figure that the records support into the folder `output`; return the files.
+
+    over_dose: the methods that are drawn over the dose; all without it.
+    """
     files = []
     with style():
-        for name, section in compose(records):
+        for name, section in compose(records, over_dose):
             files += save(make_figure([section]), Path(output) / name, formats)
     return files
 
 
-def compose(records: Sequence[dict]) -> Iterator[tuple[str, Section]]:
+def compose(records: Sequence[dict], over_dose: Collection[str] = ()) -> Iterator[tuple[str, Section]]:
     """Yield (file name, section) of each figure; one without data is left out."""
     records = _of_every_pair(records)
     methods = list(dict.fromkeys([BASE, *(record["method"] for record in records if record["path"] is None)]))
     classes = list(dict.fromkeys(record["class"] for record in records if record["dose"] is None))
+    dosed = [name for name in methods if not over_dose or name in (BASE, *over_dose)]
     sections = {
-        "dose_response": _dose_response(records, methods),
+        "dose_response": _dose_response(records, dosed),
         "traces": _traces(records, methods, classes),
         "paths": _paths(records, methods, classes),
     }
@@ -80,7 +90,7 @@ def _traces(records: Sequence[dict], methods: list[str], classes: list[str]) -> 
     for name in classes:
         made = [(method, _estimate(per_pair(records, method, name))) for method in methods]
         panels.append(Bars(f"{name}:\n{TRACE}", [(method, estimate) for method, estimate in made if estimate]))
-    caption = f"{ERRORS[0].upper()}{ERRORS[1:]} An axis marked // is cut: lengths of bars do not compare there."
+    caption = f"{ERRORS[0].upper()}{ERRORS[1:]} {SEEDS} An axis marked // is cut: lengths of bars do not compare there."
     return Section("Planted content that is left, by class and method", caption, panels) if panels else None
 
 
@@ -95,11 +105,15 @@ def _paths(records: Sequence[dict], methods: list[str], classes: list[str]) -> S
             if points:
                 alphas = sorted({alpha for each in points for alpha, *_ in each})
                 found = [[point for each in points for point in each if point[0] == alpha] for alpha in alphas]
-                lines[method] = [(float(np.mean([x for _, x, _ in at])), _of([y for *_, y in at])) for at in found]
+                made = [(float(np.mean([x for _, x, _ in at])), _of([y for *_, y in at])) for at in found]
+                lines[method] = [*((x, each._replace(error=None)) for x, each in made[:-1]), made[-1]]
             elif alone[1]:
                 lines[method] = [(float(np.mean(list(alone[0].values()))), _estimate(alone[1]))]
-        panels.append(Lines("task loss, nats per token", TRACE, lines, title=name))
-    caption = f"{PATHS} Mean over pairs; {ERRORS}"
+        losses = [loss for points in lines.values() for loss, _ in points]
+        ticks = {loss: f"{loss:g}" for loss in LOSSES if losses and min(losses) <= loss <= max(losses)}
+        scale = {"value": "log"}
+        panels.append(Lines("task loss, nats per token", TRACE, lines, title=name, x_scale=scale, ticks=ticks))
+    caption = f"{PATHS} Mean over pairs; {ERRORS.replace('error bars', 'error bars of the tuned models')} {SEEDS}"
     has_path = any(record["path"] is not None for record in records)
     return _section("Planted content against the loss on the new task", caption, panels) if has_path else None
 

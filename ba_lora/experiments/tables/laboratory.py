@@ -29,7 +29,8 @@ PRIMARY = (
 )
 NOTE = (
     "T: trace, 100 · mean (s of twin A − s of twin B), 100 if everything planted is kept. D: T minus T of {reference}, in percent of the "
-    "bases' mean T, where that is at least {planted:g} points. Brackets: 95 % t-intervals over pairs. Only the cells of the primary "
+    "bases' mean T, where that is at least {planted:g} points. T is the mean over the fine-tuning seeds that a method has; D compares the "
+    "seeds that both have. Brackets: 95 % t-intervals over pairs. Only the cells of the primary "
     "comparison, {ours} against {reference}, have a verdict; the other intervals are not corrected for their number."
 )
 PRIMARY_NOTE = (
