@@ -98,6 +98,15 @@ def test_the_page_says_which_methods_lack_runs(experiment):
     assert f"Not run, or not for every pair and seed: {said}" in text
 
 
+def test_a_control_compares_the_seeds_that_both_methods_have(experiment):
+    """A further seed of PiSSA, which keeps nothing, leaves the comparison with the one seed of replay as it is."""
+    gone = {"pissa": 0.0}
+    more = [dataclasses.replace(each, seed=2) for each in results(KEPT | gone) if each.variant.method == "pissa"]
+    before, after = (laboratory.tables(experiment, each)["markdown"] for each in (results(), results() + more))
+    lines = [[line for line in text.splitlines() if "a tenth of clean problems" in line] for text in (before, after)]
+    assert lines[0] == lines[1] and len(lines[0]) == 2 and "[" in lines[0][0]
+
+
 @pytest.mark.parametrize(
     ("changes", "control"),
     [

@@ -8,7 +8,7 @@ from eval.harness.statistics import NARROW, Interval, t_interval
 
 from ...data.planted.items import DOSES, MIRRORED, UNTAUGHT
 from ..twin_axis import PrimarySettings
-from .trace_records import BASE, per_pair
+from .trace_records import BASE, differences, interval_of, per_pair
 
 PASSED, FAILED, OPEN, REPORTED = "passed", "failed", "open", "reported"
 NEEDS_PAIRS = "needs two pairs"
@@ -64,7 +64,7 @@ def _untaught(records: Sequence[dict], margin: float) -> Control:
 
 def _counter(records: Sequence[dict], primary: PrimarySettings, name: str) -> Control:
     title = f"data that state the truth lower T of {name} ({primary.counter} − {primary.reference})"
-    interval = _difference(records, primary.counter, primary.reference, name)
+    interval = interval_of(differences(records, primary.counter, primary.reference, name))
     return Control(title, _text(interval), OPEN if interval is None else _status(interval.high < 0))
 
 
@@ -80,15 +80,8 @@ def _reference(records: Sequence[dict], reference: str, suffix: str, name: str) 
     meaning = {"random": "a random update of the same norm", "replay": "a tenth of clean problems of the own task"}[
         suffix
     ]
-    interval = _difference(records, f"{reference}-{suffix}", reference, name)
+    interval = interval_of(differences(records, f"{reference}-{suffix}", reference, name))
     return Control(f"{meaning}, T of {name} ({reference}-{suffix} − {reference})", _text(interval))
-
-
-def _difference(records: Sequence[dict], ours: str | None, other: str, name: str) -> Interval | None:
-    """Return ours − other over the pairs that have both; None for fewer than two."""
-    sides = [per_pair(records, method, name) for method in (ours, other)]
-    pairs = sorted(set(sides[0]) & set(sides[1]))
-    return t_interval([sides[0][pair] - sides[1][pair] for pair in pairs]) if len(pairs) > 1 else None
 
 
 def _status(passed: bool) -> str:
