@@ -24,10 +24,8 @@ STYLE = Path(__file__).with_name("style.mplstyle")
 WIDTH = 7.0  # inches
 CAPTION, HEADING = 120, 90  # characters per line
 LEGEND_SIZE, LEGEND_LINE = 8, 3  # points, as in the style; length of a line in letter heights
-LEGEND_MARK, LEGEND_LETTER = (
-    LEGEND_LINE + 2.8,
-    0.6,
-)  # of an entry: the line with the gaps about it, and the mean width of a letter
+LEGEND_MARK = LEGEND_LINE + 2.8  # the line of an entry with the gaps about it
+LEGEND_LETTER = 0.6  # mean width of a letter, in letter heights
 # The files hold no dates or versions: the same results give the same bytes. A folder of figures is recognised by its PNG files.
 FORMATS = {"pdf": {"CreationDate": None}, "png": {"Software": MADE_BY}}
 MAIN = ("lora", "pissa", "ba-lora", "full")  # look the same in every figure

@@ -198,7 +198,7 @@ def _work(tasks, events, evaluations: list[Evaluation]) -> None:
             try:
                 run.failure.unlink(missing_ok=True)
                 if (twin := parse(run.model)) and not twin.folder.is_dir():
-                    events.put((index, "note", "pre-trains its model first, about seven minutes on one core"))
+                    events.put((index, "note", "its model is pre-trained first, about seven minutes on one core"))
                 if evaluations:
                     retrain = overwrite or not run.is_trained()
                     line = do_run(run, evaluations, retrain, lambda f, i=index: events.put((i, "progress", f)))

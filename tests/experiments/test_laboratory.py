@@ -156,4 +156,4 @@ def test_a_matrix_says_that_it_pre_trains_a_twin_and_does_so_once(tmp_path, monk
     made = read_experiment(tmp_path / "short.yaml", tmp_path / "runs")
     for overwrite, notes in ((False, 1), (True, 0)):
         assert run_all(made, jobs=1, overwrite=overwrite) == []
-        assert capfd.readouterr().out.count("pre-trains its model first") == notes
+        assert capfd.readouterr().out.count("its model is pre-trained first") == notes

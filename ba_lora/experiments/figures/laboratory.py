@@ -17,9 +17,7 @@ TRACE = "trace T, points"
 ERRORS = (
     "error bars: 95% t-intervals over pairs of twins; seeds are averaged first. Methods that lack pairs are not drawn."
 )
-SEEDS = (
-    "Some methods have fewer seeds than others: the table of differences compares them within the seeds that both have."
-)
+SEEDS = "A mean is over the seeds that a method has; the table of differences compares two methods within the seeds of both."
 LOSSES = (0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 1, 2, 3, 5)  # ticks of the task loss
 PATHS = (
     "Lines through points: W0 + α·ΔW, from the base (α = 0, right) to the tuned model (α = 1). Lower is less of what was "

@@ -117,7 +117,7 @@ def verdicts(records: Sequence[dict], settings: PrimarySettings, counterparts: M
 def with_shared_seeds(records: Iterable[dict], first: str, second: str) -> list[dict]:
     """Return the base's records and, of two methods, those of the pairs and fine-tuning seeds that both have.
 
-    A method with one seed is so compared with the same seed of a method that has two.
+    A method with one seed is thus compared with the same seed of a method that has two.
     """
     records, runs = list(records), {first: set(), second: set()}
     for record in records:
