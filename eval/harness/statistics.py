@@ -88,7 +88,7 @@ def t_interval(differences: Sequence[float], level: float = WIDE) -> Interval:
     values = np.asarray(differences, dtype=np.float64)
     if values.ndim != 1 or len(values) < 2:
         raise ValueError(f"an interval needs a list of at least two differences, got shape {values.shape}")
-    return _around(values.mean(), values.var(ddof=1) / len(values), len(values), level)
+    return _around(values.mean(), values.var(ddof=1) / len(values), len(values) - 1, level)
 
 
 def crossed_interval(differences: np.ndarray, level: float = NARROW) -> Interval:
@@ -99,6 +99,33 @@ def crossed_interval(differences: np.ndarray, level: float = NARROW) -> Interval
     squares of seeds, problems and residual. So it is never narrower than the t-interval over seeds. A bootstrap over both counts
     the residual about three times, which makes it too wide for many seeds. Raises ValueError for fewer than two seeds.
     """
+    mean, of_seeds, of_problems, size = _crossed_parts(differences)
+    return _around(mean, (of_seeds + of_problems) / size, len(differences) - 1, level)
+
+
+def crossed_test(differences: np.ndarray) -> tuple[Interval, Interval, float | None]:
+    """Return the 95% interval of `differences`, (seeds, problems), the 90% one, and the two-sided p of no difference.
+
+    All three are of Student's t with the variance of `crossed_interval` and Satterthwaite's degrees of freedom, (S + P)² / (S² / (seeds − 1) +
+    P² / (problems − 1)), where S and P are the shares of seeds and problems in it. So a few seeds are enough where problems are the
+    larger source of error, and where seeds are, this is the t-test over seeds. In between an interval of two seeds covers too
+    little: 89% instead of 95% at worst, 92% for three seeds. p is None if all differences are equal. Raises ValueError for fewer than two
+    seeds or problems.
+    """
+    mean, of_seeds, of_problems, size = _crossed_parts(differences)
+    seeds, problems = np.shape(differences)
+    variance = (of_seeds + of_problems) / size
+    if variance * size < 1e-24:
+        return Interval(mean, mean, mean), Interval(mean, mean, mean), None
+    freedom = (of_seeds + of_problems) ** 2 / (of_seeds**2 / (seeds - 1) + of_problems**2 / (problems - 1))
+    from scipy.stats import t as student
+
+    p = float(2 * student.sf(abs(mean) / np.sqrt(variance), freedom))
+    return _around(mean, variance, freedom, WIDE), _around(mean, variance, freedom, NARROW), p
+
+
+def _crossed_parts(differences: np.ndarray) -> tuple[float, float, float, int]:
+    """(mean, what seeds and what problems add to the variance of the mean times size, size) of crossed random effects."""
     values = np.asarray(differences, dtype=np.float64)
     if values.ndim != 2 or values.shape[0] < 2 or values.shape[1] < 2:
         raise ValueError(f"an interval needs at least two seeds and two problems, got shape {values.shape}")
@@ -106,14 +133,14 @@ def crossed_interval(differences: np.ndarray, level: float = NARROW) -> Interval
     of_seeds, of_problems, mean = values.mean(1), values.mean(0), values.mean()
     rest = values - of_seeds[:, None] - of_problems + mean
     residual = (rest**2).sum() / ((seeds - 1) * (problems - 1))
-    between = max(problems * of_seeds.var(ddof=1), residual) + max(seeds * of_problems.var(ddof=1) - residual, 0)
-    return _around(mean, between / values.size, seeds, level)
+    by_seeds = max(problems * of_seeds.var(ddof=1), residual)
+    return float(mean), by_seeds, max(seeds * of_problems.var(ddof=1) - residual, 0), values.size
 
 
-def _around(mean: float, variance: float, clusters: int, level: float) -> Interval:
+def _around(mean: float, variance: float, freedom: float, level: float) -> Interval:
     from scipy.stats import t as student
 
-    half = student.ppf((1 + level) / 2, clusters - 1) * np.sqrt(variance)
+    half = student.ppf((1 + level) / 2, freedom) * np.sqrt(variance)
     return Interval(float(mean), float(mean - half), float(mean + half))
 
 

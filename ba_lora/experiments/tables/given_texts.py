@@ -1,7 +1,8 @@
 """The tables of an experiment on given texts: each score beside what the model can do at all, and the differences between models.
 
-Differences are paired by item, and by seed where both models have seeds; the base has none. Over several seeds the interval is a
-bootstrap over items and seeds and p is a t-test over seeds, as in every table; with one seed both are over items alone.
+Differences are paired by item, and by seed where both models have seeds; the base has none. Over several seeds intervals and p are of
+one test with items and seeds as crossed random effects (eval.harness.statistics.crossed_test): a t-test over two or three seeds can
+hardly decide anything. With one seed both are over items alone, so they are about these models, not about their methods.
 """
 
 import csv
@@ -15,13 +16,10 @@ import numpy as np
 from eval.choices.ability import UNABLE
 from eval.harness.paired import difference_of
 from eval.harness.statistics import (
-    NARROW,
-    crossed_interval,
+    crossed_test,
     holm,
     is_apart,
     mean_sd,
-    paired_intervals,
-    paired_p,
     verdict,
 )
 
@@ -50,11 +48,11 @@ SCORES_NOTE = (
     "wants in their order. A model without ability shows no bias because it shows nothing."
 )
 DIFFERENCES_NOTE = (
-    "Paired by item and by seed: a bootstrap interval over items and seeds, and p by a t-test over seeds (one seed: both over items). Holm "
-    "corrects for all rows of the table. Less, more: the 95 % interval excludes 0, the corrected p is below 0.05, and the difference is at least the "
-    "margin, if the file has one. Equivalent: the 90 % interval lies within the margin. Undecided: none of these, which does not mean that "
-    "there is no difference. Means are over the items that both models have. They can differ from the scores: StereoSet's is a mean over "
-    "target terms."
+    "Paired by item and by seed: interval and p are of a t-test with items and seeds as crossed random effects. With one seed both are over "
+    "items alone, so they say whether these models differ, not whether their methods do. Holm corrects for all rows of the table. Less, "
+    "more: the 95 % interval excludes 0, the corrected p is below 0.05, and the difference is at least the margin, if the file has one. "
+    "Equivalent: the 90 % interval lies within the margin. Undecided: none of these, which does not mean that there is no difference. "
+    "Means are over the items that both models have. They can differ from the scores: StereoSet's is a mean over target terms."
 )
 MOVES_NOTE = (
     "Pro and anti are the base tuned on sentences with and against the stereotype, from the half of each set that is not scored. Moves: the "
@@ -95,7 +93,7 @@ def by_method(results: Sequence[Result]) -> dict[str, list[Result]]:
 
 
 def difference(column: str, method: str, other: str, results: dict[str, list[Result]]) -> Difference | None:
-    """Compare two rows in one column; None if they share no seed, or a score without its items."""
+    """Compare two rows in one column; None if they share no seed or fewer than two items, or a score is without its items."""
     sides = [
         {r.seed: r.scores[column].items for r in results.get(name, []) if column in r.scores}
         for name in (method, other)
@@ -107,18 +105,15 @@ def difference(column: str, method: str, other: str, results: dict[str, list[Res
     pair = np.stack([ours[seed] for seed in seeds]), np.stack([theirs.get(seed, theirs.get(None)) for seed in seeds])
     there = ~np.isnan(np.stack(pair)).any((0, 1))
     a, b = (side[:, there] for side in pair)  # (seeds, items)
-    if not a.size:
+    if a.shape[1] < 2:
         return None
     means = float(b.mean()), float(a.mean())
     counts = len(seeds), int(there.sum())
     if len(seeds) == 1:
         found = difference_of(a[0], b[0])
         return Difference(column, method, other, *counts, means, found.mean, found.interval, found.inner, found.p)
-    ((mean, low, high),) = paired_intervals([(a, b)])
-    narrow = crossed_interval(a - b, NARROW).ends if counts[1] > 1 else (low, high)
-    return Difference(
-        column, method, other, *counts, means, mean, (low, high), narrow, paired_p(list(a.mean(1)), list(b.mean(1)))
-    )
+    wide, narrow, p = crossed_test(a - b)
+    return Difference(column, method, other, *counts, means, wide.mean, wide.ends, narrow.ends, p)
 
 
 def differences(experiment: Experiment, results: Sequence[Result]) -> list[Difference]:

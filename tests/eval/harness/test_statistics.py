@@ -10,6 +10,7 @@ from scipy import stats
 from eval.harness import statistics
 from eval.harness.statistics import (
     crossed_interval,
+    crossed_test,
     holm,
     is_apart,
     mcnemar,
@@ -191,6 +192,46 @@ def test_the_crossed_interval_holds_the_truth_about_90_times_in_100(seeds):
         _, low, high = crossed_interval(0.2 + effects + 0.3 * random.normal(size=(seeds, 100)))
         held += low <= 0.2 <= high
     assert 0.86 < held / trials < 0.97
+
+
+def test_the_crossed_test_is_students_with_satterthwaites_degrees_of_freedom():
+    values = np.array([[3.0, 1.0, 0.0, 2.0], [1.0, 1.0, -1.0, 1.0], [0.0, 4.0, -2.0, 2.0]])
+    seeds, problems, rest = np.array([1.5, 0.5, 1.0]), np.array([4 / 3, 2.0, -1.0, 5 / 3]), 0.0
+    rest = sum((values[s, p] - seeds[s] - problems[p] + 1) ** 2 for s in range(3) for p in range(4)) / 6
+    by_seeds, by_problems = rest, 3 * problems.var(ddof=1) - rest  # the residual stands for the seeds, as it is larger
+    error = np.sqrt((by_seeds + by_problems) / 12)
+    freedom = (by_seeds + by_problems) ** 2 / (by_seeds**2 / 2 + by_problems**2 / 3)
+    wide, narrow, p = crossed_test(values)
+    assert p == pytest.approx(2 * stats.t.cdf(-1 / error, freedom))
+    for found, level in ((wide, 0.95), (narrow, 0.9)):
+        assert found == pytest.approx((1.0, *stats.t.interval(level, freedom, 1.0, error)))
+
+
+def test_the_crossed_test_is_the_t_test_over_seeds_or_over_problems_where_the_others_add_nothing():
+    random = np.random.default_rng(8)
+    of_seeds = random.normal(size=(4, 1)) + np.zeros((4, 30))
+    wide, narrow, p = crossed_test(of_seeds)
+    assert wide == pytest.approx(t_interval(of_seeds[:, 0], 0.95))
+    assert narrow == pytest.approx(t_interval(of_seeds[:, 0], 0.9))
+    assert p == pytest.approx(stats.ttest_1samp(of_seeds[:, 0], 0).pvalue)
+    of_problems = random.normal(size=30) + np.zeros((2, 30))
+    wide, _, p = crossed_test(of_problems)
+    assert wide == pytest.approx(t_interval(of_problems[0], 0.95))
+    assert p == pytest.approx(stats.ttest_1samp(of_problems[0], 0).pvalue)
+    assert crossed_test(np.full((2, 3), 0.5)) == ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5), None)
+    with pytest.raises(ValueError, match="two problems"):
+        crossed_test(np.ones((3, 1)))
+
+
+@pytest.mark.parametrize("seeds", [2, 3])
+def test_the_crossed_test_of_few_seeds_holds_the_truth_where_problems_err_more(seeds):
+    """The truth is over all seeds and problems: both draw an effect of their own, and the problems' is the larger part of the error."""
+    random, held, trials = np.random.default_rng(seeds), 0, 600
+    for _ in range(trials):
+        effects = 0.005 * random.normal(size=(seeds, 1)) + 0.1 * random.normal(size=100)
+        wide, *_ = crossed_test(0.2 + effects + 0.1 * random.normal(size=(seeds, 100)))
+        held += wide.low <= 0.2 <= wide.high
+    assert 0.93 < held / trials <= 1
 
 
 CASES = {  # (estimate, 95% interval, corrected p, margin, 90% interval): verdict
