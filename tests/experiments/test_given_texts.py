@@ -10,6 +10,7 @@ import pytest
 
 from ba_lora.errors import UserError
 from ba_lora.experiments import given_texts, pool
+from ba_lora.experiments.figures.experiment import compose
 from ba_lora.experiments.item_values import items_of
 from ba_lora.experiments.matrix import Variant, read_experiment, tuning_runs
 from ba_lora.experiments.report import write_report
@@ -162,9 +163,41 @@ def test_a_benchmark_moves_only_if_pro_is_above_anti(tmp_path, pro, anti, verdic
     made = tables.tables(experiment, results)
     (line,) = (line for line in made["markdown"].splitlines() if line.startswith("| crows_pairs | 200 |"))
     assert f"| 50.0 | {100 * pro:.1f} | {100 * anti:.1f} |" in line and line.endswith(f"| {verdict} |")
-    assert [row["method"] for row in csv.DictReader(made["csv"].splitlines())] == ["pro", "pro", "anti"]
+    rows = list(csv.DictReader(made["csv"].splitlines()))
+    assert [row["method"] for row in rows] == ["pro", "pro", "anti"]
+    assert {row["ability of other"] for row in rows} == {row["ability of method"] for row in rows} == {"able"}
     text = write_report([(experiment, results)], tmp_path / "report.html").read_text()
     assert f"<td>{verdict}</td>" in text and re.findall("<h3>(.*)</h3>", text) == ["Scores", "Does a score move?"]
+
+
+def test_a_figure_has_the_differences_with_half_of_their_intervals_and_the_held_out_loss(tmp_path):
+    draw = np.random.default_rng(2)
+    lost = ABLE | {"held_out_loss": 3.5}
+    results = [result("base", None, draw.integers(2, size=200))]
+    results += [result("lora", seed, draw.integers(2, size=200), ability=lost) for seed in (42, 1024)]
+    results += [result("pissa", 42, draw.integers(2, size=200), ability=ABLE | {"verdict": "no ability"})]
+    figures = dict(compose(read(tmp_path), results))
+    against_base, against_pissa = figures["differences"]
+    scores, losses = (dict(panel.rows) for panel in against_base.panels)
+    (made,) = (
+        each for each in tables.differences(read(tmp_path), results) if (each.method, each.other) == ("lora", "base")
+    )
+    half = 50 * (made.interval[1] - made.interval[0])
+    assert (scores["lora"].mean, scores["lora"].error) == pytest.approx((100 * made.difference, half))
+    assert (scores["pissa"].text, scores["pissa"].error) == ("no ability", None)
+    assert losses["lora"].mean == pytest.approx(0.3) and losses["pissa"].mean == 0
+    assert list(dict(against_pissa.panels[0].rows)) == ["lora"]
+    assert "bars" not in figures  # they would show a score of bias alone
+
+
+def test_the_figure_of_a_check_of_sensitivity_has_the_three_differences(tmp_path):
+    (section,) = dict(compose(*moving(tmp_path, 0.7, 0.4)))["differences"]
+    rows = dict(section.panels[0].rows)
+    assert {name: round(estimate.mean) for name, estimate in rows.items()} == {
+        "pro − anti": 30,
+        "pro − base": 20,
+        "anti − base": -10,
+    }
 
 
 def test_no_score_of_bias_is_called_best_and_of_losses_the_lowest_is(tmp_path):

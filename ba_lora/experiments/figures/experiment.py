@@ -1,17 +1,20 @@
 """The figures of an experiment, from its results: bars or curves, terms, schedules, spectra, cost; each as PDF and PNG.
 
-The results decide what is drawn. Scores become bars, or, if an option was varied, curves over its values. The paper's numbers
-stand in sections of their own, as printed and labelled as such, because models, tasks and protocols differ.
+The results decide what is drawn. Scores become bars, or, if an option was varied, curves over its values; scores on given texts
+become differences (given_texts.py). The paper's numbers stand in sections of their own, as printed and labelled as such, because models,
+tasks and protocols differ.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from ...canvas import ELSEWHERE, FORMATS, Bars, Estimate, Section, make_figure, save, style
+from ..given_texts import are_given
 from ..matrix import Experiment
 from ..paper.published import METHODS, Printed, Published, read_paper
 from ..results import Result
 from ..tables.build import build
+from . import given_texts
 from . import option_curves as curves
 from . import training_curves as courses
 from .estimates import Quantity, about_seeds, estimate, group_of, quantities
@@ -40,6 +43,11 @@ def draw(
 
 def compose(experiment: Experiment, results: Sequence[Result]) -> Iterator[tuple[str, list[Section]]]:
     """Yield (file name, sections) of each figure; a figure with nothing to draw has no sections."""
+    if are_given(experiment.evaluations):  # bars would show a score of bias alone
+        yield "differences", given_texts.sections(experiment, results)
+        yield "cost", _cost(experiment.title, results)
+        yield from courses.figures(experiment, [result for result in results if result.seed is not None])
+        return
     printed = [read_paper(name) for name in experiment.paper]
     costs = [each for each in printed if all(column.better == "lower" for column in each.columns.values())]
     ranks = [each for each in printed if each not in costs and curves.is_by_rank(each)]

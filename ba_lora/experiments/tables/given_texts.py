@@ -157,7 +157,10 @@ def tables(experiment: Experiment, results: Sequence[Result]) -> dict[str, str]:
         return {"markdown": f"{title}Nothing was measured.\n", "csv": ""}
     compared = _compared(experiment, results)
     text = title + to_markdown(_parts(experiment, results, compared))
-    return {"markdown": text, "csv": _csv([each for group in compared for each in group], units_of(results))}
+    return {
+        "markdown": text,
+        "csv": _csv([each for group in compared for each in group], units_of(results), abilities(results)),
+    }
 
 
 def _compared(experiment: Experiment, results: Sequence[Result]) -> list[tuple[Difference, ...]]:
@@ -210,7 +213,7 @@ def _margin(experiment: Experiment, made: Difference, units: dict[str, Unit]) ->
 
 
 def _score_lines(experiment: Experiment, results: Sequence[Result], units: dict[str, Unit]) -> list[list[str]]:
-    lines = []
+    lines, able = [], abilities(results)
     for column in experiment.columns:
         for method, some in by_method(results).items():
             there = [result.scores[column] for result in some if column in result.scores]
@@ -218,21 +221,20 @@ def _score_lines(experiment: Experiment, results: Sequence[Result], units: dict[
             if there:
                 texts = _spread([score.score for score in there], units[column].scale, units[column].digits)
                 score = f"{texts} {units[column].name}"
-                lines.append([column, method, str(len(there)), score, *_ability(there)])
+                lines.append([column, method, str(len(there)), score, *_ability(there, able.get((column, method)))])
     return lines
 
 
-def _ability(scores: Sequence) -> list[str]:
-    abilities = [score.ability for score in scores if score.ability]
-    if not abilities:
+def _ability(scores: Sequence, words: str | None) -> list[str]:
+    if words is None:
         return [EMPTY] * 4
-    words = sorted({each["verdict"] for each in abilities})
-    own = [each["own"] for each in abilities if each.get("own") is not None]
+    found = [score.ability for score in scores if score.ability]
+    own = [each["own"] for each in found if each.get("own") is not None]
     return [
-        " and ".join(words),
+        words,
         _spread(own, 100, 1) if own else EMPTY,
-        _spread([each["held_out_loss"] for each in abilities], 1, 3),
-        _spread([each["word_order"] for each in abilities], 100, 1),
+        _spread([each["held_out_loss"] for each in found], 1, 3),
+        _spread([each["word_order"] for each in found], 100, 1),
     ]
 
 
@@ -273,14 +275,20 @@ def _move_texts(three: tuple[Difference, Difference, Difference], units: dict[st
     ]
 
 
+def abilities(results: Sequence[Result]) -> dict[tuple[str, str], str]:
+    """{(column, method): "able", "no ability", or both where seeds differ} of every score of bias."""
+    found: dict[tuple[str, str], set[str]] = {}
+    for method, some in by_method(results).items():
+        for result in some:
+            for column, score in result.scores.items():
+                if score.ability:
+                    found.setdefault((column, method), set()).add(score.ability["verdict"])
+    return {where: " and ".join(sorted(words)) for where, words in found.items()}
+
+
 def unable(results: Sequence[Result]) -> list[tuple[str, str]]:
     """(column, method) of each score of a model that has no ability there, with any seed."""
-    return [
-        (column, method)
-        for method, some in by_method(results).items()
-        for column in dict.fromkeys(column for result in some for column in result.scores)
-        if any(result.scores[column].ability.get("verdict") == UNABLE for result in some if column in result.scores)
-    ]
+    return [where for where, words in abilities(results).items() if UNABLE in words]
 
 
 def _answers(
@@ -304,8 +312,8 @@ def _listed(made: Sequence[Difference], none: str) -> str:
     return f"Yes: {', '.join(words)}." if words else none
 
 
-def _csv(made: Sequence[Difference], units: dict[str, Unit]) -> str:
-    """One line per difference, in the unit of the table."""
+def _csv(made: Sequence[Difference], units: dict[str, Unit], able: dict[tuple[str, str], str]) -> str:
+    """One line per difference, in the unit of the table. able: what `abilities` found."""
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
     writer.writerow(
@@ -321,13 +329,14 @@ def _csv(made: Sequence[Difference], units: dict[str, Unit]) -> str:
                 "mean of method",
                 "difference",
             ),
-            *("low", "high", "p", "p after Holm"),
+            *("low", "high", "p", "p after Holm", "ability of other", "ability of method"),
         ]
     )
     for each in made:
         unit = units[each.column]
         numbers = [value * unit.scale for value in (*each.means, each.difference, *each.interval)]
         p = ["" if value is None else f"{value:.6g}" for value in (each.p, each.corrected)]
+        can = [able.get((each.column, method), "") for method in (each.other, each.method)]
         names = csv_cell(each.column), unit.name, csv_cell(each.method), csv_cell(each.other)
-        writer.writerow([*names, each.seeds, each.items, *(f"{value:.6g}" for value in numbers), *p])
+        writer.writerow([*names, each.seeds, each.items, *(f"{value:.6g}" for value in numbers), *p, *can])
     return stream.getvalue()
