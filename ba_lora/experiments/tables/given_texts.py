@@ -175,11 +175,11 @@ def _parts(experiment: Experiment, results: Sequence[Result], compared: list[tup
     parts = [Part("Scores", SCORES, _score_lines(experiment, results, units), 2, [SCORES_NOTE])]
     if experiment.stereotypes:
         lines = [[three[0].column, *_move_texts(three, units)] for three in compared]
-        parts.append(Part("Does a score move?", MOVES, lines, 1, [MOVES_NOTE]))
+        parts.append(Part("Does a score move?", MOVES, lines, 1, [MOVES_NOTE, *_without_ability(results)]))
     else:
         made = [each for (each,) in compared]
         lines = [_difference_line(each, units[each.column], _margin(experiment, each, units)) for each in made]
-        answers = _answers(experiment, made, units, unable(results))
+        answers = [*_answers(experiment, made, units, unable(results)), *_without_ability(results)]
         parts.append(Part("Differences", DIFFERENCES, lines, 2, [DIFFERENCES_NOTE, *answers]))
     if experiment.tuning and any(result.training.get("tuned") for result in results):
         tuning = experiment.tuning
@@ -296,15 +296,19 @@ def _answers(
 ) -> list[str]:
     """One sentence for each question. without: what `unable` found; these scores say nothing about bias."""
     apart = [each for each in made if each.verdict(_margin(experiment, each, units)) in ("less", "more")]
-    biased = [each for each in apart if units[each.column].better is None and each.other == BASE]
-    biased = [each for each in biased if not {(each.column, each.method), (each.column, BASE)} & {*without}]
-    between = [each for each in apart if each.other != BASE]
+    said = [each for each in apart if not {(each.column, each.method), (each.column, each.other)} & {*without}]
+    biased = [each for each in said if units[each.column].better is None and each.other == BASE]
+    between = [each for each in said if each.other != BASE]
     return [
         f"Do scores of bias change by tuning? {_listed(biased, 'None was shown to change.')}",
         f"Does a method differ from {experiment.reference or 'another'}? {_listed(between, 'None was shown to differ.')}",
         f"Significant after correction: {len(apart)} of {len(made)} differences.",
-        *([f"No ability, so no score of bias: {', '.join(map(' of '.join, without))}."] if without else []),
     ]
+
+
+def _without_ability(results: Sequence[Result]) -> list[str]:
+    without = unable(results)
+    return [f"No ability, so no score of bias: {', '.join(map(' of '.join, without))}."] if without else []
 
 
 def _listed(made: Sequence[Difference], none: str) -> str:
