@@ -191,7 +191,8 @@ def test_a_figure_has_the_differences_with_half_of_their_intervals_and_the_held_
 
 
 def test_the_figure_of_a_check_of_sensitivity_has_the_three_differences(tmp_path):
-    (section,) = dict(compose(*moving(tmp_path, 0.7, 0.4)))["differences"]
+    ((name, (section,)),) = compose(*moving(tmp_path, 0.7, 0.4))
+    assert name == "differences"
     rows = dict(section.panels[0].rows)
     assert {name: round(estimate.mean) for name, estimate in rows.items()} == {
         "pro − anti": 30,

@@ -45,6 +45,8 @@ def compose(experiment: Experiment, results: Sequence[Result]) -> Iterator[tuple
     """Yield (file name, sections) of each figure; a figure with nothing to draw has no sections."""
     if are_given(experiment.evaluations):  # bars would show a score of bias alone
         yield "differences", given_texts.sections(experiment, results)
+        if experiment.stereotypes:  # its runs are a check of the benchmarks, not of methods
+            return
         yield "cost", _cost(experiment.title, results)
         yield from courses.figures(experiment, [result for result in results if result.seed is not None])
         return

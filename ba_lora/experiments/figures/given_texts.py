@@ -11,7 +11,7 @@ from ..tables.columns import Unit
 from ..tables.given_texts import Difference, by_method, differences, moves, unable, units_of
 
 CAPTION = (
-    "Error bars: half of the 95% interval, paired by item and by seed. “No ability”: a model whose score says nothing about bias is not drawn. "
+    "Error bars: ± half of the 95% interval, paired by item and by seed. “No ability”: a model whose score says nothing about bias is not drawn. "
     "Held-out loss: of the texts beside every score of bias; a model that predicts nothing has no bias to show."
 )
 HELD_OUT = "held-out loss,\nnats per token"
