@@ -21,7 +21,7 @@ from ba_lora.errors import Parser, UserError, run_cli
 from ba_lora.files import digest
 from ba_lora.folders.checksums import write_record
 from ba_lora.folders.ownership import claimed
-from ba_lora.inference.pairs import Encoded, Pair, batches, check_length, twins_of
+from ba_lora.inference.pairs import Encoded, Pair, batches, check_length, ids_of, twins_of
 from ba_lora.inference.subject import Subject, find_base, open_subject, settings_hash, weights_hash
 
 from .choices.ability import held_out_texts
@@ -218,7 +218,7 @@ def encode(tokenizer, texts: Sequence[str], config=None) -> list[Encoded]:
     """
     from ba_lora.inference.likelihoods import positions_of
 
-    made = [Encoded(tuple(tokenizer(text)["input_ids"][:MAX_LENGTH]), 1) for text in texts]
+    made = [Encoded(tuple(ids_of(tokenizer, text)[:MAX_LENGTH]), 1) for text in texts]
     for number, (each, text) in enumerate(zip(made, texts, strict=True), 1):
         if len(each.ids) < 2:
             raise UserError(f"text {number}, {text[:40]!r}, has one token, so nothing is predicted; leave it out")

@@ -55,22 +55,23 @@ def encode_pair(tokenizer, pair: Pair) -> Encoded:
         raise UserError(f"{place}: the continuation is empty, so it has no probability; give a text")
     if not context.strip():
         context, continuation = "", context + continuation
-        first, ids = prefix_id(tokenizer), _ids(tokenizer, continuation, add_special_tokens=False)
+        first, ids = prefix_id(tokenizer), ids_of(tokenizer, continuation, add_special_tokens=False)
         encoded = Encoded(tuple(ids if ids[:1] == [first] else [first, *ids]), 1)
     else:
         blank = context[len(context.rstrip()) :]
         context, continuation = context.rstrip(), blank + continuation
         options = _options(tokenizer, context)
         encoded = Encoded(
-            tuple(_ids(tokenizer, context + continuation, **options)), len(_ids(tokenizer, context, **options))
+            tuple(ids_of(tokenizer, context + continuation, **options)), len(ids_of(tokenizer, context, **options))
         )
     if not 0 < encoded.start < len(encoded.ids):
         raise UserError(f"{place}: the continuation {pair.continuation[:40]!r} adds no token; give a longer text")
     return encoded
 
 
-def _ids(tokenizer, text: str, **options) -> list[int]:
-    return list(tokenizer(text, **options)["input_ids"])
+def ids_of(tokenizer, text: str, **options) -> list[int]:
+    """The token ids of a text. transformers does not warn of one longer than the model, which `check_length` refuses in one line."""
+    return list(tokenizer(text, verbose=False, **options)["input_ids"])
 
 
 def _options(tokenizer, text: str) -> dict:

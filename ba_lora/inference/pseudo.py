@@ -11,7 +11,7 @@ from ..errors import UserError
 from ..machine.devices import device
 from ..modes import evaluating
 from .likelihoods import likelihood, positions_of
-from .pairs import Encoded, Likelihood, Pair
+from .pairs import Encoded, Likelihood, Pair, ids_of
 
 
 def open_encoder(name: str, dtype: str = "float32"):
@@ -36,8 +36,8 @@ def encode_masked(tokenizer, pair: Pair) -> Encoded:
     """
     if not pair.continuation:
         raise UserError(f"{pair.place}: the continuation is empty, so it has no probability; give a text")
-    whole = tokenizer(pair.context + pair.continuation, add_special_tokens=False)["input_ids"]
-    before = tokenizer(pair.context, add_special_tokens=False)["input_ids"] if pair.context else []
+    whole = ids_of(tokenizer, pair.context + pair.continuation, add_special_tokens=False)
+    before = ids_of(tokenizer, pair.context, add_special_tokens=False) if pair.context else []
     if len(before) >= len(whole):
         raise UserError(f"{pair.place}: the continuation {pair.continuation[:40]!r} adds no token; give a longer text")
     return Encoded((tokenizer.cls_token_id, *whole, tokenizer.sep_token_id), 1 + len(before))

@@ -145,6 +145,6 @@ def test_wrong_input_is_one_line(tmp_path):
     with pytest.raises(UserError, match="is no training run, so its base is not known; name it with --base"):
         retention.main(["--model", "tiny", "--held_out", write_texts(tmp_path), "--output_dir", str(tmp_path / "out")])
     with pytest.raises(UserError, match="text 1, '', has one token"):
-        retention.encode(lambda text: {"input_ids": [1]}, [""])
+        retention.encode(lambda text, **_: {"input_ids": [1]}, [""])
     with pytest.raises(UserError, match="text 1: context and continuation have 600 tokens, and the model has"):
-        retention.encode(lambda text: {"input_ids": range(600)}, ["long"], small_llama().config)
+        retention.encode(lambda text, **_: {"input_ids": range(600)}, ["long"], small_llama().config)

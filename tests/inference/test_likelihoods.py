@@ -1,6 +1,7 @@
 """Log-likelihoods: against float64 numpy on the embedded model, however they are batched; where context and continuation part; errors."""
 
 import json
+import logging
 import random
 
 import numpy as np
@@ -119,7 +120,7 @@ class WithoutBeginning:
 
     bos_token_id, eos_token_id = None, 7
 
-    def __call__(self, text, add_special_tokens=True):
+    def __call__(self, text, add_special_tokens=True, verbose=True):
         return {"input_ids": [ord(letter) for letter in text]}
 
     def decode(self, ids):
@@ -139,12 +140,16 @@ def test_an_empty_continuation_is_one_line_that_names_the_item(model, tokenizer)
         likelihoods([Pair("Tom", "", "item 7")], model=model, tokenizer=tokenizer)
 
 
-def test_a_pair_longer_than_the_model_is_one_line_before_anything_is_computed(model, tokenizer):
+def test_a_pair_longer_than_the_model_is_one_line_before_anything_is_computed(model, tokenizer, monkeypatch):
+    warned = []
+    monkeypatch.setattr(logging.getLogger("transformers.tokenization_utils_base"), "warning", warned.append)
+    monkeypatch.setattr(tokenizer, "deprecation_warnings", {})
     pairs = [Pair("", "Tom", "item 1"), Pair("a " * 2000, "b", "item 2")]
     with pytest.raises(
         UserError, match=r"^item 2: context and continuation have \d+ tokens, and the model has 1024 positions"
     ):
         likelihoods(pairs, model=model, tokenizer=tokenizer)
+    assert not warned  # transformers has a line of its own
 
 
 def test_a_likelihood_that_is_no_number_is_a_failure_that_names_the_item():
