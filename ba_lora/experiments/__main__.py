@@ -166,8 +166,12 @@ def _draw(arguments: argparse.Namespace) -> int:
 
     experiment = read_experiment(arguments.target, arguments.runs, results=arguments.results)
     folder = arguments.output or experiment.home.parent / experiment.name
+    results = read_results(experiment, arguments.results)
     with claimed(folder, *_place(arguments), alone=False):
-        files = _figures_of(experiment)(experiment, read_results(experiment, arguments.results), folder)
+        files = _figures_of(experiment)(experiment, results, folder)
+    if results and not files:
+        print(f"{arguments.target}: no two results can be compared yet, so nothing is drawn")
+        return 0
     if not files:
         raise UserError(f"{arguments.target} has no result and names no published numbers, so there is nothing to draw")
     print("Saved as " + ", ".join(str(file) for file in files))

@@ -10,6 +10,8 @@ import pytest
 
 from ba_lora.errors import UserError
 from ba_lora.experiments import given_texts, pool
+from ba_lora.experiments import results as results_module
+from ba_lora.experiments.__main__ import main
 from ba_lora.experiments.figures.experiment import compose
 from ba_lora.experiments.item_values import items_of
 from ba_lora.experiments.matrix import Variant, read_experiment, tuning_runs
@@ -124,6 +126,32 @@ def test_each_method_is_compared_with_the_base_and_the_reference_and_p_is_correc
     text = tables.tables(read(tmp_path), [each for each in results if each.seed != 42])["markdown"]
     assert "| crows_pairs | base | 1 |" in text and "| able | – | 3.200 | 90.0 |" in text
     assert "Do scores of bias change by tuning?" in text and "Significant after correction:" in text
+
+
+def test_a_base_alone_has_scores_and_no_answers(tmp_path):
+    text = tables.tables(read(tmp_path), [result("base", None, [0, 1, 1])])["markdown"]
+    assert (
+        "| crows_pairs | base | 1 |" in text and "## Differences" not in text and "Do scores of bias change" not in text
+    )
+
+
+def test_the_figures_of_a_base_alone_are_not_drawn_and_that_is_no_error(tmp_path, monkeypatch, capsys):
+    read(tmp_path)  # writes the file
+    monkeypatch.setattr(results_module, "read_results", lambda *_, **__: [result("base", None, [0, 1, 1])])
+    command = [
+        "experiments",
+        "figure",
+        str(tmp_path / "small.yaml"),
+        "--runs",
+        str(tmp_path),
+        "--output_dir",
+        str(tmp_path / "figures"),
+    ]
+    monkeypatch.setattr("sys.argv", command)
+    assert main() == 0 and "no two results can be compared yet" in capsys.readouterr().out
+    monkeypatch.setattr(results_module, "read_results", lambda *_, **__: [])
+    with pytest.raises(UserError, match="has no result and names no published numbers"):
+        main()
 
 
 def test_a_score_of_a_model_without_ability_is_no_change_of_bias(tmp_path):

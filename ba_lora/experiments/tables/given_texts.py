@@ -173,10 +173,10 @@ def _compared(experiment: Experiment, results: Sequence[Result]) -> list[tuple[D
 def _parts(experiment: Experiment, results: Sequence[Result], compared: list[tuple[Difference, ...]]) -> list[Part]:
     units = units_of(results)
     parts = [Part("Scores", SCORES, _score_lines(experiment, results, units), 2, [SCORES_NOTE])]
-    if experiment.stereotypes:
+    if compared and experiment.stereotypes:
         lines = [[three[0].column, *_move_texts(three, units)] for three in compared]
         parts.append(Part("Does a score move?", MOVES, lines, 1, [MOVES_NOTE, *_without_ability(results)]))
-    else:
+    elif compared:
         made = [each for (each,) in compared]
         lines = [_difference_line(each, units[each.column], _margin(experiment, each, units)) for each in made]
         answers = [*_answers(experiment, made, units, unable(results)), *_without_ability(results)]
