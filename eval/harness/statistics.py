@@ -109,7 +109,7 @@ def crossed_test(differences: np.ndarray) -> tuple[Interval, Interval, float | N
     All three are of Student's t with the variance of `crossed_interval` and Satterthwaite's degrees of freedom, (S + P)² / (S² / (seeds − 1) +
     P² / (problems − 1)), where S and P are the shares of seeds and problems in it. So a few seeds are enough where problems are the
     larger source of error, and where seeds are, this is the t-test over seeds. In between an interval of two seeds covers too
-    little: 89% instead of 95% at worst, 92% for three seeds. p is None if all differences are equal. Raises ValueError for fewer than two
+    little: in simulations 89% instead of 95% at worst, 92% for three seeds. p is None if all differences are equal. Raises ValueError for fewer than two
     seeds or problems.
     """
     mean, of_seeds, of_problems, size = _crossed_parts(differences)

@@ -1,6 +1,6 @@
 """The figure of an experiment on given texts: the differences of its table, and beside every score of bias what the models can do at all."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from eval.harness.statistics import mean_sd
 
@@ -29,7 +29,9 @@ def sections(experiment: Experiment, results: Sequence[Result]) -> list[Section]
     return found
 
 
-def _section(heading: str, made: Sequence[Difference], results: Sequence[Result], name_of) -> list[Section]:
+def _section(
+    heading: str, made: Sequence[Difference], results: Sequence[Result], name_of: Callable[[Difference], str]
+) -> list[Section]:
     """Return the section of some differences, a panel for each column and one for the held-out loss; [] without any."""
     units, without = units_of(results), unable(results)
     panels = []
