@@ -160,6 +160,7 @@ def test_a_score_of_a_model_without_ability_is_no_change_of_bias(tmp_path):
         results = [result(*side, ability=ABLE | {"verdict": verdict}) for side in sides]
         text = tables.tables(read(tmp_path), results)["markdown"]
         assert f"Do scores of bias change by tuning? {answer}" in text
+        assert "Does a method differ from pissa? None was compared." in text
         assert ("No ability, so no score of bias: crows_pairs of base" in text) == (verdict == "no ability")
 
 

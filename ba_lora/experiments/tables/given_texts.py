@@ -299,9 +299,10 @@ def _answers(
     said = [each for each in apart if not {(each.column, each.method), (each.column, each.other)} & {*without}]
     biased = [each for each in said if units[each.column].better is None and each.other == BASE]
     between = [each for each in said if each.other != BASE]
+    none = "None was shown to differ." if any(each.other != BASE for each in made) else "None was compared."
     return [
         f"Do scores of bias change by tuning? {_listed(biased, 'None was shown to change.')}",
-        f"Does a method differ from {experiment.reference or 'another'}? {_listed(between, 'None was shown to differ.')}",
+        f"Does a method differ from {experiment.reference or 'another'}? {_listed(between, none)}",
         f"Significant after correction: {len(apart)} of {len(made)} differences.",
     ]
 
