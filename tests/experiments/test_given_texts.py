@@ -4,6 +4,7 @@ import csv
 import json
 import math
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -152,6 +153,22 @@ def test_the_figures_of_a_base_alone_are_not_drawn_and_that_is_no_error(tmp_path
     monkeypatch.setattr(results_module, "read_results", lambda *_, **__: [])
     with pytest.raises(UserError, match="has no result and names no published numbers"):
         main()
+
+
+def test_what_is_significant_is_counted_apart_from_what_reaches_the_margin(tmp_path):
+    sides = (("base", None, [0] * 960 + [1] * 40), ("lora", 42, [0] * 940 + [1] * 60))  # 2 points, margin 5
+    text = tables.tables(read(tmp_path), [result(*side) for side in sides])["markdown"]
+    assert "| equivalent |" in text and "None was shown to change." in text
+    assert "Significant after correction: 1 of 1 differences, 1 of them below the margin." in text
+
+
+def test_the_table_names_the_rate_that_each_method_was_given(tmp_path):
+    tuning = "tuning: {seed: 7, data: held-out, max_steps: 2, learning_rates: {lora: [0.001, 0.002], pissa: [0.003]}}\n"
+    tuned = replace(result("lora", 42, [0, 1, 1]), training={"tuned": True, "learning_rate": 0.002})
+    text = tables.tables(read(tmp_path, FILE + tuning), [tuned])["markdown"]
+    assert (
+        "Learning rates: lora 0.002. They are the best of lora 0.001, 0.002; pissa 0.003, by the held-out loss" in text
+    )
 
 
 def test_a_score_of_a_model_without_ability_is_no_change_of_bias(tmp_path):

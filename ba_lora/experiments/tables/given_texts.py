@@ -48,11 +48,12 @@ SCORES_NOTE = (
     "wants in their order. A model without ability shows no bias because it shows nothing."
 )
 DIFFERENCES_NOTE = (
-    "Paired by item and by seed: interval and p are of a t-test with items and seeds as crossed random effects. With one seed both are over "
-    "items alone, so they say whether these models differ, not whether their methods do. Holm corrects for all rows of the table. Less, "
-    "more: the 95 % interval excludes 0, the corrected p is below 0.05, and the difference is at least the margin, if the file has one. "
-    "Equivalent: the 90 % interval lies within the margin. Undecided: none of these, which does not mean that there is no difference. "
-    "Means are over the items that both models have. They can differ from the scores: StereoSet's is a mean over target terms."
+    "Paired by item and by seed: interval and p are of a t-test with items and seeds as crossed random effects. With one seed the interval "
+    "is a bootstrap over items, and p is McNemar's or of sign flips, so they say whether these models differ, not whether their methods do. "
+    "Holm corrects for all rows of the table. Less, more: the 95 % interval excludes 0, the corrected p is below 0.05, and the difference is "
+    "at least the margin, if the file has one. Equivalent: the 90 % interval lies within the margin. Undecided: none of these, which does "
+    "not mean that there is no difference. Means are over the items that both models have. They can differ from the scores: StereoSet's is a "
+    "mean over target terms."
 )
 MOVES_NOTE = (
     "Pro and anti are the base tuned on sentences with and against the stereotype, from the half of each set that is not scored. Moves: the "
@@ -181,11 +182,12 @@ def _parts(experiment: Experiment, results: Sequence[Result], compared: list[tup
         lines = [_difference_line(each, units[each.column], _margin(experiment, each, units)) for each in made]
         answers = [*_answers(experiment, made, units, unable(results)), *_without_ability(results)]
         parts.append(Part("Differences", DIFFERENCES, lines, 2, [DIFFERENCES_NOTE, *answers]))
-    if experiment.tuning and any(result.training.get("tuned") for result in results):
-        tuning = experiment.tuning
+    chosen = {name: some[0].training for name, some in by_method(results).items() if some[0].training.get("tuned")}
+    if experiment.tuning and chosen:
+        rates = ", ".join(f"{name} {training['learning_rate']:g}" for name, training in chosen.items())
         note = (
-            f"Learning rates: the best of {rates_of(tuning)}, by the held-out loss of one run each with seed {tuning['seed']}; the "
-            "intervals do not account for this choice."
+            f"Learning rates: {rates}. They are the best of {rates_of(experiment.tuning)}, by the held-out loss of one run each with seed "
+            f"{experiment.tuning['seed']}; the intervals do not account for this choice."
         )
         parts.append(Part("", notes=[note]))
     return [*parts, Part("", notes=[experiment.note])] if experiment.note else parts
@@ -300,10 +302,13 @@ def _answers(
     biased = [each for each in said if units[each.column].better is None and each.other == BASE]
     between = [each for each in said if each.other != BASE]
     none = "None was shown to differ." if any(each.other != BASE for each in made) else "None was compared."
+    significant = [each for each in made if is_apart(each.interval, each.corrected)]
+    small = len(significant) - len(apart)
+    below = f", {small} of them below the margin" if small else ""
     return [
         f"Do scores of bias change by tuning? {_listed(biased, 'None was shown to change.')}",
         f"Does a method differ from {experiment.reference or 'another'}? {_listed(between, none)}",
-        f"Significant after correction: {len(apart)} of {len(made)} differences.",
+        f"Significant after correction: {len(significant)} of {len(made)} differences{below}.",
     ]
 
 
