@@ -48,7 +48,7 @@ SCORES_NOTE = (
     "wants in their order. A model without ability shows no bias because it shows nothing."
 )
 DIFFERENCES_NOTE = (
-    "Paired by item and by seed: interval and p are of a t-test with items and seeds as crossed random effects. With one seed the interval "
+    "Paired by item and by seed: the interval and p come from a t-test with items and seeds as crossed random effects. With one seed the interval "
     "is a bootstrap over items, and p is McNemar's or of sign flips, so they say whether these models differ, not whether their methods do. "
     "Holm corrects for all rows of the table. Less, more: the 95 % interval excludes 0, the corrected p is below 0.05, and the difference is "
     "at least the margin, if the file has one. Equivalent: the 90 % interval lies within the margin. Undecided: none of these, which does "
